@@ -1,0 +1,25 @@
+"""`Problem`: what a kernel is specialised on. Lengths, batch, offsets and run-time numbers are not part of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+DType: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The shape class of an attention call.
+
+    Attributes:
+        dtype: Of query, key, value and output; scores, softmax and lse are float32 (float64 for float64).
+        head_dim: Of query and key.
+        value_head_dim: Of value and output.
+        group: Query heads per key/value head.
+    """
+
+    dtype: DType
+    head_dim: int
+    value_head_dim: int
+    group: int = 1

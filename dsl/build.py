@@ -1,0 +1,295 @@
+"""Constructors of the mask algebra: they fold constants and put operands in one canonical order.
+
+Each returns the simplest node that says the same; none changes meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeVar
+
+from patterncc.dsl.mask import (
+    Abs,
+    And,
+    Branch,
+    Compare,
+    Const,
+    Cover,
+    Entry,
+    Expr,
+    FALSE,
+    FloorDiv,
+    IntExpr,
+    K,
+    Max,
+    Member,
+    Min,
+    Mod,
+    Not,
+    Or,
+    Param,
+    Predicate,
+    Product,
+    Q,
+    Segment,
+    Select,
+    Sum,
+    TRUE,
+    Truth,
+    Var,
+)
+
+E = TypeVar("E", bound=Expr)
+
+def _order(expr: Expr) -> tuple[int, str]:
+    """A total order of expressions: constants last, then by structure, stable between runs."""
+    return (1 if isinstance(expr, Const) else 0, repr(expr))
+
+
+def add(*terms: IntExpr) -> IntExpr:
+    """The sum, flattened: equal terms are collected, constants folded, terms in canonical order."""
+    constant = 0
+    coefficients: dict[IntExpr, int] = {}
+
+    def collect(term: IntExpr, factor: int) -> None:
+        nonlocal constant
+        match term:
+            case Const(value):
+                constant += factor * value
+            case Sum(inner):
+                for part in inner:
+                    collect(part, factor)
+            case Product((Const(value), *rest)):
+                collect(multiply(*rest), factor * value)
+            case _:
+                coefficients[term] = coefficients.get(term, 0) + factor
+
+    for term in terms:
+        collect(term, 1)
+    parts = [
+        multiply(Const(factor), term) for term, factor in coefficients.items() if factor != 0
+    ]
+    # Positive terms come first so that a difference prints as `q - k`, not `-k + q`.
+    parts.sort(key=lambda part: (_leading_factor(part) < 0, _order(part)))
+    if constant != 0 or not parts:
+        parts.append(Const(constant))
+    return parts[0] if len(parts) == 1 else Sum(tuple(parts))
+
+
+def _leading_factor(expr: IntExpr) -> int:
+    if isinstance(expr, Product) and isinstance(expr.factors[0], Const):
+        return expr.factors[0].value
+    return 1
+
+
+def subtract(left: IntExpr, right: IntExpr) -> IntExpr:
+    """`left - right`."""
+    return add(left, multiply(Const(-1), right))
+
+
+def multiply(*factors: IntExpr) -> IntExpr:
+    """The product, flattened, constants folded in front; a constant distributes over a sum."""
+    constant = 1
+    rest: list[IntExpr] = []
+    queue = list(factors)
+    while queue:
+        factor = queue.pop(0)
+        match factor:
+            case Const(value):
+                constant *= value
+            case Product(inner):
+                queue = [*inner, *queue]
+            case _:
+                rest.append(factor)
+    if constant == 0 or not rest:
+        return Const(constant if not rest else 0)
+    rest.sort(key=_order)
+    if len(rest) == 1:
+        only = rest[0]
+        if constant == 1:
+            return only
+        if isinstance(only, Sum):
+            return add(*(multiply(Const(constant), term) for term in only.terms))
+    if constant == 1:
+        return Product(tuple(rest))
+    return Product((Const(constant), *rest))
+
+
+def floordiv(value: IntExpr, divisor: IntExpr) -> IntExpr:
+    """`value // divisor`, folded for constants and for a divisor of 1."""
+    match value, divisor:
+        case _, Const(1):
+            return value
+        case Const(a), Const(b) if b > 0:
+            return Const(a // b)
+    return FloorDiv(value, divisor)
+
+
+def modulo(value: IntExpr, divisor: IntExpr) -> IntExpr:
+    """`value % divisor`, folded for constants and for a divisor of 1."""
+    match value, divisor:
+        case _, Const(1):
+            return Const(0)
+        case Const(a), Const(b) if b > 0:
+            return Const(a % b)
+    return Mod(value, divisor)
+
+
+def _extremum(kind: type[Min] | type[Max], args: tuple[IntExpr, ...]) -> IntExpr:
+    flat: set[IntExpr] = set()
+    constants: list[int] = []
+    for arg in args:
+        for part in arg.args if isinstance(arg, kind) else (arg,):
+            if isinstance(part, Const):
+                constants.append(part.value)
+            else:
+                flat.add(part)
+    if constants:
+        flat.add(Const(min(constants) if kind is Min else max(constants)))
+    parts = sorted(flat, key=_order)
+    return parts[0] if len(parts) == 1 else kind(tuple(parts))
+
+
+def minimum(*args: IntExpr) -> IntExpr:
+    """The least of the arguments, flattened and deduplicated."""
+    return _extremum(Min, args)
+
+
+def maximum(*args: IntExpr) -> IntExpr:
+    """The greatest of the arguments, flattened and deduplicated."""
+    return _extremum(Max, args)
+
+
+def absolute(value: IntExpr) -> IntExpr:
+    """`abs(value)`."""
+    return Const(abs(value.value)) if isinstance(value, Const) else Abs(value)
+
+
+def select(condition: Predicate, then: IntExpr, otherwise: IntExpr) -> IntExpr:
+    """`if condition then ... else ...` for integers."""
+    if isinstance(condition, Truth):
+        return then if condition.value else otherwise
+    return then if then == otherwise else Select(condition, then, otherwise)
+
+
+def compare(op: Literal["==", "!=", "<", "<=", ">", ">="], left: IntExpr, right: IntExpr) -> Predicate:
+    """The comparison; constants fold, and `>`/`>=` exchange the sides."""
+    if op == ">":
+        return compare("<", right, left)
+    if op == ">=":
+        return compare("<=", right, left)
+    if isinstance(left, Const) and isinstance(right, Const):
+        a, b = left.value, right.value
+        return Truth({"==": a == b, "!=": a != b, "<": a < b, "<=": a <= b}[op])
+    if left == right:
+        return Truth(op in ("==", "<="))
+    if op in ("==", "!=") and _order(right) < _order(left):
+        left, right = right, left
+    return Compare(op, left, right)
+
+
+def _connect(kind: type[And] | type[Or], args: tuple[Predicate, ...]) -> Predicate:
+    absorbing, neutral = (FALSE, TRUE) if kind is And else (TRUE, FALSE)
+    flat: set[Predicate] = set()
+    for arg in args:
+        flat.update(arg.args if isinstance(arg, kind) else (arg,))
+    flat.discard(neutral)
+    if absorbing in flat:
+        return absorbing
+    if not flat:
+        return neutral
+    parts = sorted(flat, key=_order)
+    return parts[0] if len(parts) == 1 else kind(tuple(parts))
+
+
+def all_of(*args: Predicate) -> Predicate:
+    """The conjunction: flattened, without duplicates, in canonical order; `true` for no arguments."""
+    return _connect(And, args)
+
+
+def any_of(*args: Predicate) -> Predicate:
+    """The disjunction: flattened, without duplicates, in canonical order; `false` for no arguments."""
+    return _connect(Or, args)
+
+
+def negate(arg: Predicate) -> Predicate:
+    """The negation; comparisons and constants absorb it."""
+    match arg:
+        case Truth(value):
+            return Truth(not value)
+        case Not(inner):
+            return inner
+        case Compare("==", left, right):
+            return compare("!=", left, right)
+        case Compare("!=", left, right):
+            return compare("==", left, right)
+        case Compare("<", left, right):
+            return compare("<=", right, left)
+        case Compare("<=", left, right):
+            return compare("<", right, left)
+    return Not(arg)
+
+
+def branch(condition: Predicate, then: Predicate, otherwise: Predicate) -> Predicate:
+    """`if condition then ... else ...` for predicates."""
+    if isinstance(condition, Truth):
+        return then if condition.value else otherwise
+    return then if then == otherwise else Branch(condition, then, otherwise)
+
+
+def substitute(expr: E, replace: Mapping[Expr, IntExpr]) -> E:
+    """The expression with leaves (`Var`, `Param`) replaced, rebuilt through the constructors above.
+
+    The body of a `Cover` binds its own `q` and `k`, so replacements of those two reach only the place it is seen from.
+    """
+    result = _substitute(expr, replace)
+    return result  # type: ignore[return-value]
+
+
+def _substitute(expr: Expr, replace: Mapping[Expr, IntExpr]) -> Expr:
+    def go(inner: Expr) -> Expr:
+        return _substitute(inner, replace)
+
+    match expr:
+        case Const() | Truth():
+            return expr
+        case Var() | Param():
+            return replace.get(expr, expr)
+        case Sum(terms):
+            return add(*map(go, terms))  # type: ignore[arg-type]
+        case Product(factors):
+            return multiply(*map(go, factors))  # type: ignore[arg-type]
+        case FloorDiv(value, divisor):
+            return floordiv(go(value), go(divisor))  # type: ignore[arg-type]
+        case Mod(value, divisor):
+            return modulo(go(value), go(divisor))  # type: ignore[arg-type]
+        case Min(args):
+            return minimum(*map(go, args))  # type: ignore[arg-type]
+        case Max(args):
+            return maximum(*map(go, args))  # type: ignore[arg-type]
+        case Abs(value):
+            return absolute(go(value))  # type: ignore[arg-type]
+        case Select(condition, then, otherwise):
+            return select(go(condition), go(then), go(otherwise))  # type: ignore[arg-type]
+        case Entry(table, indexes):
+            return Entry(table, tuple(map(go, indexes)))  # type: ignore[arg-type]
+        case Segment(kind, segments, position):
+            return Segment(kind, segments, go(position))  # type: ignore[arg-type]
+        case Compare(op, left, right):
+            return compare(op, go(left), go(right))  # type: ignore[arg-type]
+        case And(args):
+            return all_of(*map(go, args))  # type: ignore[arg-type]
+        case Or(args):
+            return any_of(*map(go, args))  # type: ignore[arg-type]
+        case Not(arg):
+            return negate(go(arg))  # type: ignore[arg-type]
+        case Branch(condition, then, otherwise):
+            return branch(go(condition), go(then), go(otherwise))  # type: ignore[arg-type]
+        case Member(table, indexes):
+            return Member(table, tuple(map(go, indexes)))  # type: ignore[arg-type]
+        case Cover(block_q, block_k, body, causal, q, k):
+            inside = {leaf: value for leaf, value in replace.items() if leaf not in (Q, K)}
+            return Cover(
+                block_q, block_k, _substitute(body, inside), causal, go(q), go(k)  # type: ignore[arg-type]
+            )
+    raise TypeError(f"not an expression: {expr!r}")

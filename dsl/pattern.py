@@ -1,0 +1,73 @@
+"""`Pattern`: what the language front hands on. Text plus numbers, one predicate, and nothing that needs a tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from patterncc.dsl.mask import Predicate
+
+
+@dataclass(frozen=True, slots=True)
+class IntType:
+    """A number."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableType:
+    """A table of numbers or of truth values, one axis per index; `None` is an axis of any size (`*`)."""
+
+    element: Literal["int", "bool"]
+    axes: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentsType:
+    """Packed documents, given as `cu_seqlens`: int32 `[documents + 1]`, from 0, never falling."""
+
+
+ParameterType: TypeAlias = IntType | TableType | SegmentsType
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A declared parameter. `fixed`: it divides, is a modulus, multiplies a position or sizes a block."""
+
+    name: str
+    type: ParameterType
+    value: int | None = None
+    fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A checked pattern with its lets, calls and fixed parameters written out.
+
+    Attributes:
+        name: What the text calls it; "" for a lone expression. Not part of its identity.
+        parameters: In declared order, those still open at the call: run-time numbers (with their default, or `None`
+            where the call must give one), tables and segments. Fixed ones are constants of `body` by now.
+        fixed: The fixed parameters and the values they were bound to, for `explain`.
+        body: May the query at `q` attend to the key at `k`?
+        text: Canonical text, its identity: equal for spellings that differ in spacing, names of lets, order of
+            arguments or operands; parses back to an equal pattern. Run-time defaults are in it.
+        structure: `text` without the run-time defaults: what a kernel is compiled from, so that another
+            window or length is the same kernel. Its parameters are in name order.
+    """
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    fixed: tuple[tuple[str, int], ...]
+    body: Predicate
+    text: str
+    structure: str
+
+    @property
+    def numbers(self) -> tuple[Parameter, ...]:
+        """The run-time `int` parameters in name order: the order in which their values travel to a kernel."""
+        return tuple(sorted((p for p in self.parameters if isinstance(p.type, IntType)), key=lambda p: p.name))
+
+    @property
+    def tables(self) -> tuple[Parameter, ...]:
+        """The table and segments parameters in name order."""
+        return tuple(sorted((p for p in self.parameters if not isinstance(p.type, IntType)), key=lambda p: p.name))
