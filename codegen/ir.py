@@ -6,7 +6,7 @@ A tile is *full* when every existing row of it attends to every one of its `bloc
 hangs over the last key is never full and rows past the last query do not matter. It is *partial* when some pair of
 it is allowed and it is not full. Bounds are scalar expressions: no tensor, no table of tiles, no length built in.
 
-This file owns the nodes and what they mean (`tile_counts`, `verify` are elsewhere); it knows neither isl nor torch.
+This file owns the nodes and what they mean; it knows neither isl nor torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Direction: TypeAlias = Literal["forward", "transposed"]
 # Symbols that bounds may read besides the coordinates and sizes of the language and the pattern's run-time numbers.
 Q_FIRST = Var("q_first")  # forward: position of the query tile's first row
 Q_LAST = Var("q_last")  # forward: position of its last existing row (>= q_first)
-K_FIRST = Var("k_first")  # transposed: position of the key tile's first key
+K_TILE = Var("k_tile")  # transposed: number of the key tile, whose keys start at block_k * k_tile
 K_LAST = Var("k_last")  # transposed: position of its last existing key
 Q_OFFSET = Var("q_offset")  # position of row 0
 RESIDUE = Var("residue")  # the class of a sweep with classes > 1
@@ -54,7 +54,7 @@ class BlockProgram:
         block_q, block_k: Tile shape.
         mask: The predicate to apply inside partial tiles, besides that the key exists (`k < kv_len`).
         forward: Sweeps over key tiles for one query tile; read `Q_FIRST`, `Q_LAST`.
-        transposed: Sweeps over query tiles for one key tile; read `K_FIRST`, `K_LAST`, `Q_OFFSET` and `q_len`.
+        transposed: Sweeps over query tiles for one key tile; read `K_TILE`, `K_LAST`, `Q_OFFSET` and `q_len`.
         assume: What the bounds take for granted of the call (a predicate of its scalars); the launcher checks it.
         scalars: Names of the run-time numbers of the pattern that bounds or mask read, in name order.
     """

@@ -1,0 +1,536 @@
+"""The relation between positions as an integer set: the only file that knows isl.
+
+A `Relation` holds the allowed pairs (q, k) with every run-time number symbolic. It answers in plain data: `Piece`s,
+conjunctions of linear constraints on one tile number, which `codegen.bounds` turns into loops. What isl cannot
+express is an `UnsupportedError` that names the term; a computation that outgrows its budget is one too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+
+import islpy as isl
+
+from patterncc.dsl.build import add, floordiv, multiply, select
+from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.mask import (
+    Abs,
+    And,
+    Branch,
+    Compare,
+    Const,
+    Cover,
+    Entry,
+    Expr,
+    FloorDiv,
+    IntExpr,
+    Max,
+    Member,
+    Min,
+    Mod,
+    Not,
+    Or,
+    Param,
+    Predicate,
+    Product,
+    Segment,
+    Select,
+    Sum,
+    Truth,
+    Var,
+    variables,
+    walk,
+)
+from patterncc.dsl.printer import format_expression
+
+OPERATION_BUDGET = 20_000_000  # isl's own count: about two seconds
+
+_SET = isl.dim_type.set
+_PARAM = isl.dim_type.param
+_DIV = isl.dim_type.div
+
+
+# ------------------------------------------------------------------------------------------- plain data
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """`tile * n + sum(factor * floor) + rest` in the tile counter `n`; `rest` is free of it."""
+
+    tile: int
+    floors: tuple[tuple[int, Floor], ...]
+    rest: IntExpr
+
+    def at(self, n: IntExpr) -> IntExpr:
+        """Its value at a tile counter."""
+        floors = (
+            multiply(Const(factor), floordiv(floor.arg.at(n), Const(floor.divisor)))
+            for factor, floor in self.floors
+        )
+        return add(multiply(Const(self.tile), n), *floors, self.rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """`floor(arg / divisor)` of something that depends on the tile counter."""
+
+    arg: Linear
+    divisor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """`value == 0` or `value >= 0`."""
+
+    value: Linear
+    equality: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tiles `stride * n + offset` for the counters `n` that meet every constraint.
+
+    `span` bounds how far apart two counters that meet the constraints free of floors can be; `None`: no bound.
+    """
+
+    stride: int
+    offset: IntExpr
+    constraints: tuple[Constraint, ...]
+    span: int | None
+
+
+# ------------------------------------------------------------------------------------------- expressions
+
+
+class Scalars:
+    """Names for the symbolic numbers of one lowering, and the way back from an isl parameter to its expression.
+
+    A subexpression that reads no position and is not affine (`layer * window`, `layer % 6 == 5`) becomes one opaque
+    symbol: isl then answers for every value of it, so what is derived stays exact for the value it really has.
+    """
+
+    def __init__(self) -> None:
+        self.meaning: dict[str, IntExpr] = {}
+        self.flags: set[str] = set()
+
+    def named(self, expr: Var | Param) -> str:
+        self.meaning[expr.name] = expr
+        return expr.name
+
+    def opaque(self, expr: IntExpr) -> str:
+        return self._new(expr)
+
+    def flag(self, predicate: Predicate) -> str:
+        name = self._new(select(predicate, Const(1), Const(0)))
+        self.flags.add(name)
+        return name
+
+    def _new(self, expr: IntExpr) -> str:
+        for name, known in self.meaning.items():
+            if known == expr:
+                return name
+        name = f"_{len(self.meaning)}"
+        self.meaning[name] = expr
+        return name
+
+
+def is_scalar(expr: Expr) -> bool:
+    """Whether it has one value in a whole tile: it reads neither `q` nor `k`."""
+    return not ({"q", "k"} & variables(expr)) and not any(isinstance(node, Cover) for node in walk(expr))
+
+
+def _is_affine(expr: IntExpr) -> bool:
+    match expr:
+        case Const() | Var() | Param():
+            return True
+        case Sum(terms):
+            return all(map(_is_affine, terms))
+        case Product((Const(), factor)):
+            return _is_affine(factor)
+    return False
+
+
+def opaque_scalars(expr: Expr, scalars: Scalars) -> None:
+    """Registers every symbol that translating `expr` will need (isl wants them all before the first set is built)."""
+    match expr:
+        case Var(name) if name in ("q", "k"):
+            pass
+        case Var() | Param():
+            scalars.named(expr)
+        case Truth() | Const():
+            pass
+        case Entry() | Segment() | Member() | Cover():
+            raise UnsupportedError(
+                f"`{format_expression(expr)}` cannot be lowered yet: run-time tables, segments and cover() "
+                "are evaluated by the dense oracle (`mask`) only"
+            )
+        case Compare() | And() | Or() | Not() | Branch() if is_scalar(expr):
+            scalars.flag(expr)
+            _refuse_tables(expr)
+        case _ if is_scalar(expr) and not _is_affine(expr):  # type: ignore[arg-type]
+            scalars.opaque(expr)  # type: ignore[arg-type]
+            _refuse_tables(expr)
+        case _:
+            for child in _children(expr):
+                opaque_scalars(child, scalars)
+
+
+def _refuse_tables(expr: Expr) -> None:
+    for node in walk(expr):
+        if isinstance(node, (Entry, Segment, Member)):
+            opaque_scalars(node, Scalars())
+
+
+def _children(expr: Expr) -> Sequence[Expr]:
+    match expr:
+        case Sum(terms):
+            return terms
+        case Product(factors):
+            return factors
+        case FloorDiv(value, divisor) | Mod(value, divisor):
+            return (value, divisor)
+        case Min(args) | Max(args):
+            return args
+        case And(args) | Or(args):
+            return args
+        case Abs(value):
+            return (value,)
+        case Not(arg):
+            return (arg,)
+        case Compare(_, left, right):
+            return (left, right)
+        case Select(condition, then, otherwise) | Branch(condition, then, otherwise):
+            return (condition, then, otherwise)
+    return ()
+
+
+class _Translator:
+    """Masks to isl sets over `[q, k]`, bottom up."""
+
+    def __init__(self, context: isl.Context, scalars: Scalars, names: Sequence[str]) -> None:
+        self.scalars = scalars
+        self.space = isl.Space.create_from_names(context, set=["q", "k"], params=list(names))
+        self.local = isl.LocalSpace.from_space(self.space)
+        self.position = {name: i for i, name in enumerate(names)}
+
+    def constant(self, value: int) -> isl.PwAff:
+        return isl.PwAff.from_aff(isl.Aff.zero_on_domain(self.local).add_constant_val(value))
+
+    def symbol(self, name: str) -> isl.PwAff:
+        return isl.PwAff.from_aff(isl.Aff.var_on_domain(self.local, _PARAM, self.position[name]))
+
+    def integer(self, expr: IntExpr) -> isl.PwAff:
+        match expr:
+            case Const(value):
+                return self.constant(value)
+            case Var("q"):
+                return isl.PwAff.from_aff(isl.Aff.var_on_domain(self.local, _SET, 0))
+            case Var("k"):
+                return isl.PwAff.from_aff(isl.Aff.var_on_domain(self.local, _SET, 1))
+            case Var(name) | Param(name):
+                return self.symbol(name)
+        if is_scalar(expr) and not _is_affine(expr):
+            return self.symbol(self.scalars.opaque(expr))
+        match expr:
+            case Sum(terms):
+                return reduce(isl.PwAff.add, map(self.integer, terms))
+            case Product((Const(value), factor)):
+                return self.integer(factor).scale_val(value)
+            case FloorDiv(value, Const(divisor)) if divisor > 0:
+                return self.integer(value).scale_down_val(divisor).floor()
+            case Mod(value, Const(divisor)) if divisor > 0:
+                return self.integer(value).mod_val(divisor)
+            case Min(args):
+                return reduce(isl.PwAff.min, map(self.integer, args))
+            case Max(args):
+                return reduce(isl.PwAff.max, map(self.integer, args))
+            case Abs(value):
+                inner = self.integer(value)
+                return inner.max(inner.neg())
+            case Select(condition, then, otherwise):
+                where = self.predicate(condition)
+                return self.integer(then).intersect_domain(where).union_add(
+                    self.integer(otherwise).intersect_domain(where.complement())
+                )
+        raise UnsupportedError(
+            f"`{format_expression(expr)}` is not linear in the positions: divide and multiply them by numbers "
+            "that are fixed when the pattern is compiled"
+        )
+
+    def predicate(self, expr: Predicate) -> isl.Set:
+        match expr:
+            case Truth(value):
+                universe = isl.Set.universe(self.space)
+                return universe if value else universe.complement()
+        if is_scalar(expr):
+            flag = self.symbol(self.scalars.flag(expr))
+            return flag.eq_set(self.constant(1))
+        match expr:
+            case Compare(op, left, right):
+                a, b = self.integer(left), self.integer(right)
+                compare: dict[str, Callable[[isl.PwAff, isl.PwAff], isl.Set]] = {
+                    "==": isl.PwAff.eq_set,
+                    "!=": isl.PwAff.ne_set,
+                    "<": isl.PwAff.lt_set,
+                    "<=": isl.PwAff.le_set,
+                }
+                return compare[op](a, b)
+            case And(args):
+                return reduce(isl.Set.intersect, map(self.predicate, args))
+            case Or(args):
+                return reduce(isl.Set.union, map(self.predicate, args)).coalesce()
+            case Not(arg):
+                return self.predicate(arg).complement()
+            case Branch(condition, then, otherwise):
+                where = self.predicate(condition)
+                return (
+                    where.intersect(self.predicate(then))
+                    .union(where.complement().intersect(self.predicate(otherwise)))
+                    .coalesce()
+                )
+        raise UnsupportedError(f"`{format_expression(expr)}` cannot be lowered")
+
+
+# ------------------------------------------------------------------------------------------- the relation
+
+
+class TileSets:
+    """Visited and full tiles of one direction, as isl sets of the tile number."""
+
+    def __init__(self, visited: isl.Set, full_natural: Sequence[isl.Set], full: isl.Set, context: isl.Set) -> None:
+        self.visited, self.full_natural, self.full, self.context = visited, full_natural, full, context
+
+
+class Relation:
+    """The allowed pairs (q, k) of a mask, with lengths, offsets and run-time numbers symbolic.
+
+    Args:
+        body: The mask.
+        extra: Symbols that the tile geometry needs besides those of the mask (`q_first`, `kv_len`, ...).
+
+    Raises:
+        UnsupportedError: For a term outside what can be computed with exactly (tables, segments, products).
+    """
+
+    def __init__(self, body: Predicate, extra: Sequence[str]) -> None:
+        self.scalars = Scalars()
+        opaque_scalars(body, self.scalars)
+        for name in extra:
+            self.scalars.named(Var(name))
+        self.names = sorted(self.scalars.meaning)
+        self.context = isl.Context()
+        self.context.set_max_operations(OPERATION_BUDGET)
+        with self._budget():
+            translator = _Translator(self.context, self.scalars, self.names)
+            self.pairs = translator.predicate(body).coalesce()
+
+    @contextmanager
+    def _budget(self) -> Iterator[None]:
+        try:
+            yield
+        except isl.Error as error:
+            if "max_operations" in str(error) or self.context.get_max_operations() and "quota" in str(error):
+                raise UnsupportedError(
+                    "this pattern is too intricate to lower exactly within the compiler's budget"
+                ) from error
+            raise
+
+    def _params(self, conditions: Sequence[str]) -> isl.Set:
+        flags = [f"0 <= {name} <= 1" for name in sorted(self.scalars.flags)]
+        text = " and ".join([*conditions, *flags]) or "1 = 1"
+        return isl.Set.read_from_str(self.context, f"[{', '.join(self.names)}] -> {{ : {text} }}")
+
+    def _region(self, conditions: Sequence[str]) -> isl.Set:
+        text = " and ".join(conditions)
+        return isl.Set.read_from_str(self.context, f"[{', '.join(self.names)}] -> {{ [tile, q, k] : {text} }}")
+
+    def tiles(
+        self,
+        region: Sequence[str],
+        exists: Sequence[str],
+        whole: Sequence[str],
+        context: Sequence[str],
+    ) -> tuple[list[Piece], list[Piece]]:
+        """Full and partial tiles, each as disjoint pieces that together are exact.
+
+        Args:
+            region: Which (q, k) belong to which tile, in isl's syntax over `tile, q, k` and the symbols.
+            exists: Conditions under which a pair of the region exists at all.
+            whole: Conditions on a pair that a full tile must meet besides being allowed.
+            context: What may be taken for granted of the symbols.
+        """
+        with self._budget():
+            context_set = self._params(context)
+            base = self._region(region).intersect_params(context_set)
+            allowed = self.pairs.insert_dims(_SET, 0, 1).reset_tuple_id() if False else self._lift(self.pairs)
+            present = self._region(exists) if exists else isl.Set.universe(base.get_space())
+            entire = self._region(whole) if whole else isl.Set.universe(base.get_space())
+            visited = _project(base.intersect(allowed).intersect(present))
+            full = visited.subtract(_project(base.subtract(allowed.intersect(entire)))).coalesce()
+            # One term of a union that alone makes a tile full gives the loops a person would write; only what no
+            # single term explains is left to isl's own decomposition.
+            natural = []
+            terms = allowed.get_basic_sets()
+            if 1 < len(terms) <= 16:
+                for term in terms:
+                    alone = visited.subtract(_project(base.subtract(term.to_set().intersect(entire))))
+                    natural.append(alone.coalesce())
+            full_pieces = _disjoint([part for whole_part in [*natural, full] for part in _simplest_first(whole_part)])
+            partial_pieces = []
+            for part in _disjoint(_simplest_first(visited)):
+                partial_pieces.extend(_disjoint(_simplest_first(part.to_set().subtract(full).coalesce())))
+            return (
+                [piece for part in full_pieces for piece in self._piece(part, context_set)],
+                [piece for part in partial_pieces for piece in self._piece(part, context_set)],
+            )
+
+    def _lift(self, pairs: isl.Set) -> isl.Set:
+        return pairs.insert_dims(_SET, 0, 1).set_dim_name(_SET, 0, "tile")
+
+    # -- isl basic sets to plain data
+
+    def _piece(self, part: isl.BasicSet, context: isl.Set) -> Iterator[Piece]:
+        simple = part.to_set().gist_params(context.params()).compute_divs().coalesce()
+        for basic in simple.get_basic_sets():
+            info = basic.to_set().get_stride_info(0)
+            stride = info.get_stride().to_python()
+            offset: IntExpr = Const(0)
+            if stride > 1:
+                affine = info.get_offset()
+                offset = self._affine(affine)
+                shift = affine.scale_val(1)
+                mapped = _strided(basic, stride, shift)
+                for inner in mapped.compute_divs().get_basic_sets():
+                    yield self._constraints(inner.remove_redundancies(), stride, offset)
+            else:
+                yield self._constraints(basic.remove_redundancies(), 1, offset)
+
+    def _constraints(self, basic: isl.BasicSet, stride: int, offset: IntExpr) -> Piece:
+        floors = _Floors(self, basic)
+        constraints = []
+        for constraint in basic.get_constraints():
+            if constraint.is_div_constraint():
+                continue
+            value = floors.linear(constraint)
+            constraints.append(Constraint(value, constraint.is_equality()))
+        constraints.sort(key=repr)
+        return Piece(stride, offset, tuple(constraints), _span(basic, floors.tile_floors))
+
+    def _affine(self, affine: isl.Aff) -> IntExpr:
+        """A quasi-affine expression of the symbols alone."""
+        count = affine.dim(_DIV)
+        denominator = affine.get_denominator_val().to_python()
+        terms: list[IntExpr] = [Const((affine.get_constant_val() * denominator).to_python())]
+        for i, name in enumerate(self.names):
+            factor = (affine.get_coefficient_val(_PARAM, i) * denominator).to_python()
+            terms.append(multiply(Const(factor), self.scalars.meaning[name]))
+        for i in range(count):
+            factor = (affine.get_coefficient_val(_DIV, i) * denominator).to_python()
+            if factor:
+                terms.append(multiply(Const(factor), self._affine_floor(affine.get_div(i))))
+        return floordiv(add(*terms), Const(denominator))
+
+    def _affine_floor(self, affine: isl.Aff) -> IntExpr:
+        return self._affine(affine)
+
+
+class _Floors:
+    """The existential floors of one basic set, split into those that depend on the tile and those that do not."""
+
+    def __init__(self, relation: Relation, basic: isl.BasicSet) -> None:
+        self.relation = relation
+        self.values: list[Linear] = []
+        self.tile_floors: list[int] = []
+        for i in range(basic.dim(_DIV)):
+            affine = basic.get_div(i)
+            denominator = affine.get_denominator_val().to_python()
+            arg = self._linear(
+                lambda kind, j, a=affine, d=denominator: (a.get_coefficient_val(kind, j) * d).to_python(),
+                (affine.get_constant_val() * denominator).to_python(),
+                isl.dim_type.in_,
+                i,
+            )
+            if arg.tile == 0 and not arg.floors:
+                self.values.append(Linear(0, (), floordiv(arg.rest, Const(denominator))))
+            else:
+                self.values.append(Linear(0, ((1, Floor(arg, denominator)),), Const(0)))
+                self.tile_floors.append(i)
+
+    def linear(self, constraint: isl.Constraint) -> Linear:
+        return self._linear(
+            lambda kind, j: constraint.get_coefficient_val(kind, j).to_python(),
+            constraint.get_constant_val().to_python(),
+            _SET,
+            len(self.values),
+        )
+
+    def _linear(
+        self, coefficient: Callable[[isl.dim_type, int], int], constant: int, tile: isl.dim_type, known: int
+    ) -> Linear:
+        rest: list[IntExpr] = [Const(constant)]
+        for i, name in enumerate(self.relation.names):
+            rest.append(multiply(Const(coefficient(_PARAM, i)), self.relation.scalars.meaning[name]))
+        floors: list[tuple[int, Floor]] = []
+        for i in range(known):
+            factor = coefficient(_DIV, i)
+            if factor:
+                value = self.values[i]
+                floors.extend((factor * inner, floor) for inner, floor in value.floors)
+                rest.append(multiply(Const(factor), value.rest))
+        return Linear(coefficient(tile, 0), tuple(floors), add(*rest))
+
+
+# ------------------------------------------------------------------------------------------- isl helpers
+
+
+def _project(tiles: isl.Set) -> isl.Set:
+    return tiles.project_out(_SET, 1, 2).compute_divs().coalesce()
+
+
+def _tile_floors(basic: isl.BasicSet) -> int:
+    return sum(1 for i in range(basic.dim(_DIV)) if basic.get_div(i).involves_dims(isl.dim_type.in_, 0, 1))
+
+
+def _simplest_first(tiles: isl.Set) -> list[isl.BasicSet]:
+    """Basic sets with fewer floors of the tile first: plain intervals keep their shape when made disjoint."""
+    parts = list(tiles.compute_divs().get_basic_sets())
+    return sorted(parts, key=lambda part: (_tile_floors(part), part.n_constraint(), part.to_str()))
+
+
+def _disjoint(parts: Sequence[isl.BasicSet]) -> list[isl.BasicSet]:
+    """The same union as disjoint basic sets, earlier parts kept whole."""
+    result: list[isl.BasicSet] = []
+    covered: isl.Set | None = None
+    for part in parts:
+        rest = part.to_set()
+        if covered is not None:
+            rest = rest.subtract(covered).coalesce().make_disjoint().coalesce()
+        fresh = [basic for basic in rest.get_basic_sets() if not basic.is_empty()]
+        result.extend(fresh)
+        covered = part.to_set() if covered is None else covered.union(part.to_set()).coalesce()
+    return result
+
+
+def _strided(basic: isl.BasicSet, stride: int, offset: isl.Aff) -> isl.Set:
+    """`{ n : stride * n + offset in basic }`."""
+    count = isl.Aff.var_on_domain(offset.get_domain_local_space(), _SET, 0).scale_val(stride)
+    target = isl.MultiAff.from_aff(count.add(offset))
+    return basic.to_set().preimage_multi_aff(target)
+
+
+def _span(basic: isl.BasicSet, tile_floors: Sequence[int]) -> int | None:
+    if not tile_floors:
+        return None
+    relaxed = basic
+    for i in reversed(tile_floors):
+        relaxed = relaxed.drop_constraints_involving_dims(_DIV, i, 1)
+    pairs = relaxed.flat_product(relaxed)
+    space = pairs.get_space()
+    difference = isl.Aff.var_on_domain(isl.LocalSpace.from_space(space), _SET, 1).sub(
+        isl.Aff.var_on_domain(isl.LocalSpace.from_space(space), _SET, 0)
+    )
+    most = pairs.to_set().max_val(difference)
+    return most.to_python() if most.is_int() else None
