@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patterncc.codegen.ir import BlockProgram, Direction
+from patterncc.codegen.ir import BlockProgram, Direction, Sweep
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import (
     Abs,
@@ -97,25 +97,21 @@ class TileLists:
 
 
 def forward_tiles(program: BlockProgram, env: Env) -> TileLists:
-    """The key tiles of each query tile. `env` needs `q_len`, `kv_len`, `q_offset`, the coordinates and run-time numbers."""
-    q_len, kv_len = int(env["q_len"]), int(env["kv_len"])
-    rows = -(-q_len // program.block_q)
-    if rows == 0 or kv_len == 0:
-        return _empty(rows)
-    first = env["q_offset"] + program.block_q * np.arange(rows, dtype=np.int64)
-    last = np.minimum(first + program.block_q, env["q_offset"] + q_len) - 1
-    return _lists(program, "forward", rows, {**env, "q_first": first, "q_last": last})
+    """The key tiles of each query tile.
+
+    Args:
+        program: What to evaluate.
+        env: `q_len`, `kv_len`, `q_offset`, and the coordinates, sizes and run-time numbers that the pattern reads.
+
+    Raises:
+        ConfigError: If the call breaks what the program takes for granted (`program.assume`).
+    """
+    return _lists(program, env, "forward")
 
 
 def transposed_tiles(program: BlockProgram, env: Env) -> TileLists:
-    """The query tiles of each key tile."""
-    q_len, kv_len = int(env["q_len"]), int(env["kv_len"])
-    rows = -(-kv_len // program.block_k)
-    if rows == 0 or q_len == 0:
-        return _empty(rows)
-    tile = np.arange(rows, dtype=np.int64)
-    last = np.minimum(program.block_k * (tile + 1), kv_len) - 1
-    return _lists(program, "transposed", rows, {**env, "k_tile": tile, "k_last": last})
+    """The query tiles of each key tile; arguments and errors as in `forward_tiles`."""
+    return _lists(program, env, "transposed")
 
 
 def block_map(program: BlockProgram, env: Env) -> npt.NDArray[np.uint8]:
@@ -128,34 +124,73 @@ def block_map(program: BlockProgram, env: Env) -> npt.NDArray[np.uint8]:
     return result
 
 
-def _empty(rows: int) -> TileLists:
-    return TileLists(np.zeros(rows + 1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
+def tile_counts(
+    program: BlockProgram, env: Env, direction: Direction = "forward"
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """How many full and how many partial tiles each row of tiles visits, without listing them.
+
+    Returns:
+        Two int64 arrays `[query tiles]` (`[key tiles]` for the transposed direction): full, partial.
+    """
+    rows, scope = _rows(program, env, direction)
+    counts = {"full": np.zeros(rows, np.int64), "partial": np.zeros(rows, np.int64)}
+    if rows:
+        for sweep, _, count, _ in _extents(program, direction, rows, scope):
+            counts[sweep.kind] += count
+    return counts["full"], counts["partial"]
 
 
-def _lists(program: BlockProgram, direction: Direction, rows: int, env: Env) -> TileLists:
+def _rows(program: BlockProgram, env: Env, direction: Direction) -> tuple[int, dict[str, Any]]:
+    """The number of rows of tiles that can visit anything, and the scalars of each as arrays."""
+    q_len, kv_len, offset = int(env["q_len"]), int(env["kv_len"]), env["q_offset"]
+    if direction == "forward":
+        rows = -(-q_len // program.block_q)
+        first = offset + program.block_q * np.arange(rows, dtype=np.int64)
+        last = np.minimum(first + program.block_q, offset + q_len) - 1
+        return rows, {**env, "q_first": first, "q_last": last}
+    rows = -(-kv_len // program.block_k)
+    tile = np.arange(rows, dtype=np.int64)
+    last = np.minimum(program.block_k * (tile + 1), kv_len) - 1
+    return rows, {**env, "k_tile": tile, "k_last": last}
+
+
+Extent = tuple[Sweep, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def _extents(program: BlockProgram, direction: Direction, rows: int, env: Env) -> Iterator[Extent]:
+    """For each loop: its sweep, and per row of tiles its first counter, trip count and phase."""
+    if int(env["q_len"]) == 0 or int(env["kv_len"]) == 0:
+        return
     if not bool(np.all(evaluate(program.assume, env))):
         raise ConfigError(
             "this program was lowered for rows that end within the keys, and these do not"
         )
-    row_parts, tile_parts, full_parts = [], [], []
+
+    def per_row(value: Any) -> npt.NDArray[np.int64]:
+        return np.broadcast_to(np.asarray(value, np.int64), (rows,))
+
     for sweep in program.sweeps(direction):
         for residue in range(sweep.classes):
             scope = {**env, "residue": residue}
-            low = np.broadcast_to(np.asarray(evaluate(sweep.lo, scope), np.int64), (rows,))
-            high = np.broadcast_to(np.asarray(evaluate(sweep.hi, scope), np.int64), (rows,))
+            low, high = per_row(evaluate(sweep.lo, scope)), per_row(evaluate(sweep.hi, scope))
             count = np.where(evaluate(sweep.guard, scope), np.maximum(high - low, 0), 0)
-            count = np.broadcast_to(count, (rows,))
-            total = int(count.sum())
-            if total == 0:
-                continue
-            row = np.repeat(np.arange(rows), count)
-            step = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
-            phase = np.broadcast_to(np.asarray(evaluate(sweep.phase, scope), np.int64), (rows,))
-            row_parts.append(row)
-            tile_parts.append(sweep.stride * (low[row] + step) + phase[row])
-            full_parts.append(np.full(total, sweep.kind == "full"))
+            yield sweep, low, per_row(count), per_row(evaluate(sweep.phase, scope))
+
+
+def _lists(program: BlockProgram, env: Env, direction: Direction) -> TileLists:
+    rows, scope = _rows(program, env, direction)
+    row_parts, tile_parts, full_parts = [], [], []
+    for sweep, low, count, phase in _extents(program, direction, rows, scope):
+        total = int(count.sum())
+        if total == 0:
+            continue
+        row = np.repeat(np.arange(rows), count)
+        step = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
+        row_parts.append(row)
+        tile_parts.append(sweep.stride * (low[row] + step) + phase[row])
+        full_parts.append(np.full(total, sweep.kind == "full"))
     if not row_parts:
-        return _empty(rows)
+        return TileLists(np.zeros(rows + 1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
     row, tile = np.concatenate(row_parts), np.concatenate(tile_parts)
     order = np.lexsort((tile, row))
     indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=rows))]).astype(np.int64)
