@@ -172,8 +172,11 @@ def _extents(program: BlockProgram, direction: Direction, rows: int, env: Env) -
     for sweep in program.sweeps(direction):
         for residue in range(sweep.classes):
             scope = {**env, "residue": residue}
+            guard = evaluate(sweep.guard, scope)
+            if not np.any(guard):  # most residue classes of a periodic pattern are empty
+                continue
             low, high = per_row(evaluate(sweep.lo, scope)), per_row(evaluate(sweep.hi, scope))
-            count = np.where(evaluate(sweep.guard, scope), np.maximum(high - low, 0), 0)
+            count = np.where(guard, np.maximum(high - low, 0), 0)
             yield sweep, low, per_row(count), per_row(evaluate(sweep.phase, scope))
 
 
