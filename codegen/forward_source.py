@@ -111,6 +111,7 @@ class _ForwardWriter:
                     KernelParameter(
                         f"{name}_desc_{number}",
                         f"tensordesc<{self._type}[1, 1, {rows}, {part.width}]>",
+                        box=(1, 1, rows, part.width),
                     )
                     for number, part in enumerate(cut)
                 ]

@@ -20,11 +20,13 @@ class KernelParameter:
         type: Triton's name of its type: `*bf16`, `i64`, `fp32`, `tensordesc<bf16[1, 1, 128, 64]>`.
         multiple: What its value is a multiple of in the aligned variant (bytes of an address, elements of a stride);
             1 where nothing is promised. Nothing else about a value ever specialises a kernel.
+        box: The block shape of a tensor descriptor; empty for other parameters.
     """
 
     name: str
     type: str
     multiple: int = 1
+    box: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
