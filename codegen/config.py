@@ -39,7 +39,15 @@ class KernelConfig:
 INTERPRETER = "interpreter"
 """The target of Triton's interpreter, which runs kernels on the CPU, for tests."""
 
-_SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 103: 232448, 120: 101376}
+_SHARED_MEMORY = {
+    80: 166912,
+    86: 101376,
+    89: 101376,
+    90: 232448,
+    100: 232448,
+    103: 232448,
+    120: 101376,
+}
 """Bytes of shared memory that one program can have, by compute capability."""
 
 
@@ -65,7 +73,9 @@ def check_config(config: KernelConfig, problem: Problem, target: str) -> None:
         if value not in legal:
             raise ConfigError(f"{name}={value!r} is no choice on {target}", tuple(map(str, legal)))
     if config.max_registers is not None and not 32 <= config.max_registers <= 255:
-        raise ConfigError(f"max_registers={config.max_registers} is no choice", ("32 to 255", "None"))
+        raise ConfigError(
+            f"max_registers={config.max_registers} is no choice", ("32 to 255", "None")
+        )
     limit = shared_limit(target)
     if limit is not None and (needed := shared_bytes(config, problem)) > limit:
         raise ConfigError(
@@ -90,43 +100,59 @@ def shared_limit(target: str) -> int | None:
 
 
 def shared_bytes(config: KernelConfig, problem: Problem) -> int:
-    """Bytes that the query tile and the buffers of key and value tiles take; barriers and the like come on top."""
+    """Bytes that the query tile and the buffers of key and value tiles take; barriers come on top."""
     item = 4 if problem.dtype == "float32" else 2
-    query = config.block_q * sum(part.width for part in parts(problem.head_dim))
-    columns = sum(p.width for p in (*parts(problem.head_dim), *parts(problem.value_head_dim)))
-    return item * (query + config.num_stages * config.block_k * columns)
+    keys = sum(part.width for part in parts(problem.head_dim))
+    values = sum(part.width for part in parts(problem.value_head_dim))
+    return item * (config.block_q * keys + config.num_stages * config.block_k * (keys + values))
 
 
-def default_config(problem: Problem, target: str, program: BlockProgram | None = None) -> KernelConfig:
+def default_config(
+    problem: Problem,
+    target: str,
+    program: BlockProgram | None = None,
+    *,
+    descriptors: bool = True,
+) -> KernelConfig:
     """The config to start from, where nothing has been tuned.
 
     Args:
         problem: The shape class.
         target: As in `check_config`.
         program: The lowered pattern, to choose the order of tiles by.
+        descriptors: Does the layout of the tensors allow them?
     """
-    widest = max(problem.head_dim, problem.value_head_dim)
-    if target == INTERPRETER:
-        config = KernelConfig(32, 32, 4, 1, "pointer")
-    elif problem.dtype == "float32":
-        # Without tensor cores accumulators and operands share the registers: small tiles.
-        config = KernelConfig(64, 32, 4, 2, "pointer") if widest <= 64 else KernelConfig(32, 32, 4, 2, "pointer")
-    elif target.startswith("hip"):
-        config = KernelConfig(128, 64, 4, 1, "pointer") if widest <= 128 else KernelConfig(64, 64, 4, 1, "pointer")
-    elif (_capability(target) or 0) >= 90:
-        if widest <= 64:
-            config = KernelConfig(128, 128, 4, 3, "descriptor")
-        elif widest <= 128:
-            config = KernelConfig(128, 64, 8, 3, "descriptor")
-        else:
-            config = KernelConfig(128, 64, 8, 2, "descriptor")
-    elif widest <= 128:
-        config = KernelConfig(128, 64, 4 if widest <= 64 else 8, 3, "pointer")
-    else:
-        config = KernelConfig(64, 32, 4, 2, "pointer")
+    config = _tiles(problem, target, descriptors)
     if program is not None and _grows(program):
         config = replace(config, order="reverse")
     return config
+
+
+def _tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:
+    """By the wider of the two head dimensions: what fits the registers without spilling and hides the loads."""
+    widest = max(problem.head_dim, problem.value_head_dim)
+    if target == INTERPRETER:
+        return KernelConfig(32, 32, 4, 1)
+    if problem.dtype == "float32":
+        return KernelConfig(
+            64, 32, 8, 2
+        )  # no tensor cores: accumulators and operands share the registers
+    if target.startswith("hip"):
+        return KernelConfig(128, 64, 4, 1) if widest <= 128 else KernelConfig(64, 64, 4, 1)
+    if descriptors and "descriptor" in loads(target):
+        if widest <= 64:
+            return KernelConfig(128, 64, 4, 3, "descriptor")
+        # Three stages: with two, a tile's load is issued just before the tile is waited for.
+        return (
+            KernelConfig(128, 128, 8, 3, "descriptor")
+            if widest <= 128
+            else KernelConfig(128, 64, 8, 2, "descriptor")
+        )
+    if widest <= 64:
+        return KernelConfig(128, 64, 4, 3)
+    if widest <= 128:
+        return KernelConfig(128, 64, 8, 2)
+    return KernelConfig(128, 32, 8, 2) if widest <= 192 else KernelConfig(64, 32, 8, 2)
 
 
 def _grows(program: BlockProgram) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from patterncc.codegen.config import KernelConfig
-from patterncc.codegen.head_dim import Part, parts
+from patterncc.codegen.head_dim import Part, query_key_value_parts
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.mask_source import MaskSource, emit_mask, scalar_name
 from patterncc.codegen.problem import Problem
@@ -50,18 +50,18 @@ class _ForwardWriter:
     def __init__(self, program: BlockProgram, problem: Problem, config: KernelConfig) -> None:
         if problem.dtype not in TRITON_TYPES:
             raise UnsupportedError(
-                f"no GPU kernel computes in {problem.dtype}", "use float16, bfloat16 or float32, or the CPU"
+                f"no GPU kernel computes in {problem.dtype}",
+                "use float16, bfloat16 or float32, or the CPU",
             )
         self._program = program
         self._problem = problem
         self._config = config
         self._type = TRITON_TYPES[problem.dtype]
         self._alignment = 16 // (4 if problem.dtype == "float32" else 2)
-        self._key_parts = parts(problem.head_dim)
-        self._value_parts = parts(problem.value_head_dim)
+        self._key_parts, self._value_parts = query_key_value_parts(problem)
         self._mask: MaskSource = emit_mask(program.mask)
-        self._loops = emit_loops(program.forward, "partial") + emit_loops(program.forward, "full")
-        self._masked = any(loop.kind == "partial" for loop in self._loops)
+        self._nest = emit_loops(program.forward)
+        self._masked = any(loop.kind == "partial" for loop in self._nest.loops)
         self._bounds = scalars_read(program.forward)
         self._lines: list[str] = []
 
@@ -69,7 +69,7 @@ class _ForwardWriter:
         parameters = self._parameters()
         self._setup()
         self._query()
-        for loop in self._loops:
+        for loop in self._nest.loops:
             self._loop(loop)
         self._finish()
         body = "\n".join(f"{_INDENT}{line}" if line else "" for line in self._lines)
@@ -152,7 +152,9 @@ class _ForwardWriter:
             else "q_tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the last tile first",
             "head = tl.program_id(1)",
             "batch = tl.program_id(2)",
-            "kv_head = head" if self._problem.group == 1 else f"kv_head = head // {self._problem.group}",
+            "kv_head = head"
+            if self._problem.group == 1
+            else f"kv_head = head // {self._problem.group}",
         )
         names = {scalar_name(leaf) for leaf in self._scalars()}
         if "heads" in names:
@@ -167,9 +169,9 @@ class _ForwardWriter:
         self._write("", "# Bounds of the sweeps, in 64 bits so that no sum of numbers wraps.")
         for leaf in self._bounds:
             self._write(f"{wide_name(leaf)} = {_widened(leaf)}")
-        for loop in self._loops:
-            if loop.classes == 1:
-                self._write(*loop.setup)
+        self._write(*self._nest.common)
+        for loop in self._nest.loops:
+            self._write(*loop.setup)
         if self._masked:
             self._write("", "# The mask's part that depends on the row alone.")
             self._write("q = q_offset + rows[:, None]", *self._mask.row_lines)
@@ -197,7 +199,10 @@ class _ForwardWriter:
                     self._write(
                         f"{name}_offsets_{number} = key_rows.to(tl.int64) * {name}_stride_row + {_columns(part)}"
                     )
-        self._write("", "# Online softmax: the largest score so far in base 2, the sum of weights, the weighted values.")
+        self._write(
+            "",
+            "# Online softmax: the largest score so far in base 2, the sum of weights, the weighted values.",
+        )
         self._write(
             f"peak = tl.full([BLOCK_Q], {PEAK_FLOOR}, tl.float32)",
             "total = tl.zeros([BLOCK_Q], tl.float32)",
@@ -219,13 +224,8 @@ class _ForwardWriter:
     def _loop(self, loop: TileLoop) -> None:
         what = "Partial tiles, with the mask." if loop.kind == "partial" else "Full tiles: no mask."
         self._write("", f"# {what}")
-        depth = 0
-        if loop.classes > 1:
-            self._write(f"for residue in range(0, {loop.classes}):")
-            depth = 1
-            self._write("residue_wide = tl.cast(residue, tl.int64)", *loop.setup, depth=depth)
-        self._write(f"for step in range(0, {loop.count}):", depth=depth)
-        self._write(*self._tile(loop), depth=depth + 1)
+        self._write(f"for step in range(0, {loop.count}):")
+        self._write(*self._tile(loop), depth=1)
 
     def _tile(self, loop: TileLoop) -> Iterable[str]:
         masked = loop.kind == "partial"
@@ -250,7 +250,11 @@ class _ForwardWriter:
         yield "peak = new_peak"
         for number, part in enumerate(self._value_parts):
             yield f"value_{number} = {self._tile_load('value', number, part, masked)}"
-        cast = "" if self._problem.dtype == "float32" else f".to({_ELEMENT_TYPES[self._problem.dtype]})"
+        cast = (
+            ""
+            if self._problem.dtype == "float32"
+            else f".to({_ELEMENT_TYPES[self._problem.dtype]})"
+        )
         yield f"weights_cast = weights{cast}"
         for number in range(len(self._value_parts)):
             yield (
@@ -266,9 +270,7 @@ class _ForwardWriter:
             )
         mask = _mask("(k_first + key_rows < kv_len)" if masked else "", part)
         guard = f", mask={mask}, other=0.0" if mask else ""
-        return (
-            f"tl.load({name}_base + k_first.to(tl.int64) * {name}_stride_row + {name}_offsets_{number}{guard})"
-        )
+        return f"tl.load({name}_base + k_first.to(tl.int64) * {name}_stride_row + {name}_offsets_{number}{guard})"
 
     # ------------------------------------------------------------------------------------- after the loops
 

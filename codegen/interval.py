@@ -127,7 +127,8 @@ def interval(expr: IntExpr) -> Interval:
         case Select(_, then, otherwise):
             return interval(then) | interval(otherwise)
     raise UnsupportedError(
-        f"no kernel reads {type(expr).__name__.lower()} terms yet", "use a pattern without tables and segments"
+        f"no kernel reads {type(expr).__name__.lower()} terms yet",
+        "use a pattern without tables and segments",
     )
 
 

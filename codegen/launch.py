@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -136,7 +136,9 @@ def _compile(source: KernelSource, target: str, aligned: bool, folder: Path | No
     if source.config.max_registers is not None and target.startswith("cuda"):
         options["maxnreg"] = source.config.max_registers
     return triton.compile(
-        ASTSource(function, signature, attrs=attributes), target=_gpu_target(target), options=options
+        ASTSource(function, signature, attrs=attributes),
+        target=_gpu_target(target),
+        options=options,
     )
 
 
@@ -146,15 +148,18 @@ def _gpu_target(target: str) -> Any:
         return GPUTarget("cuda", int(arch), 32)
     if backend == "hip" and arch.startswith("gfx"):
         return GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
-    raise ConfigError(f"there is no target {target!r}", ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942"))
+    raise ConfigError(
+        f"there is no target {target!r}", ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
+    )
 
 
 def _resources(kernel: Any, target: str) -> tuple[int, int]:
     """Registers and bytes of local memory per thread, as the assembler reports them."""
     if target.startswith("hip"):
         text = kernel.asm["amdgcn"]
-        counts = re.search(r"\.vgpr_count:\s*(\d+)", text), re.search(
-            r"\.private_segment_fixed_size:\s*(\d+)", text
+        counts = (
+            re.search(r"\.vgpr_count:\s*(\d+)", text),
+            re.search(r"\.private_segment_fixed_size:\s*(\d+)", text),
         )
     else:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -309,7 +314,11 @@ class Forward:
         return emit_forward(self._program(config, env), problem, config)
 
     def _plan(
-        self, tensors: tuple[torch.Tensor, ...], out: torch.Tensor, env: Mapping[str, int], scale: float
+        self,
+        tensors: tuple[torch.Tensor, ...],
+        out: torch.Tensor,
+        env: Mapping[str, int],
+        scale: float,
     ) -> _Plan:
         query, key, value = tensors
         signature = (
@@ -328,13 +337,19 @@ class Forward:
         return plan
 
     def _make_plan(
-        self, tensors: tuple[torch.Tensor, ...], out: torch.Tensor, env: Mapping[str, int], scale: float
+        self,
+        tensors: tuple[torch.Tensor, ...],
+        out: torch.Tensor,
+        env: Mapping[str, int],
+        scale: float,
     ) -> _Plan:
         query, key, value = tensors
         batch, heads, q_len, head_dim = query.shape
         group = heads // key.shape[1]
         if query.dtype not in _DTYPES:
-            raise UnsupportedError(f"no kernel computes in {query.dtype}", "use float16, bfloat16 or float32")
+            raise UnsupportedError(
+                f"no kernel computes in {query.dtype}", "use float16, bfloat16 or float32"
+            )
         problem = Problem(_DTYPES[query.dtype], head_dim, value.shape[3], group)
         env = {**env, "q_len": q_len, "kv_len": key.shape[2]}
         _check_limits(env, batch, heads)
@@ -362,27 +377,25 @@ class Forward:
         names = [p.name for p in source.parameters if not p.box and not p.name.endswith("_ptr")]
         missing = [name.removeprefix("number_") for name in names if name not in values]
         if missing:
-            raise ConfigError(f"the pattern reads {', '.join(missing)}, which the call does not give")
+            raise ConfigError(
+                f"the pattern reads {', '.join(missing)}, which the call does not give"
+            )
         rest = tuple(values[name] for name in names)
         return _Plan(self._runner(source, target, aligned, grid, query.device), described, rest)
 
     def _choose(self, problem: Problem, target: str, layouts: Sequence[Layout]) -> KernelConfig:
         """The config for a call: as asked, or the default with the loads that the layout allows."""
         obstacles = [o for layout in layouts if (o := layout.descriptor_obstacle()) is not None]
-        if self._config is None:
-            config = self._default(problem, target)
-            if config.load == "descriptor" and obstacles:
-                config = replace(config, load="pointer")
-        else:
-            config = self._config
-            if config.load == "descriptor" and obstacles:
-                raise ConfigError(f"load='descriptor' is impossible: {obstacles[0]}", ("pointer",))
+        if self._config is not None and self._config.load == "descriptor" and obstacles:
+            raise ConfigError(f"load='descriptor' is impossible: {obstacles[0]}", ("pointer",))
+        config = self._config or self._default(problem, target, descriptors=not obstacles)
         check_config(config, problem, target)
         return config
 
-    def _default(self, problem: Problem, target: str) -> KernelConfig:
-        config = default_config(problem, target)
-        return default_config(problem, target, self._lowered(config)[-1])
+    def _default(self, problem: Problem, target: str, *, descriptors: bool = True) -> KernelConfig:
+        config = default_config(problem, target, descriptors=descriptors)
+        program = self._lowered(config)[-1]
+        return default_config(problem, target, program, descriptors=descriptors)
 
     def _lowered(self, config: KernelConfig) -> Sequence[BlockProgram]:
         tile = (config.block_q, config.block_k)
@@ -407,7 +420,9 @@ class Forward:
     ) -> Callable[..., None]:
         """What launches a kernel over a grid; compiles it first where this process has not yet."""
         if interpreting():
-            return cast("Callable[..., None]", getattr(_module(source, self._folder), source.name)[grid])
+            return cast(
+                "Callable[..., None]", getattr(_module(source, self._folder), source.name)[grid]
+            )
         name = (source.digest, aligned, target, device.index)
         with torch.cuda.device(device):
             if name not in _kernels:
@@ -425,7 +440,8 @@ def _target_of(device: torch.device) -> str:
         return INTERPRETER
     if device.type != "cuda":
         raise UnsupportedError(
-            f"GPU kernels do not run on {device.type} tensors", "move them to a GPU, or use the CPU executor"
+            f"GPU kernels do not run on {device.type} tensors",
+            "move them to a GPU, or use the CPU executor",
         )
     if torch.version.hip is not None:
         return f"hip:{torch.cuda.get_device_properties(device).gcnArchName.split(':')[0]}"
@@ -444,5 +460,6 @@ def _check_limits(env: Mapping[str, int], batch: int, heads: int) -> None:
     for name, value in {**env, **last}.items():
         if not -LIMIT <= value <= LIMIT:
             raise UnsupportedError(
-                f"{name} is {value}, beyond what kernels count with", f"at most {LIMIT} in magnitude"
+                f"{name} is {value}, beyond what kernels count with",
+                f"at most {LIMIT} in magnitude",
             )

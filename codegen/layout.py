@@ -34,7 +34,8 @@ class Layout:
     def steps(self) -> tuple[int, int, int]:
         """Strides of batch, head and row; 0 for an axis of one entry, whose stride says nothing."""
         batch, head, row = (
-            stride if size > 1 else 0 for size, stride in zip(self.sizes[:3], self.strides[:3], strict=True)
+            stride if size > 1 else 0
+            for size, stride in zip(self.sizes[:3], self.strides[:3], strict=True)
         )
         return batch, head, row
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from patterncc.codegen.interval import interval
-from patterncc.codegen.scalar_source import ExpressionWriter, Text
+from patterncc.codegen.scalar_source import ExpressionWriter, Text, is_predicate
 from patterncc.codegen.separate import is_bound, reads_key, reads_row, separate
 from patterncc.dsl.build import all_of, any_of, compare
 from patterncc.dsl.mask import (
@@ -17,6 +17,7 @@ from patterncc.dsl.mask import (
     Branch,
     Compare,
     Const,
+    Expr,
     IntExpr,
     K,
     Or,
@@ -111,10 +112,12 @@ class _MaskWriter:
             self._named[key] = self._define("row", clamped, 32)
         return self._named[key].operand()
 
-    def _hoisted(self, expr: IntExpr) -> Text | None:
+    def _hoisted(self, expr: Expr) -> Text | None:
         """The names for the tile writer: anything that reads only one of the two positions is computed outside."""
         if reads_row(expr) and reads_key(expr):
             return None
+        if is_predicate(expr):
+            return self._name_predicate(expr, "key" if reads_key(expr) else "row")
         return self._hoist(expr)
 
     def _hoist(self, expr: IntExpr) -> Text:
@@ -136,7 +139,7 @@ class _MaskWriter:
 
     def _define(self, place: str, text: str, bits: int) -> Text:
         lines = self.key_lines if place == "key" else self.row_lines
-        name = f"{place}_{len(lines)}"
+        name = f"{place}_term_{len(lines)}"
         lines.append(f"{name} = {text}")
         return Text(name, 64 if bits == 64 else 32)
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from typing_extensions import TypeIs
+
 from patterncc.codegen.interval import Interval, interval
 from patterncc.dsl.errors import InternalError, UnsupportedError
 from patterncc.dsl.mask import (
@@ -18,17 +20,22 @@ from patterncc.dsl.mask import (
     Branch,
     Compare,
     Const,
+    Cover,
+    Expr,
     FloorDiv,
     IntExpr,
     Max,
+    Member,
     Min,
     Mod,
+    Not,
     Or,
     Param,
     Predicate,
     Product,
     Select,
     Sum,
+    Truth,
     Var,
 )
 
@@ -69,8 +76,13 @@ class Text:
         return Text(f"{self.operand()}.to(tl.int{bits})", bits)
 
 
-Names: TypeAlias = Callable[[IntExpr], Text | None]
-"""What the caller calls an expression: leaves always have a name, other expressions where one was computed before."""
+Names: TypeAlias = Callable[[Expr], "Text | None"]
+"""What the caller calls an expression: leaves always have a name, other expressions where they were computed before."""
+
+
+def is_predicate(expr: Expr) -> TypeIs[Predicate]:
+    """Tells a predicate from an integer."""
+    return isinstance(expr, (Truth, Compare, And, Or, Not, Branch, Member, Cover))
 
 
 class ExpressionWriter:
@@ -84,6 +96,12 @@ class ExpressionWriter:
     def __init__(self, names: Names, least_bits: Bits = 32) -> None:
         self._names = names
         self._least_bits = least_bits
+
+    def any(self, expr: Expr) -> Text:
+        """An integer or a predicate (of no width)."""
+        if is_predicate(expr):
+            return Text(self.predicate(expr), None)
+        return self.integer(expr)
 
     def integer(self, expr: IntExpr) -> Text:
         """An integer expression.
@@ -126,6 +144,9 @@ class ExpressionWriter:
 
     def predicate(self, expr: Predicate) -> str:
         """A predicate whose negations have been pushed down to its comparisons, as one operand."""
+        known = self._names(expr)
+        if known is not None:
+            return known.operand()
         match expr:
             case Compare(op, left, right):
                 return f"({self.integer(left).operand()} {op} {self.integer(right).operand()})"
