@@ -3,12 +3,15 @@
 Each returns the simplest node that says the same; none changes meaning.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
+from functools import cmp_to_key
 from typing import Literal, TypeVar
 
 from patterncc.dsl.mask import (
+    COORDINATES,
+    FALSE,
+    SIZES,
+    TRUE,
     Abs,
     And,
     Branch,
@@ -17,7 +20,6 @@ from patterncc.dsl.mask import (
     Cover,
     Entry,
     Expr,
-    FALSE,
     FloorDiv,
     IntExpr,
     K,
@@ -34,16 +36,77 @@ from patterncc.dsl.mask import (
     Segment,
     Select,
     Sum,
-    TRUE,
     Truth,
     Var,
 )
 
 E = TypeVar("E", bound=Expr)
 
-def _order(expr: Expr) -> tuple[int, str]:
-    """A total order of expressions: constants last, then by structure, stable between runs."""
-    return (1 if isinstance(expr, Const) else 0, repr(expr))
+# --------------------------------------------------------------------------------------------- the canonical order
+
+# Kinds of node in the order in which they are written: what is short and common first, constants last.
+_KINDS = (
+    Truth,
+    Var,
+    Param,
+    Entry,
+    Segment,
+    FloorDiv,
+    Mod,
+    Product,
+    Min,
+    Max,
+    Abs,
+    Select,
+    Sum,
+    Const,
+)
+_KINDS += (Compare, Member, Not, And, Or, Branch, Cover)  # type: ignore[assignment]
+_KIND_RANK: dict[type, int] = {kind: rank for rank, kind in enumerate(_KINDS)}
+_NAME_RANK = {name: rank for rank, name in enumerate((*COORDINATES, *SIZES))}
+_OP_RANK = {"==": 0, "<=": 1, "<": 2, "!=": 3}
+
+
+def _compare_nodes(left: Expr, right: Expr) -> int:
+    """Negative, zero or positive as `left` comes before, equals or comes after `right`. Stable between runs."""
+    if left is right:
+        return 0
+    if type(left) is not type(right):
+        return _KIND_RANK[type(left)] - _KIND_RANK[type(right)]
+    match left, right:
+        case Var(a), Var(b):
+            rank = _NAME_RANK.get(a, len(_NAME_RANK)) - _NAME_RANK.get(b, len(_NAME_RANK))
+            return rank or _compare_values(a, b)
+        case Compare(op_a, left_a, right_a), Compare(op_b, left_b, right_b):
+            return (
+                _compare_nodes(left_a, left_b)
+                or _compare_nodes(right_a, right_b)
+                or _OP_RANK[op_a] - _OP_RANK[op_b]
+            )
+    for name in type(left).__match_args__:
+        order = _compare_values(getattr(left, name), getattr(right, name))
+        if order:
+            return order
+    return 0
+
+
+def _compare_values(left: object, right: object) -> int:
+    """`_compare_nodes` for the value of a field."""
+    if isinstance(left, tuple) and isinstance(right, tuple):
+        for a, b in zip(left, right, strict=False):
+            order = _compare_values(a, b)
+            if order:
+                return order
+        return len(left) - len(right)
+    if isinstance(left, (int, str)):
+        return (left > right) - (left < right)  # type: ignore[operator]
+    return _compare_nodes(left, right)  # type: ignore[arg-type]
+
+
+_order = cmp_to_key(_compare_nodes)
+
+
+# --------------------------------------------------------------------------------------------- integers
 
 
 def add(*terms: IntExpr) -> IntExpr:
@@ -66,11 +129,10 @@ def add(*terms: IntExpr) -> IntExpr:
 
     for term in terms:
         collect(term, 1)
-    parts = [
-        multiply(Const(factor), term) for term, factor in coefficients.items() if factor != 0
-    ]
+    parts = [multiply(Const(factor), term) for term, factor in coefficients.items() if factor != 0]
     # Positive terms come first so that a difference prints as `q - k`, not `-k + q`.
-    parts.sort(key=lambda part: (_leading_factor(part) < 0, _order(part)))
+    parts.sort(key=_order)
+    parts.sort(key=lambda part: _leading_factor(part) < 0)
     if constant != 0 or not parts:
         parts.append(Const(constant))
     return parts[0] if len(parts) == 1 else Sum(tuple(parts))
@@ -172,7 +234,9 @@ def select(condition: Predicate, then: IntExpr, otherwise: IntExpr) -> IntExpr:
     return then if then == otherwise else Select(condition, then, otherwise)
 
 
-def compare(op: Literal["==", "!=", "<", "<=", ">", ">="], left: IntExpr, right: IntExpr) -> Predicate:
+def compare(
+    op: Literal["==", "!=", "<", "<=", ">", ">="], left: IntExpr, right: IntExpr
+) -> Predicate:
     """The comparison; constants fold, and `>`/`>=` exchange the sides."""
     if op == ">":
         return compare("<", right, left)
@@ -183,7 +247,7 @@ def compare(op: Literal["==", "!=", "<", "<=", ">", ">="], left: IntExpr, right:
         return Truth({"==": a == b, "!=": a != b, "<": a < b, "<=": a <= b}[op])
     if left == right:
         return Truth(op in ("==", "<="))
-    if op in ("==", "!=") and _order(right) < _order(left):
+    if op in ("==", "!=") and _compare_nodes(right, left) < 0:
         left, right = right, left
     return Compare(op, left, right)
 
@@ -242,8 +306,7 @@ def substitute(expr: E, replace: Mapping[Expr, IntExpr]) -> E:
 
     The body of a `Cover` binds its own `q` and `k`, so replacements of those two reach only the place it is seen from.
     """
-    result = _substitute(expr, replace)
-    return result  # type: ignore[return-value]
+    return _substitute(expr, replace)  # type: ignore[return-value]
 
 
 def _substitute(expr: Expr, replace: Mapping[Expr, IntExpr]) -> Expr:
@@ -290,6 +353,11 @@ def _substitute(expr: Expr, replace: Mapping[Expr, IntExpr]) -> Expr:
         case Cover(block_q, block_k, body, causal, q, k):
             inside = {leaf: value for leaf, value in replace.items() if leaf not in (Q, K)}
             return Cover(
-                block_q, block_k, _substitute(body, inside), causal, go(q), go(k)  # type: ignore[arg-type]
+                block_q,
+                block_k,
+                _substitute(body, inside),
+                causal,
+                go(q),
+                go(k),  # type: ignore[arg-type]
             )
     raise TypeError(f"not an expression: {expr!r}")
