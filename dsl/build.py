@@ -4,13 +4,10 @@ Each returns the simplest node that says the same; none changes meaning.
 """
 
 from collections.abc import Mapping
-from functools import cmp_to_key
 from typing import Literal, TypeVar
 
 from patterncc.dsl.mask import (
-    COORDINATES,
     FALSE,
-    SIZES,
     TRUE,
     Abs,
     And,
@@ -39,74 +36,9 @@ from patterncc.dsl.mask import (
     Truth,
     Var,
 )
+from patterncc.dsl.order import compare_expressions, order_key
 
 E = TypeVar("E", bound=Expr)
-
-# --------------------------------------------------------------------------------------------- the canonical order
-
-# Kinds of node in the order in which they are written: what is short and common first, constants last.
-_KINDS = (
-    Truth,
-    Var,
-    Param,
-    Entry,
-    Segment,
-    FloorDiv,
-    Mod,
-    Product,
-    Min,
-    Max,
-    Abs,
-    Select,
-    Sum,
-    Const,
-)
-_KINDS += (Compare, Member, Not, And, Or, Branch, Cover)  # type: ignore[assignment]
-_KIND_RANK: dict[type, int] = {kind: rank for rank, kind in enumerate(_KINDS)}
-_NAME_RANK = {name: rank for rank, name in enumerate((*COORDINATES, *SIZES))}
-_OP_RANK = {"==": 0, "<=": 1, "<": 2, "!=": 3}
-
-
-def _compare_nodes(left: Expr, right: Expr) -> int:
-    """Negative, zero or positive as `left` comes before, equals or comes after `right`. Stable between runs."""
-    if left is right:
-        return 0
-    if type(left) is not type(right):
-        return _KIND_RANK[type(left)] - _KIND_RANK[type(right)]
-    match left, right:
-        case Var(a), Var(b):
-            rank = _NAME_RANK.get(a, len(_NAME_RANK)) - _NAME_RANK.get(b, len(_NAME_RANK))
-            return rank or _compare_values(a, b)
-        case Compare(op_a, left_a, right_a), Compare(op_b, left_b, right_b):
-            return (
-                _compare_nodes(left_a, left_b)
-                or _compare_nodes(right_a, right_b)
-                or _OP_RANK[op_a] - _OP_RANK[op_b]
-            )
-    for name in type(left).__match_args__:
-        order = _compare_values(getattr(left, name), getattr(right, name))
-        if order:
-            return order
-    return 0
-
-
-def _compare_values(left: object, right: object) -> int:
-    """`_compare_nodes` for the value of a field."""
-    if isinstance(left, tuple) and isinstance(right, tuple):
-        for a, b in zip(left, right, strict=False):
-            order = _compare_values(a, b)
-            if order:
-                return order
-        return len(left) - len(right)
-    if isinstance(left, (int, str)):
-        return (left > right) - (left < right)  # type: ignore[operator]
-    return _compare_nodes(left, right)  # type: ignore[arg-type]
-
-
-_order = cmp_to_key(_compare_nodes)
-
-
-# --------------------------------------------------------------------------------------------- integers
 
 
 def add(*terms: IntExpr) -> IntExpr:
@@ -131,7 +63,7 @@ def add(*terms: IntExpr) -> IntExpr:
         collect(term, 1)
     parts = [multiply(Const(factor), term) for term, factor in coefficients.items() if factor != 0]
     # Positive terms come first so that a difference prints as `q - k`, not `-k + q`.
-    parts.sort(key=_order)
+    parts.sort(key=order_key)
     parts.sort(key=lambda part: _leading_factor(part) < 0)
     if constant != 0 or not parts:
         parts.append(Const(constant))
@@ -165,7 +97,7 @@ def multiply(*factors: IntExpr) -> IntExpr:
                 rest.append(factor)
     if constant == 0 or not rest:
         return Const(constant if not rest else 0)
-    rest.sort(key=_order)
+    rest.sort(key=order_key)
     if len(rest) == 1:
         only = rest[0]
         if constant == 1:
@@ -208,7 +140,7 @@ def _extremum(kind: type[Min] | type[Max], args: tuple[IntExpr, ...]) -> IntExpr
                 flat.add(part)
     if constants:
         flat.add(Const(min(constants) if kind is Min else max(constants)))
-    parts = sorted(flat, key=_order)
+    parts = sorted(flat, key=order_key)
     return parts[0] if len(parts) == 1 else kind(tuple(parts))
 
 
@@ -247,7 +179,7 @@ def compare(
         return Truth({"==": a == b, "!=": a != b, "<": a < b, "<=": a <= b}[op])
     if left == right:
         return Truth(op in ("==", "<="))
-    if op in ("==", "!=") and _compare_nodes(right, left) < 0:
+    if op in ("==", "!=") and compare_expressions(right, left) < 0:
         left, right = right, left
     return Compare(op, left, right)
 
@@ -262,7 +194,7 @@ def _connect(kind: type[And] | type[Or], args: tuple[Predicate, ...]) -> Predica
         return absorbing
     if not flat:
         return neutral
-    parts = sorted(flat, key=_order)
+    parts = sorted(flat, key=order_key)
     return parts[0] if len(parts) == 1 else kind(tuple(parts))
 
 

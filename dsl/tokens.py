@@ -51,8 +51,32 @@ _SPELLING = {"LPAR": "(", "RPAR": ")", "LSQB": "[", "RSQB": "]", "LBRACE": "{", 
 
 # After one of these an expression cannot end, so a line that ends in one goes on.
 _OPEN_ENDED = frozenset(
-    "IF THEN ELSE AND OR NOT IN AT COLON COMMA ASSIGN RANGE EQUAL UNEQUAL LESS LESS_EQUAL MORE MORE_EQUAL "
-    "PLUS MINUS STAR DIVIDE MODULO NEWLINE".split()
+    [
+        "IF",
+        "THEN",
+        "ELSE",
+        "AND",
+        "OR",
+        "NOT",
+        "IN",
+        "AT",
+        "COLON",
+        "COMMA",
+        "ASSIGN",
+        "RANGE",
+        "EQUAL",
+        "UNEQUAL",
+        "LESS",
+        "LESS_EQUAL",
+        "MORE",
+        "MORE_EQUAL",
+        "PLUS",
+        "MINUS",
+        "STAR",
+        "DIVIDE",
+        "MODULO",
+        "NEWLINE",
+    ]
 )
 
 _FOREIGN = {

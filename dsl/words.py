@@ -22,9 +22,25 @@ _SPELLINGS = {
     "NEWLINE": "the end of the line",
     "$END": "the end of the text",
 }
-_EXPRESSION = frozenset("NUMBER NAME LPAR MINUS TRUE FALSE".split())
+_EXPRESSION = frozenset(["NUMBER", "NAME", "LPAR", "MINUS", "TRUE", "FALSE"])
 _OPERATORS = frozenset(
-    "AND OR IN AT EQUAL UNEQUAL LESS LESS_EQUAL MORE MORE_EQUAL PLUS MINUS STAR DIVIDE MODULO".split()
+    [
+        "AND",
+        "OR",
+        "IN",
+        "AT",
+        "EQUAL",
+        "UNEQUAL",
+        "LESS",
+        "LESS_EQUAL",
+        "MORE",
+        "MORE_EQUAL",
+        "PLUS",
+        "MINUS",
+        "STAR",
+        "DIVIDE",
+        "MODULO",
+    ]
 )
 
 
