@@ -1,7 +1,8 @@
-"""How a head dimension is cut into parts whose widths are powers of two, as Triton's tensors must be.
+"""How a head dimension is cut into parts whose widths are powers of two, as Triton's tensors must
+be.
 
-192 becomes 128 + 64 and 80 becomes 64 + 16: several matrix products and several accumulators instead of padding by
-a third or more. A dimension that is no multiple of 16 is padded to the next one.
+192 becomes 128 + 64 and 80 becomes 64 + 16: several matrix products and several accumulators
+instead of padding by a third or more. A dimension that is no multiple of 16 is padded to one.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def query_key_value_parts(problem: Problem) -> tuple[tuple[Part, ...], tuple[Par
     """
     widest = LARGEST
     if problem.dtype == "float32":
-        # float32 products run without tensor cores, with whole operands in registers: keep those narrow.
+        # These products run without tensor cores, with whole operands in registers.
         widest = 32 if max(problem.head_dim, problem.value_head_dim) <= 128 else 64
     return parts(problem.head_dim, widest), parts(problem.value_head_dim, widest)
 

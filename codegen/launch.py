@@ -58,12 +58,14 @@ _kernels: dict[tuple[str, bool, str, int | None], Any] = {}
 
 
 def kernel_count() -> int:
-    """How many kernels this process has compiled, or fetched from Triton's cache, to launch them."""
+    """How many kernels this process has compiled, or fetched from Triton's cache, to launch
+    them."""
     return len(_kernels)
 
 
 def interpreting() -> bool:
-    """Do kernels run in Triton's interpreter, on CPU tensors? TRITON_INTERPRET decides it at import."""
+    """Do kernels run in Triton's interpreter, on CPU tensors? TRITON_INTERPRET decides it at
+    import."""
     return _MISSING is None and isinstance(triton.language.max, InterpretedFunction)
 
 

@@ -1,4 +1,5 @@
-"""What a forward call launches: config, program, source, grid and arguments, from sizes and strides.
+"""What a forward call launches: config, program, source, grid and arguments, from sizes and
+strides.
 
 Knows neither torch nor triton; `launch` compiles and runs what is planned here.
 """

@@ -1,7 +1,9 @@
-"""Integer and predicate expressions as Triton text, with Python's floor division and without overflow.
+"""Integer and predicate expressions as Triton text, with Python's floor division and without
+overflow.
 
-One writer serves scalars and tensors: what a name stands for is the caller's affair. Triton's `//` truncates and its
-`%` follows C, so a division becomes a shift, a plain division of what is never negative, or `floor_divide`.
+One writer serves scalars and tensors: what a name stands for is the caller's affair. Triton's `//`
+    truncates and its `%` follows C, so a division becomes a shift, a plain division of what is
+    never negative, or `floor_divide`.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def floor_modulo(value, divisor):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Triton text of an integer: its width, and whether it binds as tightly as a name. Literals take any width."""
+    """Triton text of an integer: its width, and whether it binds as tightly as a name. Literals
+    take any width."""
 
     text: str
     bits: Bits | None
@@ -77,7 +80,8 @@ class Text:
 
 
 Names: TypeAlias = Callable[[Expr], "Text | None"]
-"""What the caller calls an expression: leaves always have a name, other expressions where they were computed before."""
+"""What the caller calls an expression: leaves always have a name, other expressions where they were
+computed before."""
 
 
 def is_predicate(expr: Expr) -> TypeIs[Predicate]:
@@ -90,7 +94,8 @@ class ExpressionWriter:
 
     Args:
         names: The text of leaves and of expressions that have been computed already.
-        least_bits: 64 computes everything in 64 bits, 32 only what interval analysis cannot keep within 32.
+        least_bits: 64 computes everything in 64 bits, 32 only what interval analysis cannot keep
+            within 32.
     """
 
     def __init__(self, names: Names, least_bits: Bits = 32) -> None:
@@ -203,7 +208,7 @@ class ExpressionWriter:
         bits = self._bits(interval(value), interval(divisor))
         dividend = self.integer(value).widened(bits)
         if isinstance(divisor, Const) and divisor.value & (divisor.value - 1) == 0:
-            # An arithmetic shift is the floor of a division by a power of two, a bit mask its remainder.
+            # An arithmetic shift is the floor of the quotient, and a bit mask the remainder.
             shift = divisor.value.bit_length() - 1
             how = f">> {shift}" if op == "//" else f"& {divisor.value - 1}"
             return Text(f"{dividend.operand()} {how}", bits, atom=False)

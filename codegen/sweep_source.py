@@ -1,9 +1,11 @@
-"""Sweeps as Triton text: many short loops over tiles become one loop whose tile number is arithmetic on its counter.
+"""Sweeps as Triton text: many short loops over tiles become one loop whose tile number is
+arithmetic on its counter.
 
-A loop of its own for each sweep would drain and refill the load pipeline at every end. So the counters of the pieces
-are laid end to end, and the tile number is selected by comparing the counter with the ends of the pieces. Bounds are
-computed in 64 bits, once per program; only the counter and the tile number are 32 bits wide. A sweep of many residue
-classes is laid out in the same way, with a class in each lane of a vector.
+A loop of its own for each sweep would drain and refill the load pipeline at every end. So the
+counters of the pieces are laid end to end, and the tile number is selected by comparing the counter
+with the ends of the pieces. Bounds are computed in 64 bits, once per program; only the counter and
+the tile number are 32 bits wide. A sweep of many residue classes is laid out in the same way, with
+a class in each lane of a vector.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from patterncc.dsl.mask import (
     Expr,
     IntExpr,
     Param,
-    Predicate,
     Product,
     Var,
     children,
@@ -32,7 +33,8 @@ from patterncc.dsl.mask import (
 )
 
 UNROLLED_CLASSES = 8
-"""Most residue classes of a sweep that are laid out as pieces of their own; more become the lanes of a vector."""
+"""Most residue classes of a sweep that are laid out as pieces of their own; more become the lanes
+of a vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ class TileLoop:
 
 @dataclass(frozen=True, slots=True)
 class LoopNest:
-    """The loops of a program, partial tiles first, and the lines that compute what several bounds share."""
+    """The loops of a program, partial tiles first, and the lines that compute what several bounds
+    share."""
 
     common: tuple[str, ...]
     loops: tuple[TileLoop, ...]
@@ -132,7 +135,8 @@ def wide_name(leaf: Var | Param) -> str:
 
 
 def _merge(sweeps: Sequence[Sweep]) -> Iterator[_Piece]:
-    """Joins sweeps that differ in their guard alone: sweeps are disjoint, so no two such guards hold for one tile."""
+    """Joins sweeps that differ in their guard alone: sweeps are disjoint, so no two such guards
+    hold for one tile."""
     alike: dict[Sweep, list[int]] = {}
     for number, sweep in enumerate(sweeps):
         alike.setdefault(replace(sweep, guard=TRUE), []).append(number)
@@ -156,7 +160,7 @@ def _pieces(sweeps: Sequence[Sweep]) -> Iterator[_Piece]:
 
 def _at_class(sweep: Sweep, residue: int) -> Sweep:
     """One class of a sweep, as a sweep of its own."""
-    at = {RESIDUE: Const(residue)}
+    at: dict[Expr, IntExpr] = {RESIDUE: Const(residue)}
     return Sweep(
         sweep.kind,
         substitute(sweep.lo, at),
@@ -171,11 +175,12 @@ def _parts(sweep: Sweep) -> tuple[Expr, ...]:
     return (sweep.lo, sweep.hi, separate(sweep.guard), sweep.phase)
 
 
-# --------------------------------------------------------------------------------------------- shared bounds
+# ------------------------------------------------------------------------------------ shared bounds
 
 
 def _share(sweeps: Sequence[Sweep]) -> tuple[tuple[str, ...], ExpressionWriter]:
-    """Names the expressions that several bounds contain: the lines that compute them, and a writer that knows them."""
+    """Names the expressions that several bounds contain: the lines that compute them, and a writer
+    that knows them."""
     uses: Counter[Expr] = Counter()
     order: list[Expr] = []
 
@@ -202,7 +207,8 @@ def _share(sweeps: Sequence[Sweep]) -> tuple[tuple[str, ...], ExpressionWriter]:
 
 
 def _worth_a_name(expr: Expr) -> bool:
-    """Not for leaves, for what differs between lanes, and for negative terms, which sums write as differences."""
+    """Not for leaves, for what differs between lanes, and for negative terms, which sums write as
+    differences."""
     if (
         isinstance(expr, Product)
         and isinstance(expr.factors[0], Const)
@@ -217,7 +223,7 @@ def _scalar(expr: Expr) -> Text | None:
     return Text(wide_name(expr), 64) if isinstance(expr, (Var, Param)) else None
 
 
-# --------------------------------------------------------------------------------------------- one loop
+# ------------------------------------------------------------------------------------ one loop
 
 
 def _loop(writer: ExpressionWriter, pieces: Sequence[_Piece]) -> TileLoop:
@@ -238,7 +244,7 @@ def _stretch(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[s
     label, sweep = piece.label, piece.sweep
     yield piece.comment
     yield f"first_{label} = {_integer(writer, sweep.lo)}"
-    length = f"tl.maximum({writer.integer(sweep.hi).text} - first_{label}, 0)"
+    length = f"tl.maximum({writer.integer(sweep.hi).operand()} - first_{label}, 0)"
     guard = separate(sweep.guard)
     if guard != TRUE:
         length = f"tl.where({writer.predicate(guard)}, {length}, 0)"
@@ -257,7 +263,7 @@ def _lanes(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[str
     exists = f"(residue_wide < {sweep.classes})"
     if guard != TRUE:
         exists = f"{exists} & {writer.predicate(guard)}"
-    length = f"tl.maximum({writer.integer(sweep.hi).text} - first_{label}, 0)"
+    length = f"tl.maximum({writer.integer(sweep.hi).operand()} - first_{label}, 0)"
     yield f"length_{label} = tl.where({exists}, {length}, 0).to(tl.int32)"
     start = f" + {before}" if before else ""
     yield f"ends_{label} = tl.cumsum(length_{label}, 0){start}"
