@@ -150,13 +150,12 @@ def _tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:
 def _grows(program: BlockProgram) -> bool:
     """Do later query tiles see more keys, as under a causal mask?
 
-    Read off the bounds of full tiles: some end follows the row while its start does not.
+    Read off the bounds: some sweep's end follows the row while its start does not.
     """
     rows = {"q_first", "q_last"}
     return any(
         bool(rows & variables(sweep.hi)) and not rows & variables(sweep.lo)
         for sweep in program.forward
-        if sweep.kind == "full"
     )
 
 
