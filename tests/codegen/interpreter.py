@@ -83,8 +83,7 @@ def attend(call: Call) -> Errors:
     from tests.codegen.attention import errors, expected, lowered, poisoned
 
     torch.manual_seed(0)
-    torch.utils.deterministic.fill_uninitialized_memory = True  # outputs start as NaN
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True)  # among others, new memory is filled with NaN
     pattern = load(call.text)
     like = torch.empty(0, dtype=getattr(torch, call.dtype))
     (heads, kv_heads), width = call.heads, call.value_head_dim or call.head_dim
