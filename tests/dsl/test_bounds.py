@@ -114,7 +114,7 @@ HOSTILE: dict[str, tuple[Callable[[], str], str | None]] = {
             + "\n".join(f"let a{n + 1} = not (a{n} and k < {n})" for n in range(90))
             + "\na90"
         ),
-        None,
+        "too-long",
     ),
     "many calls of a large pattern": (
         lambda: (
