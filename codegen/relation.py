@@ -44,7 +44,11 @@ from patterncc.dsl.mask import (
     variables,
     walk,
 )
-from patterncc.dsl.printer import format_expression
+
+try:
+    from patterncc.dsl.printer import format_expression
+except ImportError:
+    format_expression = repr
 
 OPERATION_BUDGET = 20_000_000  # isl's own count: about two seconds
 
@@ -139,7 +143,9 @@ class Scalars:
 
 def is_scalar(expr: Expr) -> bool:
     """Whether it has one value in a whole tile: it reads neither `q` nor `k`."""
-    return not ({"q", "k"} & variables(expr)) and not any(isinstance(node, Cover) for node in walk(expr))
+    return not ({"q", "k"} & variables(expr)) and not any(
+        isinstance(node, Cover) for node in walk(expr)
+    )
 
 
 def _is_affine(expr: IntExpr) -> bool:
@@ -252,8 +258,10 @@ class _Translator:
                 return inner.max(inner.neg())
             case Select(condition, then, otherwise):
                 where = self.predicate(condition)
-                return self.integer(then).intersect_domain(where).union_add(
-                    self.integer(otherwise).intersect_domain(where.complement())
+                return (
+                    self.integer(then)
+                    .intersect_domain(where)
+                    .union_add(self.integer(otherwise).intersect_domain(where.complement()))
                 )
         raise UnsupportedError(
             f"`{format_expression(expr)}` is not linear in the positions: divide and multiply them by numbers "
@@ -297,13 +305,6 @@ class _Translator:
 # ------------------------------------------------------------------------------------------- the relation
 
 
-class TileSets:
-    """Visited and full tiles of one direction, as isl sets of the tile number."""
-
-    def __init__(self, visited: isl.Set, full_natural: Sequence[isl.Set], full: isl.Set, context: isl.Set) -> None:
-        self.visited, self.full_natural, self.full, self.context = visited, full_natural, full, context
-
-
 class Relation:
     """The allowed pairs (q, k) of a mask, with lengths, offsets and run-time numbers symbolic.
 
@@ -332,7 +333,7 @@ class Relation:
         try:
             yield
         except isl.Error as error:
-            if "max_operations" in str(error) or self.context.get_max_operations() and "quota" in str(error):
+            if "maximal number of operations" in str(error):
                 raise UnsupportedError(
                     "this pattern is too intricate to lower exactly within the compiler's budget"
                 ) from error
@@ -345,7 +346,9 @@ class Relation:
 
     def _region(self, conditions: Sequence[str]) -> isl.Set:
         text = " and ".join(conditions)
-        return isl.Set.read_from_str(self.context, f"[{', '.join(self.names)}] -> {{ [tile, q, k] : {text} }}")
+        return isl.Set.read_from_str(
+            self.context, f"[{', '.join(self.names)}] -> {{ [tile, q, k] : {text} }}"
+        )
 
     def tiles(
         self,
@@ -365,7 +368,7 @@ class Relation:
         with self._budget():
             context_set = self._params(context)
             base = self._region(region).intersect_params(context_set)
-            allowed = self.pairs.insert_dims(_SET, 0, 1).reset_tuple_id() if False else self._lift(self.pairs)
+            allowed = self._lift(self.pairs)
             present = self._region(exists) if exists else isl.Set.universe(base.get_space())
             entire = self._region(whole) if whole else isl.Set.universe(base.get_space())
             visited = _project(base.intersect(allowed).intersect(present))
@@ -376,12 +379,18 @@ class Relation:
             terms = allowed.get_basic_sets()
             if 1 < len(terms) <= 16:
                 for term in terms:
-                    alone = visited.subtract(_project(base.subtract(term.to_set().intersect(entire))))
+                    alone = visited.subtract(
+                        _project(base.subtract(term.to_set().intersect(entire)))
+                    )
                     natural.append(alone.coalesce())
-            full_pieces = _disjoint([part for whole_part in [*natural, full] for part in _simplest_first(whole_part)])
+            full_pieces = _disjoint(
+                [part for whole_part in [*natural, full] for part in _simplest_first(whole_part)]
+            )
             partial_pieces = []
             for part in _disjoint(_simplest_first(visited)):
-                partial_pieces.extend(_disjoint(_simplest_first(part.to_set().subtract(full).coalesce())))
+                partial_pieces.extend(
+                    _disjoint(_simplest_first(part.to_set().subtract(full).coalesce()))
+                )
             return (
                 [piece for part in full_pieces for piece in self._piece(part, context_set)],
                 [piece for part in partial_pieces for piece in self._piece(part, context_set)],
@@ -404,11 +413,13 @@ class Relation:
                 shift = affine.scale_val(1)
                 mapped = _strided(basic, stride, shift)
                 for inner in mapped.compute_divs().get_basic_sets():
-                    yield self._constraints(inner.remove_redundancies(), stride, offset)
+                    yield self._constraints(inner.remove_redundancies(), stride, offset, context)
             else:
-                yield self._constraints(basic.remove_redundancies(), 1, offset)
+                yield self._constraints(basic.remove_redundancies(), 1, offset, context)
 
-    def _constraints(self, basic: isl.BasicSet, stride: int, offset: IntExpr) -> Piece:
+    def _constraints(
+        self, basic: isl.BasicSet, stride: int, offset: IntExpr, context: isl.Set
+    ) -> Piece:
         floors = _Floors(self, basic)
         constraints = []
         for constraint in basic.get_constraints():
@@ -417,7 +428,7 @@ class Relation:
             value = floors.linear(constraint)
             constraints.append(Constraint(value, constraint.is_equality()))
         constraints.sort(key=repr)
-        return Piece(stride, offset, tuple(constraints), _span(basic, floors.tile_floors))
+        return Piece(stride, offset, tuple(constraints), _span(basic, floors.tile_floors, context))
 
     def _affine(self, affine: isl.Aff) -> IntExpr:
         """A quasi-affine expression of the symbols alone."""
@@ -425,8 +436,8 @@ class Relation:
         denominator = affine.get_denominator_val().to_python()
         terms: list[IntExpr] = [Const((affine.get_constant_val() * denominator).to_python())]
         for i, name in enumerate(self.names):
-            factor = (affine.get_coefficient_val(_PARAM, i) * denominator).to_python()
-            terms.append(multiply(Const(factor), self.scalars.meaning[name]))
+            if factor := (affine.get_coefficient_val(_PARAM, i) * denominator).to_python():
+                terms.append(multiply(Const(factor), self.scalars.meaning[name]))
         for i in range(count):
             factor = (affine.get_coefficient_val(_DIV, i) * denominator).to_python()
             if factor:
@@ -448,7 +459,9 @@ class _Floors:
             affine = basic.get_div(i)
             denominator = affine.get_denominator_val().to_python()
             arg = self._linear(
-                lambda kind, j, a=affine, d=denominator: (a.get_coefficient_val(kind, j) * d).to_python(),
+                lambda kind, j, a=affine, d=denominator: (
+                    a.get_coefficient_val(kind, j) * d
+                ).to_python(),
                 (affine.get_constant_val() * denominator).to_python(),
                 isl.dim_type.in_,
                 i,
@@ -468,11 +481,16 @@ class _Floors:
         )
 
     def _linear(
-        self, coefficient: Callable[[isl.dim_type, int], int], constant: int, tile: isl.dim_type, known: int
+        self,
+        coefficient: Callable[[isl.dim_type, int], int],
+        constant: int,
+        tile: isl.dim_type,
+        known: int,
     ) -> Linear:
         rest: list[IntExpr] = [Const(constant)]
         for i, name in enumerate(self.relation.names):
-            rest.append(multiply(Const(coefficient(_PARAM, i)), self.relation.scalars.meaning[name]))
+            if factor := coefficient(_PARAM, i):
+                rest.append(multiply(Const(factor), self.relation.scalars.meaning[name]))
         floors: list[tuple[int, Floor]] = []
         for i in range(known):
             factor = coefficient(_DIV, i)
@@ -491,7 +509,9 @@ def _project(tiles: isl.Set) -> isl.Set:
 
 
 def _tile_floors(basic: isl.BasicSet) -> int:
-    return sum(1 for i in range(basic.dim(_DIV)) if basic.get_div(i).involves_dims(isl.dim_type.in_, 0, 1))
+    return sum(
+        1 for i in range(basic.dim(_DIV)) if basic.get_div(i).involves_dims(isl.dim_type.in_, 0, 1)
+    )
 
 
 def _simplest_first(tiles: isl.Set) -> list[isl.BasicSet]:
@@ -521,16 +541,17 @@ def _strided(basic: isl.BasicSet, stride: int, offset: isl.Aff) -> isl.Set:
     return basic.to_set().preimage_multi_aff(target)
 
 
-def _span(basic: isl.BasicSet, tile_floors: Sequence[int]) -> int | None:
+def _span(basic: isl.BasicSet, tile_floors: Sequence[int], context: isl.Set) -> int | None:
+    """How far apart two tiles can be that meet the constraints without floors of the tile."""
     if not tile_floors:
         return None
     relaxed = basic
     for i in reversed(tile_floors):
         relaxed = relaxed.drop_constraints_involving_dims(_DIV, i, 1)
-    pairs = relaxed.flat_product(relaxed)
+    pairs = relaxed.flat_product(relaxed).to_set().intersect_params(context.params())
     space = pairs.get_space()
     difference = isl.Aff.var_on_domain(isl.LocalSpace.from_space(space), _SET, 1).sub(
         isl.Aff.var_on_domain(isl.LocalSpace.from_space(space), _SET, 0)
     )
-    most = pairs.to_set().max_val(difference)
+    most = pairs.max_val(difference)
     return most.to_python() if most.is_int() else None

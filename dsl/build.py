@@ -41,6 +41,7 @@ from patterncc.dsl.mask import (
 
 E = TypeVar("E", bound=Expr)
 
+
 def _order(expr: Expr) -> tuple[int, str]:
     """A total order of expressions: constants last, then by structure, stable between runs."""
     return (1 if isinstance(expr, Const) else 0, repr(expr))
@@ -66,9 +67,7 @@ def add(*terms: IntExpr) -> IntExpr:
 
     for term in terms:
         collect(term, 1)
-    parts = [
-        multiply(Const(factor), term) for term, factor in coefficients.items() if factor != 0
-    ]
+    parts = [multiply(Const(factor), term) for term, factor in coefficients.items() if factor != 0]
     # Positive terms come first so that a difference prints as `q - k`, not `-k + q`.
     parts.sort(key=lambda part: (_leading_factor(part) < 0, _order(part)))
     if constant != 0 or not parts:
@@ -172,7 +171,9 @@ def select(condition: Predicate, then: IntExpr, otherwise: IntExpr) -> IntExpr:
     return then if then == otherwise else Select(condition, then, otherwise)
 
 
-def compare(op: Literal["==", "!=", "<", "<=", ">", ">="], left: IntExpr, right: IntExpr) -> Predicate:
+def compare(
+    op: Literal["==", "!=", "<", "<=", ">", ">="], left: IntExpr, right: IntExpr
+) -> Predicate:
     """The comparison; constants fold, and `>`/`>=` exchange the sides."""
     if op == ">":
         return compare("<", right, left)
@@ -290,6 +291,11 @@ def _substitute(expr: Expr, replace: Mapping[Expr, IntExpr]) -> Expr:
         case Cover(block_q, block_k, body, causal, q, k):
             inside = {leaf: value for leaf, value in replace.items() if leaf not in (Q, K)}
             return Cover(
-                block_q, block_k, _substitute(body, inside), causal, go(q), go(k)  # type: ignore[arg-type]
+                block_q,
+                block_k,
+                _substitute(body, inside),
+                causal,
+                go(q),
+                go(k),  # type: ignore[arg-type]
             )
     raise TypeError(f"not an expression: {expr!r}")

@@ -65,9 +65,18 @@ class Pattern:
     @property
     def numbers(self) -> tuple[Parameter, ...]:
         """The run-time `int` parameters in name order: the order in which their values travel to a kernel."""
-        return tuple(sorted((p for p in self.parameters if isinstance(p.type, IntType)), key=lambda p: p.name))
+        return tuple(
+            sorted(
+                (p for p in self.parameters if isinstance(p.type, IntType)), key=lambda p: p.name
+            )
+        )
 
     @property
     def tables(self) -> tuple[Parameter, ...]:
         """The table and segments parameters in name order."""
-        return tuple(sorted((p for p in self.parameters if not isinstance(p.type, IntType)), key=lambda p: p.name))
+        return tuple(
+            sorted(
+                (p for p in self.parameters if not isinstance(p.type, IntType)),
+                key=lambda p: p.name,
+            )
+        )

@@ -1,0 +1,200 @@
+"""A `BlockProgram` at concrete numbers: which tiles are visited, as arrays. For executors on the CPU, plots, counts, tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patterncc.codegen.ir import BlockProgram, Direction, Sweep
+from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.mask import (
+    Abs,
+    And,
+    Branch,
+    Compare,
+    Const,
+    Expr,
+    FloorDiv,
+    Max,
+    Min,
+    Mod,
+    Not,
+    Or,
+    Param,
+    Product,
+    Select,
+    Sum,
+    Truth,
+    Var,
+)
+
+Env = Mapping[str, Any]
+
+
+def evaluate(expr: Expr, env: Env) -> Any:
+    """The value of a scalar expression; names may be bound to int64 arrays, which broadcast.
+
+    Raises:
+        KeyError: For a name that `env` does not bind.
+    """
+
+    def go(inner: Expr) -> Any:
+        return evaluate(inner, env)
+
+    match expr:
+        case Const(value) | Truth(value):
+            return value
+        case Var(name) | Param(name):
+            return env[name]
+        case Sum(terms):
+            return reduce(lambda a, b: a + b, map(go, terms))
+        case Product(factors):
+            return reduce(lambda a, b: a * b, map(go, factors))
+        case FloorDiv(value, divisor):
+            return go(value) // go(divisor)
+        case Mod(value, divisor):
+            return go(value) % go(divisor)
+        case Min(args):
+            return reduce(np.minimum, map(go, args))
+        case Max(args):
+            return reduce(np.maximum, map(go, args))
+        case Abs(value):
+            return abs(go(value))
+        case Select(condition, then, otherwise):
+            return np.where(go(condition), go(then), go(otherwise))
+        case Compare(op, left, right):
+            a, b = go(left), go(right)
+            return {"==": a == b, "!=": a != b, "<": a < b, "<=": a <= b}[op]
+        case And(args):
+            return reduce(np.logical_and, map(go, args))
+        case Or(args):
+            return reduce(np.logical_or, map(go, args))
+        case Not(arg):
+            return np.logical_not(go(arg))
+        case Branch(condition, then, otherwise):
+            return np.where(go(condition), go(then), go(otherwise))
+    raise TypeError(f"not a scalar expression: {expr!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class TileLists:
+    """Visited tiles in compressed rows: row `i` visits `tiles[indptr[i]:indptr[i + 1]]`, ascending.
+
+    Attributes:
+        indptr: int64 `[rows + 1]`.
+        tiles: int64 `[visited]`.
+        full: bool `[visited]`.
+    """
+
+    indptr: npt.NDArray[np.int64]
+    tiles: npt.NDArray[np.int64]
+    full: npt.NDArray[np.bool_]
+
+
+def forward_tiles(program: BlockProgram, env: Env) -> TileLists:
+    """The key tiles of each query tile.
+
+    Args:
+        program: What to evaluate.
+        env: `q_len`, `kv_len`, `q_offset`, and the coordinates, sizes and run-time numbers that the pattern reads.
+
+    Raises:
+        ConfigError: If the call breaks what the program takes for granted (`program.assume`).
+    """
+    return _lists(program, env, "forward")
+
+
+def transposed_tiles(program: BlockProgram, env: Env) -> TileLists:
+    """The query tiles of each key tile; arguments and errors as in `forward_tiles`."""
+    return _lists(program, env, "transposed")
+
+
+def block_map(program: BlockProgram, env: Env) -> npt.NDArray[np.uint8]:
+    """The map `[query tiles, key tiles]` of one head: 0 empty, 1 partial, 2 full."""
+    lists = forward_tiles(program, env)
+    columns = -(-int(env["kv_len"]) // program.block_k)
+    result = np.zeros((len(lists.indptr) - 1, columns), dtype=np.uint8)
+    rows = np.repeat(np.arange(len(lists.indptr) - 1), np.diff(lists.indptr))
+    result[rows, lists.tiles] = 1 + lists.full
+    return result
+
+
+def tile_counts(
+    program: BlockProgram, env: Env, direction: Direction = "forward"
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """How many full and how many partial tiles each row of tiles visits, without listing them.
+
+    Returns:
+        Two int64 arrays `[query tiles]` (`[key tiles]` for the transposed direction): full, partial.
+    """
+    rows, scope = _rows(program, env, direction)
+    counts = {"full": np.zeros(rows, np.int64), "partial": np.zeros(rows, np.int64)}
+    if rows:
+        for sweep, _, count, _ in _extents(program, direction, rows, scope):
+            counts[sweep.kind] += count
+    return counts["full"], counts["partial"]
+
+
+def _rows(program: BlockProgram, env: Env, direction: Direction) -> tuple[int, dict[str, Any]]:
+    """The number of rows of tiles that can visit anything, and the scalars of each as arrays."""
+    q_len, kv_len, offset = int(env["q_len"]), int(env["kv_len"]), env["q_offset"]
+    if direction == "forward":
+        rows = -(-q_len // program.block_q)
+        first = offset + program.block_q * np.arange(rows, dtype=np.int64)
+        last = np.minimum(first + program.block_q, offset + q_len) - 1
+        return rows, {**env, "q_first": first, "q_last": last}
+    rows = -(-kv_len // program.block_k)
+    tile = np.arange(rows, dtype=np.int64)
+    last = np.minimum(program.block_k * (tile + 1), kv_len) - 1
+    return rows, {**env, "k_tile": tile, "k_last": last}
+
+
+Extent = tuple[Sweep, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def _extents(program: BlockProgram, direction: Direction, rows: int, env: Env) -> Iterator[Extent]:
+    """For each loop: its sweep, and per row of tiles its first counter, trip count and phase."""
+    if int(env["q_len"]) == 0 or int(env["kv_len"]) == 0:
+        return
+    if not bool(np.all(evaluate(program.assume, env))):
+        raise ConfigError(
+            "this program was lowered for rows that end within the keys, and these do not"
+        )
+
+    def per_row(value: Any) -> npt.NDArray[np.int64]:
+        return np.broadcast_to(np.asarray(value, np.int64), (rows,))
+
+    for sweep in program.sweeps(direction):
+        for residue in range(sweep.classes):
+            scope = {**env, "residue": residue}
+            guard = evaluate(sweep.guard, scope)
+            if not np.any(guard):  # most residue classes of a periodic pattern are empty
+                continue
+            low, high = per_row(evaluate(sweep.lo, scope)), per_row(evaluate(sweep.hi, scope))
+            count = np.where(guard, np.maximum(high - low, 0), 0)
+            yield sweep, low, per_row(count), per_row(evaluate(sweep.phase, scope))
+
+
+def _lists(program: BlockProgram, env: Env, direction: Direction) -> TileLists:
+    rows, scope = _rows(program, env, direction)
+    row_parts, tile_parts, full_parts = [], [], []
+    for sweep, low, count, phase in _extents(program, direction, rows, scope):
+        total = int(count.sum())
+        if total == 0:
+            continue
+        row = np.repeat(np.arange(rows), count)
+        step = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
+        row_parts.append(row)
+        tile_parts.append(sweep.stride * (low[row] + step) + phase[row])
+        full_parts.append(np.full(total, sweep.kind == "full"))
+    if not row_parts:
+        return TileLists(np.zeros(rows + 1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
+    row, tile = np.concatenate(row_parts), np.concatenate(tile_parts)
+    order = np.lexsort((tile, row))
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=rows))]).astype(np.int64)
+    return TileLists(indptr, tile[order], np.concatenate(full_parts)[order])
