@@ -1,9 +1,11 @@
-"""Pieces to sweeps: linear constraints on a tile number become loop bounds in scalar arithmetic. Knows no isl.
+"""Pieces to sweeps: linear constraints on a tile number become loop bounds in scalar arithmetic.
+Knows no isl.
 
-Three cases, in order of preference. Constraints linear in the counter give the ends of an interval directly, and so
-does one floor of it, since floors are monotone. Where floors remain (periodic patterns whose period is no multiple of
-the tile), a piece known to be a few tiles long is written out tile by tile; otherwise the counter is split into
-residue classes, in each of which every floor is linear.
+Three cases, in order of preference. Constraints linear in the counter give the ends of an interval
+directly, and so does one floor of it, since floors are monotone. Where floors remain (periodic
+patterns whose period is no multiple of the tile), a piece known to be a few tiles long is written
+out tile by tile; otherwise the counter is split into residue classes, in each of which every floor
+is linear.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from fractions import Fraction
 from math import gcd
 
 from patterncc.codegen.ir import RESIDUE, Kind, Sweep
-from patterncc.codegen.relation import Constraint, Floor, Linear, Piece
+from patterncc.codegen.pieces import Constraint, Floor, Linear, Piece
 from patterncc.dsl.build import add, all_of, compare, floordiv, maximum, minimum, multiply, negate
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import TRUE, Const, IntExpr, Predicate, Product, Select, Sum
@@ -123,15 +125,17 @@ def _single(piece: Piece, kind: Kind, ends: _Ends, mixed: Sequence[Constraint], 
 
 
 def _classes(piece: Piece, kind: Kind) -> Sweep:
-    """One loop per residue of the counter: with `n = period * m + residue` every floor is linear in `m`."""
+    """One loop per residue of the counter: with `n = period * m + residue` every floor is linear
+    in `m`.
+    """
     period = 1
     for constraint in piece.constraints:
         for _, floor in constraint.value.floors:
             period = _common_period(floor, period)
     if period > MOST_CLASSES:
         raise UnsupportedError(
-            f"the pattern repeats only every {period} tiles, more than {MOST_CLASSES}: choose strides whose "
-            "common multiple with the tile is smaller"
+            f"the pattern repeats only every {period} tiles, more than {MOST_CLASSES}: "
+            "choose strides whose common multiple with the tile is smaller"
         )
     ends = _Ends()
     for constraint in piece.constraints:
@@ -165,7 +169,7 @@ def _ceildiv(value: IntExpr, divisor: int) -> IntExpr:
     return floordiv(add(value, Const(divisor - 1)), Const(divisor))
 
 
-# ------------------------------------------------------------------------------------------- readable guards
+# ---------------------------------------------------------------------------------- readable guards
 
 
 def _split(rest: IntExpr) -> tuple[IntExpr, IntExpr]:

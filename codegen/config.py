@@ -8,7 +8,9 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class KernelConfig:
-    """How a kernel is built: tile shape, warps per program, pipeline depth and the way tiles are loaded."""
+    """How a kernel is built: tile shape, warps per program, pipeline depth and the way tiles are
+    loaded.
+    """
 
     block_q: int = 128
     block_k: int = 128

@@ -1,4 +1,6 @@
-"""Exact numbers about a pattern at a call: visible keys per row, tiles, operations, bytes. Nothing is sampled."""
+"""Exact numbers about a pattern at a call: visible keys per row, tiles, operations, bytes. Nothing
+is sampled.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 def visible_keys(pattern: Pattern, env: Env) -> npt.NDArray[np.int64]:
     """How many keys each row attends to, int64 `[q_len]`.
 
-    The pattern is lowered for tiles of one query and one key, where every visited tile is a visible pair, so the count
-    of a row is the sum of a few trip counts: no pair is enumerated at any length.
+    The pattern is lowered for tiles of one query and one key, where every visited tile is a visible
+    pair, so the count of a row is the sum of a few trip counts: no pair is enumerated at any
+    length.
 
     Raises:
         UnsupportedError: For a pattern that cannot be lowered.
@@ -41,9 +44,11 @@ class Work:
         visited, full: Tiles.
         tiles: All tiles of the dense map.
         longest: Tiles of the busiest query tile.
-        useful_flops: Of the two products on visible pairs: `2 * pairs * (head_dim + value_head_dim)`.
+        useful_flops: Of the two products on visible pairs: `2 * pairs * (head_dim +
+            value_head_dim)`.
         computed_flops: The same on all pairs of visited tiles, what a kernel really does.
-        least_bytes: Query, key, value, output and lse moved once; keys that no row sees are not counted.
+        least_bytes: Query, key, value, output and lse moved once; keys that no row sees are not
+            counted.
         tile_bytes: Key and value tiles loaded, before any reuse in a cache.
     """
 
@@ -62,8 +67,8 @@ def work(pattern: Pattern, program: BlockProgram, problem: Problem, env: Env) ->
     """Exact work of one head of a call in the program's tiles."""
     q_len, kv_len = int(env["q_len"]), int(env["kv_len"])
     full, partial = schedule.tile_counts(program, env)
-    seen_by = sum(schedule.tile_counts(program, env, "transposed"))
-    live_keys = min(int((seen_by > 0).sum()) * program.block_k, kv_len)
+    full_below, partial_below = schedule.tile_counts(program, env, "transposed")
+    live_keys = min(int(np.count_nonzero(full_below + partial_below)) * program.block_k, kv_len)
     pairs = int(visible_keys(pattern, env).sum())
     visited = int(full.sum() + partial.sum())
     both = problem.head_dim + problem.value_head_dim

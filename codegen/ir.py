@@ -1,10 +1,11 @@
 """The block IR: which key tiles a query tile visits, and the same seen from a key tile.
 
-Conventions, for the whole code base: ranges are half open; a *query tile* is `block_q` consecutive rows of the call,
-tile 0 starting at row 0 (position `q_offset`); a *key tile* is `block_k` consecutive keys, tile 0 starting at key 0.
-A tile is *full* when every existing row of it attends to every one of its `block_k` (`block_q`) positions, so a tile that
-hangs over the last key is never full and rows past the last query do not matter. It is *partial* when some pair of
-it is allowed and it is not full. Bounds are scalar expressions: no tensor, no table of tiles, no length built in.
+Conventions, for the whole code base: ranges are half open; a *query tile* is `block_q` consecutive
+rows of the call, tile 0 starting at row 0 (position `q_offset`); a *key tile* is `block_k`
+consecutive keys, tile 0 starting at key 0. A tile is *full* when every existing row of it attends
+to every one of its `block_k` (`block_q`) positions, so a tile that hangs over the last key is never
+full and rows past the last query do not matter. It is *partial* when some pair of it is allowed and
+it is not full. Bounds are scalar expressions: no tensor, no table of tiles, no length built in.
 
 This file owns the nodes and what they mean; it knows neither isl nor torch.
 """
@@ -19,7 +20,8 @@ from patterncc.dsl.mask import TRUE, Const, IntExpr, Predicate, Var
 Kind: TypeAlias = Literal["full", "partial"]
 Direction: TypeAlias = Literal["forward", "transposed"]
 
-# Symbols that bounds may read besides the coordinates and sizes of the language and the pattern's run-time numbers.
+# Symbols that bounds may read besides the coordinates and sizes of the language and the pattern's
+# run-time numbers.
 Q_FIRST = Var("q_first")  # forward: position of the query tile's first row
 Q_LAST = Var("q_last")  # forward: position of its last existing row (>= q_first)
 K_TILE = Var("k_tile")  # transposed: number of the key tile, whose keys start at block_k * k_tile
@@ -27,13 +29,17 @@ K_LAST = Var("k_last")  # transposed: position of its last existing key
 Q_OFFSET = Var("q_offset")  # position of row 0
 RESIDUE = Var("residue")  # the class of a sweep with classes > 1
 
+_ZERO = Const(0)
+
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A loop over tiles: `for n in [lo, hi): visit tile stride * n + phase`, run only where `guard` holds.
+    """A loop over tiles: `for n in [lo, hi): visit tile stride * n + phase`, run only where `guard`
+    holds.
 
-    `stride == 1` is an interval, more a progression. With `classes > 1` it stands for that many loops, one for each
-    value of `RESIDUE` in `[0, classes)`, which `guard`, `lo`, `hi` and `phase` may read. `hi <= lo` is an empty loop.
+    `stride == 1` is an interval, more a progression. With `classes > 1` it stands for that many
+    loops, one for each value of `RESIDUE` in `[0, classes)`, which `guard`, `lo`, `hi` and `phase`
+    may read. `hi <= lo` is an empty loop.
     """
 
     kind: Kind
@@ -41,22 +47,27 @@ class Sweep:
     hi: IntExpr
     guard: Predicate = TRUE
     stride: int = 1
-    phase: IntExpr = Const(0)
+    phase: IntExpr = _ZERO
     classes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class BlockProgram:
-    """A pattern lowered for one tile shape: disjoint sweeps that together visit exactly the tiles that matter.
+    """A pattern lowered for one tile shape: disjoint sweeps that together visit exactly the tiles
+    that matter.
 
     Attributes:
         structure: Canonical text of the pattern it came from.
         block_q, block_k: Tile shape.
-        mask: The predicate to apply inside partial tiles, besides that the key exists (`k < kv_len`).
+        mask: The predicate to apply inside partial tiles, besides that the key exists (`k <
+            kv_len`).
         forward: Sweeps over key tiles for one query tile; read `Q_FIRST`, `Q_LAST`.
-        transposed: Sweeps over query tiles for one key tile; read `K_TILE`, `K_LAST`, `Q_OFFSET` and `q_len`.
-        assume: What the bounds take for granted of the call (a predicate of its scalars); the launcher checks it.
-        scalars: Names of the run-time numbers of the pattern that bounds or mask read, in name order.
+        transposed: Sweeps over query tiles for one key tile; read `K_TILE`, `K_LAST`, `Q_OFFSET`
+            and `q_len`.
+        assume: What the bounds take for granted of the call (a predicate of its scalars); the
+            launcher checks it.
+        scalars: Names of the run-time numbers of the pattern that bounds or mask read, in name
+            order.
     """
 
     structure: str

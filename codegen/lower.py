@@ -1,4 +1,6 @@
-"""Lowering: a pattern and a tile shape to a `BlockProgram`, lengths and every run-time number symbolic."""
+"""Lowering: a pattern and a tile shape to a `BlockProgram`, lengths and every run-time number
+symbolic.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ from collections.abc import Mapping
 
 from patterncc.codegen import bounds
 from patterncc.codegen.ir import Q_OFFSET, BlockProgram, Sweep
-from patterncc.codegen.relation import Piece, Relation
+from patterncc.codegen.passes import run_passes
+from patterncc.codegen.pieces import Piece
+from patterncc.codegen.relation import Relation
 from patterncc.dsl.build import add, all_of, compare, substitute
 from patterncc.dsl.mask import (
     TRUE,
@@ -34,15 +38,31 @@ def lower(
     sizes: Mapping[str, int] | None = None,
     within: bool = False,
 ) -> BlockProgram:
-    """Lowers a pattern for one tile shape.
+    """Lowers a pattern for one tile shape and runs all passes; see `initial_program` for the
+    arguments and errors.
+    """
+    return run_passes(initial_program(pattern, block_q, block_k, sizes=sizes, within=within))
+
+
+def initial_program(
+    pattern: Pattern,
+    block_q: int,
+    block_k: int,
+    *,
+    sizes: Mapping[str, int] | None = None,
+    within: bool = False,
+) -> BlockProgram:
+    """The program as it comes from the relation, before any pass.
 
     Args:
-        pattern: What to lower; its run-time numbers, the lengths and the query offset stay symbolic.
+        pattern: What to lower; its run-time numbers, the lengths and the query offset stay
+            symbolic.
         block_q: Rows of a query tile.
         block_k: Keys of a key tile.
         sizes: `heads`, `kv_heads`, `layers`; needed only where the pattern divides by one of them.
-        within: Take for granted that the rows end within the keys (`q_offset >= 0`, `q_offset + q_len <= kv_len`), as
-            they do whenever no `q_offset` is given and there are no more queries than keys; needs fewer sweeps.
+        within: Take for granted that the rows end within the keys (`q_offset >= 0`, `q_offset +
+            q_len <= kv_len`), as they do whenever no `q_offset` is given and there are no more
+            queries than keys; needs fewer sweeps.
 
     Raises:
         UnsupportedError: For a term that has no exact lowering yet; the message names it.

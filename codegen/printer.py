@@ -1,4 +1,6 @@
-"""`BlockProgram` to its stable text form: one line a sweep, no addresses, no order that a run could change."""
+"""`BlockProgram` to its stable text form: one line a sweep, no addresses, no order that a run
+could change.
+"""
 
 from __future__ import annotations
 
@@ -36,5 +38,6 @@ def format_sweep(sweep: Sweep) -> str:
     if phase != "0":
         tile = f"{tile} + {phase}" if sweep.stride > 1 else f"n + {phase}"
     classes = f"for residue in [0, {sweep.classes}): " if sweep.classes > 1 else ""
-    text = f"{sweep.kind:<8} {classes}for n in [{format_expression(sweep.lo)}, {format_expression(sweep.hi)}): tile {tile}"
+    low, high = format_expression(sweep.lo), format_expression(sweep.hi)
+    text = f"{sweep.kind:<8} {classes}for n in [{low}, {high}): tile {tile}"
     return text if sweep.guard == TRUE else f"{text}   where {format_expression(sweep.guard)}"

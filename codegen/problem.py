@@ -1,4 +1,6 @@
-"""`Problem`: what a kernel is specialised on. Lengths, batch, offsets and run-time numbers are not part of it."""
+"""`Problem`: what a kernel is specialised on. Lengths, batch, offsets and run-time numbers are not
+part of it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ class Problem:
     """The shape class of an attention call.
 
     Attributes:
-        dtype: Of query, key, value and output; scores, softmax and lse are float32 (float64 for float64).
+        dtype: Of query, key, value and output; scores, softmax and lse are float32 (float64 for
+            float64).
         head_dim: Of query and key.
         value_head_dim: Of value and output.
         group: Query heads per key/value head.

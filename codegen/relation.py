@@ -1,20 +1,21 @@
 """The relation between positions as an integer set: the only file that knows isl.
 
-A `Relation` holds the allowed pairs (q, k) with every run-time number symbolic. It answers in plain data: `Piece`s,
-conjunctions of linear constraints on one tile number, which `codegen.bounds` turns into loops. What isl cannot
-express is an `UnsupportedError` that names the term; a computation that outgrows its budget is one too.
+A `Relation` holds the allowed pairs (q, k) with every run-time number symbolic, and answers which
+tiles they touch and fill, as plain `Piece`s. What isl cannot express is an `UnsupportedError` that
+names the term; a computation that outgrows its budget is one too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import reduce
 
 import islpy as isl
 
-from patterncc.dsl.build import add, floordiv, multiply, select
+from patterncc.codegen.pieces import Constraint, Floor, Linear, Piece
+from patterncc.codegen.scalars import Scalars, is_affine, is_scalar, register
+from patterncc.dsl.build import add, floordiv, multiply
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import (
     Abs,
@@ -22,13 +23,9 @@ from patterncc.dsl.mask import (
     Branch,
     Compare,
     Const,
-    Cover,
-    Entry,
-    Expr,
     FloorDiv,
     IntExpr,
     Max,
-    Member,
     Min,
     Mod,
     Not,
@@ -36,181 +33,18 @@ from patterncc.dsl.mask import (
     Param,
     Predicate,
     Product,
-    Segment,
     Select,
     Sum,
     Truth,
     Var,
-    variables,
-    walk,
 )
+from patterncc.dsl.printer import format_expression
 
-try:
-    from patterncc.dsl.printer import format_expression
-except ImportError:
-    format_expression = repr
-
-OPERATION_BUDGET = 20_000_000  # isl's own count: about two seconds
+OPERATION_BUDGET = 4_000_000  # isl's own count: about two seconds
 
 _SET = isl.dim_type.set
 _PARAM = isl.dim_type.param
 _DIV = isl.dim_type.div
-
-
-# ------------------------------------------------------------------------------------------- plain data
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """`tile * n + sum(factor * floor) + rest` in the tile counter `n`; `rest` is free of it."""
-
-    tile: int
-    floors: tuple[tuple[int, Floor], ...]
-    rest: IntExpr
-
-    def at(self, n: IntExpr) -> IntExpr:
-        """Its value at a tile counter."""
-        floors = (
-            multiply(Const(factor), floordiv(floor.arg.at(n), Const(floor.divisor)))
-            for factor, floor in self.floors
-        )
-        return add(multiply(Const(self.tile), n), *floors, self.rest)
-
-
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """`floor(arg / divisor)` of something that depends on the tile counter."""
-
-    arg: Linear
-    divisor: int
-
-
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """`value == 0` or `value >= 0`."""
-
-    value: Linear
-    equality: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Tiles `stride * n + offset` for the counters `n` that meet every constraint.
-
-    `span` bounds how far apart two counters that meet the constraints free of floors can be; `None`: no bound.
-    """
-
-    stride: int
-    offset: IntExpr
-    constraints: tuple[Constraint, ...]
-    span: int | None
-
-
-# ------------------------------------------------------------------------------------------- expressions
-
-
-class Scalars:
-    """Names for the symbolic numbers of one lowering, and the way back from an isl parameter to its expression.
-
-    A subexpression that reads no position and is not affine (`layer * window`, `layer % 6 == 5`) becomes one opaque
-    symbol: isl then answers for every value of it, so what is derived stays exact for the value it really has.
-    """
-
-    def __init__(self) -> None:
-        self.meaning: dict[str, IntExpr] = {}
-        self.flags: set[str] = set()
-
-    def named(self, expr: Var | Param) -> str:
-        self.meaning[expr.name] = expr
-        return expr.name
-
-    def opaque(self, expr: IntExpr) -> str:
-        return self._new(expr)
-
-    def flag(self, predicate: Predicate) -> str:
-        name = self._new(select(predicate, Const(1), Const(0)))
-        self.flags.add(name)
-        return name
-
-    def _new(self, expr: IntExpr) -> str:
-        for name, known in self.meaning.items():
-            if known == expr:
-                return name
-        name = f"_{len(self.meaning)}"
-        self.meaning[name] = expr
-        return name
-
-
-def is_scalar(expr: Expr) -> bool:
-    """Whether it has one value in a whole tile: it reads neither `q` nor `k`."""
-    return not ({"q", "k"} & variables(expr)) and not any(
-        isinstance(node, Cover) for node in walk(expr)
-    )
-
-
-def _is_affine(expr: IntExpr) -> bool:
-    match expr:
-        case Const() | Var() | Param():
-            return True
-        case Sum(terms):
-            return all(map(_is_affine, terms))
-        case Product((Const(), factor)):
-            return _is_affine(factor)
-    return False
-
-
-def opaque_scalars(expr: Expr, scalars: Scalars) -> None:
-    """Registers every symbol that translating `expr` will need (isl wants them all before the first set is built)."""
-    match expr:
-        case Var(name) if name in ("q", "k"):
-            pass
-        case Var() | Param():
-            scalars.named(expr)
-        case Truth() | Const():
-            pass
-        case Entry() | Segment() | Member() | Cover():
-            raise UnsupportedError(
-                f"`{format_expression(expr)}` cannot be lowered yet: run-time tables, segments and cover() "
-                "are evaluated by the dense oracle (`mask`) only"
-            )
-        case Compare() | And() | Or() | Not() | Branch() if is_scalar(expr):
-            scalars.flag(expr)
-            _refuse_tables(expr)
-        case _ if is_scalar(expr) and not _is_affine(expr):  # type: ignore[arg-type]
-            scalars.opaque(expr)  # type: ignore[arg-type]
-            _refuse_tables(expr)
-        case _:
-            for child in _children(expr):
-                opaque_scalars(child, scalars)
-
-
-def _refuse_tables(expr: Expr) -> None:
-    for node in walk(expr):
-        if isinstance(node, (Entry, Segment, Member)):
-            opaque_scalars(node, Scalars())
-
-
-def _children(expr: Expr) -> Sequence[Expr]:
-    match expr:
-        case Sum(terms):
-            return terms
-        case Product(factors):
-            return factors
-        case FloorDiv(value, divisor) | Mod(value, divisor):
-            return (value, divisor)
-        case Min(args) | Max(args):
-            return args
-        case And(args) | Or(args):
-            return args
-        case Abs(value):
-            return (value,)
-        case Not(arg):
-            return (arg,)
-        case Compare(_, left, right):
-            return (left, right)
-        case Select(condition, then, otherwise) | Branch(condition, then, otherwise):
-            return (condition, then, otherwise)
-    return ()
 
 
 class _Translator:
@@ -238,24 +72,24 @@ class _Translator:
                 return isl.PwAff.from_aff(isl.Aff.var_on_domain(self.local, _SET, 1))
             case Var(name) | Param(name):
                 return self.symbol(name)
-        if is_scalar(expr) and not _is_affine(expr):
+        if is_scalar(expr) and not is_affine(expr):
             return self.symbol(self.scalars.opaque(expr))
         match expr:
             case Sum(terms):
                 return reduce(isl.PwAff.add, map(self.integer, terms))
             case Product((Const(value), factor)):
                 return self.integer(factor).scale_val(value)
-            case FloorDiv(value, Const(divisor)) if divisor > 0:
-                return self.integer(value).scale_down_val(divisor).floor()
-            case Mod(value, Const(divisor)) if divisor > 0:
-                return self.integer(value).mod_val(divisor)
+            case FloorDiv(inner, Const(divisor)) if divisor > 0:
+                return self.integer(inner).scale_down_val(divisor).floor()
+            case Mod(inner, Const(divisor)) if divisor > 0:
+                return self.integer(inner).mod_val(divisor)
             case Min(args):
                 return reduce(isl.PwAff.min, map(self.integer, args))
             case Max(args):
                 return reduce(isl.PwAff.max, map(self.integer, args))
-            case Abs(value):
-                inner = self.integer(value)
-                return inner.max(inner.neg())
+            case Abs(inner):
+                signed = self.integer(inner)
+                return signed.max(signed.neg())
             case Select(condition, then, otherwise):
                 where = self.predicate(condition)
                 return (
@@ -264,8 +98,8 @@ class _Translator:
                     .union_add(self.integer(otherwise).intersect_domain(where.complement()))
                 )
         raise UnsupportedError(
-            f"`{format_expression(expr)}` is not linear in the positions: divide and multiply them by numbers "
-            "that are fixed when the pattern is compiled"
+            f"`{format_expression(expr)}` is not linear in the positions: divide and multiply "
+            "them by numbers that are fixed when the pattern is compiled"
         )
 
     def predicate(self, expr: Predicate) -> isl.Set:
@@ -302,23 +136,22 @@ class _Translator:
         raise UnsupportedError(f"`{format_expression(expr)}` cannot be lowered")
 
 
-# ------------------------------------------------------------------------------------------- the relation
-
-
 class Relation:
     """The allowed pairs (q, k) of a mask, with lengths, offsets and run-time numbers symbolic.
 
     Args:
         body: The mask.
-        extra: Symbols that the tile geometry needs besides those of the mask (`q_first`, `kv_len`, ...).
+        extra: Symbols that the tile geometry needs besides those of the mask (`q_first`, `kv_len`,
+            ...).
 
     Raises:
-        UnsupportedError: For a term outside what can be computed with exactly (tables, segments, products).
+        UnsupportedError: For a term outside what can be computed with exactly (tables, segments,
+            products).
     """
 
     def __init__(self, body: Predicate, extra: Sequence[str]) -> None:
         self.scalars = Scalars()
-        opaque_scalars(body, self.scalars)
+        register(body, self.scalars)
         for name in extra:
             self.scalars.named(Var(name))
         self.names = sorted(self.scalars.meaning)
@@ -360,7 +193,8 @@ class Relation:
         """Full and partial tiles, each as disjoint pieces that together are exact.
 
         Args:
-            region: Which (q, k) belong to which tile, in isl's syntax over `tile, q, k` and the symbols.
+            region: Which (q, k) belong to which tile, in isl's syntax over `tile, q, k` and the
+                symbols.
             exists: Conditions under which a pair of the region exists at all.
             whole: Conditions on a pair that a full tile must meet besides being allowed.
             context: What may be taken for granted of the symbols.
@@ -373,8 +207,8 @@ class Relation:
             entire = self._region(whole) if whole else isl.Set.universe(base.get_space())
             visited = _project(base.intersect(allowed).intersect(present))
             full = visited.subtract(_project(base.subtract(allowed.intersect(entire)))).coalesce()
-            # One term of a union that alone makes a tile full gives the loops a person would write; only what no
-            # single term explains is left to isl's own decomposition.
+            # One term of a union that alone makes a tile full gives the loops a person would write;
+            # only what no single term explains is left to isl's own decomposition.
             natural = []
             terms = allowed.get_basic_sets()
             if 1 < len(terms) <= 16:
@@ -408,10 +242,8 @@ class Relation:
             stride = info.get_stride().to_python()
             offset: IntExpr = Const(0)
             if stride > 1:
-                affine = info.get_offset()
-                offset = self._affine(affine)
-                shift = affine.scale_val(1)
-                mapped = _strided(basic, stride, shift)
+                offset = self.affine(info.get_offset())
+                mapped = _strided(basic, stride, info.get_offset())
                 for inner in mapped.compute_divs().get_basic_sets():
                     yield self._constraints(inner.remove_redundancies(), stride, offset, context)
             else:
@@ -425,31 +257,34 @@ class Relation:
         for constraint in basic.get_constraints():
             if constraint.is_div_constraint():
                 continue
-            value = floors.linear(constraint)
+            value = floors.linear(constraint.get_aff())
             constraints.append(Constraint(value, constraint.is_equality()))
         constraints.sort(key=repr)
         return Piece(stride, offset, tuple(constraints), _span(basic, floors.tile_floors, context))
 
-    def _affine(self, affine: isl.Aff) -> IntExpr:
+    def affine(self, affine: isl.Aff) -> IntExpr:
         """A quasi-affine expression of the symbols alone."""
-        count = affine.dim(_DIV)
         denominator = affine.get_denominator_val().to_python()
-        terms: list[IntExpr] = [Const((affine.get_constant_val() * denominator).to_python())]
-        for i, name in enumerate(self.names):
-            if factor := (affine.get_coefficient_val(_PARAM, i) * denominator).to_python():
-                terms.append(multiply(Const(factor), self.scalars.meaning[name]))
-        for i in range(count):
-            factor = (affine.get_coefficient_val(_DIV, i) * denominator).to_python()
-            if factor:
-                terms.append(multiply(Const(factor), self._affine_floor(affine.get_div(i))))
+        whole = affine.scale_val(denominator)
+        terms = [Const(whole.get_constant_val().to_python()), *self.symbols(whole)]
+        for i in range(affine.dim(_DIV)):
+            if factor := whole.get_coefficient_val(_DIV, i).to_python():
+                terms.append(multiply(Const(factor), self.affine(affine.get_div(i))))
         return floordiv(add(*terms), Const(denominator))
 
-    def _affine_floor(self, affine: isl.Aff) -> IntExpr:
-        return self._affine(affine)
+    def symbols(self, affine: isl.Aff) -> list[IntExpr]:
+        """The terms of an integer affine expression in the symbols."""
+        terms = []
+        for i, name in enumerate(self.names):
+            if factor := affine.get_coefficient_val(_PARAM, i).to_python():
+                terms.append(multiply(Const(factor), self.scalars.meaning[name]))
+        return terms
 
 
 class _Floors:
-    """The existential floors of one basic set, split into those that depend on the tile and those that do not."""
+    """The floors of one basic set, split into those that depend on the tile and those that
+    do not.
+    """
 
     def __init__(self, relation: Relation, basic: isl.BasicSet) -> None:
         self.relation = relation
@@ -457,51 +292,27 @@ class _Floors:
         self.tile_floors: list[int] = []
         for i in range(basic.dim(_DIV)):
             affine = basic.get_div(i)
-            denominator = affine.get_denominator_val().to_python()
-            arg = self._linear(
-                lambda kind, j, a=affine, d=denominator: (
-                    a.get_coefficient_val(kind, j) * d
-                ).to_python(),
-                (affine.get_constant_val() * denominator).to_python(),
-                isl.dim_type.in_,
-                i,
-            )
+            divisor = affine.get_denominator_val().to_python()
+            arg = self.linear(affine.scale_val(divisor))
             if arg.tile == 0 and not arg.floors:
-                self.values.append(Linear(0, (), floordiv(arg.rest, Const(denominator))))
+                self.values.append(Linear(0, (), floordiv(arg.rest, Const(divisor))))
             else:
-                self.values.append(Linear(0, ((1, Floor(arg, denominator)),), Const(0)))
+                self.values.append(Linear(0, ((1, Floor(arg, divisor)),), Const(0)))
                 self.tile_floors.append(i)
 
-    def linear(self, constraint: isl.Constraint) -> Linear:
-        return self._linear(
-            lambda kind, j: constraint.get_coefficient_val(kind, j).to_python(),
-            constraint.get_constant_val().to_python(),
-            _SET,
-            len(self.values),
-        )
-
-    def _linear(
-        self,
-        coefficient: Callable[[isl.dim_type, int], int],
-        constant: int,
-        tile: isl.dim_type,
-        known: int,
-    ) -> Linear:
-        rest: list[IntExpr] = [Const(constant)]
-        for i, name in enumerate(self.relation.names):
-            if factor := coefficient(_PARAM, i):
-                rest.append(multiply(Const(factor), self.relation.scalars.meaning[name]))
+    def linear(self, affine: isl.Aff) -> Linear:
+        """An integer affine expression of the tile, the symbols and the floors known so far."""
+        rest = [Const(affine.get_constant_val().to_python()), *self.relation.symbols(affine)]
         floors: list[tuple[int, Floor]] = []
-        for i in range(known):
-            factor = coefficient(_DIV, i)
-            if factor:
-                value = self.values[i]
+        for i, value in enumerate(self.values):
+            if factor := affine.get_coefficient_val(_DIV, i).to_python():
                 floors.extend((factor * inner, floor) for inner, floor in value.floors)
                 rest.append(multiply(Const(factor), value.rest))
-        return Linear(coefficient(tile, 0), tuple(floors), add(*rest))
+        tile = affine.get_coefficient_val(isl.dim_type.in_, 0).to_python()
+        return Linear(tile, tuple(floors), add(*rest))
 
 
-# ------------------------------------------------------------------------------------------- isl helpers
+# -------------------------------------------------------------------------------------- isl helpers
 
 
 def _project(tiles: isl.Set) -> isl.Set:
@@ -515,7 +326,9 @@ def _tile_floors(basic: isl.BasicSet) -> int:
 
 
 def _simplest_first(tiles: isl.Set) -> list[isl.BasicSet]:
-    """Basic sets with fewer floors of the tile first: plain intervals keep their shape when made disjoint."""
+    """Basic sets with fewer floors of the tile first: plain intervals keep their shape when made
+    disjoint.
+    """
     parts = list(tiles.compute_divs().get_basic_sets())
     return sorted(parts, key=lambda part: (_tile_floors(part), part.n_constraint(), part.to_str()))
 
@@ -545,9 +358,11 @@ def _span(basic: isl.BasicSet, tile_floors: Sequence[int], context: isl.Set) -> 
     """How far apart two tiles can be that meet the constraints without floors of the tile."""
     if not tile_floors:
         return None
-    relaxed = basic
-    for i in reversed(tile_floors):
-        relaxed = relaxed.drop_constraints_involving_dims(_DIV, i, 1)
+    relaxed = isl.BasicSet.universe(basic.get_space())
+    for constraint in basic.drop_constraints_involving_dims(
+        _DIV, 0, basic.dim(_DIV)
+    ).get_constraints():
+        relaxed = relaxed.add_constraint(constraint)
     pairs = relaxed.flat_product(relaxed).to_set().intersect_params(context.params())
     space = pairs.get_space()
     difference = isl.Aff.var_on_domain(isl.LocalSpace.from_space(space), _SET, 1).sub(

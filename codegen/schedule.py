@@ -1,4 +1,6 @@
-"""A `BlockProgram` at concrete numbers: which tiles are visited, as arrays. For executors on the CPU, plots, counts, tests."""
+"""A `BlockProgram` at concrete numbers: which tiles are visited, as arrays. For executors on the
+CPU, plots, counts, tests.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,8 @@ def forward_tiles(program: BlockProgram, env: Env) -> TileLists:
 
     Args:
         program: What to evaluate.
-        env: `q_len`, `kv_len`, `q_offset`, and the coordinates, sizes and run-time numbers that the pattern reads.
+        env: `q_len`, `kv_len`, `q_offset`, and the coordinates, sizes and run-time numbers that the
+            pattern reads.
 
     Raises:
         ConfigError: If the call breaks what the program takes for granted (`program.assume`).
@@ -130,7 +133,8 @@ def tile_counts(
     """How many full and how many partial tiles each row of tiles visits, without listing them.
 
     Returns:
-        Two int64 arrays `[query tiles]` (`[key tiles]` for the transposed direction): full, partial.
+        Two int64 arrays `[query tiles]` (`[key tiles]` for the transposed direction): full,
+        partial.
     """
     rows, scope = _rows(program, env, direction)
     counts = {"full": np.zeros(rows, np.int64), "partial": np.zeros(rows, np.int64)}

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Literal, TypeVar
 
 from patterncc.dsl.mask import (
+    FALSE,
+    TRUE,
     Abs,
     And,
     Branch,
@@ -17,7 +19,6 @@ from patterncc.dsl.mask import (
     Cover,
     Entry,
     Expr,
-    FALSE,
     FloorDiv,
     IntExpr,
     K,
@@ -34,7 +35,6 @@ from patterncc.dsl.mask import (
     Segment,
     Select,
     Sum,
-    TRUE,
     Truth,
     Var,
 )

@@ -1,0 +1,28 @@
+"""Drops sweeps that can never run: a guard that is false, or bounds that are constants and
+empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from patterncc.codegen.ir import BlockProgram, Sweep
+from patterncc.dsl.mask import FALSE, Const
+
+
+def prune(program: BlockProgram) -> BlockProgram:
+    """The program without loops that are empty whatever the call."""
+    return replace(
+        program,
+        forward=tuple(filter(_can_run, program.forward)),
+        transposed=tuple(filter(_can_run, program.transposed)),
+    )
+
+
+def _can_run(sweep: Sweep) -> bool:
+    if sweep.guard == FALSE:
+        return False
+    match sweep.lo, sweep.hi:
+        case Const(low), Const(high):
+            return low < high
+    return True
