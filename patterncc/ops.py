@@ -167,7 +167,7 @@ def _prepare(
         raise ArgumentError("`layers` was not given; the pattern reads the number of layers")
     return _Call(
         tuple((name, env[name]) for name in resolved.sizes),
-        0 <= q_offset and q_offset + q_len <= kv_len,
+        q_offset >= 0 and q_offset + q_len <= kv_len,
         env,
         head_dim**-0.5 if scale is None else scale_factor(scale),
     )
@@ -195,7 +195,8 @@ def _attn_fwd_cpu(
     call = _prepare(query, key, value, pattern, *rest)
     if query.numel() == 0 or key.numel() == 0:
         return _nothing(query, value)
-    program = pipeline.program(pattern, *cpu.TILE, call.sizes, call.within)
+    tile = cpu.default_config()
+    program = pipeline.program(pattern, tile.block_q, tile.block_k, call.sizes, call.within)
     return cpu.attention(program, query, key, value, env=call.env, scale=call.scale)
 
 

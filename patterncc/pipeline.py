@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from patterncc.codegen.config import KernelConfig, check_config, default_config
 from patterncc.codegen.forward_source import emit_forward
 from patterncc.codegen.lower import DIVIDING_SIZES, lower
+from patterncc.codegen.passes import PASSES
 from patterncc.codegen.printer import format_program
 from patterncc.codegen.problem import Problem
+from patterncc.codegen.verify import verify
 from patterncc.dsl import load
 from patterncc.dsl.codes import error_for
 from patterncc.dsl.errors import ArgumentError, ConfigError
@@ -38,9 +40,6 @@ if TYPE_CHECKING:
 PATTERNS_KEPT = 256  # parsed texts
 LAUNCHERS_KEPT = 256
 PROGRAMS_KEPT = 1024  # one for each tile shape, values of dividing sizes, and rows within or not
-
-# What runs on a program after lowering, in this order.
-PASSES: tuple[tuple[str, Callable[[BlockProgram], BlockProgram]], ...] = ()
 
 DEFAULT_PROBLEM = Problem("bfloat16", 128, 128)
 DEFAULT_TARGET = "cuda:90"
@@ -180,12 +179,16 @@ def run_passes(
     """The program after lowering and after every pass, by the names of `pass_names()`.
 
     Raises:
+        InternalError: One is not well formed; looked at where `PATTERNCC_VERIFY` is set.
         UnsupportedError: For a term that has no exact lowering yet.
     """
     last = lower(pattern, block_q, block_k, sizes=sizes, within=within)
     programs = {"lower": last}
-    for name, run in PASSES:
-        last = programs[name] = run(last)
+    for name, function in PASSES:
+        last = programs[name] = function(last)
+    if settings().verify:
+        for name, each in programs.items():
+            verify(each, name)
     return programs
 
 
@@ -404,7 +407,7 @@ class Compilation:
             after: For `ir`: one of `pass_names()`; the last if not given.
 
         Raises:
-            ConfigError: There is no such stage or pass, or the target is wrong or has no such stage.
+            ConfigError: There is no such stage or pass, or the target has none or is wrong.
             PatternError: The text is wrong.
             UnsupportedError: The pattern cannot be compiled to that stage.
         """
