@@ -37,11 +37,14 @@ def lower(
     *,
     sizes: Mapping[str, int] | None = None,
     within: bool = False,
+    check: bool = False,
 ) -> BlockProgram:
-    """Lowers a pattern for one tile shape and runs all passes; see `initial_program` for the
-    arguments and errors.
+    """Lowers a pattern for one tile shape and runs all passes.
+
+    See `initial_program` for the arguments and errors; `check` verifies the program at each step.
     """
-    return run_passes(initial_program(pattern, block_q, block_k, sizes=sizes, within=within))
+    program = initial_program(pattern, block_q, block_k, sizes=sizes, within=within)
+    return run_passes(program, check=check)
 
 
 def initial_program(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from patterncc.codegen.ir import BlockProgram, Direction, Sweep
 from patterncc.dsl.mask import TRUE
-from patterncc.dsl.printer import format_expression
+from patterncc.dsl.printer import expression_text
 
 _HEADINGS: dict[Direction, str] = {
     "forward": "query tile -> key tiles   (reads q_first, q_last)",
@@ -20,8 +20,8 @@ def format_program(program: BlockProgram) -> str:
         f"pattern    {program.structure}",
         f"tiles      {program.block_q} queries x {program.block_k} keys",
         f"scalars    {', '.join(program.scalars) or '-'}",
-        f"assume     {format_expression(program.assume)}",
-        f"mask       {format_expression(program.mask)}",
+        f"assume     {expression_text(program.assume)}",
+        f"mask       {expression_text(program.mask)}",
     ]
     for direction, heading in _HEADINGS.items():
         lines += ["", f"{direction}: {heading}"]
@@ -34,10 +34,10 @@ def format_program(program: BlockProgram) -> str:
 def format_sweep(sweep: Sweep) -> str:
     """One sweep on one line: `full     for n in [0, hi): tile n   where guard`."""
     tile = "n" if sweep.stride == 1 else f"{sweep.stride} * n"
-    phase = format_expression(sweep.phase)
+    phase = expression_text(sweep.phase)
     if phase != "0":
         tile = f"{tile} + {phase}" if sweep.stride > 1 else f"n + {phase}"
     classes = f"for residue in [0, {sweep.classes}): " if sweep.classes > 1 else ""
-    low, high = format_expression(sweep.lo), format_expression(sweep.hi)
+    low, high = expression_text(sweep.lo), expression_text(sweep.hi)
     text = f"{sweep.kind:<8} {classes}for n in [{low}, {high}): tile {tile}"
-    return text if sweep.guard == TRUE else f"{text}   where {format_expression(sweep.guard)}"
+    return text if sweep.guard == TRUE else f"{text}   where {expression_text(sweep.guard)}"

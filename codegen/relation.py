@@ -38,7 +38,7 @@ from patterncc.dsl.mask import (
     Truth,
     Var,
 )
-from patterncc.dsl.printer import format_expression
+from patterncc.dsl.printer import expression_text
 
 OPERATION_BUDGET = 4_000_000  # isl's own count: about two seconds
 
@@ -98,7 +98,7 @@ class _Translator:
                     .union_add(self.integer(otherwise).intersect_domain(where.complement()))
                 )
         raise UnsupportedError(
-            f"`{format_expression(expr)}` is not linear in the positions: divide and multiply "
+            f"`{expression_text(expr)}` is not linear in the positions: divide and multiply "
             "them by numbers that are fixed when the pattern is compiled"
         )
 
@@ -133,7 +133,7 @@ class _Translator:
                     .union(where.complement().intersect(self.predicate(otherwise)))
                     .coalesce()
                 )
-        raise UnsupportedError(f"`{format_expression(expr)}` cannot be lowered")
+        raise UnsupportedError(f"`{expression_text(expr)}` cannot be lowered")
 
 
 class Relation:

@@ -36,7 +36,7 @@ from patterncc.dsl.mask import (
     variables,
     walk,
 )
-from patterncc.dsl.printer import format_expression
+from patterncc.dsl.printer import expression_text
 
 
 class Scalars:
@@ -104,7 +104,7 @@ def register(expr: Expr, scalars: Scalars) -> None:
             pass
         case Entry() | Segment() | Member() | Cover():
             raise UnsupportedError(
-                f"`{format_expression(expr)}` cannot be lowered yet: run-time tables, "
+                f"`{expression_text(expr)}` cannot be lowered yet: run-time tables, "
                 "segments and cover() are evaluated by the dense oracle (`mask`) only"
             )
         case Compare() | And() | Or() | Not() | Branch() if is_scalar(expr):

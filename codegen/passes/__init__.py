@@ -10,6 +10,7 @@ from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.passes.prune import prune
 from patterncc.codegen.passes.simplify import simplify
 from patterncc.codegen.verify import verify
+from patterncc.dsl.errors import ConfigError
 
 Pass = Callable[[BlockProgram], BlockProgram]
 
@@ -19,16 +20,29 @@ PASSES: tuple[tuple[str, Pass], ...] = (
 )
 
 
-def run_passes(program: BlockProgram, *, after: str | None = None) -> BlockProgram:
-    """Runs all passes, or those up to and including `after`, and verifies what comes out of each.
+def run_passes(
+    program: BlockProgram, *, after: str | None = None, check: bool = False
+) -> BlockProgram:
+    """Runs all passes, or those up to and including `after`.
+
+    Args:
+        program: As lowering leaves it.
+        after: Name of the last pass to run; all of them where it is `None`.
+        check: Whether to verify the program before the first pass and after each.
 
     Raises:
-        InternalError: If a pass leaves a program that is not well formed.
+        ConfigError: If no pass is called `after`.
+        InternalError: If `check` finds a program that is not well formed.
     """
-    verify(program, "lowering")
+    names = tuple(name for name, _ in PASSES)
+    if after is not None and after not in names:
+        raise ConfigError(f"no pass is called `{after}`", names)
+    if check:
+        verify(program, "lowering")
     for name, function in PASSES:
         program = function(program)
-        verify(program, name)
+        if check:
+            verify(program, name)
         if name == after:
             break
     return program

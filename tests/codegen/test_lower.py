@@ -30,7 +30,7 @@ def check(body: Predicate, shape: Shape, values: dict[str, int]) -> None:
     env = environment(shape, values)
     expected = brute_block_map(dense(body, env), shape)
     for within in {False, shape.within}:
-        program = lower(pattern_of(body), shape.block_q, shape.block_k, within=within)
+        program = lower(pattern_of(body), shape.block_q, shape.block_k, within=within, check=True)
         lists = schedule.forward_tiles(program, env)
         for row in range(len(lists.indptr) - 1):
             tiles = lists.tiles[lists.indptr[row] : lists.indptr[row + 1]]

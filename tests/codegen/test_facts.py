@@ -1,0 +1,84 @@
+"""Counts are exact: visible keys per row, tiles and work equal brute force."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from hypothesis import given, settings
+
+from patterncc.codegen import facts, schedule
+from patterncc.codegen.lower import lower
+from patterncc.codegen.problem import Problem
+from patterncc.dsl.build import all_of, any_of, compare, subtract
+from patterncc.dsl.mask import Const, K, Param, Predicate, Q
+from tests.codegen.drawing import (
+    Shape,
+    brute_block_map,
+    dense,
+    environment,
+    masks,
+    numbers,
+    pattern_of,
+    shapes,
+)
+
+STREAMING = all_of(
+    compare("<=", K, Q),
+    any_of(compare("<", K, Param("a")), compare("<", subtract(Q, K), Param("b"))),
+)
+
+
+@settings(max_examples=60)
+@given(body=masks, shape=shapes(), values=numbers)
+def test_visible_keys_equal_brute_force(
+    body: Predicate, shape: Shape, values: dict[str, int]
+) -> None:
+    env = environment(shape, values)
+    counted = facts.visible_keys(pattern_of(body), env)
+    np.testing.assert_array_equal(counted, dense(body, env).sum(axis=1))
+
+
+@settings(max_examples=40)
+@given(body=masks, shape=shapes(), values=numbers)
+def test_tile_counts_equal_the_map(body: Predicate, shape: Shape, values: dict[str, int]) -> None:
+    env = environment(shape, values)
+    expected = brute_block_map(dense(body, env), shape)
+    program = lower(pattern_of(body), shape.block_q, shape.block_k)
+    full, partial = schedule.tile_counts(program, env)
+    np.testing.assert_array_equal(full, (expected == 2).sum(axis=1))
+    np.testing.assert_array_equal(partial, (expected == 1).sum(axis=1))
+
+
+def test_work_of_streaming_by_hand() -> None:
+    pattern = pattern_of(STREAMING)
+    env = {"q_len": 512, "kv_len": 512, "q_offset": 0, "a": 4, "b": 128}
+    work = facts.work(pattern, lower(pattern, 128, 128), Problem("bfloat16", 64, 64), env)
+    # Rows 0..127 see q + 1 keys; the others 128 and those sinks that the window has left behind.
+    rows = [min(q + 1, 128) + min(4, max(0, q - 127)) for q in range(512)]
+    assert work.pairs == sum(rows)
+    # Each row of tiles: the diagonal, the tile before it and, from the third on, the sinks' tile.
+    assert (work.visited, work.full, work.tiles, work.longest) == (1 + 2 + 3 + 3, 0, 16, 3)
+    assert work.useful_flops == 4 * 64 * work.pairs
+    assert work.computed_flops == 4 * 64 * 9 * 128 * 128
+    assert work.least_bytes == 2 * 128 * (512 + 512) + 4 * 512
+    assert work.tile_bytes == 2 * 128 * 9 * 128
+
+
+def test_a_million_tokens_are_counted_without_enumeration() -> None:
+    size = 1 << 20
+    env = {"q_len": size, "kv_len": size, "q_offset": 0, "a": 4, "b": 4096}
+    start = time.perf_counter()
+    keys = facts.visible_keys(pattern_of(STREAMING), env)
+    assert time.perf_counter() - start < 10
+    q = np.arange(size)
+    expected = np.minimum(q + 1, 4096) + np.clip(q - 4095, 0, 4)
+    np.testing.assert_array_equal(keys, expected)
+
+
+def test_dead_rows_count_nothing() -> None:
+    body = compare("<", subtract(K, Q), Const(-5))
+    env = {"q_len": 8, "kv_len": 8, "q_offset": 0}
+    np.testing.assert_array_equal(
+        facts.visible_keys(pattern_of(body), env), [0, 0, 0, 0, 0, 0, 1, 2]
+    )
