@@ -3,8 +3,6 @@
 Each returns the simplest node that says the same; none changes meaning.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal, TypeVar
 
@@ -38,13 +36,9 @@ from patterncc.dsl.mask import (
     Truth,
     Var,
 )
+from patterncc.dsl.order import compare_expressions, order_key
 
 E = TypeVar("E", bound=Expr)
-
-
-def _order(expr: Expr) -> tuple[int, str]:
-    """A total order of expressions: constants last, then by structure, stable between runs."""
-    return (1 if isinstance(expr, Const) else 0, repr(expr))
 
 
 def add(*terms: IntExpr) -> IntExpr:
@@ -69,7 +63,8 @@ def add(*terms: IntExpr) -> IntExpr:
         collect(term, 1)
     parts = [multiply(Const(factor), term) for term, factor in coefficients.items() if factor != 0]
     # Positive terms come first so that a difference prints as `q - k`, not `-k + q`.
-    parts.sort(key=lambda part: (_leading_factor(part) < 0, _order(part)))
+    parts.sort(key=order_key)
+    parts.sort(key=lambda part: _leading_factor(part) < 0)
     if constant != 0 or not parts:
         parts.append(Const(constant))
     return parts[0] if len(parts) == 1 else Sum(tuple(parts))
@@ -102,7 +97,7 @@ def multiply(*factors: IntExpr) -> IntExpr:
                 rest.append(factor)
     if constant == 0 or not rest:
         return Const(constant if not rest else 0)
-    rest.sort(key=_order)
+    rest.sort(key=order_key)
     if len(rest) == 1:
         only = rest[0]
         if constant == 1:
@@ -145,7 +140,7 @@ def _extremum(kind: type[Min] | type[Max], args: tuple[IntExpr, ...]) -> IntExpr
                 flat.add(part)
     if constants:
         flat.add(Const(min(constants) if kind is Min else max(constants)))
-    parts = sorted(flat, key=_order)
+    parts = sorted(flat, key=order_key)
     return parts[0] if len(parts) == 1 else kind(tuple(parts))
 
 
@@ -184,7 +179,7 @@ def compare(
         return Truth({"==": a == b, "!=": a != b, "<": a < b, "<=": a <= b}[op])
     if left == right:
         return Truth(op in ("==", "<="))
-    if op in ("==", "!=") and _order(right) < _order(left):
+    if op in ("==", "!=") and compare_expressions(right, left) < 0:
         left, right = right, left
     return Compare(op, left, right)
 
@@ -199,7 +194,7 @@ def _connect(kind: type[And] | type[Or], args: tuple[Predicate, ...]) -> Predica
         return absorbing
     if not flat:
         return neutral
-    parts = sorted(flat, key=_order)
+    parts = sorted(flat, key=order_key)
     return parts[0] if len(parts) == 1 else kind(tuple(parts))
 
 
@@ -243,8 +238,7 @@ def substitute(expr: E, replace: Mapping[Expr, IntExpr]) -> E:
 
     The body of a `Cover` binds its own `q` and `k`, so replacements of those two reach only the place it is seen from.
     """
-    result = _substitute(expr, replace)
-    return result  # type: ignore[return-value]
+    return _substitute(expr, replace)  # type: ignore[return-value]
 
 
 def _substitute(expr: Expr, replace: Mapping[Expr, IntExpr]) -> Expr:

@@ -1,0 +1,352 @@
+"""Builds values while a program is checked: every rule about sizes, constants, divisors and products is kept here.
+
+Works on values and the syntax node to blame; it does not look at names and does not walk syntax.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from patterncc.dsl.build import add, floordiv, modulo, multiply, substitute
+from patterncc.dsl.limits import MAX_CONSTANT, MAX_DEPTH, MAX_NODES, MAX_WORK
+from patterncc.dsl.linear import (
+    LENGTHS,
+    folded_constants,
+    implies_causal,
+    is_position,
+    is_specialised,
+    reads_outer_position,
+    reads_position,
+    reads_table,
+)
+from patterncc.dsl.mask import (
+    Const,
+    Cover,
+    Expr,
+    K,
+    Q,
+    Var,
+    children,
+    parameters,
+    variables,
+    walk,
+)
+from patterncc.dsl.syntax import Expression
+from patterncc.dsl.values import Frame, GiveUpError, Report, Value
+
+_MAX_EXCERPT = 60  # characters of a library pattern that a note shows
+_TOO_LARGE_HINT = f"numbers go from -{MAX_CONSTANT} to {MAX_CONSTANT}"
+
+
+class Assembler:
+    """Builds values and reports what must not be built.
+
+    Attributes:
+        report: Where mistakes go.
+        fixed: Names of parameters seen to divide, to be a modulus, to multiply a position or to
+            size a block.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.fixed: set[str] = set()
+        self._work = 0
+
+    # ----------------------------------------------------------------------------------- mistakes
+
+    def fail(
+        self, code: str, message: str, node: Expression, frame: Frame, hint: str | None = None
+    ) -> None:
+        """Reports a mistake at a node, or at the call that brought it about."""
+        notes: tuple[str, ...] = ()
+        if frame.site is not None:
+            text = " ".join(frame.module.source.excerpt(node.span).split())
+            if len(text) > _MAX_EXCERPT:
+                text = text[:_MAX_EXCERPT] + "..."
+            notes = (f"`{frame.name}` has `{text}`",)
+        self.report.add(code, message, frame.place(node), hint, notes)
+
+    def give_up(
+        self, code: str, message: str, node: Expression, frame: Frame, hint: str | None = None
+    ) -> NoReturn:
+        """Reports that the program is too large to go on.
+
+        Raises:
+            GiveUpError: Always.
+        """
+        self.fail(code, message, node, frame, hint)
+        raise GiveUpError
+
+    def too_long(self, node: Expression, frame: Frame) -> NoReturn:
+        """Gives up because of too many nodes."""
+        self.give_up(
+            "too-long",
+            f"with its calls and lets written out, this has more than {MAX_NODES} parts",
+            node,
+            frame,
+            "long lists belong into a table parameter",
+        )
+
+    def too_deep(self, node: Expression, frame: Frame) -> NoReturn:
+        """Gives up because of too many levels."""
+        self.give_up(
+            "too-deep",
+            f"with its calls and lets written out, this is nested more than {MAX_DEPTH} deep",
+            node,
+            frame,
+        )
+
+    def too_large(self, node: Expression, frame: Frame) -> None:
+        """Reports a constant that folding made."""
+        message = "this gives a constant too large"
+        self.fail("constant-too-large", message, node, frame, _TOO_LARGE_HINT)
+
+    # ----------------------------------------------------------------------------------- building
+
+    def join(
+        self,
+        make: Callable[..., Expr],
+        parts: Sequence[Value | None],
+        node: Expression,
+        frame: Frame,
+        copies: int = 1,
+    ) -> Value | None:
+        """`make(*parts)` as a value, its size and its constants checked; None if a part is wrong.
+
+        Args:
+            make: Builds the expression.
+            parts: What it is made of.
+            node, frame: The place to blame.
+            copies: How often a part may stand in the result.
+        """
+        sound = [part for part in parts if part is not None]
+        if len(sound) < len(parts):
+            return None
+        size = len(parts) + copies * sum(part.size for part in sound)
+        depth = 1 + copies + max(part.depth for part in sound)
+        self.spend(size, node, frame)
+        return self.checked(Value(make(*(part.expr for part in sound)), size, depth), node, frame)
+
+    def spend(self, size: int, node: Expression, frame: Frame) -> None:
+        """Counts the nodes that are about to be built."""
+        self._work += size
+        if size > 4 * MAX_NODES or self._work > MAX_WORK:
+            self.too_long(node, frame)
+
+    def checked(self, value: Value, node: Expression, frame: Frame) -> Value | None:
+        """The value, if neither it nor a constant that building it folded is too large."""
+        if value.size > MAX_NODES or value.depth > MAX_DEPTH:
+            value = measured(value.expr)  # the bounds may be far too high: building folds
+            self.spend(value.size, node, frame)
+            if value.size > MAX_NODES:
+                self.too_long(node, frame)
+            if value.depth > MAX_DEPTH:
+                self.too_deep(node, frame)
+        if any(abs(constant) > MAX_CONSTANT for constant in folded_constants(value.expr)):
+            self.too_large(node, frame)
+            return None
+        return value
+
+    def number(self, digits: str, node: Expression, frame: Frame) -> Value | None:
+        """Digits as a value."""
+        significant = digits.lstrip("0") or "0"
+        if len(significant) > len(str(MAX_CONSTANT)) or int(significant) > MAX_CONSTANT:
+            shown = digits if len(digits) <= 24 else f"{digits[:20]}..."
+            self.fail("constant-too-large", f"{shown} is too large", node, frame, _TOO_LARGE_HINT)
+            return None
+        return Value(Const(int(significant)))
+
+    # ----------------------------------------------------------------------------------- products
+
+    def product(self, left: Value, right: Value, node: Expression, frame: Frame) -> Value | None:
+        """`left * right`: at most one factor moves with the position, the other is then compiled in."""
+        for moving, factor in ((left, right), (right, left)):
+            if isinstance(factor.expr, Const) or not reads_position(moving.expr):
+                continue
+            if reads_position(factor.expr):
+                self.fail(
+                    "not-linear",
+                    "both factors depend on a position",
+                    node,
+                    frame,
+                    "a position may be multiplied by a constant or a fixed parameter",
+                )
+                return None
+            if not is_specialised(factor.expr):
+                self.fail(
+                    "not-linear",
+                    f"a position is multiplied by {_what_varies(factor.expr)}",
+                    node,
+                    frame,
+                    "a position may be multiplied by a constant, a parameter, "
+                    "`heads`, `kv_heads` or `layers`",
+                )
+                return None
+            self.fixed |= parameters(factor.expr)
+        return self.join(multiply, (left, right), node, frame)
+
+    def quotient(
+        self,
+        op: str,
+        left: Value,
+        right: Value,
+        divisor: Expression,
+        node: Expression,
+        frame: Frame,
+    ) -> Value | None:
+        """`left // right` or `left % right`: the divisor is positive and compiled in."""
+        expr = right.expr
+        lengths = sorted(variables(expr) & LENGTHS)
+        if lengths:
+            self.fail(
+                "length-divisor",
+                f"`{lengths[0]}` divides, and a new length must not need a new kernel",
+                divisor,
+                frame,
+                "divide by a parameter, or by `heads`, `kv_heads` or `layers`",
+            )
+            return None
+        if not is_specialised(expr):
+            self.fail(
+                "varying-divisor",
+                f"the divisor is {_what_varies(expr)}",
+                divisor,
+                frame,
+                "choose between quotients: `if ... then a // 8 else a // 16`",
+            )
+            return None
+        if isinstance(expr, Const) and expr.value <= 0:
+            self.fail(
+                "not-positive",
+                f"`{op}` by {expr.value}: a divisor is at least 1",
+                divisor,
+                frame,
+            )
+            return None
+        self.fixed |= parameters(expr)
+        return self.join(floordiv if op == "//" else modulo, (left, right), node, frame)
+
+    # ----------------------------------------------------------------------------------- patterns
+
+    def moved(
+        self,
+        pattern: Value | None,
+        q: Value | None,
+        k: Value | None,
+        node: Expression,
+        frame: Frame,
+    ) -> Value | None:
+        """`pattern at (q, k)`."""
+        if pattern is None or q is None or k is None:
+            return None
+        self.spend(pattern.size, node, frame)
+        size = 0
+        for inner in walk(pattern.expr):
+            size += q.size if inner == Q else k.size if inner == K else 1
+        self.spend(size, node, frame)
+        return self.replaced(pattern, {Q: q.expr, K: k.expr}, node, frame)
+
+    def replaced(
+        self, value: Value, replace: Mapping[Any, Any], node: Expression, frame: Frame
+    ) -> Value | None:
+        """The value with variables replaced, everything about it checked again."""
+        expr = substitute(value.expr, replace)
+        result = measured(expr)
+        self.spend(result.size, node, frame)
+        if any(
+            abs(constant) > MAX_CONSTANT
+            for part in walk(expr)
+            for constant in folded_constants(part)
+        ):
+            self.too_large(node, frame)
+            return None
+        return self.checked(result, node, frame)
+
+    def covered(
+        self,
+        sizes: tuple[tuple[Value, Expression], tuple[Value, Expression]],
+        body: Value,
+        node: Expression,
+        frame: Frame,
+    ) -> Value | None:
+        """`cover(block_q, block_k, body)`."""
+        blocks = []
+        for value, place in sizes:
+            block = self._block_size(value, place, frame)
+            if block is None:
+                return None
+            blocks.append(block)
+        if reads_outer_position(body.expr):
+            self.fail(
+                "cover-argument",
+                "the covered pattern reads a position of outside `cover`",
+                node,
+                frame,
+                "an argument of a pattern that uses `cover` must not depend on `q` or `k`",
+            )
+            return None
+        causal = implies_causal(body.expr)  # type: ignore[arg-type]
+        return self.join(
+            lambda inner: Cover(blocks[0], blocks[1], inner, causal), (body,), node, frame
+        )
+
+    def _block_size(self, value: Value, place: Expression, frame: Frame) -> int | None:
+        expr = value.expr
+        if isinstance(expr, Const):
+            if expr.value > 0:
+                return expr.value
+            self.fail(
+                "not-positive", f"a block of {expr.value}: a size is at least 1", place, frame
+            )
+            return None
+        if variables(expr) or reads_table(expr):
+            self.fail(
+                "not-constant",
+                f"the size of a block is {_what_varies(expr)}",
+                place,
+                frame,
+                "give a number, or a parameter",
+            )
+            return None
+        # Only parameters: they are fixed by this, and have values when the pattern is built.
+        self.fixed |= parameters(expr)
+        return 1
+
+
+def measured(expr: Expr) -> Value:
+    """The expression with its exact size and depth."""
+    size = depth = 0
+    stack = [(expr, 1)]
+    while stack:
+        node, level = stack.pop()
+        size += 1
+        depth = max(depth, level)
+        stack.extend((inner, level + 1) for inner in children(node))
+    return Value(expr, size, depth)
+
+
+def signed(expr: Expr) -> Expr:
+    """`-expr`."""
+    return multiply(Const(-1), expr)  # type: ignore[arg-type]
+
+
+def total(signs: Sequence[int]) -> Callable[..., Expr]:
+    """A function that adds terms with the given signs."""
+
+    def make(*terms: Expr) -> Expr:
+        pairs = zip(signs, terms, strict=True)
+        return add(*(term if sign > 0 else signed(term) for sign, term in pairs))  # type: ignore[arg-type]
+
+    return make
+
+
+def _what_varies(expr: Expr) -> str:
+    """Why an expression is not known when a kernel is compiled."""
+    names = sorted(variables(expr))
+    positions = [name for name in names if is_position(name)]
+    if isinstance(expr, Var) and not positions:
+        return f"`{expr.name}`, which varies at run time"
+    if positions:
+        return "different from position to position"
+    if reads_table(expr):
+        return "an entry of a table"
+    return "different from " + " to ".join([names[0]] * 2) if names else "not constant"

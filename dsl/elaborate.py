@@ -1,0 +1,421 @@
+"""Syntax → mask algebra: names are looked up, types checked, lets and calls written out.
+
+What may be built from the parts is decided in assemble.py. What is wrong is reported once and is
+`None` from then on, so that the rest of the text is still looked at.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from typing_extensions import assert_never
+
+from patterncc.dsl import library
+from patterncc.dsl.arguments import match_arguments
+from patterncc.dsl.assemble import Assembler, signed, total
+from patterncc.dsl.build import all_of, any_of, branch, compare, negate, select
+from patterncc.dsl.declare import FUNCTIONS, declared_type, default_of
+from patterncc.dsl.functions import call_function, describe_type, read_table
+from patterncc.dsl.limits import MAX_DEPTH
+from patterncc.dsl.linear import outer_position
+from patterncc.dsl.mask import (
+    COORDINATES,
+    SIZES,
+    Const,
+    Expr,
+    IntExpr,
+    Param,
+    Predicate,
+    Truth,
+    Var,
+    variables,
+)
+from patterncc.dsl.modules import Module, library_module
+from patterncc.dsl.pattern import IntType
+from patterncc.dsl.source import Span
+from patterncc.dsl.suggest import did_you_mean
+from patterncc.dsl.syntax import (
+    Argument,
+    Arithmetic,
+    At,
+    Call,
+    Choose,
+    Comparison,
+    ComparisonOp,
+    Connect,
+    Definition,
+    Expression,
+    Identifier,
+    Index,
+    InRange,
+    InSet,
+    Invert,
+    Literally,
+    Minus,
+    Name,
+    Number,
+    ParameterDeclaration,
+)
+from patterncc.dsl.values import Binding, Frame, Report, TableValue, Value
+
+_MAX_LEVEL = MAX_DEPTH + MAX_DEPTH // 2  # levels of expressions, through calls
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a definition means.
+
+    Attributes:
+        value: Its body written out; None if something in it is wrong.
+        fixed: Its parameters that must be known when a kernel is compiled.
+        used: The names that it reads.
+    """
+
+    value: Value | None
+    fixed: frozenset[str]
+    used: frozenset[str]
+
+
+class Elaborator:
+    """Writes out the definitions of one module.
+
+    Attributes:
+        assemble: Builds values; knows the fixed parameters that were seen.
+        report: Where mistakes go.
+    """
+
+    def __init__(self, module: Module, report: Report) -> None:
+        self.module = module
+        self.report = report
+        self.assemble = Assembler(report)
+        self._level = 0
+        self._meanings: dict[int, Meaning] = {}  # by id of a definition of this module
+        self._path: list[Definition] = []  # definitions being checked, each used by the one before
+
+    # ------------------------------------------------------------------------------- definitions
+
+    def meaning(self, definition: Definition, numbers: Mapping[str, int] | None = None) -> Meaning:
+        """What a definition of this module means, written out once.
+
+        Args:
+            definition: The definition.
+            numbers: Values of parameters; the others stay open, and all of them if None.
+        """
+        if numbers is None and id(definition) in self._meanings:
+            return self._meanings[id(definition)]
+        frame = Frame(self.module, definition.name.text if definition.name else "")
+        for parameter in definition.parameters:
+            kind = declared_type(parameter)
+            name = parameter.name.text
+            value: Binding = None
+            if isinstance(kind, IntType):
+                bound = numbers is not None and name in numbers
+                value = Value(Const(numbers[name]) if numbers and bound else Param(name))
+            elif kind is not None:
+                value = TableValue(name, kind)
+            frame.bindings[name] = value
+        mistakes = len(self.report)
+        # Its own parameters are no business of a definition that uses it.
+        fixed, self.assemble.fixed = self.assemble.fixed, set()
+        self._path.append(definition)
+        result = self._body(definition, frame)
+        self._path.pop()
+        fixed, self.assemble.fixed = self.assemble.fixed, fixed
+        sound = result is not None and len(self.report) == mistakes
+        meaning = Meaning(result if sound else None, frozenset(fixed), frozenset(frame.used))
+        if numbers is None:
+            self._meanings[id(definition)] = meaning
+        return meaning
+
+    def _body(self, definition: Definition, frame: Frame) -> Value | None:
+        for let in definition.lets:
+            frame.bindings[let.name.text] = self.expression(let.value, frame)
+        return self.predicate(definition.body, frame, "a pattern is")
+
+    # ------------------------------------------------------------------------------- expressions
+
+    def integer(self, node: Expression, frame: Frame, user: str) -> Value | None:
+        """A node that must be a number; `user` says who takes it."""
+        value = self.expression(node, frame)
+        if value is not None and not value.is_integer:
+            message = f"{user} a number, and this is true or false"
+            self.assemble.fail("type-mismatch", message, node, frame)
+            return None
+        return value
+
+    def predicate(self, node: Expression, frame: Frame, user: str) -> Value | None:
+        """A node that must be true or false; `user` says who takes it."""
+        value = self.expression(node, frame)
+        if value is not None and value.is_integer:
+            message = f"{user} true or false, and this is a number"
+            hint = "compare it with another number"
+            self.assemble.fail("type-mismatch", message, node, frame, hint)
+            return None
+        return value
+
+    def expression(self, node: Expression, frame: Frame) -> Value | None:
+        """A node that may be a number or a predicate."""
+        if self._level >= _MAX_LEVEL:
+            self.assemble.too_deep(node, frame)
+        self._level += 1
+        value = self._expression(node, frame)
+        self._level -= 1
+        return value
+
+    def _expression(self, node: Expression, frame: Frame) -> Value | None:
+        join = self.assemble.join
+        match node:
+            case Number(digits):
+                return self.assemble.number(digits, node, frame)
+            case Literally(truth):
+                return Value(Truth(truth))
+            case Name():
+                return self._name(node, frame)
+            case Index():
+                return self._index(node, frame)
+            case Call(name) if name.text in FUNCTIONS:
+                return call_function(self, node, frame)
+            case Call(name, arguments):
+                return self._call(name, arguments, node, frame)
+            case Minus(operand):
+                return join(signed, [self.integer(operand, frame, "`-` takes")], node, frame)
+            case Arithmetic(_, ((("+" | "-"), _), *_)):
+                return self._sum(node, frame)
+            case Arithmetic():
+                return self._product(node, frame)
+            case Comparison():
+                return self._comparison(node, frame)
+            case InSet(value, elements):
+                operands = self.integers((value, *elements), frame, "`in` takes")
+                return join(_in_set, operands, node, frame)
+            case InRange(value, low, high):
+                operands = self.integers((value, low, high), frame, "`in` takes")
+                return join(_in_range, operands, node, frame)
+            case Invert(operand):
+                return join(negate, [self.predicate(operand, frame, "`not` takes")], node, frame)
+            case Connect(op, operands):
+                parts = [self.predicate(operand, frame, f"`{op}` takes") for operand in operands]
+                return join(all_of if op == "and" else any_of, parts, node, frame)
+            case Choose():
+                return self._choose(node, frame)
+            case At(pattern, q, k):
+                body = self.predicate(pattern, frame, "`at` takes")
+                places = self.integers((q, k), frame, "`at` takes")
+                return self.assemble.moved(body, places[0], places[1], node, frame)
+            case _:
+                assert_never(node)
+
+    def integers(self, nodes: Sequence[Expression], frame: Frame, user: str) -> list[Value | None]:
+        """Nodes that must be numbers."""
+        return [self.integer(node, frame, user) for node in nodes]
+
+    def _sum(self, node: Arithmetic, frame: Frame) -> Value | None:
+        terms = [self.integer(node.first, frame, f"`{node.rest[0][0]}` takes")]
+        terms += [self.integer(operand, frame, f"`{op}` takes") for op, operand in node.rest]
+        signs = [1, *(1 if op == "+" else -1 for op, _ in node.rest)]
+        return self.assemble.join(total(signs), terms, node, frame)
+
+    def _product(self, node: Arithmetic, frame: Frame) -> Value | None:
+        result = self.integer(node.first, frame, f"`{node.rest[0][0]}` takes")
+        for op, operand in node.rest:
+            value = self.integer(operand, frame, f"`{op}` takes")
+            if value is None or result is None:
+                result = None
+            elif op == "*":
+                result = self.assemble.product(result, value, node, frame)
+            else:
+                result = self.assemble.quotient(op, result, value, operand, node, frame)
+        return result
+
+    def _comparison(self, node: Comparison, frame: Frame) -> Value | None:
+        operands = [self.integer(node.first, frame, f"`{node.rest[0][0]}` takes")]
+        operands += [self.integer(operand, frame, f"`{op}` takes") for op, operand in node.rest]
+        ops = [op for op, _ in node.rest]
+        return self.assemble.join(_chain(ops), operands, node, frame, copies=2)
+
+    def _choose(self, node: Choose, frame: Frame) -> Value | None:
+        condition = self.predicate(node.condition, frame, "`if` takes")
+        then = self.expression(node.then, frame)
+        otherwise = self.expression(node.otherwise, frame)
+        if then is not None and otherwise is not None and then.is_integer != otherwise.is_integer:
+            kinds = ("a number", "true or false")
+            first, second = kinds if then.is_integer else reversed(kinds)
+            message = f"`then` gives {first} and `else` gives {second}"
+            self.assemble.fail("type-mismatch", message, node, frame)
+            return None
+        make = select if then is not None and then.is_integer else branch
+        return self.assemble.join(make, (condition, then, otherwise), node, frame)
+
+    # ------------------------------------------------------------------------------- names
+
+    def _name(self, node: Name, frame: Frame) -> Value | None:
+        text = node.text
+        if text in frame.bindings:
+            frame.used.add(text)
+            value = frame.bindings[text]
+            if isinstance(value, TableValue):
+                message = f"`{text}` is a table, and only its entries have a value"
+                hint = f"read an entry: `{text}[...]`"
+                self.assemble.fail("type-mismatch", message, node, frame, hint)
+                return None
+            return value
+        if text in COORDINATES or text in SIZES:
+            return Value(Var(text))
+        return self._call(Identifier(text, node.span), (), node, frame)
+
+    def _index(self, node: Index, frame: Frame) -> Value | None:
+        name = node.name.text
+        indexes = self.integers(node.indexes, frame, "an index is")
+        if name not in frame.bindings:
+            tables = [key for key, value in frame.bindings.items() if isinstance(value, TableValue)]
+            self._unknown("table", node.name, tables, frame)
+            return None
+        frame.used.add(name)
+        table = frame.bindings[name]
+        if isinstance(table, TableValue):
+            return read_table(self.assemble, table, indexes, node, frame)
+        if table is not None:
+            message = f"`{name}` is no table and cannot be indexed"
+            self.report.add("type-mismatch", message, node.name.span)
+        return None
+
+    def _unknown(self, what: str, name: Identifier, known: Sequence[str], frame: Frame) -> None:
+        """Reports a name that nothing defines, unless what defines it did not parse."""
+        if name.text in frame.module.broken:
+            return
+        hint = did_you_mean(name.text, [*known, *frame.bindings])
+        if name.text == "q_offset":
+            hint = "`q` already counts from it"
+        self.report.add("unknown-name", f"no {what} is called `{name.text}`", name.span, hint)
+
+    # ------------------------------------------------------------------------------- calls
+
+    def _call(
+        self, name: Identifier, arguments: Sequence[Argument], node: Expression, frame: Frame
+    ) -> Value | None:
+        """Another pattern, written out."""
+        module = frame.module
+        definition = module.definitions.get(name.text)
+        if definition is None and name.text in library.names():
+            module = library_module(name.text)
+            definition = module.definitions[name.text]
+        if definition is None:
+            known = [*frame.module.definitions, *library.names(), *FUNCTIONS]
+            bare = isinstance(node, Name)
+            if bare:
+                known += [*COORDINATES, *SIZES]
+            self._unknown("pattern", name, known, frame)
+            self._look_at(arguments, frame)
+            return None
+        given = match_arguments(name, definition.parameters, arguments, node.span, self.report)
+        if given is None:
+            self._look_at(arguments, frame)
+            return None
+        origins: dict[str, Span] = {}
+        site = frame.site or node.span
+        inner = Frame(module, name.text, {}, frame.depth + 1, site, origins)
+        for parameter in definition.parameters:
+            key = parameter.name.text
+            inner.bindings[key] = self._argument(name, parameter, given.get(key), frame)
+            if key in given:
+                origins[key] = frame.place(given[key].value)
+        if not self._usable(module, definition, name):
+            return None
+        if any(value is None for value in inner.bindings.values()):
+            return None
+        return self._inline(definition, inner, node, frame)
+
+    def _inline(
+        self, definition: Definition, inner: Frame, node: Expression, frame: Frame
+    ) -> Value | None:
+        """The body of a definition whose parameters are bound.
+
+        An argument means the positions at the call, whatever `at` and `cover` do inside, so those
+        get names of their own until the body is written out.
+        """
+        outer = {name: outer_position(name, inner.depth) for name in ("q", "k")}
+        moved = False
+        for key, value in inner.bindings.items():
+            if isinstance(value, Value) and variables(value.expr) & outer.keys():
+                inner.bindings[key] = self.assemble.replaced(
+                    value, {Var(name): mark for name, mark in outer.items()}, node, frame
+                )
+                moved = True
+        result = self._body(definition, inner)
+        if result is None or not moved:
+            return result
+        back = {mark: Var(name) for name, mark in outer.items()}
+        return self.assemble.replaced(result, back, node, frame)
+
+    def _argument(
+        self,
+        callee: Identifier,
+        parameter: ParameterDeclaration,
+        argument: Argument | None,
+        frame: Frame,
+    ) -> Binding:
+        """What a parameter of a called pattern is bound to."""
+        kind = declared_type(parameter)
+        name = parameter.name.text
+        if argument is None:
+            default = default_of(parameter)
+            return None if default is None else Value(Const(default))
+        if isinstance(kind, IntType):
+            return self.integer(argument.value, frame, f"`{name}` of `{callee.text}` is")
+        if kind is None:
+            return None
+        node = argument.value
+        if isinstance(node, Name) and node.text in frame.bindings:
+            frame.used.add(node.text)
+            table = frame.bindings[node.text]
+            if table is None or (isinstance(table, TableValue) and table.type == kind):
+                return table
+        wanted = describe_type(kind)
+        self.report.add(
+            "type-mismatch",
+            f"`{name}` of `{callee.text}` is a parameter of type `{wanted}`",
+            frame.place(node),
+            f"declare one and give its name: `{name}: {wanted}`",
+        )
+        return None
+
+    def _look_at(self, arguments: Sequence[Argument], frame: Frame) -> None:
+        """Looks for mistakes in arguments that cannot be used."""
+        for argument in arguments:
+            node = argument.value
+            if isinstance(node, Name) and isinstance(frame.bindings.get(node.text), TableValue):
+                frame.used.add(node.text)
+            else:
+                self.expression(node, frame)
+
+    def _usable(self, module: Module, definition: Definition, name: Identifier) -> bool:
+        """Can a definition be written out here? Reports recursion."""
+        if module.library:
+            return True
+        if definition in self._path:
+            cycle = self._path[self._path.index(definition) :]
+            names = [step.name.text for step in (*cycle, definition) if step.name]
+            hint = "patterns cannot be recursive"
+            if name.text in library.names():
+                hint = f"the library's `{name.text}` is hidden by this one; give it another name"
+            message = f"`{name.text}` uses itself: {' → '.join(names)}"
+            self.report.add("recursion", message, name.span, hint)
+            return False
+        return self.meaning(definition).value is not None
+
+
+def _in_set(value: IntExpr, *elements: IntExpr) -> Predicate:
+    return any_of(*(compare("==", value, element) for element in elements))
+
+
+def _in_range(value: IntExpr, low: IntExpr, high: IntExpr) -> Predicate:
+    return all_of(compare("<=", low, value), compare("<", value, high))
+
+
+def _chain(ops: Sequence[ComparisonOp]) -> Callable[..., Expr]:
+    """A function that compares each neighbouring pair of its arguments."""
+
+    def make(*operands: IntExpr) -> Predicate:
+        pairs = zip(ops, operands, operands[1:], strict=False)
+        return all_of(*(compare(op, left, right) for op, left, right in pairs))
+
+    return make

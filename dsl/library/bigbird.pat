@@ -1,0 +1,7 @@
+# BigBird: a window of three blocks, the first and the last block as global ones, and random blocks.
+# arXiv:2007.14062, the block-sparse form of Hugging Face; PATTERNS 4.2. random[h, i, j]: does block row i see block j?
+pattern bigbird(block = 64, random: bool[head, *, *]):
+    let row = q // block
+    let column = k // block
+    let last = (kv_len - 1) // block
+    row in {0, last} or column in {0, last} or abs(row - column) <= 1 or random[head, row, column]

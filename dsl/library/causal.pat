@@ -1,0 +1,3 @@
+# Every query attends to its own key and to all before it.
+pattern causal():
+    k <= q

@@ -1,0 +1,3 @@
+# Every query attends to every key.
+pattern full():
+    true

@@ -1,0 +1,12 @@
+# Neighborhood attention in one dimension: exactly `kernel` keys around the query, moved inwards at the ends.
+# NATTEN (arXiv:2204.07143; strides arXiv:2504.16922); PATTERNS 9.1. kernel * dilation <= kv_len.
+pattern near(a, b, size, kernel, stride, dilation):
+    let length = (size - a % dilation + dilation - 1) // dilation
+    let left = kernel // 2
+    let right = kernel - 1 - left
+    let leader = min(a // dilation // stride * stride + stride // 2, length - 1)
+    let centre = clamp(leader, left, length - 1 - right)
+    a % dilation == b % dilation and centre - left <= b // dilation <= centre + right
+
+pattern neighborhood_1d(kernel = 127, stride = 1, dilation = 1):
+    near(q, k, kv_len, kernel, stride, dilation)

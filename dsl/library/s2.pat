@@ -1,0 +1,6 @@
+# Shifted sparse attention: causal groups, moved by half a group in the second half of the heads.
+# LongLoRA (arXiv:2309.12307), the form without wrap-around, for training; PATTERNS 3.7.
+pattern s2(group = 2048):
+    let half = group // 2
+    let shifted = chunked(group) at (q + half, k + half)
+    causal and (if head < heads // 2 then chunked(group) else shifted)
