@@ -160,9 +160,6 @@ class ArgumentError(PatternccError, ValueError):
         message: The argument, what it got and what it wants, in one sentence without a final stop.
     """
 
-    def __init__(self, message: str, /) -> None:
-        super().__init__(message)
-
 
 class TuningError(PatternccError):
     """No configuration worked.

@@ -27,15 +27,6 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = "str | os.PathLike[str] | Pattern"
 
-# Keywords of the methods below. A run-time parameter of the same name could not be given at a call.
-_KEYWORDS = frozenset(
-    [
-        *("self", "query", "key", "value", "source", "return_lse", "scale", "q_offset"),
-        *("q_len", "kv_len", "head", "heads", "kv_heads", "layer", "layers", "batch"),
-        *("block_q", "block_k"),
-    ]
-)
-
 
 def compile(
     source: Source, *, name: str | None = None, file: str | None = None, **values: int
@@ -142,17 +133,7 @@ class Attention:
     __slots__ = ("_pattern", "_signature")
 
     def __init__(self, pattern: Pattern) -> None:
-        """Wraps a pattern that has been checked; `patterncc.compile` is the usual way.
-
-        Raises:
-            ArgumentError: A run-time parameter has the name of an argument of the methods.
-        """
-        for parameter in pattern.parameters:
-            if parameter.name in _KEYWORDS:
-                raise ArgumentError(
-                    f"the pattern's parameter `{parameter.name}` has the name of an argument of "
-                    "the call; rename it"
-                )
+        """Wraps a pattern that has been checked; `patterncc.compile` is the usual way."""
         self._pattern = pattern
         self._signature = Signature.of(pattern)
 
@@ -169,6 +150,7 @@ class Attention:
     @overload
     def __call__(
         self,
+        /,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -183,6 +165,7 @@ class Attention:
     @overload
     def __call__(
         self,
+        /,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -196,6 +179,7 @@ class Attention:
     ) -> tuple[Tensor, Tensor]: ...
     def __call__(
         self,
+        /,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -252,6 +236,7 @@ class Attention:
 
     def mask(
         self,
+        /,
         q_len: int,
         kv_len: int | None = None,
         head: int = 0,
@@ -302,6 +287,7 @@ class Attention:
 
     def block_map(
         self,
+        /,
         q_len: int,
         kv_len: int | None = None,
         block_q: int = 128,

@@ -137,11 +137,13 @@ def integer(name: str, value: object, least: int = -LIMIT, most: int = LIMIT) ->
     Raises:
         ArgumentError: It is something else, such as a bool, a float or a tensor, or out of range.
     """
-    if type(value) is int:
+    if isinstance(value, bool):
+        raise ArgumentError(f"`{name}` is {_got(value)}; it must be an integer")
+    if isinstance(value, int):
         number = value
     elif isinstance(value, torch.SymInt):
-        return value  # type: ignore[return-value]  # stands for an int; its range is checked when it has one
-    elif isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]  # its range is checked when it has a value
+    elif isinstance(value, numbers.Integral):
         number = int(value)
     else:
         raise ArgumentError(f"`{name}` is {_got(value)}; it must be an integer")

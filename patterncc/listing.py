@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from patterncc.dsl.pattern import Parameter, ParameterType, Pattern, SegmentsType, TableType
-from patterncc.dsl.printer import format_expression
+from patterncc.dsl.printer import expression_text
 from patterncc.dsl.source import Span
 from patterncc.dsl.syntax import Identifier
 
@@ -23,7 +23,7 @@ def format_pattern(pattern: Pattern) -> str:
         f"numbers    {_list(map(_number, pattern.numbers))}",
         f"tables     {_list(f'{p.name}: {_type(p.type)}' for p in pattern.tables)}",
         f"fixed      {_list(f'{name} = {value}' for name, value in pattern.fixed)}",
-        f"mask       {format_expression(pattern.body)}",
+        f"mask       {expression_text(pattern.body)}",
     ]
     # A text of several lines goes on below its first one.
     return "".join(line.replace("\n", "\n" + " " * 11) + "\n" for line in lines)

@@ -82,7 +82,7 @@ def attend(
         layers = integer("layers", layers, least=1)
     numbers, tables = bind(signature, values)
     device = query.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         query, key, value = (_autocast(tensor, dtype) for tensor in (query, key, value))
     if torch.is_grad_enabled() and (

@@ -1,5 +1,6 @@
 """What a wrong argument gets: one sentence that names it, what it got and what it wants."""
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -213,9 +214,15 @@ def test_a_pattern_that_reads_layers_needs_them() -> None:
     assert attn(query, key, value, layers=2).shape == query.shape
 
 
-def test_a_parameter_cannot_hide_an_argument() -> None:
-    with refused("the pattern's parameter `scale` has the name of an argument of the call"):
-        patterncc.compile("pattern p(scale): q - k < scale")
+def test_no_parameter_can_hide_an_argument() -> None:
+    names = {"source", "name", "file"}
+    for method in ("__call__", "mask", "block_map"):
+        parameters = inspect.signature(getattr(patterncc.Attention, method)).parameters
+        names |= {name for name in parameters if name not in ("self", "values")}
+    for name in names:
+        with pytest.raises(patterncc.PatternError, match=f"`{name}`"):
+            patterncc.compile(f"pattern p({name}): q - k < {name}")
+    assert patterncc.compile("pattern p(self): 0 <= q - k < self").mask(9, self=2).sum() == 17
 
 
 # ------------------------------------------------------------------------------- mask and block_map
@@ -247,7 +254,7 @@ def test_a_tile_has_a_size() -> None:
 
 
 def test_a_pattern_that_reads_heads_needs_them() -> None:
-    for text in ("head < 2 and k <= q", "kv_head == 0", "head < heads // 2"):
+    for text in ("kv_head == 0", "head < heads // 2", "head < kv_heads"):
         with refused("`heads` was not given; the pattern reads the number of heads"):
             patterncc.compile(text).mask(8)
 

@@ -74,7 +74,7 @@ def test_the_operator_checks_for_itself() -> None:
         patterncc.ArgumentError, match="`numbers` has 2 values; the pattern takes 1: n"
     ):
         operator(query, key, value, structure, None, None, 0, None, [8, 8], [])
-    with pytest.raises(patterncc.ArgumentError, match="`key` has length"):
+    with pytest.raises(patterncc.ArgumentError, match="`value` has length 40 but `key` has 3"):
         operator(query, key[:, :, :3], value, structure, *rest)
     with pytest.raises(patterncc.PatternError, match="casual"):
         operator(query, key, value, "casual", None, None, 0, None, [], [])
