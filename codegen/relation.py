@@ -259,7 +259,6 @@ class Relation:
                 continue
             value = floors.linear(constraint.get_aff())
             constraints.append(Constraint(value, constraint.is_equality()))
-        constraints.sort(key=repr)
         return Piece(stride, offset, tuple(constraints), _span(basic, floors.tile_floors, context))
 
     def affine(self, affine: isl.Aff) -> IntExpr:

@@ -15,7 +15,7 @@ def match_arguments(
     call: Span,
     report: Report,
 ) -> dict[str, Argument] | None:
-    """The argument of each parameter that is given one, by the parameter's name; None for a mistake."""
+    """The argument of each parameter that is given one, by its name; None if something is wrong."""
     names = [parameter.name.text for parameter in parameters]
     signature = f"`{callee.text}({', '.join(map(describe, parameters))})`"
     given: dict[str, Argument] = {}

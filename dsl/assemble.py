@@ -1,4 +1,4 @@
-"""Builds values while a program is checked: every rule about sizes, constants, divisors and products is kept here.
+"""Builds values while a program is checked: the rules about sizes, constants, divisors, products.
 
 Works on values and the syntax node to blame; it does not look at names and does not walk syntax.
 """
@@ -158,7 +158,7 @@ class Assembler:
     # ----------------------------------------------------------------------------------- products
 
     def product(self, left: Value, right: Value, node: Expression, frame: Frame) -> Value | None:
-        """`left * right`: at most one factor moves with the position, the other is then compiled in."""
+        """`left * right`: one factor may move with the position, the other is then compiled in."""
         for moving, factor in ((left, right), (right, left)):
             if isinstance(factor.expr, Const) or not reads_position(moving.expr):
                 continue

@@ -199,12 +199,12 @@ def _connect(kind: type[And] | type[Or], args: tuple[Predicate, ...]) -> Predica
 
 
 def all_of(*args: Predicate) -> Predicate:
-    """The conjunction: flattened, without duplicates, in canonical order; `true` for no arguments."""
+    """The conjunction: flattened, no duplicates, in canonical order; `true` for no arguments."""
     return _connect(And, args)
 
 
 def any_of(*args: Predicate) -> Predicate:
-    """The disjunction: flattened, without duplicates, in canonical order; `false` for no arguments."""
+    """The disjunction: flattened, no duplicates, in canonical order; `false` for no arguments."""
     return _connect(Or, args)
 
 
@@ -236,7 +236,8 @@ def branch(condition: Predicate, then: Predicate, otherwise: Predicate) -> Predi
 def substitute(expr: E, replace: Mapping[Expr, IntExpr]) -> E:
     """The expression with leaves (`Var`, `Param`) replaced, rebuilt through the constructors above.
 
-    The body of a `Cover` binds its own `q` and `k`, so replacements of those two reach only the place it is seen from.
+    The body of a `Cover` binds its own `q` and `k`, so replacements of those two reach only the
+    place it is seen from.
     """
     return _substitute(expr, replace)  # type: ignore[return-value]
 
@@ -284,12 +285,6 @@ def _substitute(expr: Expr, replace: Mapping[Expr, IntExpr]) -> Expr:
             return Member(table, tuple(map(go, indexes)))  # type: ignore[arg-type]
         case Cover(block_q, block_k, body, causal, q, k):
             inside = {leaf: value for leaf, value in replace.items() if leaf not in (Q, K)}
-            return Cover(
-                block_q,
-                block_k,
-                _substitute(body, inside),
-                causal,
-                go(q),
-                go(k),  # type: ignore[arg-type]
-            )
+            seen_from = (go(q), go(k))
+            return Cover(block_q, block_k, _substitute(body, inside), causal, *seen_from)  # type: ignore[arg-type]
     raise TypeError(f"not an expression: {expr!r}")

@@ -1,4 +1,4 @@
-"""Syntax → `Pattern`: chooses the definition that is meant, binds its parameters and reports every mistake.
+"""Syntax → `Pattern`: chooses the definition that is meant, binds its parameters, reports mistakes.
 
 How expressions are written out is in elaborate.py, what declarations must look like in declare.py.
 """

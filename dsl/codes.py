@@ -1,4 +1,4 @@
-"""The stable codes of diagnostics and the exception that each belongs to. docs/errors.md explains every one."""
+"""The stable codes of diagnostics, and the exception of each. docs/errors.md explains every one."""
 
 from patterncc.dsl.errors import (
     Diagnostic,
@@ -45,6 +45,6 @@ CODES: dict[str, type[PatternError]] = {
 
 
 def error_for(diagnostics: tuple[Diagnostic, ...]) -> PatternError:
-    """The exception for some mistakes: the class they share, or `PatternError` where they differ."""
+    """The exception for some mistakes: the class they share, `PatternError` where they differ."""
     classes = {CODES[diagnostic.code] for diagnostic in diagnostics}
     return (classes.pop() if len(classes) == 1 else PatternError)(*diagnostics)

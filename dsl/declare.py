@@ -1,4 +1,4 @@
-"""What definitions declare: names that are taken, parameter types, defaults. Looks at no expression but defaults."""
+"""What definitions declare: names that are taken, parameter types, defaults. Not their meaning."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeVar

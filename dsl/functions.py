@@ -1,4 +1,4 @@
-"""The functions of the language, and the reading of tables: `min`, `clamp`, `start`, `cover`, `w[head]`."""
+"""The functions of the language, and the reading of tables: `min`, `start`, `cover`, `w[head]`."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol

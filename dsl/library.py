@@ -1,7 +1,7 @@
-"""The library: named patterns, each a file `library/NAME.pat` in the language itself. Reads files, parses nothing.
+"""The library: named patterns, each a file `library/NAME.pat` in the language itself.
 
-A file's first comment line says in one line what the pattern is; the lines after it say where it comes from. Its last
-definition is the pattern.
+Reads files, parses nothing. A file's first comment line says what the pattern is, the lines after
+it say where it comes from. The definition that has the file's name is the pattern.
 """
 
 from functools import cache

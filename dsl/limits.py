@@ -1,4 +1,4 @@
-"""How large a program may be. The bounds keep every recursion shallow and every check well under a second."""
+"""How large a program may be: every recursion stays shallow, every check well under a second."""
 
 MAX_TEXT = 1 << 20  # characters of a text
 MAX_TOKENS = 20_000  # tokens of a text, line ends and comments among them

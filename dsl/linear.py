@@ -1,6 +1,6 @@
-"""What an expression depends on, and the few facts about it that the language needs before isl sees it.
+"""What an expression depends on, and the few facts that the language needs before isl sees it.
 
-Looks at structure only: an answer may be "not known" for an expression whose meaning says otherwise.
+Looks at structure only: it may say no of an expression whose meaning says yes.
 """
 
 from patterncc.dsl.mask import (
@@ -63,7 +63,7 @@ def is_specialised(expr: Expr) -> bool:
 
 
 def folded_constants(expr: Expr) -> list[int]:
-    """The constants that building this node may have folded: its own, not those inside its operands."""
+    """The constants that building this node may have folded, not those inside its operands."""
     match expr:
         case Const(value):
             return [value]
@@ -81,8 +81,9 @@ def folded_constants(expr: Expr) -> list[int]:
 def implies_causal(predicate: Predicate) -> bool:
     """Does the structure of a predicate show that it holds only for `k <= q`?
 
-    It does for `false`; a comparison of linear forms that leaves only `a * (q - k) + constant` and bounds the
-    distance from below; an `and` with such an arm; an `or` or `if` all of whose arms are such.
+    It does for `false`; a comparison of linear forms that leaves only `a * (q - k) + constant` and
+    bounds the distance from below; an `and` with such an arm; an `or` or `if` all of whose arms are
+    such.
     """
     match predicate:
         case Truth(value):
@@ -118,7 +119,7 @@ def _bounds_distance(op: str, left: IntExpr, right: IntExpr) -> bool:
 
 
 def _collect(expr: IntExpr, factor: int, form: dict[str, int]) -> bool:
-    """Adds `factor * expr` to a linear form in `q`, `k` and 1 (named ""); False if it is not one."""
+    """Adds `factor * expr` to a linear form in `q`, `k` and 1 (as ""); False if it is not one."""
     match expr:
         case Const(value):
             form[""] = form.get("", 0) + factor * value

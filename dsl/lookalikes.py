@@ -1,4 +1,6 @@
-"""Characters that are no part of the language but look like or mean something that is. Knows names and spellings only."""
+"""Characters that are no part of the language but look like, or mean, something that is."""
+
+# ruff: noqa: RUF001
 
 import unicodedata
 

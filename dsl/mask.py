@@ -1,24 +1,26 @@
 """The mask algebra: typed, frozen integer and predicate expressions over token positions.
 
-A pattern's meaning is one `Predicate` here; everything after the language front reads only these nodes.
-Nothing here parses, checks types or knows tensors. Build nodes through `patterncc.dsl.build`, whose constructors fold
-constants and put operands in one canonical order, so that spellings which differ only in those are equal values.
+A pattern's meaning is one `Predicate` here; everything after the language front reads only these
+nodes. Nothing here parses, checks types or knows tensors. Build nodes through
+`patterncc.dsl.build`, whose constructors fold constants and put operands in one canonical order, so
+that spellings which differ only in those are equal values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, Union
 
 COORDINATES = ("q", "k", "head", "kv_head", "layer", "batch")
 SIZES = ("q_len", "kv_len", "heads", "kv_heads", "layers")
+MISSING = -(1 << 31)  # what an integer table reads as outside of its axes; no table holds it
 
 CompareOp: TypeAlias = Literal["==", "!=", "<", "<="]
 SegmentKind: TypeAlias = Literal["id", "start", "end"]
 
 
-# --------------------------------------------------------------------------------------------- integers
+# ----------------------------------------------------------------------------------- integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Const:
 
 @dataclass(frozen=True, slots=True)
 class Var:
-    """A coordinate or a size of the call (`COORDINATES`, `SIZES`); the block IR adds tile symbols."""
+    """A coordinate or size of the call (`COORDINATES`, `SIZES`); the block IR adds tile symbols."""
 
     name: str
 
@@ -104,7 +106,7 @@ class Select:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An element of an integer table parameter: `w[head]`, `image[q]`."""
+    """An element of an integer table parameter: `w[head]`, `image[q]`; `MISSING` outside of it."""
 
     table: str
     indexes: tuple[IntExpr, ...]
@@ -112,14 +114,18 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What a `segments` parameter says of a position: its document's id, start or end (one past its last token)."""
+    """What a `segments` parameter says of a position: its document's id, start or end.
+
+    The end is one past the last token. Documents are numbered from 0. A position before or after
+    all of them is a document of its own, with an id that no other position has.
+    """
 
     kind: SegmentKind
     segments: str
     position: IntExpr
 
 
-# --------------------------------------------------------------------------------------------- predicates
+# ----------------------------------------------------------------------------------- predicates
 
 
 class _Logic:
@@ -179,7 +185,7 @@ class Branch(_Logic):
 
 @dataclass(frozen=True, slots=True)
 class Member(_Logic):
-    """An element of a `bool[...]` table parameter: `keep[head, q // 64, k // 64]`."""
+    """An element of a `bool` table: `keep[head, q // 64, k // 64]`; false outside of it."""
 
     table: str
     indexes: tuple[IntExpr, ...]
@@ -189,9 +195,12 @@ class Member(_Logic):
 class Cover(_Logic):
     """The block-aligned superset of `body`, seen from positions `q` and `k`.
 
-    Holds where some `q'` in the `block_q`-block of `q` and some `k'` in the `block_k`-block of `k` satisfy
-    `body(q', k')`; where `causal`, only for `k <= q` besides. `body` is written in its own `Var("q")`, `Var("k")`,
-    which the node binds; `q` and `k` say where it is looked at (`cover(...) at (a, b)` replaces them).
+    Holds where some `q'` in the `block_q`-block of `q` and some `k'` in the `block_k`-block of `k`
+    satisfy `body(q', k')`; where `causal`, only for `k <= q` besides. Both range over positions
+    from 0 on, whatever the lengths of the call, and only over those that exist in every `segments`
+    and `int[token]` parameter that `body` reads. `body` is written in its own `Var("q")` and
+    `Var("k")`, which the node binds; `q` and `k` say where it is looked at (`cover(...) at (a, b)`
+    replaces them).
     """
 
     block_q: int
@@ -216,13 +225,13 @@ Q = Var("q")
 K = Var("k")
 
 
-# --------------------------------------------------------------------------------------------- traversal
+# ----------------------------------------------------------------------------------- traversal
 
 
 def children(expr: Expr) -> Iterator[Expr]:
     """The direct subexpressions, in field order."""
-    for field in fields(expr):
-        value = getattr(expr, field.name)
+    for name in expr.__match_args__:
+        value = getattr(expr, name)
         if isinstance(value, tuple):
             yield from value
         elif not isinstance(value, (int, str)):
@@ -230,7 +239,7 @@ def children(expr: Expr) -> Iterator[Expr]:
 
 
 def walk(expr: Expr) -> Iterator[Expr]:
-    """The expression and all its subexpressions, parents first (not those a `Cover` binds: its body counts too)."""
+    """The expression and all its subexpressions, parents first, bodies of `Cover` included."""
     stack: list[Expr] = [expr]
     while stack:
         node = stack.pop()

@@ -1,4 +1,4 @@
-"""Modules: the definitions of one text, and the named patterns of the library, parsed once per process."""
+"""Modules: the definitions of one text; the library's are parsed once per process."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Text → syntax. The only file that imports lark; what lark rejects becomes diagnostics here.
 
-Names, types and meaning are not looked at. A text with several mistakes is parsed piece by piece: each definition by
-itself, and a definition again without a `let` that does not parse.
+Names, types and meaning are not looked at. A text with several mistakes is parsed piece by piece:
+each definition by itself, and a definition again without a `let` that does not parse.
 """
 
 import itertools
@@ -99,7 +99,7 @@ def parse(source: Source) -> Parsed:
 
 
 class _Pieces:
-    """The state of `parse`: definitions so far, mistakes so far, names lost in what did not parse."""
+    """The state of `parse`: definitions, mistakes, and names lost in what did not parse."""
 
     def __init__(self, source: Source, stream: TokenStream) -> None:
         self.source = source
@@ -112,7 +112,7 @@ class _Pieces:
         """Parses each piece: from one `pattern` to the next."""
         tokens = self.stream.tokens
         starts = [place for place, token in enumerate(tokens) if token.type == "PATTERN"]
-        # `pattern` in the middle of a line is a mistake of that line, unless a line end was mended in before it.
+        # In the middle of a line, `pattern` is a mistake of that line.
         starts = [place for place in starts if place == 0 or tokens[place - 1].type == "NEWLINE"]
         if not starts or starts[0] != 0:
             starts.insert(0, 0)
@@ -162,7 +162,7 @@ class _Pieces:
             self.broken.add(name)
 
     def reject(self, tokens: list[Token], line: range, rejected: "_Rejected") -> None:
-        """Reports a token that does not fit, unless something on its line was dropped or guessed."""
+        """Reports a token that does not fit, unless its line was mended."""
         start, end = tokens[line.start].start, tokens[line.stop - 1].end
         if any(start <= offset <= end for offset in self.stream.damaged):
             return
@@ -244,7 +244,7 @@ def _too_deep(definition: Definition) -> Span | None:
 
 
 class _KeepTerminals:
-    """Tells lark to keep the terminals that no rule uses: `arrange` takes them out of the stream."""
+    """Tells lark to keep the terminals that no rule uses: `arrange` takes them out."""
 
     always_accept = ("COMMENT", "FOREIGN", "UNEXPECTED")
 
@@ -310,7 +310,7 @@ def _pairs(items: list[Any]) -> tuple[tuple[Any, Any], ...]:
 
 
 class _Builder(Transformer[Any, Any]):
-    """Builds a syntax node for each rule of the grammar, by the rule's name, as soon as it is recognised."""
+    """Builds the syntax node of each rule of the grammar, by the rule's name."""
 
     def program(self, items: list[Any]) -> tuple[Definition, ...]:
         return tuple(items)

@@ -1,8 +1,8 @@
-"""`Pattern`: what the language front hands on. Text plus numbers, one predicate, and nothing that needs a tensor."""
+"""`Pattern`: what the language front hands on. Text plus numbers, one predicate, no tensor."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from patterncc.dsl.mask import Predicate
@@ -15,7 +15,7 @@ class IntType:
 
 @dataclass(frozen=True, slots=True)
 class TableType:
-    """A table of numbers or of truth values, one axis per index; `None` is an axis of any size (`*`)."""
+    """A table of numbers or of truth values, one axis per index; `None` is a free axis (`*`)."""
 
     element: Literal["int", "bool"]
     axes: tuple[str | None, ...]
@@ -31,7 +31,11 @@ ParameterType: TypeAlias = IntType | TableType | SegmentsType
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A declared parameter. `fixed`: it divides, is a modulus, multiplies a position or sizes a block."""
+    """A parameter, with its value if it has one.
+
+    `fixed`: it divides, is a modulus, multiplies a position or sizes a block. Those of
+    `Pattern.parameters` never do.
+    """
 
     name: str
     type: ParameterType
@@ -43,28 +47,32 @@ class Parameter:
 class Pattern:
     """A checked pattern with its lets, calls and fixed parameters written out.
 
+    Two patterns are equal when their `text` is.
+
     Attributes:
         name: What the text calls it; "" for a lone expression. Not part of its identity.
-        parameters: In declared order, those still open at the call: run-time numbers (with their default, or `None`
-            where the call must give one), tables and segments. Fixed ones are constants of `body` by now.
-        fixed: The fixed parameters and the values they were bound to, for `explain`.
+        parameters: In declared order, those still open at the call: run-time numbers (with their
+            default, or `None` where the call must give one), tables and segments.
+        fixed: The parameters that divide, are a modulus, multiply a position or size a block, in
+            declared order, with the values that are constants of `body` by now.
         body: May the query at `q` attend to the key at `k`?
-        text: Canonical text, its identity: equal for spellings that differ in spacing, names of lets, order of
-            arguments or operands; parses back to an equal pattern. Run-time defaults are in it.
-        structure: `text` without the run-time defaults: what a kernel is compiled from, so that another
-            window or length is the same kernel. Its parameters are in name order.
+        text: Canonical text, its identity: equal for spellings that differ in spacing, names of
+            lets, order of arguments or operands; loads back as an equal pattern. Run-time defaults
+            are in it.
+        structure: `text` without the run-time defaults: what a kernel is compiled from, so that
+            another window or length is the same kernel. Its parameters are in name order.
     """
 
-    name: str
-    parameters: tuple[Parameter, ...]
-    fixed: tuple[tuple[str, int], ...]
-    body: Predicate
+    name: str = field(compare=False)
+    parameters: tuple[Parameter, ...] = field(compare=False)
+    fixed: tuple[tuple[str, int], ...] = field(compare=False)
+    body: Predicate = field(compare=False)
     text: str
-    structure: str
+    structure: str = field(compare=False)
 
     @property
     def numbers(self) -> tuple[Parameter, ...]:
-        """The run-time `int` parameters in name order: the order in which their values travel to a kernel."""
+        """The run-time `int` parameters in name order, in which their values travel to a kernel."""
         return tuple(
             sorted(
                 (p for p in self.parameters if isinstance(p.type, IntType)), key=lambda p: p.name

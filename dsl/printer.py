@@ -1,6 +1,6 @@
-"""Mask algebra → canonical text, which parses back to an equal expression. Comments and names of lets are gone by then.
+"""Mask algebra → canonical text, which parses back to an equal expression.
 
-Parentheses stand only where the grammar needs them.
+Comments and names of lets are gone by then. Parentheses stand only where the grammar needs them.
 """
 
 from collections.abc import Iterable, Sequence

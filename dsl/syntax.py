@@ -41,7 +41,7 @@ class Literally:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A word that stands alone: a coordinate, a size, a parameter, a let, or a pattern without arguments."""
+    """A word that stands alone: a coordinate, size, parameter, let or pattern without arguments."""
 
     text: str
     span: Span

@@ -1,7 +1,8 @@
-"""Raw tokens → the tokens that the grammar sees: line ends, brackets, comments, and characters that do not belong.
+"""Raw tokens → the tokens that the grammar sees: line ends, brackets, comments, foreign characters.
 
-Each mistake is reported and, where its meaning is clear (`&&`, `≤`, a missing bracket), mended, so that the rest of the
-text can still be checked. What the tokens are is up to grammar.lark; this file knows them by name only.
+Each mistake is reported and, where its meaning is clear (`&&`, `≤`, a missing bracket), mended, so
+that the rest of the text can still be checked. What the tokens are is up to grammar.lark; this file
+knows them by name only.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,7 +36,8 @@ class TokenStream:
         tokens: With a `NEWLINE` exactly where a `let` or a body ends.
         comments: In source order, each with its `#`.
         diagnostics: What was wrong with the text.
-        damaged: Offsets where something was dropped or guessed: a syntax error near them says nothing new.
+        damaged: Offsets where something was dropped or guessed; a syntax error on their line says
+            nothing new.
         complete: False where the text was given up on: it is too long or too deep.
     """
 

@@ -1,6 +1,7 @@
 """What names stand for while a program is checked, and the place that its mistakes are collected.
 
-A `Value` is an expression of the mask algebra with bounds on its size; a `Frame` is one definition being written out.
+A `Value` is an expression of the mask algebra with bounds on its size; a `Frame` is one definition
+being written out.
 """
 
 from collections.abc import Mapping

@@ -87,7 +87,7 @@ def _cause(accepts: frozenset[str], after: Token | None, found: Token) -> str | 
     if found.type == "LET" and "NEWLINE" in accepts:
         return "start it on a line of its own"
     if accepts <= {"PATTERN", "$END"}:
-        return "a body is one expression; join lines with an operator at the line's end, or with brackets"
+        return "a body is one expression; a line goes on after an operator or inside brackets"
     return None
 
 
