@@ -275,8 +275,9 @@ class Relation:
         """The terms of an integer affine expression in the symbols."""
         terms = []
         for i, name in enumerate(self.names):
-            if factor := affine.get_coefficient_val(_PARAM, i).to_python():
-                terms.append(multiply(Const(factor), self.scalars.meaning[name]))
+            factor = affine.get_coefficient_val(_PARAM, i)
+            if not factor.is_zero():
+                terms.append(multiply(Const(factor.to_python()), self.scalars.meaning[name]))
         return terms
 
 
@@ -342,7 +343,7 @@ def _disjoint(parts: Sequence[isl.BasicSet]) -> list[isl.BasicSet]:
             rest = rest.subtract(covered).coalesce().make_disjoint().coalesce()
         fresh = [basic for basic in rest.get_basic_sets() if not basic.is_empty()]
         result.extend(fresh)
-        covered = part.to_set() if covered is None else covered.union(part.to_set()).coalesce()
+        covered = part.to_set() if covered is None else covered.union(part.to_set())
     return result
 
 
