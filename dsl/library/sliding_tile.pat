@@ -4,8 +4,15 @@
 pattern near(a, b, size, window):
     abs(clamp(a, window // 2, size - 1 - window // 2) - b) <= window // 2
 
-pattern sliding_tile(tile = 384, depth = 5, rows = 6, columns = 10,
-                     depth_window = 3, row_window = 3, column_window = 3, text = 0):
+pattern sliding_tile(
+        tile = 384,
+        depth = 5,
+        rows = 6,
+        columns = 10,
+        depth_window = 3,
+        row_window = 3,
+        column_window = 3,
+        text = 0):
     let from = q // tile
     let to = k // tile
     let video = tile * depth * rows * columns
