@@ -11,7 +11,7 @@ from patterncc.dsl.parser import parse
 from patterncc.dsl.source import Source
 from patterncc.dsl.syntax import Definition, ParameterDeclaration
 from patterncc.dsl.tokens import Token
-from patterncc.dsl.writer import INDENT, WIDTH, expression_lines, written
+from patterncc.dsl.writer import INDENT, WIDTH, expression_lines, filled, written
 
 
 @dataclass(slots=True)
@@ -68,13 +68,9 @@ def _statements(definition: Definition) -> Iterator[_Statement]:
 def _header(definition: Definition) -> list[str]:
     name = definition.name.text if definition.name else ""
     parameters = [_parameter(parameter) for parameter in definition.parameters]
-    line = f"pattern {name}({', '.join(parameters)}):"
-    if len(line) <= WIDTH:
-        return [line]
-    lines = [f"pattern {name}("]
-    lines += [f"{' ' * 2 * INDENT}{parameter}," for parameter in parameters]
-    lines[-1] = lines[-1][:-1] + "):"
-    return lines
+    if not parameters:
+        return [f"pattern {name}():"]
+    return filled(f"pattern {name}(", parameters, "):", WIDTH, 2 * INDENT)
 
 
 def _parameter(parameter: ParameterDeclaration) -> str:

@@ -137,11 +137,9 @@ def _broken(node: Expression, width: int, lead: str, tail: str, level: int = _CH
             return lines + _indented(_broken(otherwise, width - INDENT, "", tail))
         case InSet(value, elements):
             start = f"{lead}{written(value, _SUM)} in {{"
-            return _filled(start, [written(element) for element in elements], f"}}{tail}", width)
+            return filled(start, [written(element) for element in elements], f"}}{tail}", width)
         case Call(name, arguments) if arguments:
-            return _filled(
-                f"{lead}{name.text}(", list(map(_argument, arguments)), f"){tail}", width
-            )
+            return filled(f"{lead}{name.text}(", list(map(_argument, arguments)), f"){tail}", width)
         case Invert(operand):
             return _broken(operand, width, f"{lead}not ", tail, _NOT)
     return [line]
@@ -174,14 +172,16 @@ def _chain(
     return lines
 
 
-def _filled(start: str, items: Sequence[str], end: str, width: int) -> list[str]:
-    """Items with commas, as many on a line as fit."""
+def filled(
+    start: str, items: Sequence[str], end: str, width: int, indent: int = INDENT
+) -> list[str]:
+    """Items with commas, as many on a line as fit, `indent` columns before all but the first."""
     lines = [start]
     for place, item in enumerate(items):
         text = item + (end if place == len(items) - 1 else ",")
         glue = "" if lines[-1] == start or not lines[-1].strip() else " "
         if len(lines[-1]) + len(glue) + len(text) > width and lines[-1].strip():
-            lines.append(" " * INDENT + text)
+            lines.append(" " * indent + text)
         else:
             lines[-1] += glue + text
     return lines
