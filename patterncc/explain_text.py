@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from patterncc.dsl.pattern import Pattern
 from patterncc.explain import Explanation, Group
 from patterncc.loops import Loop
 
@@ -16,7 +17,7 @@ def format_explanation(explanation: Explanation) -> str:
     pattern = explanation.call.pattern
     lines = [pattern.name or "a pattern without a name", ""]
     lines += [f"  {line}" for line in explanation.mathematics]
-    lines += ["", f"  text    {pattern.text}"]
+    lines += ["", f"  text    {display_text(pattern)}"]
     lines += [f"  causal  {'yes' if explanation.causal else 'no'}"]
     lines += ["", "parameters", *_parameters(explanation)]
     lines += ["", "call", *_call(explanation)]
@@ -32,6 +33,12 @@ def format_explanation(explanation: Explanation) -> str:
         rest = len(groups) - MOST_GROUPS
         lines += ["", f"The loops of {rest} more groups are printed when --layer or --head asks."]
     return "\n".join(lines) + "\n"
+
+
+def display_text(pattern: Pattern) -> str:
+    """The canonical text, with the name that the pattern goes by where it has one."""
+    name = pattern.name or "_"
+    return pattern.text.replace("pattern _(", f"pattern {name}(", 1)
 
 
 def members(explanation: Explanation, group: Group) -> str:

@@ -4,7 +4,7 @@ Bounds are written in the number of the tile alone, and whatever never matters i
 out. The bounds for all lengths at once are the block program's own (`patterncc compile --emit ir`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import gcd
@@ -216,11 +216,17 @@ def _simplify(expr: IntExpr, scope: Env) -> IntExpr:
     """The expression as short as it gets for the values that its one symbol takes in `scope`."""
     match expr:
         case Sum(terms):
-            return add(*(_simplify(term, scope) for term in terms))
+            return _summed([_simplify(term, scope) for term in terms], scope)
         case Product(factors):
             return multiply(*(_simplify(factor, scope) for factor in factors))
         case FloorDiv(value, Const(divisor)):
-            return _divided(_simplify(value, scope), divisor)
+            match _simplify(value, scope):
+                case Min(args):  # floors are monotone
+                    return _simplify(minimum(*(_divided(arg, divisor) for arg in args)), scope)
+                case Max(args):
+                    return _simplify(maximum(*(_divided(arg, divisor) for arg in args)), scope)
+                case simple:
+                    return _divided(simple, divisor)
         case Mod(value, Const(divisor)):
             coefficients, constant = _linear(_simplify(value, scope))
             reduced = [multiply(Const(c % divisor), term) for term, c in coefficients.items()]
@@ -236,6 +242,18 @@ def _simplify(expr: IntExpr, scope: Env) -> IntExpr:
             if not np.any(holds):
                 return _simplify(otherwise, scope)
     return expr
+
+
+def _summed(terms: Sequence[IntExpr], scope: Env) -> IntExpr:
+    """A sum, taken into the one extremum that it has: `max(a, b) + c` is `max(a + c, b + c)`."""
+    extrema = [term for term in terms if isinstance(term, (Min, Max))]
+    if len(extrema) != 1:
+        return add(*terms)
+    rest = [term for term in terms if term is not extrema[0]]
+    shifted = [add(arg, *rest) for arg in extrema[0].args]
+    if isinstance(extrema[0], Min):
+        return minimum(*_undominated(shifted, scope, -1))
+    return maximum(*_undominated(shifted, scope, 1))
 
 
 def _linear(expr: IntExpr) -> tuple[dict[IntExpr, int], int]:
