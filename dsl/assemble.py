@@ -33,6 +33,8 @@ from patterncc.dsl.mask import (
 from patterncc.dsl.syntax import Expression
 from patterncc.dsl.values import Frame, GiveUpError, Report, Value
 
+_STEP = 32  # what a step costs by itself, in nodes
+CALL = 300  # what a call costs by itself, in nodes
 _MAX_EXCERPT = 60  # characters of a library pattern that a note shows
 _TOO_LARGE_HINT = f"numbers go from -{MAX_CONSTANT} to {MAX_CONSTANT}"
 
@@ -128,9 +130,12 @@ class Assembler:
 
     def spend(self, size: int, node: Expression, frame: Frame) -> None:
         """Counts the nodes that are about to be built."""
-        self._work += size
-        if size > 4 * MAX_NODES or self._work > MAX_WORK:
+        self._work += _STEP + size
+        if size > 4 * MAX_NODES:
             self.too_long(node, frame)
+        if self._work > MAX_WORK:
+            message = "writing out the calls and lets of this program takes too many steps"
+            self.give_up("too-long", message, node, frame)
 
     def checked(self, value: Value, node: Expression, frame: Frame) -> Value | None:
         """The value, if neither it nor a constant that building it folded is too large."""
@@ -157,20 +162,21 @@ class Assembler:
 
     # ----------------------------------------------------------------------------------- products
 
-    def product(self, left: Value, right: Value, node: Expression, frame: Frame) -> Value | None:
-        """`left * right`: one factor may move with the position, the other is then compiled in."""
-        for moving, factor in ((left, right), (right, left)):
-            if isinstance(factor.expr, Const) or not reads_position(moving.expr):
+    def product(self, factors: Sequence[Value], node: Expression, frame: Frame) -> Value | None:
+        """The product: one factor may move with the position, the others are then compiled in."""
+        moving = [factor for factor in factors if reads_position(factor.expr)]
+        if len(moving) > 1:
+            self.fail(
+                "not-linear",
+                "two factors depend on a position",
+                node,
+                frame,
+                "a position may be multiplied by a constant or a fixed parameter",
+            )
+            return None
+        for factor in factors if moving else ():
+            if factor is moving[0]:
                 continue
-            if reads_position(factor.expr):
-                self.fail(
-                    "not-linear",
-                    "both factors depend on a position",
-                    node,
-                    frame,
-                    "a position may be multiplied by a constant or a fixed parameter",
-                )
-                return None
             if not is_specialised(factor.expr):
                 self.fail(
                     "not-linear",
@@ -182,7 +188,7 @@ class Assembler:
                 )
                 return None
             self.fixed |= parameters(factor.expr)
-        return self.join(multiply, (left, right), node, frame)
+        return self.join(multiply, factors, node, frame)
 
     def quotient(
         self,

@@ -11,7 +11,7 @@ from typing_extensions import assert_never
 
 from patterncc.dsl import library
 from patterncc.dsl.arguments import match_arguments
-from patterncc.dsl.assemble import Assembler, signed, total
+from patterncc.dsl.assemble import CALL, Assembler, signed, total
 from patterncc.dsl.build import all_of, any_of, branch, compare, negate, select
 from patterncc.dsl.declare import FUNCTIONS, declared_type, default_of
 from patterncc.dsl.functions import call_function, describe_type, read_table
@@ -215,16 +215,23 @@ class Elaborator:
         return self.assemble.join(total(signs), terms, node, frame)
 
     def _product(self, node: Arithmetic, frame: Frame) -> Value | None:
-        result = self.integer(node.first, frame, f"`{node.rest[0][0]}` takes")
-        for op, operand in node.rest:
-            value = self.integer(operand, frame, f"`{op}` takes")
-            if value is None or result is None:
-                result = None
+        # The factors since the last division; None once something is wrong.
+        factors: list[Value] | None = []
+        for op, operand in (("*", node.first), *node.rest):
+            user = f"`{node.rest[0][0] if operand is node.first else op}` takes"
+            value = self.integer(operand, frame, user)
+            if value is None or factors is None:
+                factors = None
             elif op == "*":
-                result = self.assemble.product(result, value, node, frame)
+                factors.append(value)
             else:
-                result = self.assemble.quotient(op, result, value, operand, node, frame)
-        return result
+                left = self._multiplied(factors, node, frame)
+                result = left and self.assemble.quotient(op, left, value, operand, node, frame)
+                factors = None if result is None else [result]
+        return None if factors is None else self._multiplied(factors, node, frame)
+
+    def _multiplied(self, factors: list[Value], node: Arithmetic, frame: Frame) -> Value | None:
+        return factors[0] if len(factors) == 1 else self.assemble.product(factors, node, frame)
 
     def _comparison(self, node: Comparison, frame: Frame) -> Value | None:
         operands = [self.integer(node.first, frame, f"`{node.rest[0][0]}` takes")]
@@ -332,6 +339,7 @@ class Elaborator:
         An argument means the positions at the call, whatever `at` and `cover` do inside, so those
         get names of their own until the body is written out.
         """
+        self.assemble.spend(CALL, node, frame)
         outer = {name: outer_position(name, inner.depth) for name in ("q", "k")}
         moved = False
         for key, value in inner.bindings.items():
