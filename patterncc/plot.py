@@ -19,6 +19,7 @@ from patterncc.picture import FULL, PARTIAL, Picture
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 FORMATS = (".png", ".svg", ".pdf")
 COLUMNS = 4  # panels in a row
@@ -187,13 +188,12 @@ def _grid(
         return
     tall = scale[0] * (picture.block_q if by_pair else 1)
     wide = scale[1] * (picture.block_k if by_pair else 1)
-    style = {"color": "white", "linewidth": 0.5, "alpha": 0.9}
     if wide >= 12:
         for x in range(picture.block_k, int(extent[1]), picture.block_k):
-            axes.axvline(x, **style)
+            axes.axvline(x, color="white", linewidth=0.5, alpha=0.9)
     if tall >= 12:
         for y in range(picture.block_q, int(extent[2]), picture.block_q):
-            axes.axhline(y, **style)
+            axes.axhline(y, color="white", linewidth=0.5, alpha=0.9)
 
 
 def ticks(length: int) -> list[int]:
@@ -250,8 +250,6 @@ def _write_title(
 
 
 def _legend(figure: "Figure", pictures: Sequence[Picture], width: int, height: int) -> None:
-    from matplotlib.patches import Patch  # an extra, and slow to load
-
     first = pictures[0]
     one = len(pictures) == 1
     counts = {
@@ -261,13 +259,10 @@ def _legend(figure: "Figure", pictures: Sequence[Picture], width: int, height: i
     }
     handles = []
     for state, count in counts.items():
-        colour = tuple(part / 255 for part in COLOURS[state])
         label = f"{count:,} {state}" if one else state
-        handles.append(Patch(facecolor=colour, edgecolor="#9aa3ad", linewidth=0.4, label=label))
+        handles.append(_swatch(state, label))
     if first.allowed is not None:
-        colour = tuple(part / 255 for part in COLOURS["hidden"])
-        label = "masked in a partial tile"
-        handles.append(Patch(facecolor=colour, edgecolor="#9aa3ad", linewidth=0.4, label=label))
+        handles.append(_swatch("hidden", "masked in a partial tile"))
     figure.legend(
         handles=handles,
         loc="lower left",
@@ -289,3 +284,11 @@ def _legend(figure: "Figure", pictures: Sequence[Picture], width: int, height: i
     if first.cell_q > 1 or first.cell_k > 1:
         note += f"; a cell is {first.cell_q} × {first.cell_k} tiles, paler where fewer are visited"
     figure.text(_EDGE / width, 24 / height, note, fontsize=6.5, color="#57606a")
+
+
+def _swatch(state: str, label: str) -> "Patch":
+    from matplotlib.patches import Patch  # an extra, and slow to load
+
+    red, green, blue = COLOURS[state]
+    colour = f"#{red:02x}{green:02x}{blue:02x}"
+    return Patch(facecolor=colour, edgecolor="#9aa3ad", linewidth=0.4, label=label)

@@ -39,7 +39,9 @@ def _commands() -> list[_Command]:
     helps = {action.dest: action.help or "" for action in choices._choices_actions}
     commands = []
     for name, command in choices.choices.items():
-        options, words, files = [], [], False
+        options: list[_Option] = []
+        words: list[str] = []
+        files = False
         for action in command._actions:
             values = tuple(map(str, action.choices or ()))
             if action.option_strings:
@@ -65,9 +67,8 @@ def _bash(commands: list[_Command]) -> str:
         words = [name for option in command.options for name in option.names]
         words += command.words
         files = ' COMPREPLY+=($(compgen -f -- "$cur"))' if command.files else ""
-        cases.append(
-            f'        {command.name}) COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$cur"));{files} ;;'
-        )
+        match = f'COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$cur"));'
+        cases.append(f"        {command.name}) {match}{files} ;;")
     values = {
         name: " ".join(option.choices)
         for command in commands
@@ -151,7 +152,8 @@ def _fish(commands: list[_Command]) -> str:
     ]
     for command in commands:
         lines.append(
-            f"complete -c patterncc -n __fish_use_subcommand -a {command.name} -d '{_words(command.help)}'"
+            f"complete -c patterncc -n __fish_use_subcommand -a {command.name}"
+            f" -d '{_words(command.help)}'"
         )
         used = f"-n '__fish_seen_subcommand_from {command.name}'"
         if command.words:
@@ -164,7 +166,6 @@ def _fish(commands: list[_Command]) -> str:
             value = f" -x -a '{' '.join(option.choices)}'" if option.choices else ""
             if option.takes_value and not option.choices:
                 value = " -r"
-            lines.append(
-                f"complete -c patterncc {used} {' '.join(parts)}{value} -d '{option.help}'"
-            )
+            names = " ".join(parts)
+            lines.append(f"complete -c patterncc {used} {names}{value} -d '{option.help}'")
     return "\n".join([*lines, ""])

@@ -29,16 +29,25 @@ class Text:
 def read(argument: str) -> Text:
     """Reads what an argument names: `-`, a file, or else the argument is the text.
 
-    A file is what ends in `.pat`, holds a path separator without being a text, or exists.
+    A file is what ends in `.pat` or exists.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    if argument == STANDARD_INPUT or argument.endswith(".pat") or _exists(argument):
+        return read_file(argument)
+    return Text(argument, None)
+
+
+def read_file(argument: str) -> Text:
+    """Reads a file, or standard input for `-`.
 
     Raises:
         OSError: The file cannot be read.
     """
     if argument == STANDARD_INPUT:
         return Text(_decoded(sys.stdin.buffer.read(), "standard input"), "<stdin>")
-    if argument.endswith(".pat") or _exists(argument):
-        return Text(_decoded(Path(argument).read_bytes(), argument), argument)
-    return Text(argument, None)
+    return Text(_decoded(Path(argument).read_bytes(), argument), argument)
 
 
 def _exists(argument: str) -> bool:

@@ -2,12 +2,12 @@
 
 import argparse
 
-from rich.table import Table
+from rich.text import Text
 
 from patterncc.commands import console
 from patterncc.dsl import library, load
 from patterncc.dsl.errors import ConfigError
-from patterncc.dsl.pattern import Pattern
+from patterncc.dsl.parser import parse
 from patterncc.dsl.suggest import did_you_mean
 
 
@@ -16,22 +16,14 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "show":
         return _show(args)
     if args.name is not None:
-        raise ConfigError(
-            f"`library list` takes no name; for one pattern: library show {args.name}"
-        )
-    patterns = {name: load(name) for name in library.names()}
+        raise ConfigError(f"`library list` takes no name; to see one: library show {args.name}")
     if args.json:
-        console.print_json(
-            [
-                {"name": name, "summary": library.summary(name), **_numbers(patterns[name])}
-                for name in patterns
-            ]
-        )
+        console.print_json([_document(name) for name in library.names()])
         return 0
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for name, pattern in patterns.items():
-        table.add_row(f"[bold]{name}[/]({_parameters(pattern)})", library.summary(name))
-    console.output().print(table)
+    out = console.output()
+    for name in library.names():
+        out.print(Text.assemble((name, "bold"), _parameters(name)))
+        out.print(Text(f"    {library.summary(name)}"))
     return 0
 
 
@@ -41,28 +33,29 @@ def _show(args: argparse.Namespace) -> int:
         raise ConfigError("`library show` needs the name of a pattern", names)
     if args.name not in names:
         hint = did_you_mean(args.name, names)
-        raise ConfigError(
-            f"the library has no `{args.name}`" + (f": {hint}" if hint else ""), names
-        )
-    source = library.source(args.name)
+        raise ConfigError(f"the library has no `{args.name}`" + (f"; {hint}" if hint else ""))
     if args.json:
-        pattern = load(args.name)
-        document = {"name": args.name, "summary": library.summary(args.name)}
-        console.print_json({**document, **_numbers(pattern), "source": source.text})
+        console.print_json({**_document(args.name), "source": library.source(args.name).text})
     else:
-        print(source.text, end="")
+        print(library.source(args.name).text, end="")
     return 0
 
 
-def _numbers(pattern: Pattern) -> dict[str, object]:
+def _document(name: str) -> dict[str, object]:
+    pattern = load(name)
     return {
+        "name": name,
+        "summary": library.summary(name),
+        "signature": name + _parameters(name),
         "fixed": dict(pattern.fixed),
         "parameters": {parameter.name: parameter.value for parameter in pattern.parameters},
         "text": pattern.text,
     }
 
 
-def _parameters(pattern: Pattern) -> str:
-    fixed = [f"{name} = {value}" for name, value in pattern.fixed]
-    rest = [p.name if p.value is None else f"{p.name} = {p.value}" for p in pattern.parameters]
-    return ", ".join([*fixed, *rest])
+def _parameters(name: str) -> str:
+    """The parameters as the file declares them, in brackets; "" for none."""
+    source = library.source(name)
+    declared = parse(source).program.definitions[-1].parameters
+    texts = [" ".join(source.excerpt(parameter.span).split()) for parameter in declared]
+    return f"({', '.join(texts)})" if texts else ""
