@@ -153,6 +153,16 @@ class ConfigError(PatternccError):
         return f"{self.message}; legal: {', '.join(self.legal)}" if self.legal else self.message
 
 
+class ArgumentError(PatternccError, ValueError):
+    """An argument of a call is missing, unknown, of the wrong type, shape or size.
+
+    Also a `ValueError`, so that callers who know nothing of patterncc can catch it.
+
+    Args:
+        message: The argument, what it got and what it wants, in one sentence without a final stop.
+    """
+
+
 class TuningError(PatternccError):
     """No configuration worked.
 
