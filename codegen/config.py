@@ -1,15 +1,32 @@
-"""`KernelConfig`: the tunable choices of one kernel, and the default for a problem."""
+"""`KernelConfig`: the tunable choices of one kernel, whether they are legal, and the default."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from patterncc.codegen.head_dim import query_key_value_parts
+from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.mask import variables
+
+if TYPE_CHECKING:
+    from patterncc.codegen.ir import BlockProgram
+    from patterncc.codegen.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)
 class KernelConfig:
-    """How a kernel is built: tile shape, warps per program, pipeline depth and the way tiles are
-    loaded.
+    """How a kernel is built.
+
+    Attributes:
+        block_q, block_k: Tile shape.
+        num_warps: Warps of one program.
+        num_stages: Depth of the load pipeline.
+        load: Tensor descriptors (the tensor memory accelerator of Hopper and later) or pointers.
+        order: Query tiles from the first or from the last on; `reverse` starts with the longest
+            tiles of a causal pattern.
+        max_registers: Registers per thread at most, to fit more programs on a multiprocessor; None
+            leaves it to the compiler.
     """
 
     block_q: int = 128
@@ -17,3 +34,132 @@ class KernelConfig:
     num_warps: int = 8
     num_stages: int = 2
     load: Literal["descriptor", "pointer"] = "pointer"
+    order: Literal["forward", "reverse"] = "forward"
+    max_registers: int | None = None
+
+
+INTERPRETER = "interpreter"
+"""The target of Triton's interpreter, which runs kernels on the CPU, for tests."""
+
+_SMALL_SHARED_MEMORY = 101376
+_SHARED_MEMORY = {80: 166912, 87: 166912, 90: 232448, 100: 232448, 103: 232448}
+"""Bytes of shared memory that one program can have, by compute capability; others have less."""
+
+
+def check_config(config: KernelConfig, problem: Problem, target: str) -> None:
+    """Refuses a config that cannot work.
+
+    Args:
+        config: The config.
+        problem: The shape class it is for.
+        target: `cuda:90`, `hip:gfx942`, or `INTERPRETER`.
+
+    Raises:
+        ConfigError: Names the knob and its legal values.
+    """
+    for name, value, legal in (
+        ("block_q", config.block_q, (16, 32, 64, 128, 256)),
+        ("block_k", config.block_k, (16, 32, 64, 128, 256)),
+        ("num_warps", config.num_warps, (1, 2, 4, 8, 16)),
+        ("num_stages", config.num_stages, tuple(range(1, 9))),
+        ("load", config.load, loads(target)),
+        ("order", config.order, ("forward", "reverse")),
+    ):
+        if value not in legal:
+            raise ConfigError(f"{name}={value!r} is no choice on {target}", tuple(map(str, legal)))
+    if config.max_registers is not None and not 32 <= config.max_registers <= 255:
+        raise ConfigError(f"max_registers={config.max_registers} is no choice", ("32 to 255",))
+    limit = shared_limit(target)
+    if limit is not None and (needed := shared_bytes(config, problem)) > limit:
+        raise ConfigError(
+            f"tiles of {config.block_q}x{config.block_k} in {config.num_stages} stages take "
+            f"{needed} bytes of shared memory, {target} has {limit}",
+            ("a smaller block_k", "fewer num_stages"),
+        )
+
+
+def loads(target: str) -> tuple[str, ...]:
+    """The ways to load tiles that a target has."""
+    capability = _capability(target)
+    if target == INTERPRETER or (capability is not None and capability >= 90):
+        return ("descriptor", "pointer")
+    return ("pointer",)
+
+
+def shared_limit(target: str) -> int | None:
+    """Bytes of shared memory that one program can have; None where the compiler decides alone."""
+    capability = _capability(target)
+    return None if capability is None else _SHARED_MEMORY.get(capability, _SMALL_SHARED_MEMORY)
+
+
+def shared_bytes(config: KernelConfig, problem: Problem) -> int:
+    """Bytes of the buffers of key and value tiles, and of the query tile where it is kept there.
+
+    Barriers and the exchange of layouts in the epilogue come on top, up to 2 KiB.
+    """
+    item = 4 if problem.dtype == "float32" else 2
+    keys, values = (sum(part.width for part in cut) for cut in query_key_value_parts(problem))
+    tiles = config.num_stages * config.block_k * (keys + values)
+    return item * (tiles + (config.block_q * keys if config.load == "descriptor" else 0))
+
+
+def default_config(
+    problem: Problem,
+    target: str,
+    program: BlockProgram | None = None,
+    *,
+    descriptors: bool = True,
+) -> KernelConfig:
+    """The config to start from, where nothing has been tuned.
+
+    Args:
+        problem: The shape class.
+        target: As in `check_config`.
+        program: The lowered pattern, to choose the order of tiles by.
+        descriptors: Does the layout of the tensors allow them?
+    """
+    config = _tiles(problem, target, descriptors)
+    if program is not None and _grows(program):
+        config = replace(config, order="reverse")
+    return config
+
+
+def _tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:
+    """By the wider head dimension: what fits the registers without spilling and hides the loads."""
+    widest = max(problem.head_dim, problem.value_head_dim)
+    if target == INTERPRETER:
+        return KernelConfig(32, 32, 4, 1)
+    if problem.dtype == "float32":
+        return KernelConfig(64, 32, 8, 2)  # accumulators and operands share the registers
+    if target.startswith("hip"):
+        return KernelConfig(128, 64, 4, 1) if widest <= 128 else KernelConfig(64, 64, 4, 1)
+    if descriptors and "descriptor" in loads(target):
+        if widest <= 64:
+            return KernelConfig(128, 64, 4, 3, "descriptor")
+        if widest <= 128:
+            # With two stages a tile's load is issued just before the tile is waited for.
+            return KernelConfig(128, 128, 8, 3, "descriptor")
+        return KernelConfig(128, 64, 8, 2, "descriptor")
+    if widest <= 64:
+        return KernelConfig(128, 64, 4, 3)
+    if widest <= 128:
+        return KernelConfig(128, 64, 8, 2)
+    return KernelConfig(128, 32, 8, 2) if widest <= 192 else KernelConfig(64, 32, 8, 2)
+
+
+def _grows(program: BlockProgram) -> bool:
+    """Do later query tiles see more keys, as under a causal mask?
+
+    Read off the bounds of full tiles: some end follows the row while its start does not.
+    """
+    rows = {"q_first", "q_last"}
+    return any(
+        bool(rows & variables(sweep.hi)) and not rows & variables(sweep.lo)
+        for sweep in program.forward
+        if sweep.kind == "full"
+    )
+
+
+def _capability(target: str) -> int | None:
+    backend, _, number = target.partition(":")
+    return int(number) if backend == "cuda" and number.isdigit() else None

@@ -6,7 +6,7 @@ Works on values and the syntax node to blame; it does not look at names and does
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from patterncc.dsl.build import add, floordiv, modulo, multiply, substitute
+from patterncc.dsl.build import floordiv, modulo, multiply, substitute
 from patterncc.dsl.limits import MAX_CONSTANT, MAX_DEPTH, MAX_NODES, MAX_WORK
 from patterncc.dsl.linear import (
     LENGTHS,
@@ -33,6 +33,8 @@ from patterncc.dsl.mask import (
 from patterncc.dsl.syntax import Expression
 from patterncc.dsl.values import Frame, GiveUpError, Report, Value
 
+_STEP = 32  # what a step costs by itself, in nodes
+CALL = 300  # what a call costs by itself, in nodes
 _MAX_EXCERPT = 60  # characters of a library pattern that a note shows
 _TOO_LARGE_HINT = f"numbers go from -{MAX_CONSTANT} to {MAX_CONSTANT}"
 
@@ -116,21 +118,26 @@ class Assembler:
             make: Builds the expression.
             parts: What it is made of.
             node, frame: The place to blame.
-            copies: How often a part may stand in the result.
+            copies: How often the largest part may stand in the result, and the others twice.
         """
         sound = [part for part in parts if part is not None]
         if len(sound) < len(parts):
             return None
-        size = len(parts) + copies * sum(part.size for part in sound)
-        depth = 1 + copies + max(part.depth for part in sound)
+        largest = max(part.size for part in sound)
+        size = len(parts) + copies * largest
+        size += min(copies, 2) * (sum(part.size for part in sound) - largest)
+        depth = 1 + min(copies, 2) + max(part.depth for part in sound)
         self.spend(size, node, frame)
         return self.checked(Value(make(*(part.expr for part in sound)), size, depth), node, frame)
 
     def spend(self, size: int, node: Expression, frame: Frame) -> None:
         """Counts the nodes that are about to be built."""
-        self._work += size
-        if size > 4 * MAX_NODES or self._work > MAX_WORK:
+        self._work += _STEP + size
+        if size > 4 * MAX_NODES:
             self.too_long(node, frame)
+        if self._work > MAX_WORK:
+            message = "writing out the calls and lets of this program takes too many steps"
+            self.give_up("too-long", message, node, frame)
 
     def checked(self, value: Value, node: Expression, frame: Frame) -> Value | None:
         """The value, if neither it nor a constant that building it folded is too large."""
@@ -157,20 +164,21 @@ class Assembler:
 
     # ----------------------------------------------------------------------------------- products
 
-    def product(self, left: Value, right: Value, node: Expression, frame: Frame) -> Value | None:
-        """`left * right`: one factor may move with the position, the other is then compiled in."""
-        for moving, factor in ((left, right), (right, left)):
-            if isinstance(factor.expr, Const) or not reads_position(moving.expr):
+    def product(self, factors: Sequence[Value], node: Expression, frame: Frame) -> Value | None:
+        """The product: one factor may move with the position, the others are then compiled in."""
+        moving = [factor for factor in factors if reads_position(factor.expr)]
+        if len(moving) > 1:
+            self.fail(
+                "not-linear",
+                "two factors depend on a position",
+                node,
+                frame,
+                "a position may be multiplied by a constant or a fixed parameter",
+            )
+            return None
+        for factor in factors if moving else ():
+            if factor is moving[0]:
                 continue
-            if reads_position(factor.expr):
-                self.fail(
-                    "not-linear",
-                    "both factors depend on a position",
-                    node,
-                    frame,
-                    "a position may be multiplied by a constant or a fixed parameter",
-                )
-                return None
             if not is_specialised(factor.expr):
                 self.fail(
                     "not-linear",
@@ -182,7 +190,7 @@ class Assembler:
                 )
                 return None
             self.fixed |= parameters(factor.expr)
-        return self.join(multiply, (left, right), node, frame)
+        return self.join(multiply, factors, node, frame)
 
     def quotient(
         self,
@@ -322,21 +330,6 @@ def measured(expr: Expr) -> Value:
         depth = max(depth, level)
         stack.extend((inner, level + 1) for inner in children(node))
     return Value(expr, size, depth)
-
-
-def signed(expr: Expr) -> Expr:
-    """`-expr`."""
-    return multiply(Const(-1), expr)  # type: ignore[arg-type]
-
-
-def total(signs: Sequence[int]) -> Callable[..., Expr]:
-    """A function that adds terms with the given signs."""
-
-    def make(*terms: Expr) -> Expr:
-        pairs = zip(signs, terms, strict=True)
-        return add(*(term if sign > 0 else signed(term) for sign, term in pairs))  # type: ignore[arg-type]
-
-    return make
 
 
 def _what_varies(expr: Expr) -> str:

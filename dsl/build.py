@@ -85,14 +85,14 @@ def multiply(*factors: IntExpr) -> IntExpr:
     """The product, flattened, constants folded in front; a constant distributes over a sum."""
     constant = 1
     rest: list[IntExpr] = []
-    queue = list(factors)
-    while queue:
-        factor = queue.pop(0)
+    stack = list(factors)
+    while stack:
+        factor = stack.pop()
         match factor:
             case Const(value):
                 constant *= value
             case Product(inner):
-                queue = [*inner, *queue]
+                stack.extend(inner)
             case _:
                 rest.append(factor)
     if constant == 0 or not rest:

@@ -47,7 +47,7 @@ def check(
         name: The pattern that is meant; the last one if None.
         values: Values of its parameters.
     """
-    report, warnings = Report(module.source), Report(module.source)
+    report, warnings = Report(module.source), Report(module.source, "warning")
     pattern = None
     try:
         check_declarations(program.definitions, report)

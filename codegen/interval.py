@@ -1,0 +1,140 @@
+"""Interval analysis: between which two integers does an expression lie, whatever the call?
+
+The kernel writer asks here which arithmetic fits into 32 bits and which operands of a division are
+never negative. Ranges of single names are known, no relation between them, so the answers are sound
+but not tight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+
+from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.mask import (
+    Abs,
+    Const,
+    FloorDiv,
+    IntExpr,
+    Max,
+    Min,
+    Mod,
+    Param,
+    Product,
+    Select,
+    Sum,
+    Var,
+)
+
+LIMIT = 2**30
+"""Largest magnitude of a position, an offset, a length, a constant and a run-time number."""
+
+MOST_PROGRAMS = 65535
+"""Most heads and most batch entries of one launch: two axes of a CUDA grid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The integers `low <= x <= high`."""
+
+    low: int
+    high: int
+
+    def fits(self, bits: int) -> bool:
+        """Does every value fit a signed integer of that many bits?"""
+        return -(1 << (bits - 1)) <= self.low and self.high < 1 << (bits - 1)
+
+    def __add__(self, other: Interval) -> Interval:
+        return Interval(self.low + other.low, self.high + other.high)
+
+    def __mul__(self, other: Interval) -> Interval:
+        corners = [a * b for a, b in product((self.low, self.high), (other.low, other.high))]
+        return Interval(min(corners), max(corners))
+
+    def __or__(self, other: Interval) -> Interval:
+        return Interval(min(self.low, other.low), max(self.high, other.high))
+
+
+_POSITION = Interval(-LIMIT, LIMIT)
+_KEY = Interval(0, LIMIT)
+_COUNT = Interval(1, MOST_PROGRAMS)
+_INDEX = Interval(0, MOST_PROGRAMS - 1)
+
+RANGES: Mapping[str, Interval] = {
+    "q": _POSITION,
+    "k": _KEY,
+    "head": _INDEX,
+    "kv_head": _INDEX,
+    "batch": _INDEX,
+    "layer": _POSITION,
+    "q_len": _KEY,
+    "kv_len": _KEY,
+    "heads": _COUNT,
+    "kv_heads": _COUNT,
+    "layers": Interval(1, LIMIT),
+    "q_offset": _POSITION,
+    "q_first": _POSITION,
+    "q_last": _POSITION,
+    "k_first": _KEY,
+    "k_last": _KEY,
+    "residue": _KEY,
+}
+"""What each name of the language and of the block IR can be; the launcher refuses calls outside of
+it."""
+
+
+def interval(expr: IntExpr) -> Interval:
+    """The range of an expression's values, for existing rows and keys.
+
+    Raises:
+        UnsupportedError: The expression reads a table or a segment.
+    """
+    match expr:
+        case Const(value):
+            return Interval(value, value)
+        case Var(name):
+            return RANGES[name]
+        case Param():
+            return _POSITION
+        case Sum(terms):
+            total = Interval(0, 0)
+            for term in terms:
+                total += interval(term)
+            return total
+        case Product(factors):
+            scaled = Interval(1, 1)
+            for factor in factors:
+                scaled *= interval(factor)
+            return scaled
+        case FloorDiv(value, divisor):
+            inner, by = interval(value), _divisor(divisor)
+            corners = [a // b for a, b in product((inner.low, inner.high), (by.low, by.high))]
+            return Interval(min(corners), max(corners))
+        case Mod(value, divisor):
+            inner, by = interval(value), _divisor(divisor)
+            if inner.low >= 0:
+                return Interval(0, min(inner.high, by.high - 1))
+            return Interval(0, by.high - 1)
+        case Min(args):
+            parts = [interval(arg) for arg in args]
+            return Interval(min(p.low for p in parts), min(p.high for p in parts))
+        case Max(args):
+            parts = [interval(arg) for arg in args]
+            return Interval(max(p.low for p in parts), max(p.high for p in parts))
+        case Abs(value):
+            inner = interval(value)
+            least = 0 if inner.low <= 0 <= inner.high else min(abs(inner.low), abs(inner.high))
+            return Interval(least, max(abs(inner.low), abs(inner.high)))
+        case Select(_, then, otherwise):
+            return interval(then) | interval(otherwise)
+    raise UnsupportedError(
+        f"no kernel reads {type(expr).__name__.lower()} terms yet",
+        "use a pattern without tables and segments",
+    )
+
+
+def _divisor(expr: IntExpr) -> Interval:
+    """The range of a divisor, which the language keeps positive."""
+    found = interval(expr)
+    return Interval(max(found.low, 1), max(found.high, 1))

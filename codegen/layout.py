@@ -1,0 +1,67 @@
+"""What the placement of a call's tensors in memory allows: tensor descriptors, wide loads, or
+neither.
+
+Knows addresses, sizes and strides only. The rules are those of CUDA's tensor maps
+(`cuTensorMapEncodeTiled`) and of 16-byte vector loads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_LINE = 16  # bytes: what descriptors and vector loads ask addresses and strides to be multiples of
+_LONGEST_STRIDE = 2**40  # bytes, of a tensor map
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a tensor `[batch, heads, length, head_dim]` lies.
+
+    Attributes:
+        name: What an error calls it.
+        address: Of its first element.
+        sizes: Of its four axes.
+        strides: Of its four axes, in elements.
+        itemsize: Bytes of an element.
+    """
+
+    name: str
+    address: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    itemsize: int
+
+    @property
+    def steps(self) -> tuple[int, int, int]:
+        """Strides of batch, head and row; 0 for an axis of one entry, whose stride says nothing."""
+        batch, head, row = (
+            stride if size > 1 else 0
+            for size, stride in zip(self.sizes[:3], self.strides[:3], strict=True)
+        )
+        return batch, head, row
+
+    @property
+    def aligned(self) -> bool:
+        """Do all rows start at multiples of 16 bytes?"""
+        return self.address % _LINE == 0 and all(
+            step * self.itemsize % _LINE == 0 for step in self.steps
+        )
+
+    def descriptor_obstacle(self) -> str | None:
+        """Why no tensor descriptor can describe it, or None."""
+        if self.address % _LINE:
+            return f"the address of {self.name} is no multiple of {_LINE} bytes"
+        for axis, size, step in zip(("batch", "head", "row"), self.sizes, self.steps, strict=False):
+            length = step * self.itemsize
+            stride = f"the {axis} stride of {self.name}, {length} bytes,"
+            if length % _LINE:
+                return f"{stride} is no multiple of {_LINE}"
+            if size > 1 and not 0 < length < _LONGEST_STRIDE:
+                return f"{stride} is out of a descriptor's range"
+        return None
+
+    @property
+    def descriptor_strides(self) -> list[int]:
+        """The strides to describe it with: axes of one entry get any legal one."""
+        row = -(-self.sizes[3] * self.itemsize // _LINE) * _LINE // self.itemsize
+        return [*(step or row for step in self.steps), 1]

@@ -1,0 +1,157 @@
+"""The mask of partial tiles as Triton text: what is computed once per query tile, once per key tile
+and per element.
+
+In the text `q` is the column vector `[BLOCK_Q, 1]` of the rows' positions and `k` the row vector
+`[1, BLOCK_K]` of the keys'; both are int32, and so is all arithmetic that interval analysis shows
+to fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from patterncc.codegen.interval import interval
+from patterncc.codegen.scalar_source import ExpressionWriter, Text, is_predicate
+from patterncc.codegen.separate import is_bound, reads_key, reads_row, separate
+from patterncc.dsl.build import all_of, any_of, compare
+from patterncc.dsl.mask import (
+    And,
+    Branch,
+    Compare,
+    Const,
+    Expr,
+    IntExpr,
+    K,
+    Or,
+    Param,
+    Predicate,
+    Truth,
+    Var,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskSource:
+    """Lines to run once per query tile, lines to run once per key tile, and the element-wise
+    expression."""
+
+    row_lines: tuple[str, ...]
+    key_lines: tuple[str, ...]
+    expression: str
+
+
+def scalar_name(leaf: Var | Param) -> str:
+    """What the kernel calls a scalar of the call; run-time numbers get a prefix, so that none hides
+    a Python name."""
+    return f"number_{leaf.name}" if isinstance(leaf, Param) else leaf.name
+
+
+def emit_mask(mask: Predicate) -> MaskSource:
+    """Writes the mask, and that the key exists, for one tile.
+
+    Raises:
+        UnsupportedError: The mask reads a table, a segment or a cover.
+    """
+    exists = compare("<", K, Var("kv_len"))
+    writer = _MaskWriter()
+    expression = writer.element(separate(all_of(mask, exists)))
+    return MaskSource(tuple(writer.row_lines), tuple(writer.key_lines), expression)
+
+
+class _MaskWriter:
+    """Collects the lines of one mask; equal expressions are computed once."""
+
+    def __init__(self) -> None:
+        self.row_lines: list[str] = []
+        self.key_lines: list[str] = []
+        self._named: dict[IntExpr | Predicate | tuple[IntExpr, int, int], Text] = {}
+        self._vector = ExpressionWriter(_leaf)  # within one row vector or one key vector
+        self._tile = ExpressionWriter(self._hoisted)  # where both meet
+
+    def element(self, mask: Predicate) -> str:
+        """A predicate as one operand; what does not need both positions has been moved out of the
+        tile."""
+        if isinstance(mask, Truth):
+            # Only a mask that is `false` ends here: a true one still asks whether the key exists.
+            return "(k < 0)" if not mask.value else "(k >= 0)"
+        if not reads_key(mask):
+            return self._name_predicate(mask, "row").text
+        match mask:
+            case Compare(op, keys, rows) if op != "<=" and is_bound(keys, rows):
+                return f"({self._keys(keys)} {op} {self._limit(keys, rows)})"
+            case Compare("<=", rows, keys) if is_bound(keys, rows):
+                return f"({self._limit(keys, rows)} <= {self._keys(keys)})"
+            case Compare(op, left, right):
+                sides = (self._tile.integer(side).operand() for side in (left, right))
+                return f"({f' {op} '.join(sides)})"
+            case And(args):
+                return "(" + " & ".join(self._grouped(args, all_of)) + ")"
+            case Or(args):
+                return "(" + " | ".join(self._grouped(args, any_of)) + ")"
+            case Branch(condition, then, otherwise):
+                parts = (self.element(part) for part in (condition, then, otherwise))
+                return f"tl.where({', '.join(parts)})"
+        return self._tile.predicate(mask)  # refuses it by name
+
+    def _grouped(self, args: tuple[Predicate, ...], connect: type | object) -> list[str]:
+        """The arguments as operands: those of the row alone as one, then those that read keys."""
+        rows = [arg for arg in args if not reads_key(arg)]
+        parts = [self.element(arg) for arg in args if reads_key(arg)]
+        if rows:
+            parts.append(self._name_predicate(connect(*rows), "row").text)  # type: ignore[operator]
+        return parts
+
+    def _keys(self, keys: IntExpr) -> str:
+        return self._hoist(keys).operand()
+
+    def _limit(self, keys: IntExpr, rows: IntExpr) -> str:
+        """The row's side of a bound, clamped into 32 bits where the keys fit them: no key can tell
+        the difference."""
+        if isinstance(rows, Const):
+            return self._vector.integer(rows).operand()
+        low, high = interval(keys).low - 1, interval(keys).high + 1
+        text = self._vector.integer(rows)
+        if text.bits != 64 or not (interval(keys).fits(32) and low >= -(2**31) and high < 2**31):
+            return self._hoist(rows).operand()
+        key = (rows, low, high)
+        if key not in self._named:
+            clamped = f"tl.minimum(tl.maximum({text.text}, {low}), {high}).to(tl.int32)"
+            self._named[key] = self._define("row", clamped, 32)
+        return self._named[key].operand()
+
+    def _hoisted(self, expr: Expr) -> Text | None:
+        """The names for the tile writer: anything that reads only one of the two positions is
+        computed outside."""
+        if reads_row(expr) and reads_key(expr):
+            return None
+        if is_predicate(expr):
+            return self._name_predicate(expr, "key" if reads_key(expr) else "row")
+        return self._hoist(expr)
+
+    def _hoist(self, expr: IntExpr) -> Text:
+        leaf = _leaf(expr)
+        if leaf is not None or isinstance(expr, Const):
+            return leaf or self._vector.integer(expr)
+        if expr not in self._named:
+            text = self._vector.integer(expr)
+            fits = text.bits == 64 and interval(expr).fits(32)
+            text = text.widened(32) if fits else text
+            place = "key" if reads_key(expr) else "row"
+            self._named[expr] = self._define(place, text.text, text.bits or 32)
+        return self._named[expr]
+
+    def _name_predicate(self, mask: Predicate, place: str) -> Text:
+        if mask not in self._named:
+            self._named[mask] = self._define(place, self._vector.predicate(mask), 32)
+        return self._named[mask]
+
+    def _define(self, place: str, text: str, bits: int) -> Text:
+        lines = self.key_lines if place == "key" else self.row_lines
+        name = f"{place}_term_{len(lines)}"
+        lines.append(f"{name} = {text}")
+        return Text(name, 64 if bits == 64 else 32)
+
+
+def _leaf(expr: Expr) -> Text | None:
+    """Positions and scalars of the call are int32 in a tile."""
+    return Text(scalar_name(expr), 32) if isinstance(expr, (Var, Param)) else None

@@ -1,0 +1,197 @@
+"""Rewrites a mask so that, inside a tile, rows and keys meet in as few operations as possible.
+
+`0 <= q - k and q - k < window and k < kv_len` becomes `k < min(q + 1, kv_len) and q - window + 1 <=
+k`: what reads only the row is computed once per row, and an element costs one comparison per bound.
+The result means the same as the mask; it is an ordinary predicate, with bounds in two forms, `keys
+< rows` and `rows <= keys`.
+"""
+
+from __future__ import annotations
+
+from typing_extensions import assert_never
+
+from patterncc.dsl.build import (
+    add,
+    all_of,
+    any_of,
+    branch,
+    compare,
+    maximum,
+    minimum,
+    modulo,
+    multiply,
+    negate,
+    subtract,
+)
+from patterncc.dsl.mask import (
+    Abs,
+    And,
+    Branch,
+    Compare,
+    Const,
+    Cover,
+    IntExpr,
+    Member,
+    Mod,
+    Not,
+    Or,
+    Predicate,
+    Product,
+    Sum,
+    Truth,
+    variables,
+)
+
+
+def reads_row(expr: IntExpr | Predicate) -> bool:
+    """Does it depend on the query's position?"""
+    return "q" in variables(expr)
+
+
+def reads_key(expr: IntExpr | Predicate) -> bool:
+    """Does it depend on the key's position?"""
+    return "k" in variables(expr)
+
+
+def separate(mask: Predicate) -> Predicate:
+    """The mask without negations, with every comparison that allows it split into a row's and a
+    key's side."""
+    match mask:
+        case Truth() | Member() | Cover():
+            return mask
+        case Compare():
+            return _comparison(mask)
+        case And(args):
+            return _merge_bounds(all_of(*map(separate, args)))
+        case Or(args):
+            return _merge_bounds(any_of(*map(separate, args)))
+        case Not(inner):
+            return separate(_negation(inner))
+        case Branch(condition, then, otherwise):
+            return branch(separate(condition), separate(then), separate(otherwise))
+    assert_never(mask)
+
+
+def _negation(arg: Predicate) -> Predicate:
+    """`not arg` with the negation moved inwards by one step."""
+    match arg:
+        case And(args):
+            return any_of(*map(negate, args))
+        case Or(args):
+            return all_of(*map(negate, args))
+        case Branch(condition, then, otherwise):
+            return branch(condition, negate(then), negate(otherwise))
+        case Not(inner):
+            return inner
+    return negate(arg)
+
+
+def _comparison(mask: Compare) -> Predicate:
+    if not (reads_row(mask) and reads_key(mask)):
+        return _bound(mask) if reads_key(mask) else mask
+    opened = _open_absolute(mask)
+    if opened is not None:
+        return separate(opened)
+    return _bound(_split_modulo(mask))
+
+
+def _open_absolute(mask: Compare) -> Predicate | None:
+    """`abs(x) <= n` as `x <= n and -x <= n`, which separates; None for other comparisons."""
+    match mask:
+        case Compare("<" | "<=" as op, Abs(value), right):
+            return all_of(compare(op, value, right), compare(op, multiply(Const(-1), value), right))
+        case Compare("<" | "<=" as op, left, Abs(value)):
+            return any_of(compare(op, left, value), compare(op, left, multiply(Const(-1), value)))
+    return None
+
+
+def _split_modulo(mask: Compare) -> Compare:
+    """`(q - k) % s == c` as `k % s == (q - c) % s`, for a constant `c` in `[0, s)`."""
+    match mask:
+        case Compare("==" | "!=" as op, Mod(value, Const(step)), Const(rest)) if 0 <= rest < step:
+            rows, keys, mixed = _parts(value)
+            if mixed:
+                return mask
+            negative = _leading_factor(keys[0]) < 0
+            key_side = add(*keys) if not negative else multiply(Const(-1), add(*keys))
+            row_side = subtract(Const(rest), add(*rows))
+            if negative:
+                row_side = multiply(Const(-1), row_side)
+            return Compare(op, modulo(key_side, Const(step)), modulo(row_side, Const(step)))
+    return mask
+
+
+def _bound(mask: Compare) -> Compare:
+    """The comparison with its keys alone on one side, their first term positive, where they can be
+    told apart."""
+    rows, keys, mixed = _parts(subtract(mask.left, mask.right))
+    if mixed or not keys:
+        return mask
+    key_side, row_side = add(*keys), multiply(Const(-1), add(*rows))
+    positive = _leading_factor(keys[0]) > 0
+    if not positive:
+        key_side, row_side = multiply(Const(-1), key_side), multiply(Const(-1), row_side)
+    match mask.op, positive:
+        case ("==" | "!=") as op, _:
+            return Compare(op, key_side, row_side)
+        case "<", True:
+            return Compare("<", key_side, row_side)
+        case "<=", True:
+            return Compare("<", key_side, add(row_side, Const(1)))
+        case "<", False:
+            return Compare("<=", add(row_side, Const(1)), key_side)
+        case _:
+            return Compare("<=", row_side, key_side)
+
+
+def _parts(expr: IntExpr) -> tuple[list[IntExpr], list[IntExpr], list[IntExpr]]:
+    """The terms of a sum that read no key, those that read only the key, and those that read
+    both."""
+    rows: list[IntExpr] = []
+    keys: list[IntExpr] = []
+    mixed: list[IntExpr] = []
+    for term in expr.terms if isinstance(expr, Sum) else (expr,):
+        if not reads_key(term):
+            rows.append(term)
+        elif not reads_row(term):
+            keys.append(term)
+        else:
+            mixed.append(term)
+    return rows, keys, mixed
+
+
+def _leading_factor(expr: IntExpr) -> int:
+    if isinstance(expr, Product) and isinstance(expr.factors[0], Const):
+        return expr.factors[0].value
+    return 1
+
+
+def _merge_bounds(mask: Predicate) -> Predicate:
+    """Bounds on equal keys become one: of upper ones `and` keeps the least and `or` the
+    greatest."""
+    match mask:
+        case And(args):
+            connect, one_upper, one_lower = all_of, minimum, maximum
+        case Or(args):
+            connect, one_upper, one_lower = any_of, maximum, minimum
+        case _:
+            return mask
+    uppers: dict[IntExpr, list[IntExpr]] = {}
+    lowers: dict[IntExpr, list[IntExpr]] = {}
+    rest: list[Predicate] = []
+    for arg in args:
+        match arg:
+            case Compare("<", keys, rows) if is_bound(keys, rows):
+                uppers.setdefault(keys, []).append(rows)
+            case Compare("<=", rows, keys) if is_bound(keys, rows):
+                lowers.setdefault(keys, []).append(rows)
+            case _:
+                rest.append(arg)
+    rest += [Compare("<", keys, one_upper(*bounds)) for keys, bounds in uppers.items()]
+    rest += [Compare("<=", one_lower(*bounds), keys) for keys, bounds in lowers.items()]
+    return connect(*rest)
+
+
+def is_bound(keys: IntExpr, rows: IntExpr) -> bool:
+    """Is one side of a comparison the keys' and the other the row's (or nobody's)?"""
+    return reads_key(keys) and not reads_row(keys) and not reads_key(rows)

@@ -1,0 +1,54 @@
+"""`KernelSource`: the text of a generated kernel and what its launcher must know; the entry of the
+Triton emitters."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from patterncc.codegen.config import KernelConfig
+    from patterncc.codegen.problem import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class KernelParameter:
+    """One run-time parameter of a kernel.
+
+    Attributes:
+        name: As in the kernel's text.
+        type: Triton's name of its type: `*bf16`, `i64`, `fp32`, `tensordesc<bf16[1, 1, 128, 64]>`.
+        multiple: What its value is a multiple of in the aligned variant (bytes of an address,
+            elements of a stride);
+            1 where nothing is promised. Nothing else about a value ever specialises a kernel.
+        box: The block shape of a tensor descriptor; empty for other parameters.
+    """
+
+    name: str
+    type: str
+    multiple: int = 1
+    box: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSource:
+    """A generated kernel.
+
+    Attributes:
+        name: Of the kernel's function.
+        text: The Python module that holds it.
+        parameters: In the order of the function's signature.
+        problem, config: What it was generated for.
+    """
+
+    name: str
+    text: str
+    parameters: tuple[KernelParameter, ...]
+    problem: Problem
+    config: KernelConfig
+
+    @property
+    def digest(self) -> str:
+        """Hash of the text: two sources with one digest are one kernel."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:32]
