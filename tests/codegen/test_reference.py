@@ -262,36 +262,47 @@ def python_logic(expr: Predicate, env: Mapping[str, int]) -> bool:
     raise NotImplementedError(expr)
 
 
-INTEGERS: st.SearchStrategy[IntExpr] = st.deferred(
-    lambda: st.one_of(
-        st.integers(-9, 9).map(Const),
-        st.sampled_from([Q, K, HEAD, Var("kv_len"), Param("n")]),
-        st.tuples(INTEGERS, INTEGERS).map(lambda pair: build.add(*pair)),
-        st.tuples(INTEGERS, INTEGERS).map(lambda pair: build.subtract(*pair)),
-        st.tuples(st.integers(-3, 3).map(Const), INTEGERS).map(lambda pair: build.multiply(*pair)),
-        st.tuples(INTEGERS, st.integers(1, 7).map(Const)).map(lambda pair: build.floordiv(*pair)),
-        st.tuples(INTEGERS, st.integers(1, 7).map(Const)).map(lambda pair: build.modulo(*pair)),
-        st.tuples(INTEGERS, INTEGERS).map(lambda pair: build.minimum(*pair)),
-        st.tuples(INTEGERS, INTEGERS).map(lambda pair: build.maximum(*pair)),
-        INTEGERS.map(build.absolute),
-        st.tuples(PREDICATES, INTEGERS, INTEGERS).map(lambda parts: build.select(*parts)),
+def integers(depth: int) -> st.SearchStrategy[IntExpr]:
+    """Integer terms of at most this depth, every kind of node among them."""
+    leaves: st.SearchStrategy[IntExpr] = st.one_of(
+        st.integers(-9, 9).map(Const), st.sampled_from([Q, K, HEAD, Var("kv_len"), Param("n")])
     )
-)
-PREDICATES: st.SearchStrategy[Predicate] = st.deferred(
-    lambda: st.one_of(
-        st.tuples(st.sampled_from(["==", "!=", "<", "<=", ">", ">="]), INTEGERS, INTEGERS).map(
-            lambda parts: build.compare(*parts)  # type: ignore[arg-type]
-        ),
-        st.tuples(PREDICATES, PREDICATES).map(lambda pair: build.all_of(*pair)),
-        st.tuples(PREDICATES, PREDICATES).map(lambda pair: build.any_of(*pair)),
-        PREDICATES.map(build.negate),
-        PREDICATES.map(Not),
-        st.tuples(PREDICATES, PREDICATES, PREDICATES).map(lambda parts: build.branch(*parts)),
+    if depth == 0:
+        return leaves
+    inner = integers(depth - 1)
+    divisors = st.integers(1, 7).map(Const)
+    return st.one_of(
+        leaves,
+        st.builds(build.add, inner, inner),
+        st.builds(build.subtract, inner, inner),
+        st.builds(build.multiply, st.integers(-3, 3).map(Const), inner),
+        st.builds(build.floordiv, inner, divisors),
+        st.builds(build.modulo, inner, divisors),
+        st.builds(build.minimum, inner, inner),
+        st.builds(build.maximum, inner, inner),
+        st.builds(build.absolute, inner),
+        st.builds(build.select, predicates(depth - 1), inner, inner),
     )
-)
 
 
-@given(PREDICATES, st.integers(1, 9), st.integers(1, 9), st.integers(-9, 9))
+def predicates(depth: int) -> st.SearchStrategy[Predicate]:
+    """Predicates of at most this depth over terms of it."""
+    operators = st.sampled_from(["==", "!=", "<", "<=", ">", ">="])
+    comparisons = st.builds(build.compare, operators, integers(depth), integers(depth))
+    if depth == 0:
+        return comparisons
+    inner = predicates(depth - 1)
+    return st.one_of(
+        comparisons,
+        st.builds(build.all_of, inner, inner),
+        st.builds(build.any_of, inner, inner),
+        inner.map(build.negate),
+        inner.map(Not),
+        st.builds(build.branch, inner, inner, inner),
+    )
+
+
+@given(predicates(2), st.integers(1, 9), st.integers(1, 9), st.integers(-9, 9))
 def test_masks_mean_what_python_says(
     body: Predicate, q_len: int, kv_len: int, q_offset: int
 ) -> None:
