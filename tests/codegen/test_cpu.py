@@ -17,7 +17,7 @@ from patterncc.codegen.lower import lower
 from patterncc.codegen.reference import allowed, dense_attention
 from patterncc.codegen.schedule import Env
 from patterncc.dsl import load
-from patterncc.dsl.errors import ConfigError, UnsupportedError
+from patterncc.dsl.errors import ArgumentError, UnsupportedError
 from patterncc.dsl.mask import Predicate
 from tests.codegen.drawing import masks, numbers, pattern_of
 
@@ -403,14 +403,14 @@ def test_memory_is_a_few_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shapes_that_do_not_fit(change: dict[str, tuple[int, ...]], message: str) -> None:
     fitting = {"query": (2, 4, 5, 8), "key": (2, 2, 5, 8), "value": (2, 2, 5, 8)}
     query, key, value = (random(*shape) for shape in (fitting | change).values())
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         cpu.attention(program_of("causal"), query, key, value)
 
 
 def test_types_that_do_not_fit() -> None:
     program = program_of("causal")
     query = random(1, 1, 4, 8)
-    with pytest.raises(ConfigError, match=r"`value` is torch.float16; it must be torch.float32"):
+    with pytest.raises(ArgumentError, match=r"`value` is torch.float16; it must be torch.float32"):
         cpu.attention(program, query, query, query.half())
     with pytest.raises(UnsupportedError, match=r"cannot be done in torch\.int64"):
         cpu.attention(program, *(query.long(),) * 3)
@@ -420,7 +420,7 @@ def test_types_that_do_not_fit() -> None:
 
 def test_scalars_that_are_missing() -> None:
     query = random(1, 1, 4, 8)
-    with pytest.raises(ConfigError, match="reads `layers`, which was not given"):
+    with pytest.raises(ArgumentError, match="reads `layers`, which was not given"):
         cpu.attention(program_of("layers > 3 and causal"), query, query, query)
 
 

@@ -15,7 +15,7 @@ from patterncc.codegen.cpu_tiles import FULL, MaskedTiles, masked_tiles
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
 from patterncc.dsl import load
-from patterncc.dsl.errors import ConfigError, UnsupportedError
+from patterncc.dsl.errors import ArgumentError, UnsupportedError
 from patterncc.dsl.mask import Predicate
 from tests.codegen.drawing import Shape, dense, environment, masks, numbers, pattern_of, shapes
 
@@ -217,7 +217,7 @@ def test_plans_are_kept_for_what_the_program_reads() -> None:
     again = lower(load("pattern p(w = 8): 0 <= q - k < w"), 32, 32)
     store.find(again, scalars(w=8), 1)
     assert store.misses == 4
-    with pytest.raises(ConfigError, match="reads `w`"):
+    with pytest.raises(ArgumentError, match="reads `w`"):
         store.find(program, scalars(), 1)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from patterncc.codegen import elementwise
 from patterncc.codegen.reference import allowed, dense_attention, mask
 from patterncc.dsl import build
-from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import (
     Abs,
     And,
@@ -324,9 +324,9 @@ def test_an_index_outside_a_table_is_an_error_only_where_it_matters() -> None:
     read = Member("keep", (K,))
     inside = build.compare("<", K, Const(2))
     tables = {"keep": torch.tensor([True, False])}
-    with pytest.raises(ConfigError, match=r"`keep` is read at 2 on axis 0, whose size is 2"):
+    with pytest.raises(ArgumentError, match=r"`keep` is read at 2 on axis 0, whose size is 2"):
         mask(pattern(read, keep), q_len=1, kv_len=3, tables=tables)
-    with pytest.raises(ConfigError, match="`keep` is read at -1"):
+    with pytest.raises(ArgumentError, match="`keep` is read at -1"):
         mask(
             pattern(Member("keep", (build.subtract(K, Const(1)),)), keep),
             q_len=1,
@@ -341,7 +341,7 @@ def test_an_index_outside_a_table_is_an_error_only_where_it_matters() -> None:
         Compare("==", Select(inside, Select(read, Const(1), Const(0)), Const(0)), Const(1)),
     ):
         assert drawn(mask(pattern(guarded, keep), q_len=1, kv_len=3, tables=tables)) == ["#.."]
-    with pytest.raises(ConfigError, match="`keep` is read at 0 on axis 0, whose size is 0"):
+    with pytest.raises(ArgumentError, match="`keep` is read at 0 on axis 0, whose size is 0"):
         mask(
             pattern(read, keep),
             q_len=1,
@@ -369,14 +369,14 @@ def test_wrong_arguments(
     if isinstance(body, FloorDiv):
         body = build.compare("==", body, Const(1))
     number = pattern(body, Parameter("n", IntType()), block=64)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         mask(number, **{"q_len": 3, **arguments})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bounds", [[1, 2], [0, 2, 1], []])
 def test_cu_seqlens_must_rise_from_zero(bounds: list[int]) -> None:
     body = build.compare("==", Segment("id", "doc", Q), Const(0))
-    with pytest.raises(ConfigError, match="cu_seqlens"):
+    with pytest.raises(ArgumentError, match="cu_seqlens"):
         mask(pattern(body, Parameter("doc", SegmentsType())), q_len=2, tables={"doc": bounds})
 
 
