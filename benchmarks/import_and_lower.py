@@ -2,15 +2,16 @@
 
     python benchmarks/import_and_lower.py [--repeat N] [--json]
 
-An import is timed in a fresh process. A pattern is timed with everything imported and nothing kept
-from an earlier run, as the first call of a program finds it. Limits are those of the README; the
-exit code is 1 if one is exceeded.
+An import is timed in a fresh process. A pattern is timed with everything imported and its own text
+not parsed before, as the first call of a program finds it; one that takes too long is stopped. The
+exit code is 1 if a limit is exceeded.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -19,24 +20,28 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from patterncc.codegen.lower import DIVIDING_SIZES, lower
+from patterncc.codegen.lower import DIVIDING_SIZES
 from patterncc.dsl import library, load
 from patterncc.dsl.errors import UnsupportedError
+from patterncc.pipeline import run_passes
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORT_LIMIT = 150.0  # ms
 PROGRAM_LIMIT = 100.0  # ms
 TILE = 128
 SIZES = dict.fromkeys(DIVIDING_SIZES, 8)
+TIME_LIMIT = 30  # s, for all repeats of one pattern
 
-# Parameters without a default, by pattern and name; anything else gets ANY_VALUE.
-VALUES = {"dilated": {"n": 512, "step": 8}, "strided": {"n": 64}}
-ANY_VALUE = 4
+CONTEXT = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,16 @@ class Row:
 
     Attributes:
         name: Of the pattern, or of the import.
-        median, least: Of the repeats, in milliseconds; of reading and lowering together.
+        median, least: Of the repeats, in milliseconds; of reading and lowering together. None where
+            it was stopped.
         read: Median of reading alone.
         sweeps: Of the program, forward and transposed; empty where it does not lower.
         note: Why it does not lower.
     """
 
     name: str
-    median: float
-    least: float
+    median: float | None
+    least: float | None
     read: float | None = None
     sweeps: tuple[int, ...] = ()
     note: str = ""
@@ -74,22 +80,53 @@ def import_time(statement: str, repeat: int) -> Row:
 def pattern_time(name: str, repeat: int) -> Row:
     """Times a library pattern from its text to a block program, for rows within the keys."""
     text = library.source(name).text
-    values = VALUES.get(name, {})
     whole, read = [], []
     sweeps: tuple[int, ...] = ()
     note = ""
     for _ in range(repeat):
         start = time.perf_counter()
-        pattern = load(text, **values)
+        pattern = load(text)
         middle = time.perf_counter()
         try:
-            program = lower(pattern, TILE, TILE, sizes=SIZES, within=True)
+            *_, program = run_passes(pattern, TILE, TILE, SIZES, within=True).values()
             sweeps = (len(program.forward), len(program.transposed))
         except UnsupportedError as error:
-            note = error.message
+            note = error.message.partition(":")[0]
         whole.append(1e3 * (time.perf_counter() - start))
         read.append(1e3 * (middle - start))
     return Row(name, statistics.median(whole), min(whole), statistics.median(read), sweeps, note)
+
+
+def _child(name: str, repeat: int, answer: Connection) -> None:
+    pattern_time("causal", 1)  # builds the parser and starts isl
+    answer.send(pattern_time(name, repeat))
+
+
+def limited_pattern_time(name: str, repeat: int) -> Row:
+    """`pattern_time` in a process of its own, which is stopped if it takes too long."""
+    receive, send = CONTEXT.Pipe(duplex=False)
+    child = CONTEXT.Process(target=_child, args=(name, repeat, send))
+    child.start()
+    send.close()
+    try:
+        if receive.poll(TIME_LIMIT):
+            row: Row = receive.recv()
+            return row
+        return Row(name, None, None, note=f"stopped after {TIME_LIMIT} s")
+    except EOFError:
+        return Row(name, None, None, note="failed")
+    finally:
+        child.kill()
+        child.join()
+
+
+def _number(time: float | None) -> str:
+    return "-" if time is None else f"{time:.1f}"
+
+
+def _late(row: Row, limit: float) -> bool:
+    """Whether it took longer than it should; a refusal should come in time as well."""
+    return row.median is None or row.median > limit
 
 
 def show(imports: list[Row], patterns: list[Row], machine: dict[str, object]) -> None:
@@ -99,19 +136,19 @@ def show(imports: list[Row], patterns: list[Row], machine: dict[str, object]) ->
     for column in ("statement", "median", "least"):
         table.add_column(column, justify="left" if column == "statement" else "right")
     for row in imports:
-        table.add_row(row.name, f"{row.median:.1f}", f"{row.least:.1f}")
+        table.add_row(row.name, _number(row.median), _number(row.least))
     console.print(table)
     table = Table(title=f"text to block program, {TILE}x{TILE} tiles, ms")
     for column in ("pattern", "median", "least", "of it reading", "sweeps"):
         table.add_column(column, justify="left" if column == "pattern" else "right")
     table.add_column("not lowered yet", overflow="fold")
     for row in patterns:
-        slow = row.median > PROGRAM_LIMIT
+        median = _number(row.median)
         table.add_row(
             row.name,
-            f"[red]{row.median:.1f}[/]" if slow else f"{row.median:.1f}",
-            f"{row.least:.1f}",
-            f"{row.read:.1f}",
+            f"[red]{median}[/]" if _late(row, PROGRAM_LIMIT) else median,
+            _number(row.least),
+            _number(row.read),
             " + ".join(map(str, row.sweeps)),
             row.note,
         )
@@ -130,9 +167,8 @@ def main() -> int:
 
     statements = ("import patterncc", "import patterncc.dsl", "from patterncc import compile")
     imports = [import_time(statement, options.repeat) for statement in statements]
-    pattern_time("causal", 1)  # loads the grammar and the library, and starts isl
     steps = track(library.names(), "patterns", console=Console(stderr=True), transient=True)
-    patterns = [pattern_time(name, options.repeat) for name in steps]
+    patterns = [limited_pattern_time(name, options.repeat) for name in steps]
     machine = {
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
@@ -144,7 +180,7 @@ def main() -> int:
         print(json.dumps(results, default=asdict, indent=2))
     else:
         show(imports, patterns, machine)
-    late = imports[0].median > IMPORT_LIMIT or any(row.median > PROGRAM_LIMIT for row in patterns)
+    late = _late(imports[0], IMPORT_LIMIT) or any(_late(row, PROGRAM_LIMIT) for row in patterns)
     return int(late)
 
 

@@ -1,11 +1,11 @@
-"""`KernelConfig`: the tunable choices of one kernel, whether they are legal for a problem, and the default."""
+"""`KernelConfig`: the tunable choices of one kernel, whether they are legal, and the default."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from patterncc.codegen.head_dim import parts
+from patterncc.codegen.head_dim import query_key_value_parts
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import variables
 
@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class KernelConfig:
-    """How a kernel is built: tile shape, warps per program, pipeline depth and the way tiles are loaded.
+    """How a kernel is built.
 
     Attributes:
         block_q, block_k: Tile shape.
         num_warps: Warps of one program.
         num_stages: Depth of the load pipeline.
-        load: Tensor descriptors (TMA on Hopper and later) or pointers.
-        order: Query tiles from the first or from the last; `reverse` starts a causal pattern's longest tiles first.
-        max_registers: Registers per thread at most, to fit more programs on a multiprocessor; None leaves it open.
+        load: Tensor descriptors (the tensor memory accelerator of Hopper and later) or pointers.
+        order: Query tiles from the first or from the last on; `reverse` starts with the longest
+            tiles of a causal pattern.
+        max_registers: Registers per thread at most, to fit more programs on a multiprocessor; None
+            leaves it to the compiler.
     """
 
     block_q: int = 128
@@ -39,8 +41,9 @@ class KernelConfig:
 INTERPRETER = "interpreter"
 """The target of Triton's interpreter, which runs kernels on the CPU, for tests."""
 
-_SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 103: 232448, 120: 101376}
-"""Bytes of shared memory that one program can have, by compute capability."""
+_SMALL_SHARED_MEMORY = 101376
+_SHARED_MEMORY = {80: 166912, 87: 166912, 90: 232448, 100: 232448, 103: 232448}
+"""Bytes of shared memory that one program can have, by compute capability; others have less."""
 
 
 def check_config(config: KernelConfig, problem: Problem, target: str) -> None:
@@ -65,18 +68,18 @@ def check_config(config: KernelConfig, problem: Problem, target: str) -> None:
         if value not in legal:
             raise ConfigError(f"{name}={value!r} is no choice on {target}", tuple(map(str, legal)))
     if config.max_registers is not None and not 32 <= config.max_registers <= 255:
-        raise ConfigError(f"max_registers={config.max_registers} is no choice", ("32 to 255", "None"))
+        raise ConfigError(f"max_registers={config.max_registers} is no choice", ("32 to 255",))
     limit = shared_limit(target)
     if limit is not None and (needed := shared_bytes(config, problem)) > limit:
         raise ConfigError(
-            f"tiles of {config.block_q}x{config.block_k} in {config.num_stages} stages take {needed} bytes of shared "
-            f"memory, {target} has {limit}",
+            f"tiles of {config.block_q}x{config.block_k} in {config.num_stages} stages take "
+            f"{needed} bytes of shared memory, {target} has {limit}",
             ("a smaller block_k", "fewer num_stages"),
         )
 
 
 def loads(target: str) -> tuple[str, ...]:
-    """The ways to load tiles that a target has: descriptors need the tensor memory accelerator."""
+    """The ways to load tiles that a target has."""
     capability = _capability(target)
     if target == INTERPRETER or (capability is not None and capability >= 90):
         return ("descriptor", "pointer")
@@ -86,55 +89,72 @@ def loads(target: str) -> tuple[str, ...]:
 def shared_limit(target: str) -> int | None:
     """Bytes of shared memory that one program can have; None where the compiler decides alone."""
     capability = _capability(target)
-    return None if capability is None else _SHARED_MEMORY.get(capability, 101376)
+    return None if capability is None else _SHARED_MEMORY.get(capability, _SMALL_SHARED_MEMORY)
 
 
 def shared_bytes(config: KernelConfig, problem: Problem) -> int:
-    """Bytes that the query tile and the buffers of key and value tiles take; barriers and the like come on top."""
+    """Bytes of the buffers of key and value tiles, and of the query tile where it is kept there.
+
+    Barriers and the exchange of layouts in the epilogue come on top, up to 2 KiB.
+    """
     item = 4 if problem.dtype == "float32" else 2
-    query = config.block_q * sum(part.width for part in parts(problem.head_dim))
-    columns = sum(p.width for p in (*parts(problem.head_dim), *parts(problem.value_head_dim)))
-    return item * (query + config.num_stages * config.block_k * columns)
+    keys, values = (sum(part.width for part in cut) for cut in query_key_value_parts(problem))
+    tiles = config.num_stages * config.block_k * (keys + values)
+    return item * (tiles + (config.block_q * keys if config.load == "descriptor" else 0))
 
 
-def default_config(problem: Problem, target: str, program: BlockProgram | None = None) -> KernelConfig:
+def default_config(
+    problem: Problem,
+    target: str,
+    program: BlockProgram | None = None,
+    *,
+    descriptors: bool = True,
+) -> KernelConfig:
     """The config to start from, where nothing has been tuned.
 
     Args:
         problem: The shape class.
         target: As in `check_config`.
         program: The lowered pattern, to choose the order of tiles by.
+        descriptors: Does the layout of the tensors allow them?
     """
-    widest = max(problem.head_dim, problem.value_head_dim)
-    if target == INTERPRETER:
-        config = KernelConfig(32, 32, 4, 1, "pointer")
-    elif problem.dtype == "float32":
-        # Without tensor cores accumulators and operands share the registers: small tiles.
-        config = KernelConfig(64, 32, 4, 2, "pointer") if widest <= 64 else KernelConfig(32, 32, 4, 2, "pointer")
-    elif target.startswith("hip"):
-        config = KernelConfig(128, 64, 4, 1, "pointer") if widest <= 128 else KernelConfig(64, 64, 4, 1, "pointer")
-    elif (_capability(target) or 0) >= 90:
-        if widest <= 64:
-            config = KernelConfig(128, 128, 4, 3, "descriptor")
-        elif widest <= 128:
-            config = KernelConfig(128, 64, 8, 3, "descriptor")
-        else:
-            config = KernelConfig(128, 64, 8, 2, "descriptor")
-    elif widest <= 128:
-        config = KernelConfig(128, 64, 4 if widest <= 64 else 8, 3, "pointer")
-    else:
-        config = KernelConfig(64, 32, 4, 2, "pointer")
+    config = _tiles(problem, target, descriptors)
     if program is not None and _grows(program):
         config = replace(config, order="reverse")
     return config
 
 
+def _tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:
+    """By the wider head dimension: what fits the registers without spilling and hides the loads."""
+    widest = max(problem.head_dim, problem.value_head_dim)
+    if target == INTERPRETER:
+        return KernelConfig(32, 32, 4, 1)
+    if problem.dtype == "float32":
+        return KernelConfig(64, 32, 8, 2)  # accumulators and operands share the registers
+    if target.startswith("hip"):
+        return KernelConfig(128, 64, 4, 1) if widest <= 128 else KernelConfig(64, 64, 4, 1)
+    if descriptors and "descriptor" in loads(target):
+        if widest <= 64:
+            return KernelConfig(128, 64, 4, 3, "descriptor")
+        if widest <= 128:
+            # With two stages a tile's load is issued just before the tile is waited for.
+            return KernelConfig(128, 128, 8, 3, "descriptor")
+        return KernelConfig(128, 64, 8, 2, "descriptor")
+    if widest <= 64:
+        return KernelConfig(128, 64, 4, 3)
+    if widest <= 128:
+        return KernelConfig(128, 64, 8, 2)
+    return KernelConfig(128, 32, 8, 2) if widest <= 192 else KernelConfig(64, 32, 8, 2)
+
+
 def _grows(program: BlockProgram) -> bool:
-    """Do later query tiles see more keys, as under a causal mask? Read off the bounds: some end follows the row and
-    its start does not."""
+    """Do later query tiles see more keys, as under a causal mask?
+
+    Read off the bounds of full tiles: some end follows the row while its start does not.
+    """
     rows = {"q_first", "q_last"}
     return any(
-        rows & variables(sweep.hi) and not rows & variables(sweep.lo)
+        bool(rows & variables(sweep.hi)) and not rows & variables(sweep.lo)
         for sweep in program.forward
         if sweep.kind == "full"
     )

@@ -11,19 +11,19 @@ are gathered into one piece instead. Knows neither torch nor heads.
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from patterncc.codegen.cpu_tiles import FULL, Bools, Ints, MaskedTiles, join_query_tiles
+from patterncc.codegen.cpu_tiles import FULL, Bools, Ints, MaskedTiles
 
 # Costs in units of one (query, key) pair of one head, found by fitting measured times.
-_PER_CALL = 3000
+_PER_CALL = 16000
 _PER_ROW = 80  # of a call: starting and writing a row, and merging it
 _PER_GATHERED_KEY = 12
 _TALL = 192  # rows from which the kernel multiplies taller blocks
 _TALL_GAIN = 0.9
 
-_JOINED_ROWS = 256  # query tiles are joined up to this height where that is cheaper
 _FEW = 4  # a run whose shape and mask occur less often than this is split where tiles are full
 
 
@@ -106,17 +106,11 @@ class Plan:
 
 
 def make_plan(tiles: MaskedTiles, q_len: int, kv_len: int) -> Plan:
-    """The cheapest plan among a few: query tiles as they are or joined, runs apart or gathered."""
-    height = max(1, _JOINED_ROWS // tiles.block_q)
-    shapes = [tiles]
-    if height > 1 and q_len > tiles.block_q:
-        shapes.append(join_query_tiles(tiles, height, q_len))
-    plans = []
-    for shape in shapes:
-        rows = _runs(shape)
-        plans.append(_assemble(_pieces(rows), shape, q_len, kv_len))
-        if any(len(runs) > 1 for runs in rows.values()):
-            plans.append(_assemble(_gathered(rows), shape, q_len, kv_len))
+    """The cheaper of two plans: the runs of a query tile apart, or gathered into one piece."""
+    rows = _runs(tiles)
+    plans = [_assemble(_pieces(rows), tiles, q_len, kv_len)]
+    if any(len(runs) > 1 for runs in rows.values()):
+        plans.append(_assemble(_gathered(rows), tiles, q_len, kv_len))
     return min(plans, key=lambda plan: sum(call.cost for call in plan.calls))
 
 
@@ -166,24 +160,31 @@ def _runs(tiles: MaskedTiles) -> dict[int, list[_Run]]:
 def _pieces(rows: dict[int, list[_Run]]) -> Iterator[_Piece]:
     """Each run apart; the full runs that a query tile shares with a neighbour together.
 
-    A masked run of a rare shape, such as each row of a causal mask, is split so that its full
-    tiles need no mask and its edges have a shape that is common.
+    A masked run of a rare shape, such as each row of a causal mask, is split: its edges have a
+    shape that is common, and its full tiles need no mask, whatever rows they are joined with.
     """
     common = Counter((run.width, run.masks) for runs in rows.values() for run in runs)
     shared: dict[int, tuple[_Run, ...]] = {}
+    stretches: list[_Stretch] = []
+    written: set[int] = set()
     for q_tile, runs in rows.items():
         around = {*rows.get(q_tile - 1, ()), *rows.get(q_tile + 1, ())}
         shared[q_tile] = tuple(run for run in runs if run.full and run in around)
-
-    written = set()
-    for q_tile, runs in rows.items():
-        for run in runs:
+        # The last run first: the one next to the diagonal, which most rows have.
+        for run in reversed(runs):
             if run in shared[q_tile]:
                 continue
-            rare = common[run.width, run.masks] < _FEW
-            for part in _split(run) if rare else [run]:
+            parts = [run]
+            if common[run.width, run.masks] < _FEW:
+                parts, stretch = _split(run)
+                stretches += [_Stretch(q_tile, *stretch)] if stretch else []
+            for part in reversed(parts):
                 yield _Piece(q_tile, 1, (part,), first=q_tile not in written)
                 written.add(q_tile)
+    for strip in _strips(stretches):
+        for q_tile, tall, start, stop in _rectangles(strip):
+            run = _Run(start, stop - start, _FULL_BYTES * (stop - start))
+            yield from _stacked(dict.fromkeys(range(q_tile, q_tile + tall), (run,)), written)
     yield from _stacked(shared, written)
 
 
@@ -193,32 +194,87 @@ def _gathered(rows: dict[int, list[_Run]]) -> Iterator[_Piece]:
 
 
 def _stacked(rows: dict[int, tuple[_Run, ...]], written: set[int]) -> Iterator[_Piece]:
-    """One piece for neighbouring query tiles with the same runs."""
+    """One piece for neighbouring query tiles with the same runs; adds their rows to `written`."""
     stack: list[int] = []
-    for q_tile, runs in rows.items():
+    for q_tile, runs in [*rows.items(), (-1, ())]:
         if stack and (
             q_tile != stack[-1] + 1
             or runs != rows[stack[0]]
             or (q_tile in written) != (stack[0] in written)
         ):
             yield _Piece(stack[0], len(stack), rows[stack[0]], stack[0] not in written)
+            written.update(stack)
             stack = []
         if runs:
             stack.append(q_tile)
-    if stack:
-        yield _Piece(stack[0], len(stack), rows[stack[0]], stack[0] not in written)
 
 
-def _split(run: _Run) -> list[_Run]:
-    """The run cut around its longest stretch of full tiles."""
+def _split(run: _Run) -> tuple[list[_Run], tuple[int, int] | None]:
+    """The run without its longest stretch of full tiles, and the key tiles of that."""
     full = np.frombuffer(run.masks, np.int64) == FULL
     edges = np.flatnonzero(np.diff(np.concatenate([[False], full, [False]])))
-    if run.full or len(edges) == 0:
-        return [run]
+    if len(edges) == 0:
+        return [run], None
     longest = int(np.argmax(edges[1::2] - edges[::2]))
     low, high = int(edges[2 * longest]), int(edges[2 * longest + 1])
-    cuts = [(low, high), (0, low), (high, run.width)]
-    return [run.part(start, stop) for start, stop in cuts if stop > start]
+    parts = [run.part(start, stop) for start, stop in ((0, low), (high, run.width)) if stop > start]
+    return parts, (run.start + low, run.start + high)
+
+
+class _Stretch(NamedTuple):
+    """Key tiles `[start, stop)` of a query tile, all full."""
+
+    q_tile: int
+    start: int
+    stop: int
+
+
+def _strips(stretches: list[_Stretch]) -> Iterator[list[_Stretch]]:
+    """The stretches, ascending by query tile, in chains of neighbours that overlap."""
+    open_strips: list[list[_Stretch]] = []
+    for stretch in stretches:
+        still_open = []
+        home: list[_Stretch] | None = None
+        for strip in open_strips:
+            last = strip[-1]
+            if last.q_tile < stretch.q_tile - 1:
+                yield strip
+                continue
+            still_open.append(strip)
+            meets = last.start < stretch.stop and stretch.start < last.stop
+            if home is None and last.q_tile == stretch.q_tile - 1 and meets:
+                home = strip
+        if home is None:
+            still_open.append([stretch])
+        else:
+            home.append(stretch)
+        open_strips = still_open
+    yield from open_strips
+
+
+def _rectangles(strip: list[_Stretch]) -> Iterator[tuple[int, int, int, int]]:
+    """A strip cut into rectangles: first query tile, how many, first key tile, end.
+
+    Of a staircase, as the full tiles of a causal mask are, these are squares of halving sizes that
+    stand in rows, so that each size is one call.
+    """
+    if not strip:
+        return
+    start, stop = max(part.start for part in strip), min(part.stop for part in strip)
+    longest = max(part.stop - part.start for part in strip)
+    first, last = strip[0].q_tile, strip[-1].q_tile
+    if 2 * (stop - start) >= longest:
+        yield first, len(strip), start, stop
+        before = [part._replace(stop=start) for part in strip if part.start < start]
+        after = [part._replace(start=stop) for part in strip if part.stop > stop]
+        for rest in (*_strips(before), *_strips(after)):
+            yield from _rectangles(rest)
+    else:
+        # The multiple of the highest power of two, so that all staircases are cut alike.
+        bit = 1 << ((first ^ last).bit_length() - 1)
+        middle = last // bit * bit - first
+        yield from _rectangles(strip[:middle])
+        yield from _rectangles(strip[middle:])
 
 
 def _assemble(pieces: Iterator[_Piece], tiles: MaskedTiles, q_len: int, kv_len: int) -> Plan:
@@ -232,27 +288,41 @@ def _assemble(pieces: Iterator[_Piece], tiles: MaskedTiles, q_len: int, kv_len: 
         alike[rows, piece.first, shape].append(piece)
     calls = []
     for (size, _, _), group in alike.items():
-        for low, high in _progressions(group):
-            call = _call(group[low], tiles, size, kv_len)
-            calls.append(_repeated(call, group[low:high], tiles))
+        for part in _progressions(group):
+            calls.append(_repeated(_call(part[0], tiles, size, kv_len), part, tiles))
     # Rows are written before anything is merged into them; the sort is stable.
     calls.sort(key=lambda call: not call.first)
     merges = any(not call.first for call in calls)
     return Plan(tuple(calls), tiles.bank, written < q_len, merges)
 
 
-def _progressions(group: list[_Piece]) -> Iterator[tuple[int, int]]:
-    """Ranges of a group, by query tile, whose rows and keys advance by constant steps."""
+def _progressions(group: list[_Piece]) -> list[list[_Piece]]:
+    """A group in parts whose query and key tiles advance by constant steps, as few as are found.
+
+    Tried in order of rows, which finds runs that rows share at intervals; along diagonals, which
+    finds windows and slashes; and along columns.
+    """
+    if len(group) == 1 or len(group[0].runs) > 1:
+        return [[piece] for piece in group]
     places = np.array([(piece.q_tile, piece.runs[0].start) for piece in group])
-    steps = np.diff(places, axis=0)
-    low = 0
-    while low < len(group):
-        high = low + 1
-        if len(group[low].runs) == 1 and low + 1 < len(group) and steps[low, 1] >= 0:
-            changes = np.flatnonzero((steps[low:] != steps[low]).any(axis=1))
-            high = low + 1 + (int(changes[0]) if len(changes) else len(group) - 1 - low)
-        yield low, high
-        low = high
+    q_tiles, starts = places.T
+    best: list[list[_Piece]] = []
+    for order in ((starts, q_tiles), (q_tiles, starts - q_tiles), (q_tiles, starts)):
+        ranked = np.lexsort(order)
+        steps = np.diff(places[ranked], axis=0)
+        forward = (steps[:, 0] > 0) & (steps[:, 1] >= 0)
+        parts = []
+        low = 0
+        while low < len(group):
+            high = low + 1
+            if high < len(group) and forward[low]:
+                changes = np.flatnonzero((steps[low:] != steps[low]).any(axis=1))
+                high += int(changes[0]) if len(changes) else len(group) - high
+            parts.append([group[at] for at in ranked[low:high]])
+            low = high
+        if not best or len(parts) < len(best):
+            best = parts
+    return best
 
 
 def _call(piece: _Piece, tiles: MaskedTiles, size: int, kv_len: int) -> Call:

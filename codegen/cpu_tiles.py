@@ -1,7 +1,6 @@
 """The visited tiles of one head with the masks of the partial ones, equal masks kept once.
 
-Owns evaluating masks on tiles and joining query tiles into taller ones; how tiles become kernel
-calls is `cpu_plan`.
+Owns evaluating masks on tiles; how tiles become kernel calls is `cpu_plan`.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from patterncc.codegen.schedule import evaluate, forward_tiles
 
 FULL = -1  # the mask number of a full tile
 
-_ABSENT = -2  # the mask number of a tile that is not visited, while query tiles are joined
 _CHUNK = 1 << 21  # pairs whose masks are evaluated at a time
 
 Ints = npt.NDArray[np.int64]
@@ -97,33 +95,3 @@ def _evaluate(program: BlockProgram, env: Mapping[str, int], q_tiles: Ints, k_ti
     exists = (row < env["q_len"]) & (key < env["kv_len"])
     result: Bools = (exists & allowed).reshape(len(q_tiles), -1)
     return result
-
-
-def join_query_tiles(tiles: MaskedTiles, height: int, q_len: int) -> MaskedTiles:
-    """The same tiles with `height` query tiles joined into one.
-
-    A joined tile is visited where any of its parts is, and full where all of them are; parts past
-    the last row do not matter.
-    """
-    last = -(-q_len // tiles.block_q) - 1
-    columns = int(tiles.k_tiles.max(initial=0)) + 1
-    place, part = np.unique(tiles.q_tiles // height * columns + tiles.k_tiles, return_inverse=True)
-    stacks = np.full((len(place), height), _ABSENT, np.int64)
-    stacks[part, tiles.q_tiles % height] = tiles.masks
-    exists = (place // columns)[:, None] * height + np.arange(height) <= last
-    full = ((stacks == FULL) | ~exists).all(axis=1)
-    distinct, inverse = np.unique(stacks[~full], axis=0, return_inverse=True)
-    masks = np.full(len(place), FULL, np.int64)
-    masks[~full] = inverse.reshape(-1)
-    # The two extra entries stand where FULL and _ABSENT point to, counted from the end.
-    shape = (2, tiles.block_q, tiles.block_k)
-    extra = np.broadcast_to(np.array([False, True])[:, None, None], shape)
-    bank = np.concatenate([tiles.bank, extra])[distinct]
-    return MaskedTiles(
-        tiles.block_q * height,
-        tiles.block_k,
-        place // columns,
-        place % columns,
-        masks,
-        bank.reshape(len(distinct), tiles.block_q * height, tiles.block_k),
-    )

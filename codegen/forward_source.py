@@ -1,45 +1,50 @@
-"""The forward kernel: one program computes one query tile of one head by an online softmax over the tiles of its sweeps.
+"""The forward kernel: a program computes one query tile of one head by an online softmax.
 
-Two loops: first all partial tiles, with the mask, then all full tiles, without any mask code. Scores live in the base-2
-logarithm's domain. `peak` starts at a finite floor and masked scores are minus infinity, so a row whose tiles so far
-held no key for it has weights of exactly 0, no guard is needed in the loop, and `total` stays 0 for rows without keys.
+Two loops: first all partial tiles, with the mask, then all full tiles, without any mask code.
+Scores live in the base-2 logarithm's domain. `peak` starts at a finite floor and masked scores are
+minus infinity, so a row whose tiles so far held no key for it has weights of exactly 0: no guard is
+needed in the loop, and `total` stays 0 for rows without keys. The order of statements in a tile
+matters: it lets the product with the values run on while the next scores are computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from patterncc.codegen.config import KernelConfig
-from patterncc.codegen.head_dim import Part, parts
-from patterncc.codegen.ir import BlockProgram
-from patterncc.codegen.mask_source import MaskSource, emit_mask, scalar_name
-from patterncc.codegen.problem import Problem
+from patterncc.codegen.head_dim import query_key_value_parts
+from patterncc.codegen.mask_source import emit_mask, scalar_name
 from patterncc.codegen.scalar_source import HELPERS
-from patterncc.codegen.sweep_source import TileLoop, emit_loops, scalars_read, wide_name
+from patterncc.codegen.sweep_source import emit_loops, scalars_read, wide_name
 from patterncc.codegen.triton_source import KernelParameter, KernelSource
-from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Param, Var, walk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from patterncc.codegen.config import KernelConfig
+    from patterncc.codegen.head_dim import Part
+    from patterncc.codegen.ir import BlockProgram
+    from patterncc.codegen.problem import Problem
+    from patterncc.codegen.sweep_source import TileLoop
 
 EMITTER = 1
 """Version of the generated text; it is part of the text, so a change of it separates caches."""
 
 PEAK_FLOOR = -1.0e38
-"""Where `peak` starts: below any score that occurs, and finite so that `-inf - peak` is never NaN."""
+"""Where `peak` starts: below any score that occurs; finite, so that `-inf - peak` is never NaN."""
 
-TRITON_TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-_ELEMENT_TYPES = {"float16": "tl.float16", "bfloat16": "tl.bfloat16", "float32": "tl.float32"}
+_TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 _COMPUTED = ("q", "k", "head", "kv_head", "batch", "heads", "kv_heads", "q_first", "q_last")
 _INDENT = "    "
 
 
 def emit_forward(program: BlockProgram, problem: Problem, config: KernelConfig) -> KernelSource:
-    """Writes the forward kernel of a lowered pattern.
-
-    The kernel computes `out` and `lse` for any lengths, offset, strides and run-time numbers.
+    """Writes the forward kernel of a lowered pattern, for any lengths, offset, strides and numbers.
 
     Raises:
         UnsupportedError: The dtype or head dimension has no kernel, or the pattern reads a table.
-        ConfigError: The config does not suit the program or the problem.
+        ConfigError: The config's tiles are not the program's.
     """
     return _ForwardWriter(program, problem, config).source()
 
@@ -48,29 +53,38 @@ class _ForwardWriter:
     """Writes one kernel; each method writes one stretch of it, in the order of the text."""
 
     def __init__(self, program: BlockProgram, problem: Problem, config: KernelConfig) -> None:
-        if problem.dtype not in TRITON_TYPES:
+        if problem.dtype not in _TYPES:
             raise UnsupportedError(
-                f"no GPU kernel computes in {problem.dtype}", "use float16, bfloat16 or float32, or the CPU"
+                f"no GPU kernel computes in {problem.dtype}",
+                "use float16, bfloat16 or float32, or the CPU",
+            )
+        if (program.block_q, program.block_k) != (config.block_q, config.block_k):
+            raise ConfigError(
+                f"tiles of {config.block_q}x{config.block_k} for a program lowered for others",
+                (f"{program.block_q}x{program.block_k}",),
             )
         self._program = program
         self._problem = problem
         self._config = config
-        self._type = TRITON_TYPES[problem.dtype]
-        self._alignment = 16 // (4 if problem.dtype == "float32" else 2)
-        self._key_parts = parts(problem.head_dim)
-        self._value_parts = parts(problem.value_head_dim)
-        self._mask: MaskSource = emit_mask(program.mask)
-        self._loops = emit_loops(program.forward, "partial") + emit_loops(program.forward, "full")
-        self._masked = any(loop.kind == "partial" for loop in self._loops)
+        self._described = config.load == "descriptor"
+        self._element = f"tl.{problem.dtype}"
+        # float32 is computed as such: tensor cores would round the operands to 10 bits.
+        self._precision = ', input_precision="ieee"' if problem.dtype == "float32" else ""
+        self._key_parts, self._value_parts = query_key_value_parts(problem)
+        self._mask = emit_mask(program.mask)
+        self._nest = emit_loops(program.forward)
+        self._masked = any(loop.kind == "partial" for loop in self._nest.loops)
         self._bounds = scalars_read(program.forward)
         self._lines: list[str] = []
 
     def source(self) -> KernelSource:
-        parameters = self._parameters()
+        parameters = tuple(self._parameters())
         self._setup()
-        self._query()
-        for loop in self._loops:
-            self._loop(loop)
+        self._operands()
+        for loop in self._nest.loops:
+            what = "Partial tiles, with the mask." if loop.kind == "partial" else "Full tiles."
+            self._write("", f"# {what}", f"for step in range(0, {loop.count}):")
+            self._write(*self._tile(loop), depth=1)
         self._finish()
         body = "\n".join(f"{_INDENT}{line}" if line else "" for line in self._lines)
         signature = "".join(f"{_INDENT}{parameter.name},\n" for parameter in parameters)
@@ -81,165 +95,138 @@ class _ForwardWriter:
         )
         return KernelSource("forward", text, parameters, self._problem, self._config)
 
-    # ------------------------------------------------------------------------------------- signature
+    # -------------------------------------------------------------------------------- signature
 
     def _header(self) -> str:
         p, c = self._problem, self._config
         fields = {
             "pattern": self._program.structure,
-            "problem": f"{p.dtype}, head_dim {p.head_dim}, value_head_dim {p.value_head_dim}, group {p.group}",
-            "config": f"tile {c.block_q}x{c.block_k}, {c.num_warps} warps, {c.num_stages} stages, {c.load} loads, "
-            f"{c.order} order",
+            "problem": f"{p.dtype}, head_dim {p.head_dim}, value_head_dim {p.value_head_dim}, "
+            f"group {p.group}",
+            "config": f"tile {c.block_q}x{c.block_k}, {c.num_warps} warps, {c.num_stages} stages, "
+            f"{c.load} loads, {c.order} order",
             "emitter": str(EMITTER),
         }
-        lines = ["# Attention forward, generated by patterncc. Do not edit: it is written anew."]
+        lines = ["# Attention forward, generated by patterncc: changes here are overwritten."]
         for name, value in fields.items():
             first, *more = value.splitlines() or [""]
             lines.append(f"# {name}: {first}")
             lines += [f"#   {line}" for line in more]
         return "\n".join(lines)
 
-    def _parameters(self) -> tuple[KernelParameter, ...]:
-        found: list[KernelParameter] = []
-        if self._config.load == "descriptor":
+    def _parameters(self) -> Iterator[KernelParameter]:
+        element = _TYPES[self._problem.dtype]
+        if self._described:
             for name, rows, cut in (
                 ("query", self._config.block_q, self._key_parts),
                 ("key", self._config.block_k, self._key_parts),
                 ("value", self._config.block_k, self._value_parts),
             ):
-                found += [
-                    KernelParameter(
-                        f"{name}_desc_{number}",
-                        f"tensordesc<{self._type}[1, 1, {rows}, {part.width}]>",
-                        box=(1, 1, rows, part.width),
-                    )
-                    for number, part in enumerate(cut)
-                ]
-            strided: tuple[str, ...] = ("out",)
-        else:
-            strided = ("query", "key", "value", "out")
-        found += [KernelParameter(f"{name}_ptr", f"*{self._type}", 16) for name in strided]
-        found.append(KernelParameter("lse_ptr", "*fp32", 4))
-        found.append(KernelParameter("scale", "fp32"))
-        found += [KernelParameter(name, "i32") for name in ("q_len", "kv_len", "q_offset")]
-        found += [
-            KernelParameter(f"{name}_stride_{axis}", "i64", self._alignment)
-            for name in strided
-            for axis in ("batch", "head", "row")
-        ]
-        known = {parameter.name for parameter in found}
-        scalars = {scalar_name(leaf) for leaf in self._scalars()} - known - set(_COMPUTED)
-        found += [KernelParameter(name, "i32") for name in sorted(scalars)]
-        return tuple(found)
+                for number, part in enumerate(cut):
+                    box = (1, 1, rows, part.width)
+                    kind = f"tensordesc<{element}[{', '.join(map(str, box))}]>"
+                    yield KernelParameter(f"{name}_desc_{number}", kind, box=box)
+        strided = ("out",) if self._described else ("query", "key", "value", "out")
+        for name in strided:
+            yield KernelParameter(f"{name}_ptr", f"*{element}", 16)
+        yield KernelParameter("lse_ptr", "*fp32", 4)
+        yield KernelParameter("scale", "fp32")
+        for name in ("q_len", "kv_len", "q_offset"):
+            yield KernelParameter(name, "i32")
+        line = 4 if self._problem.dtype == "float32" else 8  # elements in 16 bytes
+        for name in strided:
+            for axis in ("batch", "head", "row"):
+                yield KernelParameter(f"{name}_stride_{axis}", "i64", line)
+        given = {"q_len", "kv_len", "q_offset", *_COMPUTED}
+        for name in sorted({scalar_name(leaf) for leaf in self._scalars()} - given):
+            yield KernelParameter(name, "i32")
 
-    def _scalars(self) -> Iterable[Var | Param]:
+    def _scalars(self) -> Iterator[Var | Param]:
         """The leaves that bounds and mask read."""
         yield from self._bounds
         if self._masked:
             yield from (leaf for leaf in walk(self._program.mask) if isinstance(leaf, (Var, Param)))
 
-    # ------------------------------------------------------------------------------------- before the loops
+    # -------------------------------------------------------------------------------- before loops
 
     def _setup(self) -> None:
-        c = self._config
+        config, group = self._config, self._problem.group
+        forward = config.order == "forward"
         self._write(
-            f"BLOCK_Q: tl.constexpr = {c.block_q}",
-            f"BLOCK_K: tl.constexpr = {c.block_k}",
+            f"BLOCK_Q: tl.constexpr = {config.block_q}",
+            f"BLOCK_K: tl.constexpr = {config.block_k}",
             "",
-            "# One program: a query tile of a head of a batch entry.",
-            "q_tile = tl.program_id(0)"
-            if c.order == "forward"
-            else "q_tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the last tile first",
+            "# One program: a query tile of a head of a batch entry"
+            + ("." if forward else ", the last tiles first."),
+            f"q_tile = {'' if forward else 'tl.num_programs(0) - 1 - '}tl.program_id(0)",
             "head = tl.program_id(1)",
             "batch = tl.program_id(2)",
-            "kv_head = head" if self._problem.group == 1 else f"kv_head = head // {self._problem.group}",
+            "kv_head = head" if group == 1 else f"kv_head = head // {group}",
         )
         names = {scalar_name(leaf) for leaf in self._scalars()}
         if "heads" in names:
             self._write("heads = tl.num_programs(1)")
         if "kv_heads" in names:
-            self._write(f"kv_heads = tl.num_programs(1) // {self._problem.group}")
+            self._write(f"kv_heads = tl.num_programs(1) // {group}")
         self._write(
             "row_first = q_tile * BLOCK_Q",
             "rows = row_first + tl.arange(0, BLOCK_Q)",
             "row_exists = rows < q_len",
+            "",
+            "# Bounds of the sweeps, in 64 bits so that no sum of numbers wraps.",
+            *(f"{wide_name(leaf)} = {_widened(leaf)}" for leaf in self._bounds),
+            *self._nest.common,
+            *(line for loop in self._nest.loops for line in loop.setup),
         )
-        self._write("", "# Bounds of the sweeps, in 64 bits so that no sum of numbers wraps.")
-        for leaf in self._bounds:
-            self._write(f"{wide_name(leaf)} = {_widened(leaf)}")
-        for loop in self._loops:
-            if loop.classes == 1:
-                self._write(*loop.setup)
         if self._masked:
-            self._write("", "# The mask's part that depends on the row alone.")
+            self._write("", "# What the mask asks of the row alone.")
             self._write("q = q_offset + rows[:, None]", *self._mask.row_lines)
 
-    def _query(self) -> None:
+    def _operands(self) -> None:
         self._write("")
-        if self._config.load == "descriptor":
+        if self._described:
             for number, part in enumerate(self._key_parts):
-                self._write(
-                    f"query_{number} = query_desc_{number}.load([batch, head, row_first, {part.start}])"
-                    f".reshape(BLOCK_Q, {part.width})"
-                )
+                place = f"[batch, head, row_first, {part.start}]"
+                shape = f"(BLOCK_Q, {part.width})"
+                self._write(f"query_{number} = query_desc_{number}.load({place}).reshape{shape}")
         else:
-            self._base("query", "head")
+            self._write(_base("query", "head"), _row_offsets("query"))
             for number, part in enumerate(self._key_parts):
-                self._write(
-                    f"query_{number} = tl.load(query_base + rows[:, None].to(tl.int64) * query_stride_row"
-                    f" + {_columns(part)}, mask={_mask('row_exists[:, None]', part)}, other=0.0)"
-                )
-            self._base("key", "kv_head")
-            self._base("value", "kv_head")
+                place = f"query_base + query_rows + {_columns(part)}"
+                mask = _mask("row_exists[:, None]", part)
+                self._write(f"query_{number} = tl.load({place}, mask={mask}, other=0.0)")
             self._write("key_rows = tl.arange(0, BLOCK_K)[:, None]")
             for name, cut in (("key", self._key_parts), ("value", self._value_parts)):
+                self._write(_base(name, "kv_head"))
                 for number, part in enumerate(cut):
-                    self._write(
-                        f"{name}_offsets_{number} = key_rows.to(tl.int64) * {name}_stride_row + {_columns(part)}"
-                    )
-        self._write("", "# Online softmax: the largest score so far in base 2, the sum of weights, the weighted values.")
+                    offsets = f"key_rows.to(tl.int64) * {name}_stride_row + {_columns(part)}"
+                    self._write(f"{name}_offsets_{number} = {offsets}")
         self._write(
+            "",
+            "# The largest score so far (base 2), the sum of weights, the weighted sum of values.",
             f"peak = tl.full([BLOCK_Q], {PEAK_FLOOR}, tl.float32)",
             "total = tl.zeros([BLOCK_Q], tl.float32)",
-            *(
-                f"out_{number} = tl.zeros([BLOCK_Q, {part.width}], tl.float32)"
-                for number, part in enumerate(self._value_parts)
-            ),
         )
+        for number, part in enumerate(self._value_parts):
+            self._write(f"out_{number} = tl.zeros([BLOCK_Q, {part.width}], tl.float32)")
 
-    def _base(self, name: str, head: str) -> None:
-        """Where a head starts; 64-bit, a tensor may hold more than 2**31 elements."""
-        self._write(
-            f"{name}_base = {name}_ptr + batch.to(tl.int64) * {name}_stride_batch"
-            f" + {head}.to(tl.int64) * {name}_stride_head"
-        )
+    # -------------------------------------------------------------------------------- in the loops
 
-    # ------------------------------------------------------------------------------------- the loops
-
-    def _loop(self, loop: TileLoop) -> None:
-        what = "Partial tiles, with the mask." if loop.kind == "partial" else "Full tiles: no mask."
-        self._write("", f"# {what}")
-        depth = 0
-        if loop.classes > 1:
-            self._write(f"for residue in range(0, {loop.classes}):")
-            depth = 1
-            self._write("residue_wide = tl.cast(residue, tl.int64)", *loop.setup, depth=depth)
-        self._write(f"for step in range(0, {loop.count}):", depth=depth)
-        self._write(*self._tile(loop), depth=depth + 1)
-
-    def _tile(self, loop: TileLoop) -> Iterable[str]:
+    def _tile(self, loop: TileLoop) -> Iterator[str]:
         masked = loop.kind == "partial"
         yield f"k_first = ({loop.tile}) * BLOCK_K"
-        for number, part in enumerate(self._key_parts):
-            yield f"key_{number} = {self._tile_load('key', number, part, masked)}"
-        precision = ', input_precision="ieee"' if self._problem.dtype == "float32" else ""
+        if masked and not self._described:
+            yield "key_exists = k_first + key_rows < kv_len"
+        yield from self._tile_loads("key", self._key_parts, masked)
         for number in range(len(self._key_parts)):
             onto = ", scores" if number else ""
-            yield f"scores = tl.dot(query_{number}, key_{number}.T{onto}{precision})"
+            operands = f"query_{number}, key_{number}.T{onto}"
+            yield f"scores = tl.dot({operands}{self._precision})"
         if masked:
             yield "k = k_first + tl.arange(0, BLOCK_K)[None, :]"
             yield from self._mask.key_lines
-            yield f'scores = tl.where({self._mask.expression}, scores * scale, float("-inf"))'
+            yield f"allowed = {self._mask.expression}"
+            yield 'scores = tl.where(allowed, scores * scale, float("-inf"))'
             yield "new_peak = tl.maximum(peak, tl.max(scores, 1))"
             yield "weights = tl.exp2(scores - new_peak[:, None])"
         else:
@@ -248,46 +235,49 @@ class _ForwardWriter:
         yield "decay = tl.exp2(peak - new_peak)"
         yield "total = total * decay + tl.sum(weights, 1)"
         yield "peak = new_peak"
-        for number, part in enumerate(self._value_parts):
-            yield f"value_{number} = {self._tile_load('value', number, part, masked)}"
-        cast = "" if self._problem.dtype == "float32" else f".to({_ELEMENT_TYPES[self._problem.dtype]})"
-        yield f"weights_cast = weights{cast}"
+        yield from self._tile_loads("value", self._value_parts, masked)
+        yield f"weights = weights.to({self._element})"
         for number in range(len(self._value_parts)):
-            yield (
-                f"out_{number} = tl.dot(weights_cast, value_{number}, out_{number} * decay[:, None]{precision})"
-            )
+            operands = f"weights, value_{number}, out_{number} * decay[:, None]"
+            yield f"out_{number} = tl.dot({operands}{self._precision})"
 
-    def _tile_load(self, name: str, number: int, part: Part, masked: bool) -> str:
-        """Loads a tile of keys or values; what lies past the last key is 0, so that 0 * value is 0."""
-        if self._config.load == "descriptor":
-            return (
-                f"{name}_desc_{number}.load([batch, kv_head, k_first, {part.start}])"
-                f".reshape(BLOCK_K, {part.width})"
-            )
-        mask = _mask("(k_first + key_rows < kv_len)" if masked else "", part)
-        guard = f", mask={mask}, other=0.0" if mask else ""
-        return (
-            f"tl.load({name}_base + k_first.to(tl.int64) * {name}_stride_row + {name}_offsets_{number}{guard})"
-        )
+    def _tile_loads(self, name: str, cut: Iterable[Part], masked: bool) -> Iterator[str]:
+        """Loads a tile of keys or values; past the last key it is 0, for 0 * NaN would be NaN."""
+        if not self._described:
+            yield f"{name}_first = {name}_base + k_first.to(tl.int64) * {name}_stride_row"
+        for number, part in enumerate(cut):
+            if self._described:
+                place = f"[batch, kv_head, k_first, {part.start}]"
+                load = f"{name}_desc_{number}.load({place}).reshape(BLOCK_K, {part.width})"
+            else:
+                mask = _mask("key_exists" if masked else "", part)
+                guard = f", mask={mask}, other=0.0" if mask else ""
+                load = f"tl.load({name}_first + {name}_offsets_{number}{guard})"
+            yield f"{name}_{number} = {load}"
 
-    # ------------------------------------------------------------------------------------- after the loops
+    # -------------------------------------------------------------------------------- after loops
 
     def _finish(self) -> None:
-        self._write("", "# Rows without keys: output 0, logarithm of the sum -inf.")
         self._write(
+            "",
+            "# Rows without keys: 0, and the logarithm of the sum is -inf.",
             "empty = total == 0.0",
-            "inverse = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, total))[:, None]",
+            "inverse = 1.0 / tl.where(empty, 1.0, total)",
+            _base("out", "head"),
+            _row_offsets("out"),
         )
-        self._base("out", "head")
         for number, part in enumerate(self._value_parts):
+            result = f"tl.where(empty[:, None], 0.0, out_{number} * inverse[:, None])"
+            place = f"out_base + out_rows + {_columns(part)}"
+            mask = _mask("row_exists[:, None]", part)
             self._write(
-                f"tl.store(out_base + rows[:, None].to(tl.int64) * out_stride_row + {_columns(part)}, "
-                f"tl.where(empty[:, None], 0.0, out_{number} * inverse).to({_ELEMENT_TYPES[self._problem.dtype]}), "
-                f"mask={_mask('row_exists[:, None]', part)})"
+                f"out_{number} = {result}",
+                f"tl.store({place}, out_{number}.to({self._element}), mask={mask})",
             )
         self._write(
             "lse_base = lse_ptr + (batch.to(tl.int64) * tl.num_programs(1) + head) * q_len",
-            'lse = tl.where(empty, float("-inf"), (peak + tl.log2(total)) * 0.6931471805599453)',
+            "log_total = peak + tl.log2(tl.where(empty, 1.0, total))",
+            'lse = tl.where(empty, float("-inf"), log_total * 0.6931471805599453)',
             "tl.store(lse_base + rows, lse, mask=row_exists)",
         )
 
@@ -305,15 +295,26 @@ def _widened(leaf: Var | Param) -> str:
     return f"{scalar_name(leaf)}.to(tl.int64)"
 
 
+def _base(name: str, head: str) -> str:
+    """Where a head starts; in 64 bits, for a tensor may hold more than 2**31 elements."""
+    batch_offset = f"batch.to(tl.int64) * {name}_stride_batch"
+    head_offset = f"{head}.to(tl.int64) * {name}_stride_head"
+    return f"{name}_base = {name}_ptr + {batch_offset} + {head_offset}"
+
+
+def _row_offsets(name: str) -> str:
+    return f"{name}_rows = rows[:, None].to(tl.int64) * {name}_stride_row"
+
+
 def _columns(part: Part) -> str:
     """The columns of a part, `[1, width]`."""
-    start = f"{part.start} + " if part.start else ""
-    return f"({start}tl.arange(0, {part.width}))[None, :]"
+    columns = f"tl.arange(0, {part.width})[None, :]"
+    return f"({part.start} + {columns})" if part.start else columns
 
 
 def _mask(rows: str, part: Part) -> str:
-    """A load's or store's mask: the rows' and, where the part is padded, the columns'."""
-    tests: Sequence[str] = [rows] if rows else []
+    """What to load or store: the rows' mask and, where the part is padded, the columns'."""
+    tests = [rows] if rows else []
     if part.padded:
-        tests = [*tests, f"(tl.arange(0, {part.width}) < {part.size})[None, :]"]
+        tests.append(f"(tl.arange(0, {part.width})[None, :] < {part.size})")
     return " & ".join(tests)

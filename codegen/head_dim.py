@@ -1,14 +1,19 @@
-"""How a head dimension is cut into parts whose widths are powers of two, as Triton's tensors must be.
+"""How a head dimension is cut into parts whose widths are powers of two, as Triton's tensors must
+be.
 
-192 becomes 128 + 64 and 80 becomes 64 + 16: several matrix products and several accumulators instead of padding by
-a third or more. A dimension that is no multiple of 16 is padded to the next one.
+192 becomes 128 + 64 and 80 becomes 64 + 16: several matrix products and several accumulators
+instead of padding by a third or more. A dimension that is no multiple of 16 is padded to one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from patterncc.dsl.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from patterncc.codegen.problem import Problem
 
 SMALLEST_PART = 16
 LARGEST = 256
@@ -28,8 +33,25 @@ class Part:
         return self.size < self.width
 
 
-def parts(head_dim: int) -> tuple[Part, ...]:
+def query_key_value_parts(problem: Problem) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    """The parts of query and key, and those of value and output.
+
+    Raises:
+        UnsupportedError: A head dimension is beyond what kernels hold.
+    """
+    widest = LARGEST
+    if problem.dtype == "float32":
+        # These products run without tensor cores, with whole operands in registers.
+        widest = 32 if max(problem.head_dim, problem.value_head_dim) <= 128 else 64
+    return parts(problem.head_dim, widest), parts(problem.value_head_dim, widest)
+
+
+def parts(head_dim: int, widest: int = LARGEST) -> tuple[Part, ...]:
     """The parts of a head dimension, widest first.
+
+    Args:
+        head_dim: Columns of a head.
+        widest: Most columns of a part, a power of two.
 
     Raises:
         UnsupportedError: It is not between 1 and 256.
@@ -42,9 +64,11 @@ def parts(head_dim: int) -> tuple[Part, ...]:
     total = -(-head_dim // SMALLEST_PART) * SMALLEST_PART
     found = []
     start = 0
-    for shift in range(total.bit_length() - 1, 3, -1):
-        width = 1 << shift
-        if total & width:
+    width = widest
+    while start < total:
+        if total - start >= width:
             found.append(Part(start, width, min(width, head_dim - start)))
             start += width
+        else:
+            width //= 2
     return tuple(found)

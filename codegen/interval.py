@@ -1,7 +1,8 @@
 """Interval analysis: between which two integers does an expression lie, whatever the call?
 
-The kernel writer asks here which arithmetic fits into 32 bits and which operands of a division are never negative.
-It knows ranges of single names only, no relation between them, so the answers are sound but not tight.
+The kernel writer asks here which arithmetic fits into 32 bits and which operands of a division are
+never negative. Ranges of single names are known, no relation between them, so the answers are sound
+but not tight.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Interval:
 
     def fits(self, bits: int) -> bool:
         """Does every value fit a signed integer of that many bits?"""
-        return -(2 ** (bits - 1)) <= self.low and self.high < 2 ** (bits - 1)
+        return -(1 << (bits - 1)) <= self.low and self.high < 1 << (bits - 1)
 
     def __add__(self, other: Interval) -> Interval:
         return Interval(self.low + other.low, self.high + other.high)
@@ -79,7 +80,8 @@ RANGES: Mapping[str, Interval] = {
     "k_last": _KEY,
     "residue": _KEY,
 }
-"""What each name of the language and of the block IR can be; the launcher refuses calls outside of it."""
+"""What each name of the language and of the block IR can be; the launcher refuses calls outside of
+it."""
 
 
 def interval(expr: IntExpr) -> Interval:
@@ -127,7 +129,8 @@ def interval(expr: IntExpr) -> Interval:
         case Select(_, then, otherwise):
             return interval(then) | interval(otherwise)
     raise UnsupportedError(
-        f"no kernel reads {type(expr).__name__.lower()} terms yet", "use a pattern without tables and segments"
+        f"no kernel reads {type(expr).__name__.lower()} terms yet",
+        "use a pattern without tables and segments",
     )
 
 

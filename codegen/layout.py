@@ -1,7 +1,8 @@
-"""What the placement of a call's tensors in memory allows: tensor descriptors, wide loads, or neither.
+"""What the placement of a call's tensors in memory allows: tensor descriptors, wide loads, or
+neither.
 
-Knows addresses, sizes and strides only. The rules are those of CUDA's tensor maps (`cuTensorMapEncodeTiled`) and of
-16-byte vector loads.
+Knows addresses, sizes and strides only. The rules are those of CUDA's tensor maps
+(`cuTensorMapEncodeTiled`) and of 16-byte vector loads.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Layout:
     def steps(self) -> tuple[int, int, int]:
         """Strides of batch, head and row; 0 for an axis of one entry, whose stride says nothing."""
         batch, head, row = (
-            stride if size > 1 else 0 for size, stride in zip(self.sizes[:3], self.strides[:3], strict=True)
+            stride if size > 1 else 0
+            for size, stride in zip(self.sizes[:3], self.strides[:3], strict=True)
         )
         return batch, head, row
 
@@ -50,10 +52,12 @@ class Layout:
         if self.address % _LINE:
             return f"the address of {self.name} is no multiple of {_LINE} bytes"
         for axis, size, step in zip(("batch", "head", "row"), self.sizes, self.steps, strict=False):
-            if step * self.itemsize % _LINE:
-                return f"the {axis} stride of {self.name}, {step * self.itemsize} bytes, is no multiple of {_LINE}"
-            if size > 1 and not 0 < step * self.itemsize < _LONGEST_STRIDE:
-                return f"the {axis} stride of {self.name}, {step} elements, is out of a descriptor's range"
+            length = step * self.itemsize
+            stride = f"the {axis} stride of {self.name}, {length} bytes,"
+            if length % _LINE:
+                return f"{stride} is no multiple of {_LINE}"
+            if size > 1 and not 0 < length < _LONGEST_STRIDE:
+                return f"{stride} is out of a descriptor's range"
         return None
 
     @property

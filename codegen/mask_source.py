@@ -1,7 +1,9 @@
-"""The mask of partial tiles as Triton text: what is computed once per query tile, once per key tile and per element.
+"""The mask of partial tiles as Triton text: what is computed once per query tile, once per key tile
+and per element.
 
-In the text `q` is the column vector `[BLOCK_Q, 1]` of the rows' positions and `k` the row vector `[1, BLOCK_K]` of the
-keys'; both are int32, and so is all arithmetic that interval analysis shows to fit.
+In the text `q` is the column vector `[BLOCK_Q, 1]` of the rows' positions and `k` the row vector
+`[1, BLOCK_K]` of the keys'; both are int32, and so is all arithmetic that interval analysis shows
+to fit.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from patterncc.codegen.interval import interval
-from patterncc.codegen.scalar_source import ExpressionWriter, Text
+from patterncc.codegen.scalar_source import ExpressionWriter, Text, is_predicate
 from patterncc.codegen.separate import is_bound, reads_key, reads_row, separate
 from patterncc.dsl.build import all_of, any_of, compare
 from patterncc.dsl.mask import (
@@ -17,6 +19,7 @@ from patterncc.dsl.mask import (
     Branch,
     Compare,
     Const,
+    Expr,
     IntExpr,
     K,
     Or,
@@ -29,7 +32,8 @@ from patterncc.dsl.mask import (
 
 @dataclass(frozen=True, slots=True)
 class MaskSource:
-    """Lines to run once per query tile, lines to run once per key tile, and the element-wise expression."""
+    """Lines to run once per query tile, lines to run once per key tile, and the element-wise
+    expression."""
 
     row_lines: tuple[str, ...]
     key_lines: tuple[str, ...]
@@ -37,7 +41,8 @@ class MaskSource:
 
 
 def scalar_name(leaf: Var | Param) -> str:
-    """What the kernel calls a scalar of the call; run-time numbers get a prefix, so that none hides a Python name."""
+    """What the kernel calls a scalar of the call; run-time numbers get a prefix, so that none hides
+    a Python name."""
     return f"number_{leaf.name}" if isinstance(leaf, Param) else leaf.name
 
 
@@ -64,7 +69,8 @@ class _MaskWriter:
         self._tile = ExpressionWriter(self._hoisted)  # where both meet
 
     def element(self, mask: Predicate) -> str:
-        """A predicate as one operand; what does not need both positions has been moved out of the tile."""
+        """A predicate as one operand; what does not need both positions has been moved out of the
+        tile."""
         if isinstance(mask, Truth):
             # Only a mask that is `false` ends here: a true one still asks whether the key exists.
             return "(k < 0)" if not mask.value else "(k >= 0)"
@@ -76,7 +82,8 @@ class _MaskWriter:
             case Compare("<=", rows, keys) if is_bound(keys, rows):
                 return f"({self._limit(keys, rows)} <= {self._keys(keys)})"
             case Compare(op, left, right):
-                return f"({self._tile.integer(left).operand()} {op} {self._tile.integer(right).operand()})"
+                sides = (self._tile.integer(side).operand() for side in (left, right))
+                return f"({f' {op} '.join(sides)})"
             case And(args):
                 return "(" + " & ".join(self._grouped(args, all_of)) + ")"
             case Or(args):
@@ -98,12 +105,13 @@ class _MaskWriter:
         return self._hoist(keys).operand()
 
     def _limit(self, keys: IntExpr, rows: IntExpr) -> str:
-        """The row's side of a bound, clamped into 32 bits where the keys fit them: no key can tell the difference."""
+        """The row's side of a bound, clamped into 32 bits where the keys fit them: no key can tell
+        the difference."""
         if isinstance(rows, Const):
             return self._vector.integer(rows).operand()
         low, high = interval(keys).low - 1, interval(keys).high + 1
         text = self._vector.integer(rows)
-        if text.bits != 64 or not (interval(keys).fits(32) and -(2**31) <= low and high < 2**31):
+        if text.bits != 64 or not (interval(keys).fits(32) and low >= -(2**31) and high < 2**31):
             return self._hoist(rows).operand()
         key = (rows, low, high)
         if key not in self._named:
@@ -111,10 +119,13 @@ class _MaskWriter:
             self._named[key] = self._define("row", clamped, 32)
         return self._named[key].operand()
 
-    def _hoisted(self, expr: IntExpr) -> Text | None:
-        """The names for the tile writer: anything that reads only one of the two positions is computed outside."""
+    def _hoisted(self, expr: Expr) -> Text | None:
+        """The names for the tile writer: anything that reads only one of the two positions is
+        computed outside."""
         if reads_row(expr) and reads_key(expr):
             return None
+        if is_predicate(expr):
+            return self._name_predicate(expr, "key" if reads_key(expr) else "row")
         return self._hoist(expr)
 
     def _hoist(self, expr: IntExpr) -> Text:
@@ -136,11 +147,11 @@ class _MaskWriter:
 
     def _define(self, place: str, text: str, bits: int) -> Text:
         lines = self.key_lines if place == "key" else self.row_lines
-        name = f"{place}_{len(lines)}"
+        name = f"{place}_term_{len(lines)}"
         lines.append(f"{name} = {text}")
         return Text(name, 64 if bits == 64 else 32)
 
 
-def _leaf(expr: IntExpr) -> Text | None:
+def _leaf(expr: Expr) -> Text | None:
     """Positions and scalars of the call are int32 in a tile."""
     return Text(scalar_name(expr), 32) if isinstance(expr, (Var, Param)) else None

@@ -42,6 +42,8 @@ from patterncc.dsl.printer import expression_text
 
 OPERATION_BUDGET = 4_000_000  # isl's own count: about two seconds
 
+_QUOTA = "maximal number of operations"  # what isl says when the budget is used up
+
 _SET = isl.dim_type.set
 _PARAM = isl.dim_type.param
 _DIV = isl.dim_type.div
@@ -166,7 +168,7 @@ class Relation:
         try:
             yield
         except isl.Error as error:
-            if "maximal number of operations" in str(error):
+            if _QUOTA in str(error):
                 raise UnsupportedError(
                     "this pattern is too intricate to lower exactly within the compiler's budget"
                 ) from error
@@ -239,7 +241,7 @@ class Relation:
         simple = part.to_set().gist_params(context.params()).compute_divs().coalesce()
         for basic in simple.get_basic_sets():
             info = basic.to_set().get_stride_info(0)
-            stride = info.get_stride().to_python()
+            stride = _int(info.get_stride())
             offset: IntExpr = Const(0)
             if stride > 1:
                 offset = self.affine(info.get_offset())
@@ -263,11 +265,11 @@ class Relation:
 
     def affine(self, affine: isl.Aff) -> IntExpr:
         """A quasi-affine expression of the symbols alone."""
-        denominator = affine.get_denominator_val().to_python()
+        denominator = _int(affine.get_denominator_val())
         whole = affine.scale_val(denominator)
-        terms = [Const(whole.get_constant_val().to_python()), *self.symbols(whole)]
+        terms = [Const(_int(whole.get_constant_val())), *self.symbols(whole)]
         for i in range(affine.dim(_DIV)):
-            if factor := whole.get_coefficient_val(_DIV, i).to_python():
+            if factor := _int(whole.get_coefficient_val(_DIV, i)):
                 terms.append(multiply(Const(factor), self.affine(affine.get_div(i))))
         return floordiv(add(*terms), Const(denominator))
 
@@ -275,8 +277,9 @@ class Relation:
         """The terms of an integer affine expression in the symbols."""
         terms = []
         for i, name in enumerate(self.names):
-            if factor := affine.get_coefficient_val(_PARAM, i).to_python():
-                terms.append(multiply(Const(factor), self.scalars.meaning[name]))
+            factor = affine.get_coefficient_val(_PARAM, i)
+            if not factor.is_zero():
+                terms.append(multiply(Const(_int(factor)), self.scalars.meaning[name]))
         return terms
 
 
@@ -291,7 +294,7 @@ class _Floors:
         self.tile_floors: list[int] = []
         for i in range(basic.dim(_DIV)):
             affine = basic.get_div(i)
-            divisor = affine.get_denominator_val().to_python()
+            divisor = _int(affine.get_denominator_val())
             arg = self.linear(affine.scale_val(divisor))
             if arg.tile == 0 and not arg.floors:
                 self.values.append(Linear(0, (), floordiv(arg.rest, Const(divisor))))
@@ -301,17 +304,25 @@ class _Floors:
 
     def linear(self, affine: isl.Aff) -> Linear:
         """An integer affine expression of the tile, the symbols and the floors known so far."""
-        rest = [Const(affine.get_constant_val().to_python()), *self.relation.symbols(affine)]
+        rest = [Const(_int(affine.get_constant_val())), *self.relation.symbols(affine)]
         floors: list[tuple[int, Floor]] = []
         for i, value in enumerate(self.values):
-            if factor := affine.get_coefficient_val(_DIV, i).to_python():
+            if factor := _int(affine.get_coefficient_val(_DIV, i)):
                 floors.extend((factor * inner, floor) for inner, floor in value.floors)
                 rest.append(multiply(Const(factor), value.rest))
-        tile = affine.get_coefficient_val(isl.dim_type.in_, 0).to_python()
+        tile = _int(affine.get_coefficient_val(isl.dim_type.in_, 0))
         return Linear(tile, tuple(floors), add(*rest))
 
 
 # -------------------------------------------------------------------------------------- isl helpers
+
+
+def _int(value: isl.Val) -> int:
+    """The number; isl gives no text of it, and no error, once its operations are used up."""
+    text = value.to_str()
+    if text is None:
+        raise isl.Error(_QUOTA)
+    return int(text)
 
 
 def _project(tiles: isl.Set) -> isl.Set:
@@ -342,7 +353,7 @@ def _disjoint(parts: Sequence[isl.BasicSet]) -> list[isl.BasicSet]:
             rest = rest.subtract(covered).coalesce().make_disjoint().coalesce()
         fresh = [basic for basic in rest.get_basic_sets() if not basic.is_empty()]
         result.extend(fresh)
-        covered = part.to_set() if covered is None else covered.union(part.to_set()).coalesce()
+        covered = part.to_set() if covered is None else covered.union(part.to_set())
     return result
 
 
@@ -368,4 +379,4 @@ def _span(basic: isl.BasicSet, tile_floors: Sequence[int], context: isl.Set) -> 
         isl.Aff.var_on_domain(isl.LocalSpace.from_space(space), _SET, 0)
     )
     most = pairs.max_val(difference)
-    return most.to_python() if most.is_int() else None
+    return _int(most) if most.is_int() else None

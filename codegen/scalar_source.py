@@ -1,7 +1,9 @@
-"""Integer and predicate expressions as Triton text, with Python's floor division and without overflow.
+"""Integer and predicate expressions as Triton text, with Python's floor division and without
+overflow.
 
-One writer serves scalars and tensors: what a name stands for is the caller's affair. Triton's `//` truncates and its
-`%` follows C, so a division becomes a shift, a plain division of what is never negative, or `floor_divide`.
+One writer serves scalars and tensors: what a name stands for is the caller's affair. Triton's `//`
+    truncates and its `%` follows C, so a division becomes a shift, a plain division of what is
+    never negative, or `floor_divide`.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from typing_extensions import TypeIs
 
 from patterncc.codegen.interval import Interval, interval
 from patterncc.dsl.errors import InternalError, UnsupportedError
@@ -18,17 +22,22 @@ from patterncc.dsl.mask import (
     Branch,
     Compare,
     Const,
+    Cover,
+    Expr,
     FloorDiv,
     IntExpr,
     Max,
+    Member,
     Min,
     Mod,
+    Not,
     Or,
     Param,
     Predicate,
     Product,
     Select,
     Sum,
+    Truth,
     Var,
 )
 
@@ -52,7 +61,8 @@ def floor_modulo(value, divisor):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Triton text of an integer: its width, and whether it binds as tightly as a name. Literals take any width."""
+    """Triton text of an integer: its width, and whether it binds as tightly as a name. Literals
+    take any width."""
 
     text: str
     bits: Bits | None
@@ -69,8 +79,14 @@ class Text:
         return Text(f"{self.operand()}.to(tl.int{bits})", bits)
 
 
-Names: TypeAlias = Callable[[IntExpr], Text | None]
-"""What the caller calls an expression: leaves always have a name, other expressions where one was computed before."""
+Names: TypeAlias = Callable[[Expr], "Text | None"]
+"""What the caller calls an expression: leaves always have a name, other expressions where they were
+computed before."""
+
+
+def is_predicate(expr: Expr) -> TypeIs[Predicate]:
+    """Tells a predicate from an integer."""
+    return isinstance(expr, (Truth, Compare, And, Or, Not, Branch, Member, Cover))
 
 
 class ExpressionWriter:
@@ -78,12 +94,19 @@ class ExpressionWriter:
 
     Args:
         names: The text of leaves and of expressions that have been computed already.
-        least_bits: 64 computes everything in 64 bits, 32 only what interval analysis cannot keep within 32.
+        least_bits: 64 computes everything in 64 bits, 32 only what interval analysis cannot keep
+            within 32.
     """
 
     def __init__(self, names: Names, least_bits: Bits = 32) -> None:
         self._names = names
         self._least_bits = least_bits
+
+    def any(self, expr: Expr) -> Text:
+        """An integer or a predicate (of no width)."""
+        if is_predicate(expr):
+            return Text(self.predicate(expr), None)
+        return self.integer(expr)
 
     def integer(self, expr: IntExpr) -> Text:
         """An integer expression.
@@ -126,6 +149,9 @@ class ExpressionWriter:
 
     def predicate(self, expr: Predicate) -> str:
         """A predicate whose negations have been pushed down to its comparisons, as one operand."""
+        known = self._names(expr)
+        if known is not None:
+            return known.operand()
         match expr:
             case Compare(op, left, right):
                 return f"({self.integer(left).operand()} {op} {self.integer(right).operand()})"
@@ -182,7 +208,7 @@ class ExpressionWriter:
         bits = self._bits(interval(value), interval(divisor))
         dividend = self.integer(value).widened(bits)
         if isinstance(divisor, Const) and divisor.value & (divisor.value - 1) == 0:
-            # An arithmetic shift is the floor of a division by a power of two, a bit mask its remainder.
+            # An arithmetic shift is the floor of the quotient, and a bit mask the remainder.
             shift = divisor.value.bit_length() - 1
             how = f">> {shift}" if op == "//" else f"& {divisor.value - 1}"
             return Text(f"{dividend.operand()} {how}", bits, atom=False)

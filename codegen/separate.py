@@ -1,8 +1,9 @@
 """Rewrites a mask so that, inside a tile, rows and keys meet in as few operations as possible.
 
-`0 <= q - k and q - k < window and k < kv_len` becomes `k < min(q + 1, kv_len) and q - window + 1 <= k`: what reads only the
-row is computed once per row, and an element costs one comparison per bound. The result means the same as the mask
-for every existing row and key; it is an ordinary predicate, with bounds in two forms: `keys < rows` and `rows <= keys`.
+`0 <= q - k and q - k < window and k < kv_len` becomes `k < min(q + 1, kv_len) and q - window + 1 <=
+k`: what reads only the row is computed once per row, and an element costs one comparison per bound.
+The result means the same as the mask; it is an ordinary predicate, with bounds in two forms, `keys
+< rows` and `rows <= keys`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def reads_key(expr: IntExpr | Predicate) -> bool:
 
 
 def separate(mask: Predicate) -> Predicate:
-    """The mask without negations, with every comparison that allows it split into a row's and a key's side."""
+    """The mask without negations, with every comparison that allows it split into a row's and a
+    key's side."""
     match mask:
         case Truth() | Member() | Cover():
             return mask
@@ -120,7 +122,8 @@ def _split_modulo(mask: Compare) -> Compare:
 
 
 def _bound(mask: Compare) -> Compare:
-    """The comparison with its keys alone on one side, their first term positive, where they can be told apart."""
+    """The comparison with its keys alone on one side, their first term positive, where they can be
+    told apart."""
     rows, keys, mixed = _parts(subtract(mask.left, mask.right))
     if mixed or not keys:
         return mask
@@ -142,7 +145,8 @@ def _bound(mask: Compare) -> Compare:
 
 
 def _parts(expr: IntExpr) -> tuple[list[IntExpr], list[IntExpr], list[IntExpr]]:
-    """The terms of a sum that read no key, those that read only the key, and those that read both."""
+    """The terms of a sum that read no key, those that read only the key, and those that read
+    both."""
     rows: list[IntExpr] = []
     keys: list[IntExpr] = []
     mixed: list[IntExpr] = []
@@ -163,7 +167,8 @@ def _leading_factor(expr: IntExpr) -> int:
 
 
 def _merge_bounds(mask: Predicate) -> Predicate:
-    """Bounds on equal keys become one: of upper ones `and` keeps the least and `or` the greatest."""
+    """Bounds on equal keys become one: of upper ones `and` keeps the least and `or` the
+    greatest."""
     match mask:
         case And(args):
             connect, one_upper, one_lower = all_of, minimum, maximum

@@ -1,24 +1,40 @@
-"""Sweeps as Triton text: many short loops over tiles become one loop whose tile number is arithmetic on its counter.
+"""Sweeps as Triton text: many short loops over tiles become one loop whose tile number is
+arithmetic on its counter.
 
-A loop of its own for each sweep would drain and refill the load pipeline at every end. So the counters of the pieces
-are laid end to end, and the tile number is selected by comparing the counter with the ends of the pieces. Bounds are
-computed in 64 bits, once per program; only the counter and the tile number are 32 bits wide.
+A loop of its own for each sweep would drain and refill the load pipeline at every end. So the
+counters of the pieces are laid end to end, and the tile number is selected by comparing the counter
+with the ends of the pieces. Bounds are computed in 64 bits, once per program; only the counter and
+the tile number are 32 bits wide. A sweep of many residue classes is laid out in the same way, with
+a class in each lane of a vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from patterncc.codegen.ir import RESIDUE, Kind, Sweep
 from patterncc.codegen.mask_source import scalar_name
 from patterncc.codegen.scalar_source import ExpressionWriter, Text
 from patterncc.codegen.separate import separate
-from patterncc.dsl.build import substitute
-from patterncc.dsl.mask import FALSE, TRUE, Const, IntExpr, Param, Predicate, Var, walk
+from patterncc.dsl.build import any_of, substitute
+from patterncc.dsl.mask import (
+    FALSE,
+    TRUE,
+    Const,
+    Expr,
+    IntExpr,
+    Param,
+    Product,
+    Var,
+    children,
+    walk,
+)
 
 UNROLLED_CLASSES = 8
-"""Most classes of a sweep that are laid out as pieces of the shared loop; more get a loop over the classes."""
+"""Most residue classes of a sweep that are laid out as pieces of their own; more become the lanes
+of a vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,46 +43,124 @@ class TileLoop:
 
     Attributes:
         kind: Whether its tiles need the mask.
-        setup: Lines that compute `count` and what `tile` reads, before the loop.
-        count: Number of tiles, an expression.
+        setup: Lines that compute what `count` and `tile` read, before the loop.
+        count: The number of tiles, an expression.
         tile: The tile number as an expression of the counter `step`.
-        classes: Where more than 1, the setup and the loop run inside `for residue in range(classes)`.
     """
 
     kind: Kind
     setup: tuple[str, ...]
     count: str
     tile: str
-    classes: int = 1
 
 
-def emit_loops(sweeps: Sequence[Sweep], kind: Kind) -> tuple[TileLoop, ...]:
-    """The loops that run all sweeps of one kind: a shared one, and one for each sweep of many classes.
+@dataclass(frozen=True, slots=True)
+class LoopNest:
+    """The loops of a program, partial tiles first, and the lines that compute what several bounds
+    share."""
+
+    common: tuple[str, ...]
+    loops: tuple[TileLoop, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A stretch of a loop's counter: a sweep, or one class of it, or all its classes as lanes.
+
+    Attributes:
+        numbers: Which sweeps of the program it stands for.
+        sweep: What it does.
+        residue: The class, where a sweep was taken apart.
+    """
+
+    numbers: tuple[int, ...]
+    sweep: Sweep
+    residue: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Ends the names of its bounds."""
+        return f"{self.numbers[0]}" if self.residue is None else f"{self.numbers[0]}_{self.residue}"
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of its bounds; 1 where they are scalars."""
+        return 1 if self.sweep.classes == 1 else 1 << (self.sweep.classes - 1).bit_length()
+
+    @property
+    def comment(self) -> str:
+        """Where it comes from."""
+        sweep = self.sweep
+        which = f"sweep{'s' * (len(self.numbers) > 1)} {', '.join(map(str, self.numbers))}"
+        tiles = "consecutive tiles" if sweep.stride == 1 else f"every {sweep.stride}th tile"
+        if self.residue is not None:
+            tiles += f", residue {self.residue}"
+        elif sweep.classes > 1:
+            tiles += f", {sweep.classes} residue classes as lanes"
+        return f"# {sweep.kind} {which}: {tiles}"
+
+
+def emit_loops(sweeps: Sequence[Sweep]) -> LoopNest:
+    """The loops that run all sweeps: at most two for each kind of tile.
 
     Raises:
         UnsupportedError: A bound reads a table or a segment.
     """
-    numbered = [(number, s) for number, s in enumerate(sweeps) if s.kind == kind and s.guard != FALSE]
-    shared = [
-        (f"{number}" if s.classes == 1 else f"{number}_{residue}", _at_class(s, residue), number)
-        for number, s in numbered
-        if s.classes <= UNROLLED_CLASSES
-        for residue in range(s.classes)
-    ]
-    loops = [_shared_loop(kind, shared)] if shared else []
-    loops += [
-        _shared_loop(kind, [(f"{number}", s, number)], s.classes)
-        for number, s in numbered
-        if s.classes > UNROLLED_CLASSES
-    ]
-    return tuple(loops)
+    pieces = list(_pieces(sweeps))
+    common, writer = _share([piece.sweep for piece in pieces])
+    loops = []
+    for kind in ("partial", "full"):
+        for vector in (False, True):
+            group = [p for p in pieces if p.sweep.kind == kind and (p.lanes > 1) == vector]
+            if group:
+                loops.append(_loop(writer, group))
+    return LoopNest(common, tuple(loops))
+
+
+def scalars_read(sweeps: Sequence[Sweep]) -> tuple[Var | Param, ...]:
+    """The scalars that the bounds of the sweeps read, by name; residues are not among them."""
+    found = {
+        leaf
+        for sweep in sweeps
+        for part in _parts(sweep)
+        for leaf in walk(part)
+        if isinstance(leaf, (Var, Param)) and leaf != RESIDUE
+    }
+    return tuple(sorted(found, key=lambda leaf: leaf.name))
+
+
+def wide_name(leaf: Var | Param) -> str:
+    """The name of a scalar's 64-bit copy, which bounds are computed from."""
+    return f"{scalar_name(leaf)}_wide"
+
+
+def _merge(sweeps: Sequence[Sweep]) -> Iterator[_Piece]:
+    """Joins sweeps that differ in their guard alone: sweeps are disjoint, so no two such guards
+    hold for one tile."""
+    alike: dict[Sweep, list[int]] = {}
+    for number, sweep in enumerate(sweeps):
+        alike.setdefault(replace(sweep, guard=TRUE), []).append(number)
+    for sweep, numbers in alike.items():
+        guard = any_of(*(sweeps[number].guard for number in numbers))
+        if guard != FALSE:
+            yield _Piece(tuple(numbers), replace(sweep, guard=guard))
+
+
+def _pieces(sweeps: Sequence[Sweep]) -> Iterator[_Piece]:
+    for piece in _merge(sweeps):
+        classes = piece.sweep.classes
+        if classes == 1 or classes > UNROLLED_CLASSES:
+            yield piece
+            continue
+        for residue in range(classes):
+            one = _at_class(piece.sweep, residue)
+            if one.guard != FALSE:
+                yield _Piece(piece.numbers, one, residue)
 
 
 def _at_class(sweep: Sweep, residue: int) -> Sweep:
     """One class of a sweep, as a sweep of its own."""
-    if sweep.classes == 1:
-        return sweep
-    at = {RESIDUE: Const(residue)}
+    at: dict[Expr, IntExpr] = {RESIDUE: Const(residue)}
     return Sweep(
         sweep.kind,
         substitute(sweep.lo, at),
@@ -77,76 +171,137 @@ def _at_class(sweep: Sweep, residue: int) -> Sweep:
     )
 
 
-def _shared_loop(
-    kind: Kind, pieces: Sequence[tuple[str, Sweep, int]], classes: int = 1
-) -> TileLoop:
-    """Lays the pieces (label, sweep, number of the sweep in the program) end to end."""
+def _parts(sweep: Sweep) -> tuple[Expr, ...]:
+    return (sweep.lo, sweep.hi, separate(sweep.guard), sweep.phase)
+
+
+# ------------------------------------------------------------------------------------ shared bounds
+
+
+def _share(sweeps: Sequence[Sweep]) -> tuple[tuple[str, ...], ExpressionWriter]:
+    """Names the expressions that several bounds contain: the lines that compute them, and a writer
+    that knows them."""
+    uses: Counter[Expr] = Counter()
+    order: list[Expr] = []
+
+    def count(expr: Expr) -> None:
+        uses[expr] += 1
+        if uses[expr] == 1:
+            for child in children(expr):
+                count(child)
+            order.append(expr)  # parts before what contains them
+
+    for sweep in sweeps:
+        for part in _parts(sweep):
+            count(part)
+    named: dict[Expr, Text] = {}
+    writer = ExpressionWriter(lambda expr: named.get(expr) or _scalar(expr), least_bits=64)
+    lines = []
+    for expr in order:
+        if uses[expr] > 1 and _worth_a_name(expr):
+            text = writer.any(expr)
+            name = f"bound_{len(named)}"
+            named[expr] = Text(name, text.bits)
+            lines.append(f"{name} = {text.text}")
+    return tuple(lines), writer
+
+
+def _worth_a_name(expr: Expr) -> bool:
+    """Not for leaves, for what differs between lanes, and for negative terms, which sums write as
+    differences."""
+    if (
+        isinstance(expr, Product)
+        and isinstance(expr.factors[0], Const)
+        and expr.factors[0].value < 0
+    ):
+        return False
+    return any(True for _ in children(expr)) and RESIDUE not in walk(expr)
+
+
+def _scalar(expr: Expr) -> Text | None:
+    """Scalars of the call are widened once, under names of their own."""
+    return Text(wide_name(expr), 64) if isinstance(expr, (Var, Param)) else None
+
+
+# ------------------------------------------------------------------------------------ one loop
+
+
+def _loop(writer: ExpressionWriter, pieces: Sequence[_Piece]) -> TileLoop:
+    """Lays the pieces end to end."""
+    kind = pieces[0].sweep.kind
     setup: list[str] = []
-    before = "0"  # the counter at which the piece starts
-    for label, sweep, number in pieces:
-        setup.append(f"# {kind} sweep {number}: {_describe(sweep)}")
-        setup.append(f"first_{label} = {_integer(sweep.lo)}")
-        length = f"tl.maximum({_integer(sweep.hi)} - first_{label}, 0)"
-        guard = separate(sweep.guard)
-        if guard != TRUE:
-            length = f"tl.where({_WRITER.predicate(guard)}, {length}, 0)"
-        shift = f"first_{label}"
-        if before != "0":
-            length, shift = f"{before} + {length}", f"{shift} - {before}"
-        if sweep.stride != 1:
-            shift = f"({shift}) * {sweep.stride}"
-        if sweep.phase != Const(0):
-            shift = f"{shift} + {_WRITER.integer(sweep.phase).operand()}"
-        before = f"end_{label}"
-        setup.append(f"{before} = ({length}).to(tl.int32)")
-        setup.append(f"shift_{label} = ({shift}).to(tl.int32)")
-    return TileLoop(kind, tuple(setup), before, _tile_number(pieces), classes)
+    before = ""  # the counter at which the next piece starts
+    for piece in pieces:
+        setup += (
+            _lanes(writer, piece, before) if piece.lanes > 1 else _stretch(writer, piece, before)
+        )
+        before = f"end_{piece.label}"
+    return TileLoop(kind, tuple(setup), before, _tile_number(pieces))
 
 
-def _tile_number(pieces: Sequence[tuple[str, Sweep, int]]) -> str:
+def _stretch(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[str]:
+    """The lines of a piece with scalar bounds."""
+    label, sweep = piece.label, piece.sweep
+    yield piece.comment
+    yield f"first_{label} = {_integer(writer, sweep.lo)}"
+    length = f"tl.maximum({writer.integer(sweep.hi).operand()} - first_{label}, 0)"
+    guard = separate(sweep.guard)
+    if guard != TRUE:
+        length = f"tl.where({writer.predicate(guard)}, {length}, 0)"
+    yield f"end_{label} = ({before + ' + ' if before else ''}{length}).to(tl.int32)"
+    start = f"first_{label} - {before}" if before else f"first_{label}"
+    yield f"shift_{label} = {_shift(writer, sweep, start)}"
+
+
+def _lanes(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[str]:
+    """The lines of a piece whose bounds are vectors with a lane for each residue class."""
+    label, sweep = piece.label, piece.sweep
+    yield piece.comment
+    yield f"residue_wide = tl.arange(0, {piece.lanes}).to(tl.int64)"
+    yield f"first_{label} = {_integer(writer, sweep.lo)}"
+    guard = separate(sweep.guard)
+    exists = f"(residue_wide < {sweep.classes})"
+    if guard != TRUE:
+        exists = f"{exists} & {writer.predicate(guard)}"
+    length = f"tl.maximum({writer.integer(sweep.hi).operand()} - first_{label}, 0)"
+    yield f"length_{label} = tl.where({exists}, {length}, 0).to(tl.int32)"
+    start = f" + {before}" if before else ""
+    yield f"ends_{label} = tl.cumsum(length_{label}, 0){start}"
+    yield f"starts_{label} = ends_{label} - length_{label}"
+    yield f"end_{label} = tl.max(ends_{label}, 0)"
+    yield f"shift_{label} = {_shift(writer, sweep, f'first_{label} - starts_{label}')}"
+
+
+def _shift(writer: ExpressionWriter, sweep: Sweep, start: str) -> str:
+    """What to add to the scaled counter to get the tile number."""
+    if sweep.stride != 1:
+        start = f"({start}) * {sweep.stride}"
+    if sweep.phase != Const(0):
+        start = f"{start} + {writer.integer(sweep.phase).operand()}"
+    return f"({start}).to(tl.int32)"
+
+
+def _tile_number(pieces: Sequence[_Piece]) -> str:
     """The tile at counter `step`; a common stride is multiplied once, outside of the selection."""
-    strides = {sweep.stride for _, sweep, _ in pieces}
+    strides = {piece.sweep.stride for piece in pieces}
     common = strides.pop() if len(strides) == 1 else None
     tile = ""
-    for label, sweep, _ in reversed(pieces):
-        place = f"shift_{label}" if common else f"{_scaled_step(sweep.stride)} + shift_{label}"
+    for piece in reversed(pieces):
+        label = piece.label
+        place = f"shift_{label}"
+        if common is None:
+            place = f"{_scaled_step(piece.sweep.stride)} + {place}"
+        if piece.lanes > 1:
+            here = f"(starts_{label} <= step) & (step < ends_{label})"
+            place = f"tl.sum(tl.where({here}, {place}, 0), 0)"
         tile = f"tl.where(step < end_{label}, {place}, {tile})" if tile else place
-    return f"{_scaled_step(common)} + {tile}" if common else tile
+    return tile if common is None else f"{_scaled_step(common)} + {tile}"
 
 
 def _scaled_step(stride: int) -> str:
     return "step" if stride == 1 else f"step * {stride}"
 
 
-def _describe(sweep: Sweep) -> str:
-    """What a reader needs to find the sweep in the program's text."""
-    return "consecutive tiles" if sweep.stride == 1 else f"every {sweep.stride}th tile"
-
-
-def _integer(expr: IntExpr) -> str:
-    text = _WRITER.integer(expr)
+def _integer(writer: ExpressionWriter, expr: IntExpr) -> str:
+    text = writer.integer(expr)
     return f"tl.cast({text.text}, tl.int64)" if text.bits is None else text.text
-
-
-def _scalar(expr: IntExpr) -> Text | None:
-    """Scalars of the call are widened once, under names of their own."""
-    return Text(wide_name(expr), 64) if isinstance(expr, (Var, Param)) else None
-
-
-def wide_name(leaf: Var | Param) -> str:
-    """The name of a scalar's 64-bit copy."""
-    return f"{scalar_name(leaf)}_wide"
-
-
-def scalars_read(sweeps: Sequence[Sweep]) -> tuple[Var | Param, ...]:
-    """The scalars that the bounds of the sweeps read, by name; residues are not among them."""
-    found: set[Var | Param] = set()
-    for sweep in sweeps:
-        parts: tuple[IntExpr | Predicate, ...] = (sweep.lo, sweep.hi, sweep.guard, sweep.phase)
-        for part in parts:
-            found.update(leaf for leaf in walk(part) if isinstance(leaf, (Var, Param)))
-    found.discard(RESIDUE)
-    return tuple(sorted(found, key=lambda leaf: leaf.name))
-
-
-_WRITER = ExpressionWriter(_scalar, least_bits=64)

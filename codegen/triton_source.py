@@ -1,4 +1,5 @@
-"""`KernelSource`: the text of a generated kernel and what its launcher must know; the entry of the Triton emitters."""
+"""`KernelSource`: the text of a generated kernel and what its launcher must know; the entry of the
+Triton emitters."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ class KernelParameter:
     Attributes:
         name: As in the kernel's text.
         type: Triton's name of its type: `*bf16`, `i64`, `fp32`, `tensordesc<bf16[1, 1, 128, 64]>`.
-        multiple: What its value is a multiple of in the aligned variant (bytes of an address, elements of a stride);
+        multiple: What its value is a multiple of in the aligned variant (bytes of an address,
+            elements of a stride);
             1 where nothing is promised. Nothing else about a value ever specialises a kernel.
         box: The block shape of a tensor descriptor; empty for other parameters.
     """

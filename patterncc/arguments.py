@@ -70,6 +70,17 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         _refuse_tensors(query, key, value)
 
 
+def refuse_types(query: object, key: object, value: object) -> NoReturn:
+    """Names the first argument that is no tensor, where one is known not to be.
+
+    Raises:
+        ArgumentError: Always.
+    """
+    tensors = {"query": query, "key": key, "value": value}
+    name = next(name for name, tensor in tensors.items() if not isinstance(tensor, Tensor))
+    raise ArgumentError(f"`{name}` is {type(tensors[name]).__name__}; it must be a tensor")
+
+
 def _refuse_tensors(query: Tensor, key: Tensor, value: Tensor) -> NoReturn:
     """Finds the first thing wrong, in the order in which a reader would."""
     tensors = {"query": query, "key": key, "value": value}

@@ -7,24 +7,29 @@ one that loads a program of `torch.export`.
 
 from __future__ import annotations
 
+import functools
 import math
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from patterncc import pipeline
-from patterncc.arguments import bind, check_tensors, integer, scale_factor
+from patterncc.arguments import bind, check_tensors, integer, refuse_types, scale_factor
+from patterncc.codegen import cpu
 from patterncc.dsl.errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from patterncc.pipeline import Signature
 
 DEVICES = ("cpu", "cuda")
+_CPU_TILE = (cpu.default_config().block_q, cpu.default_config().block_k)
 
-_LIBRARY = torch.library.Library("patterncc", "DEF")  # the operators live as long as this does
+_torch: Any = torch  # the parts of torch that have no types
+_LIBRARY = _torch.library.Library("patterncc", "DEF")  # the operators live as long as this does
 
 _LIBRARY.define(
     "attn_fwd(Tensor query, Tensor key, Tensor value, str pattern, float? scale, SymInt? q_offset, "
@@ -70,9 +75,8 @@ def attend(
         ArgumentError: An argument is wrong.
         UnsupportedError: It cannot be done on this device, or with this dtype, or needs a backward.
     """
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, Tensor):
-            raise ArgumentError(f"`{name}` is {type(tensor).__name__}; it must be a tensor")
+    if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
+        refuse_types(query, key, value)
     if scale is not None:
         scale = scale_factor(scale)
     if q_offset is not None:
@@ -82,7 +86,7 @@ def attend(
         layers = integer("layers", layers, least=1)
     numbers, tables = bind(signature, values)
     device = query.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device in DEVICES and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         query, key, value = (_autocast(tensor, dtype) for tensor in (query, key, value))
     if torch.is_grad_enabled() and (
@@ -97,11 +101,10 @@ def attend(
     return out, lse
 
 
-@torch.compiler.assume_constant_result
-def signature_of(source: str) -> Signature:
-    """The signature of a text, a library name or a path; `torch.compile` asks once, when it
-    traces."""
-    return pipeline.signature_of(source)
+# Of a text, a library name or a path. torch.compile calls it once, while it traces.
+signature_of: Callable[[str], Signature] = _torch.compiler.assume_constant_result(
+    pipeline.signature_of
+)
 
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -115,11 +118,11 @@ def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _Call(NamedTuple):
-    """A checked call, with everything that was left open filled in."""
+    """A checked call, with everything that was left open filled in. Shared: not to be changed."""
 
     sizes: tuple[tuple[str, int], ...]
     within: bool
-    env: dict[str, int]
+    env: Mapping[str, int]
     scale: float
 
 
@@ -137,18 +140,36 @@ def _prepare(
 ) -> _Call:
     """Checks the arguments of an operator: a graph may call it with anything."""
     check_tensors(query, key, value)
-    resolved = pipeline.resolve(pattern)
     _, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, _ = key.shape
-    if q_offset is None:
-        q_offset = kv_len - q_len
-    else:
-        integer("q_offset", q_offset)
+    if scale is None:
+        scale = head_dim**-0.5
+    return _resolve(
+        pattern, heads, kv_heads, q_len, kv_len, scale, q_offset, layer, layers, tuple(numbers)
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _resolve(
+    pattern: str,
+    heads: int,
+    kv_heads: int,
+    q_len: int,
+    kv_len: int,
+    scale: float,
+    q_offset: int | None,
+    layer: int,
+    layers: int | None,
+    numbers: tuple[int, ...],
+) -> _Call:
+    """What the numbers of a call mean; kept, because a model repeats its calls."""
+    resolved = pipeline.resolve(pattern)
     if len(numbers) != len(resolved.numbers):
         raise ArgumentError(
             f"`numbers` has {len(numbers)} values; the pattern takes {len(resolved.numbers)}: "
             f"{', '.join(resolved.numbers) or 'none'}"
         )
+    q_offset = kv_len - q_len if q_offset is None else integer("q_offset", q_offset)
     env = {
         "q_len": q_len,
         "kv_len": kv_len,
@@ -166,10 +187,10 @@ def _prepare(
     elif "layers" in resolved.reads:
         raise ArgumentError("`layers` was not given; the pattern reads the number of layers")
     return _Call(
-        tuple((name, env[name]) for name in resolved.sizes),
-        q_offset >= 0 and q_offset + q_len <= kv_len,
-        env,
-        head_dim**-0.5 if scale is None else scale_factor(scale),
+        sizes=tuple((name, env[name]) for name in resolved.sizes),
+        within=q_offset >= 0 and q_offset + q_len <= kv_len,
+        env=MappingProxyType(env),
+        scale=scale_factor(scale),
     )
 
 
@@ -190,13 +211,10 @@ def _attn_fwd_fake(
 def _attn_fwd_cpu(
     query: Tensor, key: Tensor, value: Tensor, pattern: str, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    from patterncc.codegen import cpu
-
     call = _prepare(query, key, value, pattern, *rest)
     if query.numel() == 0 or key.numel() == 0:
         return _nothing(query, value)
-    tile = cpu.default_config()
-    program = pipeline.program(pattern, tile.block_q, tile.block_k, call.sizes, call.within)
+    program = pipeline.program(pattern, *_CPU_TILE, call.sizes, call.within)
     return cpu.attention(program, query, key, value, env=call.env, scale=call.scale)
 
 

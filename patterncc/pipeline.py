@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +31,7 @@ from patterncc.listing import format_pattern, format_tree
 from patterncc.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.launch import CompiledKernel, Forward
@@ -192,15 +193,19 @@ def run_passes(
     return programs
 
 
-def programs(
-    structure: str, sizes: tuple[tuple[str, int], ...]
-) -> Callable[[int, int], Sequence[BlockProgram]]:
-    """What lowers a structure for a tile shape: for rows within the keys, then for any rows."""
+class _Programs(Sequence["BlockProgram"]):
+    """The programs of a structure for one tile shape, each lowered when it is looked at: for rows
+    within the keys, then for any rows.
+    """
 
-    def lowered(block_q: int, block_k: int) -> Sequence[BlockProgram]:
-        return [program(structure, block_q, block_k, sizes, within) for within in (True, False)]
+    def __init__(self, *arguments: Any) -> None:
+        self._arguments = arguments
 
-    return lowered
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: Any) -> Any:
+        return program(*self._arguments, (True, False)[index])
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
@@ -212,7 +217,10 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Forward:
     """
     from patterncc.codegen.launch import Forward  # here, because it loads triton and torch
 
-    return Forward(programs(structure, sizes), folder=kernel_folder())
+    def lowered(block_q: int, block_k: int) -> Sequence[BlockProgram]:
+        return _Programs(structure, block_q, block_k, sizes)
+
+    return Forward(lowered, folder=kernel_folder())
 
 
 def kernel_folder() -> Path:

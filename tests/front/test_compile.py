@@ -104,7 +104,7 @@ def test_new_numbers_recompile_nothing() -> None:
 
 @pytest.mark.parametrize("source", ["causal", "window(7)", STREAMING])
 def test_attention_by_text(source: str) -> None:
-    function, counter = compiled(lambda *inputs: patterncc.attention(*inputs, source))
+    function, counter = compiled(lambda q, k, v: patterncc.attention(q, k, v, source))
     query, key, value = tensors()
     assert torch.equal(function(query, key, value), patterncc.attention(query, key, value, source))
     assert counter.frame_count == 1
@@ -136,7 +136,7 @@ def test_a_module_keeps_its_pattern() -> None:
 
         def forward(self, state: torch.Tensor) -> torch.Tensor:
             state = self.project(state)
-            return self.attn(state, state, state)  # type: ignore[no-any-return]
+            return self.attn(state, state, state)
 
     layer = Layer()
     function, _ = compiled(layer)
@@ -186,7 +186,8 @@ def test_a_mistake_is_named() -> None:
     function, _ = compiled(lambda *inputs: attn(*inputs))
     with pytest.raises(Exception, match="`value` has length 39 but `key` has 40"):
         function(query, key, value[:, :, 1:])
-    function, _ = compiled(lambda *inputs: attn(*inputs, window="wide"))
+    wrong: Any = "wide"
+    function, _ = compiled(lambda q, k, v: attn(q, k, v, window=wrong))
     with pytest.raises(Exception, match="`window` is str 'wide'; it must be an integer"):
         function(query, key, value)
 

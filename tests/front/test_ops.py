@@ -92,7 +92,7 @@ def test_inputs_that_need_grad_are_refused(which: int) -> None:
     with pytest.raises(UnsupportedError, match=NO_BACKWARD):
         CAUSAL(*inputs)
     with pytest.raises(UnsupportedError, match=NO_BACKWARD):
-        patterncc.attention(*inputs, "causal")
+        patterncc.attention(inputs[0], inputs[1], inputs[2], "causal")
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
