@@ -97,6 +97,13 @@ class PlanStore:
                 self._drop(next(iter(self._kept)))
         return plans
 
+    def clear(self) -> None:
+        """Forgets all plans."""
+        with self._lock:
+            self._kept.clear()
+            self._reads.clear()
+            self.nbytes = 0
+
     def _drop(self, place: tuple[object, ...]) -> None:
         kept = self._kept.pop(place, None)
         self.nbytes -= 0 if kept is None else kept.nbytes

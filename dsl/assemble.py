@@ -6,7 +6,7 @@ Works on values and the syntax node to blame; it does not look at names and does
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from patterncc.dsl.build import add, floordiv, modulo, multiply, substitute
+from patterncc.dsl.build import floordiv, modulo, multiply, substitute
 from patterncc.dsl.limits import MAX_CONSTANT, MAX_DEPTH, MAX_NODES, MAX_WORK
 from patterncc.dsl.linear import (
     LENGTHS,
@@ -118,13 +118,15 @@ class Assembler:
             make: Builds the expression.
             parts: What it is made of.
             node, frame: The place to blame.
-            copies: How often a part may stand in the result.
+            copies: How often the largest part may stand in the result, and the others twice.
         """
         sound = [part for part in parts if part is not None]
         if len(sound) < len(parts):
             return None
-        size = len(parts) + copies * sum(part.size for part in sound)
-        depth = 1 + copies + max(part.depth for part in sound)
+        largest = max(part.size for part in sound)
+        size = len(parts) + copies * largest
+        size += min(copies, 2) * (sum(part.size for part in sound) - largest)
+        depth = 1 + min(copies, 2) + max(part.depth for part in sound)
         self.spend(size, node, frame)
         return self.checked(Value(make(*(part.expr for part in sound)), size, depth), node, frame)
 
@@ -328,21 +330,6 @@ def measured(expr: Expr) -> Value:
         depth = max(depth, level)
         stack.extend((inner, level + 1) for inner in children(node))
     return Value(expr, size, depth)
-
-
-def signed(expr: Expr) -> Expr:
-    """`-expr`."""
-    return multiply(Const(-1), expr)  # type: ignore[arg-type]
-
-
-def total(signs: Sequence[int]) -> Callable[..., Expr]:
-    """A function that adds terms with the given signs."""
-
-    def make(*terms: Expr) -> Expr:
-        pairs = zip(signs, terms, strict=True)
-        return add(*(term if sign > 0 else signed(term) for sign, term in pairs))  # type: ignore[arg-type]
-
-    return make
 
 
 def _what_varies(expr: Expr) -> str:

@@ -4,27 +4,25 @@ What may be built from the parts is decided in assemble.py. What is wrong is rep
 `None` from then on, so that the rest of the text is still looked at.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from typing_extensions import assert_never
 
 from patterncc.dsl import library
 from patterncc.dsl.arguments import match_arguments
-from patterncc.dsl.assemble import CALL, Assembler, signed, total
-from patterncc.dsl.build import all_of, any_of, branch, compare, negate, select
+from patterncc.dsl.assemble import CALL, Assembler
+from patterncc.dsl.build import all_of, any_of, branch, negate, select
 from patterncc.dsl.declare import FUNCTIONS, declared_type, default_of
 from patterncc.dsl.functions import call_function, describe_type, read_table
 from patterncc.dsl.limits import MAX_DEPTH
 from patterncc.dsl.linear import outer_position
+from patterncc.dsl.makers import chained, in_range, in_set, opposite, total
 from patterncc.dsl.mask import (
     COORDINATES,
     SIZES,
     Const,
-    Expr,
-    IntExpr,
     Param,
-    Predicate,
     Truth,
     Var,
     variables,
@@ -32,7 +30,7 @@ from patterncc.dsl.mask import (
 from patterncc.dsl.modules import Module, library_module
 from patterncc.dsl.pattern import IntType
 from patterncc.dsl.source import Span
-from patterncc.dsl.suggest import did_you_mean
+from patterncc.dsl.suggest import nearest
 from patterncc.dsl.syntax import (
     Argument,
     Arithmetic,
@@ -40,7 +38,6 @@ from patterncc.dsl.syntax import (
     Call,
     Choose,
     Comparison,
-    ComparisonOp,
     Connect,
     Definition,
     Expression,
@@ -177,7 +174,7 @@ class Elaborator:
             case Call(name, arguments):
                 return self._call(name, arguments, node, frame)
             case Minus(operand):
-                return join(signed, [self.integer(operand, frame, "`-` takes")], node, frame)
+                return join(opposite, [self.integer(operand, frame, "`-` takes")], node, frame)
             case Arithmetic(_, ((("+" | "-"), _), *_)):
                 return self._sum(node, frame)
             case Arithmetic():
@@ -186,10 +183,10 @@ class Elaborator:
                 return self._comparison(node, frame)
             case InSet(value, elements):
                 operands = self.integers((value, *elements), frame, "`in` takes")
-                return join(_in_set, operands, node, frame)
+                return join(in_set, operands, node, frame, copies=len(elements))
             case InRange(value, low, high):
                 operands = self.integers((value, low, high), frame, "`in` takes")
-                return join(_in_range, operands, node, frame)
+                return join(in_range, operands, node, frame, copies=2)
             case Invert(operand):
                 return join(negate, [self.predicate(operand, frame, "`not` takes")], node, frame)
             case Connect(op, operands):
@@ -237,7 +234,7 @@ class Elaborator:
         operands = [self.integer(node.first, frame, f"`{node.rest[0][0]}` takes")]
         operands += [self.integer(operand, frame, f"`{op}` takes") for op, operand in node.rest]
         ops = [op for op, _ in node.rest]
-        return self.assemble.join(_chain(ops), operands, node, frame, copies=2)
+        return self.assemble.join(chained(ops), operands, node, frame, copies=2)
 
     def _choose(self, node: Choose, frame: Frame) -> Value | None:
         condition = self.predicate(node.condition, frame, "`if` takes")
@@ -274,7 +271,7 @@ class Elaborator:
         indexes = self.integers(node.indexes, frame, "an index is")
         if name not in frame.bindings:
             tables = [key for key, value in frame.bindings.items() if isinstance(value, TableValue)]
-            self._unknown("table", node.name, tables, frame)
+            self._unknown("no table", node.name, tables, frame)
             return None
         frame.used.add(name)
         table = frame.bindings[name]
@@ -289,10 +286,16 @@ class Elaborator:
         """Reports a name that nothing defines, unless what defines it did not parse."""
         if name.text in frame.module.broken:
             return
-        hint = did_you_mean(name.text, [*known, *frame.bindings])
-        if name.text == "q_offset":
-            hint = "`q` already counts from it"
-        self.report.add("unknown-name", f"no {what} is called `{name.text}`", name.span, hint)
+        found = nearest(name.text, known)
+        hint = f"did you mean `{found}`?" if found else None
+        message = f"{what} is called `{name.text}`"
+        if name.text in frame.bindings:
+            frame.used.add(name.text)
+            table = isinstance(frame.bindings[name.text], TableValue)
+            hint = f"`{name.text}` is a table: read it with `[...]`" if table else hint
+        elif name.text == "q_offset":
+            hint = "`q` counts from it already"
+        self.report.add("unknown-name", message, name.span, hint)
 
     # ------------------------------------------------------------------------------- calls
 
@@ -302,15 +305,17 @@ class Elaborator:
         """Another pattern, written out."""
         module = frame.module
         definition = module.definitions.get(name.text)
-        if definition is None and name.text in library.names():
+        hidden = name.text in module.broken
+        if definition is None and name.text in library.names() and not hidden:
             module = library_module(name.text)
             definition = module.definitions[name.text]
         if definition is None:
             known = [*frame.module.definitions, *library.names(), *FUNCTIONS]
-            bare = isinstance(node, Name)
-            if bare:
-                known += [*COORDINATES, *SIZES]
-            self._unknown("pattern", name, known, frame)
+            what = "no pattern"
+            if isinstance(node, Name):
+                patterns, known = known, [*known, *COORDINATES, *SIZES, *frame.bindings]
+                what = what if nearest(name.text, known) in patterns else "nothing"
+            self._unknown(what, name, known, frame)
             self._look_at(arguments, frame)
             return None
         given = match_arguments(name, definition.parameters, arguments, node.span, self.report)
@@ -409,21 +414,3 @@ class Elaborator:
             self.report.add("recursion", message, name.span, hint)
             return False
         return self.meaning(definition).value is not None
-
-
-def _in_set(value: IntExpr, *elements: IntExpr) -> Predicate:
-    return any_of(*(compare("==", value, element) for element in elements))
-
-
-def _in_range(value: IntExpr, low: IntExpr, high: IntExpr) -> Predicate:
-    return all_of(compare("<=", low, value), compare("<", value, high))
-
-
-def _chain(ops: Sequence[ComparisonOp]) -> Callable[..., Expr]:
-    """A function that compares each neighbouring pair of its arguments."""
-
-    def make(*operands: IntExpr) -> Predicate:
-        pairs = zip(ops, operands, operands[1:], strict=False)
-        return all_of(*(compare(op, left, right) for op, left, right in pairs))
-
-    return make
