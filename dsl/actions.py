@@ -4,6 +4,7 @@ A rule's parts are tokens and what other rules have built, in source order.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, cast
 
 from patterncc.dsl.source import Span
@@ -106,7 +107,7 @@ class Actions:
         return At(pattern, q, k, _span(pattern, items[-1]))
 
     def group(self, items: list[Any]) -> Expression:
-        return cast("Expression", items[1])
+        return cast("Expression", replace(items[1], span=_span(items[0], items[2])))
 
     def number(self, items: list[Any]) -> Number:
         return Number(items[0].text, items[0].span)

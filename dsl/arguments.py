@@ -40,7 +40,7 @@ def match_arguments(
                 argument.span,
                 f"it is {signature}",
             )
-            wrong = True
+            return None
     given.update(zip(names, positional, strict=False))
     for argument in arguments:
         if argument.name is None:

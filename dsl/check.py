@@ -37,7 +37,11 @@ class Checked:
 
 
 def check(
-    program: Program, module: Module, name: str | None, values: Mapping[str, object]
+    program: Program,
+    module: Module,
+    name: str | None,
+    values: Mapping[str, object],
+    complete: bool = True,
 ) -> Checked:
     """Checks all definitions of a text and builds the pattern that is meant. Raises for no mistake.
 
@@ -46,6 +50,7 @@ def check(
         module: The definitions of the text by name.
         name: The pattern that is meant; the last one if None.
         values: Values of its parameters.
+        complete: Does all of the text parse? If not, which pattern is meant cannot be told.
     """
     report, warnings = Report(module.source), Report(module.source, "warning")
     pattern = None
@@ -54,7 +59,7 @@ def check(
         elaborator = Elaborator(module, report)
         for definition in program.definitions:
             _warn(definition, elaborator.meaning(definition), warnings)
-        root = _chosen(program, name, report)
+        root = _chosen(program, name, report) if complete else None
         if root is not None:
             pattern = _build(root, elaborator, values)
     except GiveUpError:
@@ -73,12 +78,11 @@ def _chosen(program: Program, name: str | None, report: Report) -> Definition | 
             if definition.name.text == name:
                 return definition
             names.append(definition.name.text)
-    if name not in program.broken:
-        hint = did_you_mean(name, names)
-        if not hint:
-            hint = f"it defines {', '.join(f'`{known}`' for known in names)}" if names else None
-        message = f"the text defines no pattern called `{name}`"
-        report.add("unknown-name", message, Span(0, 0), hint)
+    hint = did_you_mean(name, names)
+    if not hint and names:
+        hint = f"it defines {', '.join(f'`{known}`' for known in names)}"
+    message = f"the text defines no pattern called `{name}`"
+    report.add("unknown-name", message, Span(0, 0), hint)
     return None
 
 

@@ -236,7 +236,7 @@ class _Arranger:
                 token.span,
                 "there is no power; multiply with `*`",
             )
-            self.put(token._replace(type="STAR"))
+            self.put(token._replace(type="STAR", text="*"))
             return
         kind, spelling = _FOREIGN[token.text]
         hint = "`//` divides and rounds down" if spelling == "//" else f"write `{spelling}`"

@@ -1,7 +1,7 @@
 """How long a call takes, on a CPU or a GPU, one number a call."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -13,14 +13,8 @@ _LEAST, _MOST = 3, 100
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Times of repeated calls, in seconds.
+    """Times of repeated calls, in seconds."""
 
-    Attributes:
-        first: Of the first call, with whatever it had to compile.
-        seconds: Of the calls after it.
-    """
-
-    first: float
     seconds: tuple[float, ...]
 
     @property
@@ -34,25 +28,26 @@ class Timing:
         return min(self.seconds)
 
 
-def measure(
-    function: Callable[[], object], device: torch.device, repeats: int | None = None
-) -> Timing:
-    """Times calls of a function.
+def race(
+    functions: Sequence[Callable[[], object]], device: torch.device, repeats: int | None = None
+) -> list[Timing]:
+    """Times calls of some functions in turn, so that whatever else the machine does hits them all.
 
     Args:
-        function: What to call; it may return before a GPU has done what it asked for.
-        device: Where it works.
-        repeats: Calls after the first; as many as fit in `BUDGET` if not given, 3 at least.
+        functions: What to call; each may return before a GPU has done what it asked for.
+        device: Where they work.
+        repeats: Calls of each that count, after one that does not; if not given, as many as fit in
+            `BUDGET` for the slowest, and 3 at least.
     """
-    first = _once(function, device)
-    seconds = [_once(function, device)]  # the second call may still settle something
+    slowest = max(once(function, device) for function in functions)
     if repeats is None:
-        repeats = min(_MOST, max(_LEAST, int(BUDGET / max(seconds[0], 1e-6))))
-    seconds = [_once(function, device) for _ in range(repeats)]
-    return Timing(first, tuple(seconds))
+        repeats = min(_MOST, max(_LEAST, int(BUDGET / max(slowest, 1e-6))))
+    rounds = [[once(function, device) for function in functions] for _ in range(repeats)]
+    return [Timing(seconds) for seconds in zip(*rounds, strict=True)]
 
 
-def _once(function: Callable[[], object], device: torch.device) -> float:
+def once(function: Callable[[], object], device: torch.device) -> float:
+    """The time of one call, in seconds, until the device has done it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         start, end = (

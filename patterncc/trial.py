@@ -1,8 +1,9 @@
 """One pattern run on this machine: random input, the result judged by the oracle, and times."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
 from patterncc.explain import is_causal
-from patterncc.timing import Timing, measure
+from patterncc.timing import Timing, once, race
 from patterncc.verdict import Verdict, judge, mask_rows
 
 DEFAULT_LENGTH = {"cpu": 4096, "cuda": 16384}
@@ -63,7 +64,8 @@ class Trial:
         device: Where it ran, such as `cuda:0`.
         machine: What that is, in words.
         tiles: What was visited.
-        timing: Of the pattern.
+        first: Seconds of the first call, which lowers the pattern and compiles the kernel.
+        timing: Of the calls after it.
         verdict: Whether the result is right.
         dense: Dense attention with the same mask, and causal attention where the pattern is causal.
     """
@@ -75,6 +77,7 @@ class Trial:
     device: str
     machine: str
     tiles: Tiles
+    first: float
     timing: Timing
     verdict: Verdict
     dense: tuple[Dense, ...]
@@ -159,15 +162,16 @@ def run(
 
     with torch.inference_mode():
         report("compiling and running ...")
-        timing = measure(attend, device, repeats)
+        first = once(attend, device)
         out, lse = attend()
         report("checking against dense attention in float64 ...")
         verdict = judge(call, query, key, value, out, lse, layer=layer, seed=seed)
         del out, lse
-        report("timing dense attention ...")
-        dense = [_masked(call, query, key, value, layer, repeats)]
+        report("timing ...")
+        rivals = [_masked(call, query, key, value, layer)]
         if is_causal(call):
-            dense.append(_causal(call, query, key, value, repeats))
+            rivals.append(_causal(call, query, key, value))
+        timing, dense = _times(attend, rivals, device, repeats)
     return Trial(
         call,
         batch,
@@ -176,9 +180,10 @@ def run(
         str(device),
         machine_name(device),
         _count(call, problem, device, layer),
+        first,
         timing,
         verdict,
-        tuple(dense),
+        dense,
     )
 
 
@@ -241,48 +246,70 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
 # ------------------------------------------------------------------------ dense attention
 
 
-def _masked(
-    call: Call, query: Tensor, key: Tensor, value: Tensor, layer: int, repeats: int | None
-) -> Dense:
+@dataclass(frozen=True, slots=True)
+class _Rival:
+    """A dense attention to run, or why not."""
+
+    name: str
+    run: Callable[[], Tensor] | None
+    skipped: str = ""
+
+
+def _masked(call: Call, query: Tensor, key: Tensor, value: Tensor, layer: int) -> _Rival:
     """PyTorch's attention under the same mask, as a boolean tensor."""
     name = "dense, same mask"
     heads = call.heads if call.differs_by_head else 1
     size = heads * call.q_len * call.kv_len
     most = MOST_MASK[query.device.type]
     if size > most:
-        return Dense(name, None, f"its mask takes {size / 2**30:.1f} GiB, over {most / 2**30:.3g}")
+        return _Rival(name, None, f"its mask takes {size / 2**30:.3g} GiB, over {most / 2**30:.3g}")
     rows = torch.arange(call.q_len, device=query.device)
     masks = [mask_rows(call, call.env(head, layer), rows) for head in range(heads)]
     mask = torch.stack(masks)[None]
-    return _timed(name, query, key, value, repeats, mask=mask)
+    return _Rival(name, _dense(query, key, value, mask, causal=False))
 
 
-def _causal(call: Call, query: Tensor, key: Tensor, value: Tensor, repeats: int | None) -> Dense:
+def _causal(call: Call, query: Tensor, key: Tensor, value: Tensor) -> _Rival:
     """PyTorch's causal attention, which computes more than the pattern asks for."""
     name = "dense, causal"
     if call.q_len != call.kv_len or call.q_offset:
-        return Dense(name, None, "the rows are not all positions from 0")
-    return _timed(name, query, key, value, repeats, causal=True)
+        return _Rival(name, None, "the rows are not all positions from 0")
+    return _Rival(name, _dense(query, key, value, None, causal=True))
 
 
-def _timed(
-    name: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    repeats: int | None,
-    *,
-    mask: Tensor | None = None,
-    causal: bool = False,
-) -> Dense:
+def _dense(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool
+) -> Callable[[], Tensor]:
     grouped = query.shape[1] != key.shape[1]
+    return partial(
+        scaled_dot_product_attention,
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=causal,
+        enable_gqa=grouped,
+    )
 
-    def attend() -> Tensor:
-        return scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped
-        )
 
-    try:
-        return Dense(name, measure(attend, query.device, repeats))
-    except torch.OutOfMemoryError:
-        return Dense(name, None, "it ran out of memory")
+def _times(
+    attend: Callable[[], object],
+    rivals: Sequence[_Rival],
+    device: torch.device,
+    repeats: int | None,
+) -> tuple[Timing, tuple[Dense, ...]]:
+    """Times the pattern and its rivals in turn; a rival that runs out of memory drops out."""
+    runs: dict[str, Callable[[], object]] = {}
+    skipped = {rival.name: rival.skipped for rival in rivals}
+    for rival in rivals:
+        if rival.run is None:
+            continue
+        try:
+            rival.run()
+        except torch.OutOfMemoryError:
+            skipped[rival.name] = "it ran out of memory"
+        else:
+            runs[rival.name] = rival.run
+    timing, *others = race([attend, *runs.values()], device, repeats)
+    found = dict(zip(runs, others, strict=True))
+    return timing, tuple(Dense(name, found.get(name), why) for name, why in skipped.items())
