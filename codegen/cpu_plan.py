@@ -175,7 +175,8 @@ def _pieces(rows: dict[int, list[_Run]]) -> Iterator[_Piece]:
             if run in shared[q_tile]:
                 continue
             parts = [run]
-            if common[run.width, run.masks] < _FEW:
+            # A lone query tile, as in decoding, has no neighbours to share the parts with.
+            if len(rows) > 1 and common[run.width, run.masks] < _FEW:
                 parts, stretch = _split(run)
                 stretches += [_Stretch(q_tile, *stretch)] if stretch else []
             for part in reversed(parts):
