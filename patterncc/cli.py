@@ -133,7 +133,7 @@ def _compile(parser: argparse.ArgumentParser) -> None:
         "--emit",
         default="ir",
         metavar="STAGE",
-        help="stage to print: ast, mask, ir (default), triton, ttir, ttgir, ptx, ... or all",
+        help="stage to print: ast, mask, ir (default), triton, ttir, ttgir, ptx, amdgcn; or all",
     )
     parser.add_argument(
         "--after", metavar="PASS", help="with --emit ir: the pass after which to look"

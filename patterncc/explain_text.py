@@ -18,7 +18,8 @@ def format_explanation(explanation: Explanation) -> str:
     lines = [pattern.name or "a pattern without a name", ""]
     lines += [f"  {line}" for line in explanation.mathematics]
     lines += ["", f"  text    {display_text(pattern)}"]
-    lines += [f"  causal  {'yes' if explanation.causal else 'no'}"]
+    if explanation.causal is not None:
+        lines += [f"  causal  {'yes' if explanation.causal else 'no'}"]
     lines += ["", "parameters", *_parameters(explanation)]
     lines += ["", "call", *_call(explanation)]
     groups = explanation.groups
