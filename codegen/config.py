@@ -118,7 +118,7 @@ def default_config(
         program: The lowered pattern, to choose the order of tiles by.
         descriptors: Does the layout of the tensors allow them?
     """
-    config = _tiles(problem, target, descriptors)
+    config = _fitting(_tiles(problem, target, descriptors), problem, target)
     if program is not None and _grows(program):
         config = replace(config, order="reverse")
     return config
@@ -147,16 +147,26 @@ def _tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:
     return KernelConfig(128, 32, 8, 2) if widest <= 192 else KernelConfig(64, 32, 8, 2)
 
 
+def _fitting(config: KernelConfig, problem: Problem, target: str) -> KernelConfig:
+    """The config with fewer stages, then narrower key tiles, until its buffers fit the target."""
+    limit = shared_limit(target)
+    while limit is not None and shared_bytes(config, problem) > limit and config.block_k > 16:
+        if config.num_stages > 2:
+            config = replace(config, num_stages=config.num_stages - 1)
+        else:
+            config = replace(config, block_k=config.block_k // 2)
+    return config
+
+
 def _grows(program: BlockProgram) -> bool:
     """Do later query tiles see more keys, as under a causal mask?
 
-    Read off the bounds of full tiles: some end follows the row while its start does not.
+    Read off the bounds: some sweep's end follows the row while its start does not.
     """
     rows = {"q_first", "q_last"}
     return any(
         bool(rows & variables(sweep.hi)) and not rows & variables(sweep.lo)
         for sweep in program.forward
-        if sweep.kind == "full"
     )
 
 

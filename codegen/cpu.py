@@ -22,7 +22,7 @@ from patterncc.codegen.cpu_heads import HeadPlan, PlanStore
 from patterncc.codegen.cpu_kernels import Kernel
 from patterncc.codegen.cpu_plan import Call, Plan
 from patterncc.codegen.ir import BlockProgram
-from patterncc.dsl.errors import ConfigError, UnsupportedError
+from patterncc.dsl.errors import ArgumentError, UnsupportedError
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_NUMBERS = 1 << 24  # that a kernel call returns; more blocks are run in several calls
@@ -69,7 +69,7 @@ def attention(
         for float64). A row that sees nothing gets 0 and -inf.
 
     Raises:
-        ConfigError: A shape or type does not fit, or a scalar that the pattern reads is missing.
+        ArgumentError: A shape or type does not fit, or a scalar that the pattern reads is missing.
         UnsupportedError: The tensors are not on the CPU, or of another type.
     """
     _check(query, key, value)
@@ -126,32 +126,32 @@ def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
     tensors = {"query": query, "key": key, "value": value}
     for name, tensor in tensors.items():
         if tensor.ndim != 4:
-            raise ConfigError(
+            raise ArgumentError(
                 f"`{name}` has {tensor.ndim} axes; it needs 4: batch, heads, length, dimension"
             )
         if tensor.device.type != "cpu":
             raise UnsupportedError(f"`{name}` is on {tensor.device}; this executor is for the CPU")
         if tensor.dtype != query.dtype:
-            raise ConfigError(f"`{name}` is {tensor.dtype}; it must be {query.dtype}, as `query`")
+            raise ArgumentError(f"`{name}` is {tensor.dtype}; it must be {query.dtype}, as `query`")
         if tensor.shape[0] != query.shape[0]:
-            raise ConfigError(
+            raise ArgumentError(
                 f"`{name}` has a batch of {tensor.shape[0]}; `query` has {query.shape[0]}"
             )
     if query.dtype not in _DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
         raise UnsupportedError(f"attention on the CPU cannot be done in {query.dtype}", names)
     if key.shape[1:3] != value.shape[1:3]:
-        raise ConfigError(
+        raise ArgumentError(
             f"`key` has {key.shape[1]} heads and {key.shape[2]} keys; `value` has "
             f"{value.shape[1]} and {value.shape[2]}"
         )
     if key.shape[3] != query.shape[3] or query.shape[3] == 0 or value.shape[3] == 0:
-        raise ConfigError(
+        raise ArgumentError(
             f"the head dimensions of `query`, `key` and `value` are {query.shape[3]}, "
             f"{key.shape[3]} and {value.shape[3]}; they must be positive, the first two equal"
         )
     if key.shape[1] == 0 or query.shape[1] % key.shape[1] != 0:
-        raise ConfigError(
+        raise ArgumentError(
             f"`query` has {query.shape[1]} heads, which {key.shape[1]} key heads do not divide"
         )
 

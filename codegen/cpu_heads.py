@@ -10,7 +10,7 @@ from typing import TypeAlias
 from patterncc.codegen.cpu_plan import Plan, make_plan
 from patterncc.codegen.cpu_tiles import MaskedTiles, masked_tiles
 from patterncc.codegen.ir import Q_FIRST, Q_LAST, RESIDUE, BlockProgram
-from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import Expr, Param, Var, walk
 
 _MOST_KEPT = 256  # entries, however small
@@ -66,12 +66,13 @@ class PlanStore:
             batch: Size of the batch.
 
         Raises:
-            ConfigError: A scalar is missing, or the call breaks what the program assumes.
+            ArgumentError: A scalar is missing.
+            ConfigError: The call breaks what the program takes for granted.
         """
         reads = self._names(program)
         missing = sorted(reads - scalars.keys() - _PER_HEAD)
         if missing:
-            raise ConfigError(f"the pattern reads `{missing[0]}`, which was not given")
+            raise ArgumentError(f"the pattern reads `{missing[0]}`, which was not given")
         names = sorted((reads & scalars.keys()) | _ALWAYS)
         place = (
             program.structure,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import assert_never
 
-from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import (
     Abs,
     And,
@@ -71,14 +71,14 @@ def allowed(
         bool, of the shape that `q` and `k` broadcast to. That a key exists is not looked at.
 
     Raises:
-        ConfigError: A scalar or table is missing, a table has a wrong shape or is read outside of
+        ArgumentError: A scalar or table is missing, a table has a wrong shape or is read outside of
             itself, or a divisor is not positive.
     """
     evaluator = _Evaluator(q.long(), k.long(), env, tables or {})
     answer = evaluator.predicate(body)
     shape = torch.broadcast_shapes(q.shape, k.shape)  # type: ignore[no-untyped-call]
     if answer.unknown is not None and bool(answer.unknown.any()):
-        raise ConfigError(evaluator.faults[-1])
+        raise ArgumentError(evaluator.faults[-1])
     return answer.data.broadcast_to(shape)
 
 
@@ -196,7 +196,7 @@ class _Evaluator:
 
     def _scalar(self, name: str) -> int:
         if name not in self.env:
-            raise ConfigError(f"the pattern reads `{name}`, which was not given")
+            raise ArgumentError(f"the pattern reads `{name}`, which was not given")
         return int(self.env[name])
 
     def _fold(
@@ -231,18 +231,20 @@ class _Evaluator:
 
     def _check_divisor(self, divisor: IntExpr) -> None:
         if bool((self.integer(divisor).data <= 0).any()):
-            raise ConfigError(f"a divisor of the pattern is not positive: {divisor}")
+            raise ArgumentError(f"a divisor of the pattern is not positive: {divisor}")
 
     def _table(self, name: str) -> Tensor:
         if name not in self.tables:
-            raise ConfigError(f"the pattern reads the table `{name}`, which was not given")
+            raise ArgumentError(f"the pattern reads the table `{name}`, which was not given")
         return self.tables[name]
 
     def _read(self, name: str, indexes: tuple[IntExpr, ...]) -> tuple[Tensor, Tensor | None]:
         """Elements of a table, and where they are not known because an index is outside of it."""
         table = self._table(name)
         if table.ndim != len(indexes):
-            raise ConfigError(f"the table `{name}` has {table.ndim} axes; it needs {len(indexes)}")
+            raise ArgumentError(
+                f"the table `{name}` has {table.ndim} axes; it needs {len(indexes)}"
+            )
         unknown: Tensor | None = None
         safe = []
         for axis, (expr, size) in enumerate(zip(indexes, table.shape, strict=True)):
@@ -263,7 +265,7 @@ class _Evaluator:
     def _segment(self, kind: SegmentKind, name: str, position: _Integer) -> _Integer:
         bounds = self._table(name).long()
         if bounds.ndim != 1 or len(bounds) == 0 or bounds[0] != 0 or (bounds.diff() < 0).any():
-            raise ConfigError(f"`{name}` must be `cu_seqlens`: from 0, never falling")
+            raise ArgumentError(f"`{name}` must be `cu_seqlens`: from 0, never falling")
         at = position.data
         outside = (at < 0) | (at >= bounds[-1])
         document = torch.searchsorted(bounds, at.contiguous(), right=True) - 1

@@ -133,7 +133,7 @@ class Planner:
 
     def _default(self, problem: Problem, target: str, descriptors: bool) -> KernelConfig:
         config = default_config(problem, target, descriptors=descriptors)
-        program = self._lowered(config)[-1]
+        program = self._lowered(config)[0]
         return default_config(problem, target, program, descriptors=descriptors)
 
     def _lowered(self, config: KernelConfig) -> Sequence[BlockProgram]:

@@ -5,13 +5,13 @@ bounded by working on a few rows at a time.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from patterncc.codegen.elementwise import allowed
-from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.pattern import IntType, Pattern, SegmentsType
 
 __all__ = ["allowed", "dense_attention", "mask"]
@@ -56,19 +56,19 @@ def mask(
         bool `[q_len, kv_len]`.
 
     Raises:
-        ConfigError: As `allowed`, or a value or table is missing, unknown or of the wrong kind.
+        ArgumentError: As `allowed`, or a value or table is missing, unknown or of the wrong kind.
     """
     kv_len = q_len if kv_len is None else kv_len
     q_offset = kv_len - q_len if q_offset is None else q_offset
     for name, length in (("q_len", q_len), ("kv_len", kv_len)):
         if length < 0:
-            raise ConfigError(f"`{name}` is {length}; it must not be negative")
+            raise ArgumentError(f"`{name}` is {length}; it must not be negative")
     kv_heads = heads if kv_heads is None else kv_heads
     if kv_head is None:
         kv_head = head
         if heads is not None and kv_heads is not None:
             if kv_heads <= 0 or heads % kv_heads != 0:
-                raise ConfigError(f"{heads} heads cannot share {kv_heads} key/value heads evenly")
+                raise ArgumentError(f"{heads} heads cannot share {kv_heads} key/value heads evenly")
             kv_head = head // (heads // kv_heads)
     env = {
         "q_len": q_len,
@@ -161,14 +161,14 @@ def _numbers(pattern: Pattern, values: Mapping[str, int]) -> dict[str, int]:
     names = {parameter.name for parameter in pattern.numbers}
     for name in values:
         if name in dict(pattern.fixed):
-            raise ConfigError(f"`{name}` is fixed when the pattern is compiled; compile it again")
+            raise ArgumentError(f"`{name}` is fixed when the pattern is compiled; compile it again")
         if name not in names:
-            raise ConfigError(f"the pattern has no run-time number `{name}`", tuple(sorted(names)))
+            raise ArgumentError(f"the pattern has no run-time number `{name}`{_named(names)}")
     numbers = {}
     for parameter in pattern.numbers:
         number = values.get(parameter.name, parameter.value)
         if number is None:
-            raise ConfigError(f"the number `{parameter.name}` has no default and was not given")
+            raise ArgumentError(f"the number `{parameter.name}` has no default and was not given")
         numbers[parameter.name] = number
     return numbers
 
@@ -178,14 +178,19 @@ def _tables(pattern: Pattern, tables: Mapping[str, Tensor | Sequence[int]]) -> d
     declared = {parameter.name: parameter.type for parameter in pattern.tables}
     for name in tables:
         if name not in declared:
-            raise ConfigError(f"the pattern has no table `{name}`", tuple(sorted(declared)))
+            raise ArgumentError(f"the pattern has no table `{name}`{_named(declared)}")
     tensors = {}
     for name, kind in declared.items():
         if name not in tables:
-            raise ConfigError(f"the table `{name}` was not given")
+            raise ArgumentError(f"the table `{name}` was not given")
         tensor = torch.as_tensor(tables[name])
         rank = 1 if isinstance(kind, SegmentsType | IntType) else len(kind.axes)
         if tensor.ndim != rank:
-            raise ConfigError(f"the table `{name}` has {tensor.ndim} axes; it needs {rank}")
+            raise ArgumentError(f"the table `{name}` has {tensor.ndim} axes; it needs {rank}")
         tensors[name] = tensor
     return tensors
+
+
+def _named(names: Iterable[str]) -> str:
+    """What there is instead, as the end of a sentence."""
+    return f"; it has {', '.join(sorted(names))}" if names else ""

@@ -369,10 +369,9 @@ def _span(basic: isl.BasicSet, tile_floors: Sequence[int], context: isl.Set) -> 
     if not tile_floors:
         return None
     relaxed = isl.BasicSet.universe(basic.get_space())
-    for constraint in basic.drop_constraints_involving_dims(
-        _DIV, 0, basic.dim(_DIV)
-    ).get_constraints():
-        relaxed = relaxed.add_constraint(constraint)
+    for constraint in basic.get_constraints():
+        if not constraint.involves_dims(_DIV, 0, basic.dim(_DIV)):
+            relaxed = relaxed.add_constraint(constraint)
     pairs = relaxed.flat_product(relaxed).to_set().intersect_params(context.params())
     space = pairs.get_space()
     difference = isl.Aff.var_on_domain(isl.LocalSpace.from_space(space), _SET, 1).sub(

@@ -34,7 +34,7 @@ from patterncc.dsl.syntax import Expression
 from patterncc.dsl.values import Frame, GiveUpError, Report, Value
 
 _STEP = 32  # what a step costs by itself, in nodes
-CALL = 300  # what a call costs by itself, in nodes
+_SUBSTITUTION = 4  # what a node costs that is built again
 _MAX_EXCERPT = 60  # characters of a library pattern that a note shows
 _TOO_LARGE_HINT = f"numbers go from -{MAX_CONSTANT} to {MAX_CONSTANT}"
 
@@ -141,14 +141,14 @@ class Assembler:
         size = len(parts) + copies * largest
         size += min(copies, 2) * (sum(part.size for part in sound) - largest)
         depth = 1 + min(copies, 2) + max(part.depth for part in sound)
+        if size > 4 * MAX_NODES:
+            self.too_long(node, frame)
         self.spend(size, node, frame)
         return self.checked(Value(make(*(part.expr for part in sound)), size, depth), node, frame)
 
     def spend(self, size: int, node: Expression, frame: Frame) -> None:
         """Counts the nodes that are about to be built."""
         self._work += _STEP + size
-        if size > 4 * MAX_NODES:
-            self.too_long(node, frame)
         if self._work > MAX_WORK:
             message = "writing out the calls and lets of this program takes too many steps"
             self.give_up("too-long", message, node, frame)
@@ -254,16 +254,18 @@ class Assembler:
         size = 0
         for inner in walk(pattern.expr):
             size += q.size if inner == Q else k.size if inner == K else 1
-        self.spend(size, node, frame)
+        if size > 4 * MAX_NODES:
+            self.too_long(node, frame)
         return self.replaced(pattern, {Q: q.expr, K: k.expr}, node, frame)
 
     def replaced(
         self, value: Value, replace: Mapping[Any, Any], node: Expression, frame: Frame
     ) -> Value | None:
         """The value with variables replaced, everything about it checked again."""
+        self._work += _SUBSTITUTION * value.size
         expr = substitute(value.expr, replace)
         result = measured(expr)
-        self.spend(result.size, node, frame)
+        self.spend(_SUBSTITUTION * result.size, node, frame)
         if any(
             abs(constant) > MAX_CONSTANT
             for part in walk(expr)

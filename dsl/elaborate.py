@@ -11,7 +11,7 @@ from typing_extensions import assert_never
 
 from patterncc.dsl import library
 from patterncc.dsl.arguments import match_arguments
-from patterncc.dsl.assemble import CALL, Assembler
+from patterncc.dsl.assemble import Assembler
 from patterncc.dsl.build import all_of, any_of, branch, negate, select
 from patterncc.dsl.declare import FUNCTIONS, declared_type, default_of
 from patterncc.dsl.functions import call_function, describe_type, read_table
@@ -54,7 +54,11 @@ from patterncc.dsl.syntax import (
 )
 from patterncc.dsl.values import Binding, Frame, Report, TableValue, Value
 
-_MAX_LEVEL = MAX_DEPTH + MAX_DEPTH // 2  # levels of expressions, through calls
+# How deep the stack may get: the caller may have used much of Python's 1000 frames.
+_MAX_FRAMES = 6 * MAX_DEPTH
+_EXPRESSION_FRAMES = 5
+_CALL_FRAMES = 5
+_CALL_WORK = 200  # what writing out a call costs by itself, in nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,9 @@ class Elaborator:
         self.module = module
         self.report = report
         self.assemble = Assembler(report)
-        self._level = 0
+        self._frames = 0
         self._meanings: dict[int, Meaning] = {}  # by id of a definition of this module
+        self._calls: dict[tuple[int, tuple[object, ...]], Meaning] = {}  # with their arguments
         self._path: list[Definition] = []  # definitions being checked, each used by the one before
 
     # ------------------------------------------------------------------------------- definitions
@@ -151,11 +156,11 @@ class Elaborator:
 
     def expression(self, node: Expression, frame: Frame) -> Value | None:
         """A node that may be a number or a predicate."""
-        if self._level >= _MAX_LEVEL:
+        if self._frames > _MAX_FRAMES:
             self.assemble.too_deep(node, frame)
-        self._level += 1
+        self._frames += _EXPRESSION_FRAMES
         value = self._expression(node, frame)
-        self._level -= 1
+        self._frames -= _EXPRESSION_FRAMES
         return value
 
     def _expression(self, node: Expression, frame: Frame) -> Value | None:
@@ -330,21 +335,42 @@ class Elaborator:
             inner.bindings[key] = self._argument(name, parameter, given.get(key), frame)
             if key in given:
                 origins[key] = frame.place(given[key].value)
-        if not self._usable(module, definition, name):
-            return None
-        if any(value is None for value in inner.bindings.values()):
-            return None
-        return self._inline(definition, inner, node, frame)
+        self._frames += _CALL_FRAMES
+        result: Value | None = None
+        if self._usable(module, definition, name) and None not in inner.bindings.values():
+            result = self._inline(definition, inner, node, frame)
+        self._frames -= _CALL_FRAMES
+        return result
 
     def _inline(
         self, definition: Definition, inner: Frame, node: Expression, frame: Frame
     ) -> Value | None:
-        """The body of a definition whose parameters are bound.
+        """The body of a definition whose parameters are bound, written out once."""
+        arguments = tuple(
+            value.expr if isinstance(value, Value) else value for value in inner.bindings.values()
+        )
+        known = self._calls.get((id(definition), arguments))
+        if known is not None:
+            self.assemble.fixed |= known.fixed
+            return known.value
+        self.assemble.spend(_CALL_WORK, node, frame)
+        before, self.assemble.fixed = self.assemble.fixed, set()
+        result = self._substituted(definition, inner, node, frame)
+        if result is not None:
+            # A call that went wrong is written out again: each place of it is a mistake.
+            meaning = Meaning(result, frozenset(self.assemble.fixed), frozenset())
+            self._calls[id(definition), arguments] = meaning
+        self.assemble.fixed |= before
+        return result
+
+    def _substituted(
+        self, definition: Definition, inner: Frame, node: Expression, frame: Frame
+    ) -> Value | None:
+        """The body of a definition whose parameters are bound, at the positions of the call.
 
         An argument means the positions at the call, whatever `at` and `cover` do inside, so those
         get names of their own until the body is written out.
         """
-        self.assemble.spend(CALL, node, frame)
         outer = {name: outer_position(name, inner.depth) for name in ("q", "k")}
         moved = False
         for key, value in inner.bindings.items():

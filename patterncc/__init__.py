@@ -8,7 +8,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from patterncc.api import Attention, attention, compile
+    from patterncc.api import attention, compile
+    from patterncc.compiled import Attention
     from patterncc.dsl.errors import (
         ArgumentError,
         ConfigError,
@@ -46,7 +47,7 @@ __all__ = [
 # Public name -> the module that defines it.
 _EXPORTS: dict[str, str] = {
     "ArgumentError": "patterncc.dsl.errors",
-    "Attention": "patterncc.api",
+    "Attention": "patterncc.compiled",
     "ConfigError": "patterncc.dsl.errors",
     "InternalError": "patterncc.dsl.errors",
     "Pattern": "patterncc.dsl.pattern",

@@ -14,19 +14,14 @@ import torch
 from torch import Tensor
 
 from patterncc.dsl.errors import ArgumentError, UnsupportedError
-from patterncc.dsl.pattern import Pattern, SegmentsType, TableType
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from patterncc.pipeline import Signature
+    pass
 
 # Of lengths, offsets and run-time numbers: their products with tile counts stay far inside int64.
 LIMIT = 1 << 30
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_SIZE_OF = {"head": "heads", "kv_head": "kv_heads", "layer": "layers"}  # a table's axis: its length
 
 
 # ----------------------------------------------------------------------------------------- tensors
@@ -87,13 +82,13 @@ def _refuse_tensors(query: Tensor, key: Tensor, value: Tensor) -> NoReturn:
     for name, tensor in tensors.items():
         if tensor.dim() != 4:
             raise ArgumentError(
-                f"`{name}` has {tensor.dim()} axes, {_shape(tensor)}; "
+                f"`{name}` has {tensor.dim()} axes, {shape_text(tensor)}; "
                 "it needs 4, [batch, heads, length, head_dim]"
             )
     for name, tensor in tensors.items():
         if tensor.dtype != query.dtype:
             raise ArgumentError(
-                f"`{name}` is {_dtype(tensor)} but `query` is {_dtype(query)}; "
+                f"`{name}` is {dtype_text(tensor)} but `query` is {dtype_text(query)}; "
                 "all three need one dtype"
             )
         if tensor.device != query.device:
@@ -103,11 +98,15 @@ def _refuse_tensors(query: Tensor, key: Tensor, value: Tensor) -> NoReturn:
             )
     if query.dtype not in DTYPES:
         legal = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        raise UnsupportedError(f"`query` is {_dtype(query)}, which has no kernel", f"use {legal}")
+        raise UnsupportedError(
+            f"`query` is {dtype_text(query)}, which has no kernel", f"use {legal}"
+        )
     for name, tensor in tensors.items():
         for axis, what in ((1, "heads"), (3, "head_dim")):
             if tensor.shape[axis] == 0:
-                raise ArgumentError(f"`{name}` has {what} 0, {_shape(tensor)}; it needs 1 or more")
+                raise ArgumentError(
+                    f"`{name}` has {what} 0, {shape_text(tensor)}; it needs 1 or more"
+                )
         if tensor.shape[2] > LIMIT:
             raise ArgumentError(f"`{name}` has length {tensor.shape[2]}; the most is {LIMIT}")
     _same_size("key", key, "query", query, 0, "batch")
@@ -131,11 +130,11 @@ def _same_size(
         )
 
 
-def _shape(tensor: Tensor) -> str:
+def shape_text(tensor: Tensor) -> str:
     return f"[{', '.join(map(str, tensor.shape))}]"
 
 
-def _dtype(tensor: Tensor) -> str:
+def dtype_text(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
@@ -149,7 +148,7 @@ def integer(name: str, value: object, least: int = -LIMIT, most: int = LIMIT) ->
         ArgumentError: It is something else, such as a bool, a float or a tensor, or out of range.
     """
     if isinstance(value, bool):
-        raise ArgumentError(f"`{name}` is {_got(value)}; it must be an integer")
+        raise ArgumentError(f"`{name}` is {describe(value)}; it must be an integer")
     if isinstance(value, int):
         number = value
     elif isinstance(value, torch.SymInt):
@@ -157,7 +156,7 @@ def integer(name: str, value: object, least: int = -LIMIT, most: int = LIMIT) ->
     elif isinstance(value, numbers.Integral):
         number = int(value)
     else:
-        raise ArgumentError(f"`{name}` is {_got(value)}; it must be an integer")
+        raise ArgumentError(f"`{name}` is {describe(value)}; it must be an integer")
     if not least <= number <= most:
         raise ArgumentError(f"`{name}` is {number}; it must be in {least} .. {most}")
     return number
@@ -170,7 +169,7 @@ def scale_factor(value: object) -> float:
         ArgumentError: It is not.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real, torch.SymFloat)):
-        raise ArgumentError(f"`scale` is {_got(value)}; it must be a number")
+        raise ArgumentError(f"`scale` is {describe(value)}; it must be a number")
     if isinstance(value, torch.SymFloat):
         return value  # type: ignore[return-value]
     number = float(value)
@@ -179,118 +178,8 @@ def scale_factor(value: object) -> float:
     return number
 
 
-def _got(value: object) -> str:
+def describe(value: object) -> str:
     if isinstance(value, Tensor):
         # Reading it back would make the host wait for the device.
-        return f"a tensor of shape {_shape(value)}"
+        return f"a tensor of shape {shape_text(value)}"
     return f"{type(value).__name__} {value!r}" if value is not None else "None"
-
-
-# ------------------------------------------------------------------------- parameters of a pattern
-
-
-def bind(signature: Signature, values: Mapping[str, object]) -> tuple[list[int], list[Tensor]]:
-    """The values of a pattern's parameters at a call, in the order of its signature.
-
-    Raises:
-        ArgumentError: One is missing, unknown or no integer.
-    """
-    if not values:
-        numbers = signature.defaults
-        if None not in numbers and not signature.tables:
-            return list(numbers), []  # type: ignore[arg-type]
-    for name in values:
-        if name not in signature.numbers and name not in signature.tables:
-            _refuse_name(signature, name)
-    bound = []
-    for name, default in zip(signature.numbers, signature.defaults, strict=True):
-        given = values.get(name, default)
-        if given is None:
-            raise ArgumentError(
-                f"`{name}` was not given and has no default; the pattern needs it at every call"
-            )
-        bound.append(integer(name, given))
-    tables = []
-    for name in signature.tables:
-        table = values.get(name)
-        if not isinstance(table, Tensor):
-            raise ArgumentError(
-                f"`{name}` is {_got(table)}; the pattern needs a tensor"
-                if name in values
-                else f"`{name}` was not given; the pattern needs a tensor at every call"
-            )
-        tables.append(table)
-    return bound, tables
-
-
-def _refuse_name(signature: Signature, name: str) -> NoReturn:
-    if name in signature.fixed:
-        raise ArgumentError(
-            f"`{name}` is fixed when the pattern is compiled, so a call cannot give it; "
-            f"compile the pattern with {name}=..."
-        )
-    known = ", ".join(f"`{other}`" for other in (*signature.numbers, *signature.tables))
-    raise ArgumentError(
-        f"`{name}` is not a parameter of the pattern, which takes {known or 'none'}"
-    )
-
-
-def check_tables(pattern: Pattern, tables: Sequence[Tensor], sizes: Mapping[str, int]) -> None:
-    """Checks that tables, in name order, have the element types and axes that a pattern declares.
-
-    Args:
-        pattern: What declares them.
-        tables: One tensor for each of `pattern.tables`.
-        sizes: `heads`, `kv_heads`, `layers` as far as they are known.
-
-    Raises:
-        ArgumentError: They have not.
-    """
-    for parameter, table in zip(pattern.tables, tables, strict=True):
-        match parameter.type:
-            case TableType(element, axes):
-                _check_table(parameter.name, element, axes, table, sizes)
-            case SegmentsType():
-                _check_segments(parameter.name, table)
-
-
-def _check_table(
-    name: str,
-    element: str,
-    axes: tuple[str | None, ...],
-    table: Tensor,
-    sizes: Mapping[str, int],
-) -> None:
-    wanted = (torch.bool,) if element == "bool" else _INTEGER_DTYPES
-    if table.dtype not in wanted:
-        raise ArgumentError(f"`{name}` is {_dtype(table)}; the pattern needs a table of {element}")
-    if table.dim() != len(axes):
-        names = ", ".join(axis or "*" for axis in axes)
-        raise ArgumentError(
-            f"`{name}` has {table.dim()} axes, {_shape(table)}; "
-            f"the pattern needs {len(axes)}, [{names}]"
-        )
-    for axis, what in enumerate(axes):
-        size = sizes.get(_SIZE_OF.get(what or "", ""))
-        if size is not None and table.shape[axis] != size:
-            raise ArgumentError(
-                f"`{name}` has {table.shape[axis]} entries on axis {axis}, [{what}]; "
-                f"it needs {size}"
-            )
-    if (
-        element == "int"
-        and table.numel() > 0
-        and not -LIMIT <= int(table.min()) <= int(table.max()) <= LIMIT
-    ):
-        raise ArgumentError(f"`{name}` has an entry beyond {LIMIT}")
-
-
-def _check_segments(name: str, table: Tensor) -> None:
-    if table.dtype not in (torch.int32, torch.int64):
-        raise ArgumentError(f"`{name}` is {_dtype(table)}; `cu_seqlens` must be int32 or int64")
-    if table.dim() != 1 or table.numel() == 0:
-        raise ArgumentError(
-            f"`{name}` has shape {_shape(table)}; `cu_seqlens` must have one axis, [documents + 1]"
-        )
-    if int(table[0]) != 0 or bool((table.diff() < 0).any()):
-        raise ArgumentError(f"`{name}` must start at 0 and never fall, as `cu_seqlens` do")

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from patterncc import pipeline
-from patterncc.arguments import bind, check_tensors, integer, refuse_types, scale_factor
+from patterncc.arguments import check_tensors, integer, refuse_types, scale_factor
 from patterncc.codegen import cpu
 from patterncc.dsl.errors import ArgumentError, UnsupportedError
+from patterncc.parameters import bind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patterncc.codegen.config import KernelConfig, check_config, default_config
 from patterncc.codegen.forward_source import emit_forward
-from patterncc.codegen.lower import DIVIDING_SIZES, lower
+from patterncc.codegen.lower import DIVIDING_SIZES, initial_program
 from patterncc.codegen.passes import PASSES
 from patterncc.codegen.printer import format_program
 from patterncc.codegen.problem import Problem
@@ -183,7 +183,7 @@ def run_passes(
         InternalError: One is not well formed; looked at where `PATTERNCC_VERIFY` is set.
         UnsupportedError: For a term that has no exact lowering yet.
     """
-    last = lower(pattern, block_q, block_k, sizes=sizes, within=within)
+    last = initial_program(pattern, block_q, block_k, sizes=sizes, within=within)
     programs = {"lower": last}
     for name, function in PASSES:
         last = programs[name] = function(last)

@@ -1,5 +1,7 @@
 """Plans compute each allowed pair once and no other, in few calls; equal heads share a plan."""
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -10,9 +12,10 @@ from patterncc.codegen import cpu_heads
 from patterncc.codegen.cpu_heads import PlanStore
 from patterncc.codegen.cpu_plan import Plan, make_plan
 from patterncc.codegen.cpu_tiles import FULL, MaskedTiles, masked_tiles
+from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
 from patterncc.dsl import load
-from patterncc.dsl.errors import ConfigError, UnsupportedError
+from patterncc.dsl.errors import ArgumentError, UnsupportedError
 from patterncc.dsl.mask import Predicate
 from tests.codegen.drawing import Shape, dense, environment, masks, numbers, pattern_of, shapes
 
@@ -35,14 +38,10 @@ def tiles_of(allowed: Grid, block_q: int, block_k: int) -> MaskedTiles:
             elif tile.any():
                 number, _ = bank.setdefault(tile.tobytes(), (len(bank), tile))
                 found.append((q_tile, k_tile, number))
-    columns = np.array(found, np.int64).reshape(-1, 3).T
-    stack = [tile for _, tile in bank.values()]
-    return MaskedTiles(
-        block_q,
-        block_k,
-        *columns,
-        np.array(stack, np.bool_).reshape(len(stack), block_q, block_k),
-    )
+    q_tiles, k_tiles, numbers = np.array(found, np.int64).reshape(-1, 3).T
+    stack = np.array([tile for _, tile in bank.values()], np.bool_)
+    stack = stack.reshape(len(bank), block_q, block_k)
+    return MaskedTiles(block_q, block_k, q_tiles, k_tiles, numbers, stack)
 
 
 def computed(plan: Plan, q_len: int, kv_len: int) -> npt.NDArray[np.int64]:
@@ -120,8 +119,13 @@ def test_tiles_of_lowered_masks(body: Predicate, shape: Shape, values: dict[str,
     np.testing.assert_array_equal(computed(plan, shape.q_len, shape.kv_len), dense(body, env))
 
 
-def plan_of(text: str, length: int, **values: int) -> Plan:
-    program = lower(load(text, **values), 64, 64, within=True)
+@cache
+def program_of(text: str) -> BlockProgram:
+    return lower(load(text), 64, 64, within=True)
+
+
+def plan_of(text: str, length: int) -> Plan:
+    program = program_of(text)
     env = {"q_len": length, "kv_len": length, "q_offset": 0}
     return make_plan(masked_tiles(program, env), length, length)
 
@@ -213,7 +217,7 @@ def test_plans_are_kept_for_what_the_program_reads() -> None:
     again = lower(load("pattern p(w = 8): 0 <= q - k < w"), 32, 32)
     store.find(again, scalars(w=8), 1)
     assert store.misses == 4
-    with pytest.raises(ConfigError, match="reads `w`"):
+    with pytest.raises(ArgumentError, match="reads `w`"):
         store.find(program, scalars(), 1)
 
 

@@ -39,7 +39,7 @@ def check(body: Predicate, shape: Shape, values: dict[str, int]) -> None:
         np.testing.assert_array_equal(transposed_map(program, env), expected)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(body=masks, shape=shapes(), values=numbers)
 def test_block_maps_equal_brute_force(
     body: Predicate, shape: Shape, values: dict[str, int]

@@ -11,7 +11,7 @@ from hypothesis import given
 from patterncc.codegen import elementwise
 from patterncc.codegen.reference import allowed, dense_attention, mask
 from patterncc.dsl import build
-from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import (
     Abs,
     And,
@@ -262,36 +262,47 @@ def python_logic(expr: Predicate, env: Mapping[str, int]) -> bool:
     raise NotImplementedError(expr)
 
 
-INTEGERS: st.SearchStrategy[IntExpr] = st.deferred(
-    lambda: st.one_of(
-        st.integers(-9, 9).map(Const),
-        st.sampled_from([Q, K, HEAD, Var("kv_len"), Param("n")]),
-        st.tuples(INTEGERS, INTEGERS).map(lambda pair: build.add(*pair)),
-        st.tuples(INTEGERS, INTEGERS).map(lambda pair: build.subtract(*pair)),
-        st.tuples(st.integers(-3, 3).map(Const), INTEGERS).map(lambda pair: build.multiply(*pair)),
-        st.tuples(INTEGERS, st.integers(1, 7).map(Const)).map(lambda pair: build.floordiv(*pair)),
-        st.tuples(INTEGERS, st.integers(1, 7).map(Const)).map(lambda pair: build.modulo(*pair)),
-        st.tuples(INTEGERS, INTEGERS).map(lambda pair: build.minimum(*pair)),
-        st.tuples(INTEGERS, INTEGERS).map(lambda pair: build.maximum(*pair)),
-        INTEGERS.map(build.absolute),
-        st.tuples(PREDICATES, INTEGERS, INTEGERS).map(lambda parts: build.select(*parts)),
+def integers(depth: int) -> st.SearchStrategy[IntExpr]:
+    """Integer terms of at most this depth, every kind of node among them."""
+    leaves: st.SearchStrategy[IntExpr] = st.one_of(
+        st.integers(-9, 9).map(Const), st.sampled_from([Q, K, HEAD, Var("kv_len"), Param("n")])
     )
-)
-PREDICATES: st.SearchStrategy[Predicate] = st.deferred(
-    lambda: st.one_of(
-        st.tuples(st.sampled_from(["==", "!=", "<", "<=", ">", ">="]), INTEGERS, INTEGERS).map(
-            lambda parts: build.compare(*parts)  # type: ignore[arg-type]
-        ),
-        st.tuples(PREDICATES, PREDICATES).map(lambda pair: build.all_of(*pair)),
-        st.tuples(PREDICATES, PREDICATES).map(lambda pair: build.any_of(*pair)),
-        PREDICATES.map(build.negate),
-        PREDICATES.map(Not),
-        st.tuples(PREDICATES, PREDICATES, PREDICATES).map(lambda parts: build.branch(*parts)),
+    if depth == 0:
+        return leaves
+    inner = integers(depth - 1)
+    divisors = st.integers(1, 7).map(Const)
+    return st.one_of(
+        leaves,
+        st.builds(build.add, inner, inner),
+        st.builds(build.subtract, inner, inner),
+        st.builds(build.multiply, st.integers(-3, 3).map(Const), inner),
+        st.builds(build.floordiv, inner, divisors),
+        st.builds(build.modulo, inner, divisors),
+        st.builds(build.minimum, inner, inner),
+        st.builds(build.maximum, inner, inner),
+        st.builds(build.absolute, inner),
+        st.builds(build.select, predicates(depth - 1), inner, inner),
     )
-)
 
 
-@given(PREDICATES, st.integers(1, 9), st.integers(1, 9), st.integers(-9, 9))
+def predicates(depth: int) -> st.SearchStrategy[Predicate]:
+    """Predicates of at most this depth over terms of it."""
+    operators = st.sampled_from(["==", "!=", "<", "<=", ">", ">="])
+    comparisons = st.builds(build.compare, operators, integers(depth), integers(depth))
+    if depth == 0:
+        return comparisons
+    inner = predicates(depth - 1)
+    return st.one_of(
+        comparisons,
+        st.builds(build.all_of, inner, inner),
+        st.builds(build.any_of, inner, inner),
+        inner.map(build.negate),
+        inner.map(Not),
+        st.builds(build.branch, inner, inner, inner),
+    )
+
+
+@given(predicates(2), st.integers(1, 9), st.integers(1, 9), st.integers(-9, 9))
 def test_masks_mean_what_python_says(
     body: Predicate, q_len: int, kv_len: int, q_offset: int
 ) -> None:
@@ -313,9 +324,9 @@ def test_an_index_outside_a_table_is_an_error_only_where_it_matters() -> None:
     read = Member("keep", (K,))
     inside = build.compare("<", K, Const(2))
     tables = {"keep": torch.tensor([True, False])}
-    with pytest.raises(ConfigError, match=r"`keep` is read at 2 on axis 0, whose size is 2"):
+    with pytest.raises(ArgumentError, match=r"`keep` is read at 2 on axis 0, whose size is 2"):
         mask(pattern(read, keep), q_len=1, kv_len=3, tables=tables)
-    with pytest.raises(ConfigError, match="`keep` is read at -1"):
+    with pytest.raises(ArgumentError, match="`keep` is read at -1"):
         mask(
             pattern(Member("keep", (build.subtract(K, Const(1)),)), keep),
             q_len=1,
@@ -330,7 +341,7 @@ def test_an_index_outside_a_table_is_an_error_only_where_it_matters() -> None:
         Compare("==", Select(inside, Select(read, Const(1), Const(0)), Const(0)), Const(1)),
     ):
         assert drawn(mask(pattern(guarded, keep), q_len=1, kv_len=3, tables=tables)) == ["#.."]
-    with pytest.raises(ConfigError, match="`keep` is read at 0 on axis 0, whose size is 0"):
+    with pytest.raises(ArgumentError, match="`keep` is read at 0 on axis 0, whose size is 0"):
         mask(
             pattern(read, keep),
             q_len=1,
@@ -358,14 +369,14 @@ def test_wrong_arguments(
     if isinstance(body, FloorDiv):
         body = build.compare("==", body, Const(1))
     number = pattern(body, Parameter("n", IntType()), block=64)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         mask(number, **{"q_len": 3, **arguments})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bounds", [[1, 2], [0, 2, 1], []])
 def test_cu_seqlens_must_rise_from_zero(bounds: list[int]) -> None:
     body = build.compare("==", Segment("id", "doc", Q), Const(0))
-    with pytest.raises(ConfigError, match="cu_seqlens"):
+    with pytest.raises(ArgumentError, match="cu_seqlens"):
         mask(pattern(body, Parameter("doc", SegmentsType())), q_len=2, tables={"doc": bounds})
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from patterncc.api import Attention
+from patterncc import Attention
 from patterncc.codegen.reference import dense_attention
 
 

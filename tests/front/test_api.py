@@ -252,3 +252,27 @@ def test_a_pattern_is_read_and_printed_without_torch() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "False False"
+
+
+# ------------------------------------------------------------------------------- explain and plot
+
+
+def test_explain_with_other_numbers() -> None:
+    attn = patterncc.compile(STREAMING)
+    text = attn.explain(512, window=32)
+    assert text.startswith("streaming\n")
+    assert "window = 32" in text
+    assert text != attn.explain(512)
+    with pytest.raises(patterncc.ArgumentError, match="`windw` is not a parameter"):
+        attn.explain(512, windw=3)
+    with pytest.raises(patterncc.UnsupportedError, match="w"):
+        patterncc.compile("pattern p(w: int[head]): q - k < w[head]").explain(64)
+
+
+def test_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    attn = patterncc.compile(STREAMING)
+    attn.plot(tmp_path / "mask.png", 64, window=8)
+    assert (tmp_path / "mask.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConfigError, match="jpg"):
+        attn.plot(str(tmp_path / "mask.jpg"))

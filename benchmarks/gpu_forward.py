@@ -1,0 +1,368 @@
+"""Forward kernels on one GPU: TFLOP/s on visible pairs, beside FlexAttention and SDPA in one run.
+
+    python benchmarks/gpu_forward.py --out results
+
+For each pattern a small list of configs is compiled (in parallel, in other processes), checked
+against float64 on sampled rows, and timed; the table shows the default config and the best one.
+`results/gpu_forward.json` keeps everything. Takes about 4 minutes on an H100 or H200.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+
+from patterncc.codegen.config import KernelConfig, check_config, default_config
+from patterncc.codegen.facts import visible_keys
+from patterncc.codegen.forward_source import emit_forward
+from patterncc.codegen.ir import BlockProgram
+from patterncc.codegen.launch import CompiledKernel, Forward, compile_for
+from patterncc.codegen.lower import lower
+from patterncc.codegen.problem import Problem
+from patterncc.codegen.schedule import evaluate
+from patterncc.dsl import load
+from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pattern, the numbers of the call, and the same mask for FlexAttention."""
+
+    name: str
+    text: str
+    flex: Callable[..., Any]
+    values: Mapping[str, int] = field(default_factory=dict)
+
+
+def _ladder(batch: Any, head: Any, q: Any, k: Any) -> Any:
+    return (q >= k) & ((k < 64) | (q - k < 1024) | ((k // 128) % 8 == 0))
+
+
+def _local_strided(batch: Any, head: Any, q: Any, k: Any) -> Any:
+    return (q >= k) & ((q // 64 - k // 64 < 16) | ((k // 64 + 1) % 8 == 0))
+
+
+CASES = (
+    Case("full", "full", lambda b, h, q, k: k >= 0),
+    Case("causal", "causal", lambda b, h, q, k: q >= k),
+    Case("window 4096", "window(4096)", lambda b, h, q, k: (q >= k) & (q - k < 4096)),
+    Case("window 1024", "window(1024)", lambda b, h, q, k: (q >= k) & (q - k < 1024)),
+    Case(
+        "sinks 64 + window 4096",
+        "streaming(64, 4096)",
+        lambda b, h, q, k: (q >= k) & ((k < 64) | (q - k < 4096)),
+    ),
+    Case("local strided", "local_strided(64, 16, 8)", _local_strided),
+    Case("ladder", "ladder(64, 1024, 128, 8)", _ladder, {"layer": 0}),
+    Case(
+        "dilated 512 step 8",
+        "dilated(512, 8)",
+        lambda b, h, q, k: (q >= k) & (q - k < 4096) & ((q - k) % 8 == 0),
+    ),
+)
+
+CONFIGS = (
+    KernelConfig(128, 128, 8, 2, "descriptor"),
+    KernelConfig(128, 128, 8, 3, "descriptor"),
+    KernelConfig(128, 64, 8, 3, "descriptor"),
+    KernelConfig(128, 64, 8, 4, "descriptor"),
+    KernelConfig(128, 64, 4, 3, "descriptor"),
+    KernelConfig(64, 128, 4, 2, "descriptor"),
+    KernelConfig(64, 64, 4, 3, "descriptor"),
+    KernelConfig(64, 64, 4, 2, "descriptor"),
+    KernelConfig(128, 128, 8, 2, "pointer"),
+    KernelConfig(128, 64, 8, 3, "pointer"),
+)
+
+
+@cache
+def _pattern(text: str) -> Pattern:
+    return load(text)
+
+
+@cache
+def _program(text: str, block_q: int, block_k: int) -> BlockProgram:
+    return lower(_pattern(text), block_q, block_k, within=True)
+
+
+def _programs(text: str) -> Callable[[int, int], tuple[BlockProgram, ...]]:
+    return lambda block_q, block_k: (_program(text, block_q, block_k),)
+
+
+def compile_one(text: str, problem: Problem, config: KernelConfig, target: str) -> CompiledKernel:
+    """Fills Triton's cache with one kernel; runs in another process."""
+    return compile_for(
+        emit_forward(_program(text, config.block_q, config.block_k), problem, config), target
+    )
+
+
+def configs_of(case: Case, problem: Problem, target: str) -> list[KernelConfig]:
+    """The configs to try, the default first."""
+    first = default_config(problem, target)
+    first = default_config(problem, target, _program(case.text, first.block_q, first.block_k))
+    found = [first]
+    for config in CONFIGS:
+        candidate = KernelConfig(**{**asdict(config), "order": first.order})
+        try:
+            check_config(candidate, problem, target)
+        except ConfigError:
+            continue
+        if candidate not in found:
+            found.append(candidate)
+    return found
+
+
+def milliseconds(run: Callable[[], Any]) -> float:
+    """Median time of a call, with the second-level cache flushed before each."""
+    return float(triton.testing.do_bench(run, warmup=20, rep=100, return_mode="median"))
+
+
+def environment(case: Case, length: int) -> dict[str, int]:
+    """The scalars of a call without offset."""
+    pattern = _pattern(case.text)
+    numbers = {p.name: p.value for p in pattern.numbers if p.value is not None}
+    return {"q_offset": 0, "layer": 0, **numbers, **case.values}
+
+
+def error_on_rows(
+    case: Case,
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+) -> tuple[float, float]:
+    """Largest error of output and lse against float64, on 48 rows of every head."""
+    query, key, value = tensors
+    length = key.shape[2]
+    generator = np.random.default_rng(0)
+    rows = np.unique(np.r_[0, length - 1, generator.integers(0, query.shape[2], 46)])
+    env = environment(case, length) | {"q_len": length, "kv_len": length, "head": 0}
+    env |= {"q": rows[:, None], "k": np.arange(length)[None, :]}
+    allowed = np.broadcast_to(
+        np.asarray(evaluate(_pattern(case.text).body, env), bool), (len(rows), length)
+    )
+    mask = torch.from_numpy(np.ascontiguousarray(allowed)).to(query.device)
+    picked = torch.from_numpy(rows).to(query.device)
+    group = query.shape[1] // key.shape[1]
+    keys, values = (t.double().repeat_interleave(group, 1) for t in (key, value))
+    scores = query[:, :, picked].double() @ keys.transpose(-1, -2) * scale
+    scores = scores.masked_fill(~mask, -math.inf)
+    total = scores.logsumexp(-1)
+    expected = torch.softmax(scores, -1).nan_to_num(0.0) @ values
+    alive = total.isfinite()
+    out_error = (out[:, :, picked].double() - expected).abs().max().item()
+    lse_error = (lse[:, :, picked].double() - total)[alive].abs().max().item()
+    if not torch.equal(lse[:, :, picked].isneginf(), ~alive):
+        raise AssertionError(f"{case.name}: rows without keys differ")
+    return out_error, lse_error
+
+
+def flex_times(
+    case: Case, tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scale: float
+) -> float:
+    """FlexAttention, compiled, its block mask built beforehand."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    query, key, value = tensors
+    torch._dynamo.reset()
+    q_len, kv_len = query.shape[2], key.shape[2]
+    mask = torch.compile(create_block_mask)(
+        case.flex, None, None, q_len, kv_len, device=query.device
+    )
+    compiled = torch.compile(flex_attention)
+    gqa = query.shape[1] != key.shape[1]
+    return milliseconds(
+        lambda: compiled(query, key, value, block_mask=mask, scale=scale, enable_gqa=gqa)
+    )
+
+
+def sdpa_times(
+    causal: bool, tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scale: float
+) -> dict[str, float]:
+    """The dense kernels of torch that exist here."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    query, key, value = tensors
+    found = {}
+    for name, backend in (
+        ("cudnn", SDPBackend.CUDNN_ATTENTION),
+        ("flash", SDPBackend.FLASH_ATTENTION),
+    ):
+
+        def run(backend: SDPBackend = backend) -> torch.Tensor:
+            with sdpa_kernel(backend):
+                return torch.nn.functional.scaled_dot_product_attention(
+                    query, key, value, is_causal=causal, scale=scale
+                )
+
+        try:
+            found[name] = milliseconds(run)
+        except RuntimeError as error:
+            print(f"  {name}: {str(error).splitlines()[0][:100]}")
+    return found
+
+
+def launch_microseconds(forward: Forward, device: torch.device) -> float:
+    """Time of a call on the host, for tensors so small that the device is never the limit."""
+    tensors = [torch.zeros(1, 1, 64, 64, dtype=torch.bfloat16, device=device) for _ in range(3)]
+    env = {"q_offset": 0}
+    samples = []
+    for _ in range(20):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(50):
+            forward(*tensors, env=env, scale=1.0)
+        samples.append((time.perf_counter() - start) / 50 * 1e6)
+    return statistics.median(samples[5:])
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpu_forward.json")
+    parser.add_argument("--length", type=int, default=16384)
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--kv-heads", type=int, default=None)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--only", default="", help="run cases whose name contains this")
+    parser.add_argument("--no-flex", action="store_true")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 2))
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    options.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda", 0)
+    major, minor = torch.cuda.get_device_capability(device)
+    target = f"cuda:{10 * major + minor}"
+    kv_heads = options.kv_heads or options.heads
+    problem = Problem("bfloat16", options.head_dim, options.head_dim, options.heads // kv_heads)
+    cases = [case for case in CASES if options.only in case.name]
+    tried = {case.name: configs_of(case, problem, target) for case in cases}
+    start = time.perf_counter()
+    kernels = compile_all(cases, tried, problem, target, options.jobs)
+    compiled = time.perf_counter() - start
+    print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, ", end="")
+    print(f"triton {triton.__version__}, {len(kernels)} kernels compiled in {compiled:.0f} s")
+    torch.manual_seed(0)
+    shape = (1, options.heads, options.length, options.head_dim)
+    kv_shape = (1, kv_heads, options.length, options.head_dim)
+    tensors = tuple(
+        torch.randn(size, dtype=torch.bfloat16, device=device)
+        for size in (shape, kv_shape, kv_shape)
+    )
+    results = []
+    print(f"{'pattern':24}{'density':>8}{'default':>9}{'best':>7}  {'config':28}", end="")
+    print(f"{'flex':>6}{'x':>6}  sdpa")
+    for case in cases:
+        result = run_case(case, tensors, tried[case.name], kernels, options)  # type: ignore[arg-type]
+        results.append(result)
+        print_row(result)
+    overhead = launch_microseconds(Forward(_programs("causal")), device)
+    print(f"host time of a call: {overhead:.1f} us; all of it: {time.perf_counter() - start:.0f} s")
+    report = {
+        "device": torch.cuda.get_device_name(device),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "host": platform.node(),
+        "options": {k: str(v) for k, v in vars(options).items()},
+        "host_us": overhead,
+        "results": results,
+    }
+    (options.out / "gpu_forward.json").write_text(json.dumps(report, indent=1))
+
+
+def compile_all(
+    cases: list[Case],
+    tried: dict[str, list[KernelConfig]],
+    problem: Problem,
+    target: str,
+    jobs: int,
+) -> dict[tuple[str, KernelConfig], CompiledKernel]:
+    """Compiles every kernel in other processes; Triton's cache on disk carries them over."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        futures = {
+            (case.name, config): pool.submit(compile_one, case.text, problem, config, target)
+            for case in cases
+            for config in tried[case.name]
+        }
+        return {key: future.result() for key, future in futures.items()}
+
+
+def run_case(
+    case: Case,
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    configs: list[KernelConfig],
+    kernels: dict[tuple[str, KernelConfig], CompiledKernel],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Checks and times one pattern in every config, and its peers."""
+    scale = options.head_dim**-0.5
+    env = environment(case, options.length)
+    lengths = {"q_len": options.length, "kv_len": options.length, "head": 0}
+    pairs = int(visible_keys(_pattern(case.text), env | lengths).sum()) * options.heads
+    flops = 4 * pairs * options.head_dim
+    runs = []
+    for config in configs:
+        kernel = kernels[(case.name, config)]
+        forward = Forward(_programs(case.text), config=config)
+        out, lse = forward(*tensors, env=env, scale=scale)
+        out_error, lse_error = error_on_rows(case, tensors, out, lse, scale)
+        if not (out_error < 2e-2 and lse_error < 2e-3):
+            raise AssertionError(f"{case.name} {config}: errors {out_error}, {lse_error}")
+        ms = milliseconds(lambda forward=forward: forward(*tensors, env=env, scale=scale))  # type: ignore[misc]
+        runs.append(
+            asdict(config)
+            | {"ms": ms, "tflops": flops / ms / 1e9, "out_error": out_error, "lse_error": lse_error}
+            | {"registers": kernel.registers, "spilled": kernel.spilled, "shared": kernel.shared}
+        )
+    result: dict[str, Any] = {
+        "case": case.name,
+        "text": case.text,
+        "density": pairs / (options.heads * options.length**2),
+        "runs": runs,
+    }
+    if not options.no_flex:
+        ms = flex_times(case, tensors, scale)
+        result["flex"] = {"ms": ms, "tflops": flops / ms / 1e9}
+    if case.name in ("full", "causal"):
+        result["sdpa"] = {
+            name: {"ms": ms, "tflops": flops / ms / 1e9}
+            for name, ms in sdpa_times(case.name == "causal", tensors, scale).items()
+        }
+    return result
+
+
+def print_row(result: dict[str, Any]) -> None:
+    default, best = result["runs"][0], max(result["runs"], key=lambda run: run["tflops"])
+    config = "{block_q}x{block_k} w{num_warps} s{num_stages} {load} {order}".format(**best)
+    print(f"{result['case']:24}{result['density']:8.3f}{default['tflops']:9.0f}", end="")
+    print(f"{best['tflops']:7.0f}  {config:28}", end="")
+    if "flex" in result:
+        flex = result["flex"]["tflops"]
+        print(f"{flex:6.0f}{best['tflops'] / flex:6.2f}", end="")
+    for name, sdpa in result.get("sdpa", {}).items():
+        print(f"  {name} {sdpa['tflops']:.0f}", end="")
+    print(flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What attention must give, in float64 and pair by pair, for the tests of kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from patterncc.codegen.ir import BlockProgram
+from patterncc.codegen.lower import lower
+from patterncc.codegen.plan import Lowered
+from patterncc.dsl.pattern import Pattern
+from tests.codegen.drawing import dense
+
+
+def lowered(pattern: Pattern, sizes: Mapping[str, int] | None = None) -> Lowered:
+    """The pair of programs that a caller of the kernels prepares for each tile shape."""
+
+    def both(block_q: int, block_k: int) -> tuple[BlockProgram, BlockProgram]:
+        special = lower(pattern, block_q, block_k, sizes=sizes, within=True)
+        return special, lower(pattern, block_q, block_k, sizes=sizes)
+
+    return both
+
+
+def expected(
+    pattern: Pattern,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    env: Mapping[str, int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output `[batch, heads, q_len, value_head_dim]` and lse `[batch, heads, q_len]` in float64."""
+    batch, heads, q_len, _ = query.shape
+    kv_heads, kv_len = key.shape[1:3]
+    group = heads // kv_heads
+    out = query.new_zeros((batch, heads, q_len, value.shape[3]), dtype=torch.float64)
+    lse = query.new_zeros((batch, heads, q_len), dtype=torch.float64)
+    sizes = {"q_len": q_len, "kv_len": kv_len, "heads": heads, "kv_heads": kv_heads}
+    for b in range(batch):
+        for h in range(heads):
+            place = {"batch": b, "head": h, "kv_head": h // group}
+            allowed = dense(pattern.body, {**env, **sizes, **place})
+            mask = torch.from_numpy(allowed.copy()).to(query.device)
+            scores = query[b, h].double() @ key[b, h // group].double().T * scale
+            scores = scores.masked_fill(~mask, -math.inf)
+            lse[b, h] = scores.logsumexp(1)
+            weights = scores.softmax(1).nan_to_num(0.0)  # rows without keys
+            out[b, h] = weights @ value[b, h // group].double()
+    return out, lse
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Largest differences from what is expected; `empty`: do the same rows have no keys?"""
+
+    out: float
+    lse: float
+    empty: bool
+
+
+def errors(
+    got: tuple[torch.Tensor, torch.Tensor], wanted: tuple[torch.Tensor, torch.Tensor]
+) -> Errors:
+    """Compares a result with the expected one; NaN anywhere is an infinite error."""
+    (out, lse), (wanted_out, wanted_lse) = got, wanted
+    alive = wanted_lse.isfinite()
+    difference = (lse.double() - wanted_lse)[alive].abs()
+    empty = torch.equal(lse.isneginf(), ~alive) and bool((out[~alive] == 0).all())
+    return Errors(
+        _largest((out.double() - wanted_out).abs()),
+        _largest(difference),
+        empty,
+    )
+
+
+def _largest(values: torch.Tensor) -> float:
+    if not values.numel():
+        return 0.0
+    return math.inf if bool(values.isnan().any()) else float(values.max())
+
+
+def poisoned(shape: tuple[int, int, int, int], like: torch.Tensor, rows: int = 37) -> torch.Tensor:
+    """Random numbers of a shape, a view into memory that holds NaN after each head's last row."""
+    batch, heads, length, width = shape
+    whole = torch.full(
+        (batch, heads, length + rows, width), math.nan, dtype=like.dtype, device=like.device
+    )
+    whole[:, :, :length] = torch.randn(shape, device=like.device).to(like.dtype)
+    return whole[:, :, :length]

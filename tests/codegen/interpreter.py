@@ -1,0 +1,209 @@
+"""Runs kernels in Triton's interpreter, in a process of its own.
+
+TRITON_INTERPRET must be set before triton is imported and turns compiling off, so the tests that
+interpret kernels send their cases to one worker process; its functions are below.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patterncc.codegen.config import KernelConfig
+from patterncc.codegen.ir import BlockProgram
+from patterncc.codegen.mask_source import emit_mask, scalar_name
+from patterncc.codegen.scalar_source import HELPERS, ExpressionWriter, Text
+from patterncc.codegen.sweep_source import emit_loops, scalars_read, wide_name
+from patterncc.dsl.mask import Expr, IntExpr, Param, Predicate, Var, walk
+from tests.codegen.attention import Errors
+
+
+@contextmanager
+def interpreter() -> Iterator[ProcessPoolExecutor]:
+    """A worker process in which kernels are interpreted."""
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            assert pool.submit(_interprets).result(), "the worker compiles kernels"
+            yield pool
+    finally:
+        if before is None:
+            del os.environ["TRITON_INTERPRET"]
+        else:
+            os.environ["TRITON_INTERPRET"] = before
+
+
+def _interprets() -> bool:
+    from patterncc.codegen.launch import interpreting
+
+    return interpreting()
+
+
+# ------------------------------------------------------------------------------------ attention
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attention call; `offset` None aligns the last row with the last key."""
+
+    text: str
+    q_len: int
+    kv_len: int
+    values: Mapping[str, int] = field(default_factory=dict)
+    offset: int | None = None
+    heads: tuple[int, int] = (2, 1)
+    head_dim: int = 16
+    value_head_dim: int | None = None
+    dtype: str = "float32"
+    batch: int = 1
+    scale: float = 0.25
+    config: KernelConfig | None = None
+
+
+def attend(call: Call) -> Errors:
+    """The kernel's errors against float64; memory past the keys and of the outputs is poisoned."""
+    import torch
+
+    from patterncc.codegen.launch import Forward
+    from patterncc.dsl import load
+    from tests.codegen.attention import errors, expected, lowered, poisoned
+
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)  # among others, new memory is filled with NaN
+    pattern = load(call.text)
+    like = torch.empty(0, dtype=getattr(torch, call.dtype))
+    (heads, kv_heads), width = call.heads, call.value_head_dim or call.head_dim
+    query = poisoned((call.batch, heads, call.q_len, call.head_dim), like)
+    key = poisoned((call.batch, kv_heads, call.kv_len, call.head_dim), like)
+    value = poisoned((call.batch, kv_heads, call.kv_len, width), like)
+    offset = call.kv_len - call.q_len if call.offset is None else call.offset
+    numbers = {p.name: p.value for p in pattern.numbers if p.value is not None}
+    env = {"q_offset": offset, "layer": 0, **numbers, **call.values}
+    sizes = {"heads": heads, "kv_heads": kv_heads, "layers": env.get("layers", 4)}
+    with tempfile.TemporaryDirectory() as folder:
+        forward = Forward(lowered(pattern, sizes), config=call.config, folder=Path(folder))
+        got = forward(query, key, value, env=env, scale=call.scale)
+    return errors(got, expected(pattern, query, key, value, {**env, **sizes}, call.scale))
+
+
+# ------------------------------------------------------------------------------------ probes
+
+_names = count()
+
+
+def mask_tile(
+    mask: Predicate, env: Mapping[str, int], rows: int, keys: int, k_first: int
+) -> npt.NDArray[np.bool_]:
+    """What the mask's text says of the tile of rows from `q_offset` and keys from `k_first`."""
+    source = emit_mask(mask)
+    scalars = sorted({scalar_name(leaf) for leaf in _leaves(mask)} - {"q", "k"} | {"kv_len"})
+    body = [
+        f"q = (q_offset + tl.arange(0, {rows}))[:, None]",
+        *source.row_lines,
+        f"k = (k_first + tl.arange(0, {keys}))[None, :]",
+        *source.key_lines,
+        f"allowed = {source.expression}",
+        f"shown = tl.where(allowed & tl.full([{rows}, {keys}], 1, tl.int1), 1, 0)",
+        f"place = tl.arange(0, {rows})[:, None] * {keys} + tl.arange(0, {keys})[None, :]",
+        "tl.store(out + place, shown)",
+    ]
+    values = {**_renamed(env), "k_first": k_first}
+    names = sorted({*scalars, "q_offset", "k_first"})
+    return _probe(body, names, values, (rows, keys)).astype(bool)
+
+
+def tiles_of_row(program: BlockProgram, env: Mapping[str, int], row: int) -> dict[str, list[int]]:
+    """The tiles that the emitted loops visit for one query tile, by kind, in order."""
+    nest = emit_loops(program.forward)
+    bounds = scalars_read(program.forward)
+    first = env["q_offset"] + row * program.block_q
+    last = min(first + program.block_q, env["q_offset"] + env["q_len"]) - 1
+    values = {**_renamed(env), "q_first": first, "q_last": last}
+    found: dict[str, list[int]] = {"partial": [], "full": []}
+    for loop in nest.loops:
+        body = [
+            *(f"{wide_name(leaf)} = {scalar_name(leaf)}.to(tl.int64)" for leaf in bounds),
+            *nest.common,
+            *(line for other in nest.loops for line in other.setup),
+            f"tl.store(out, {loop.count})",
+            f"for step in range(0, {loop.count}):",
+            f"    tl.store(out + 1 + step, {loop.tile})",
+        ]
+        names = [scalar_name(leaf) for leaf in bounds]
+        result = _probe(body, names, values, (1 << 14,))
+        found[loop.kind] += [int(tile) for tile in result[1 : 1 + int(result[0])]]
+    return found
+
+
+def integers(
+    expr: IntExpr, env: Mapping[str, int], positions: Sequence[int], bits: int
+) -> list[int]:
+    """An expression of `q` (a vector) and scalars, computed in at least so many bits."""
+
+    def names(leaf: Expr) -> Text | None:
+        if isinstance(leaf, (Var, Param)):
+            return Text(scalar_name(leaf) + ("_wide" if bits == 64 else ""), bits)  # type: ignore[arg-type]
+        return None
+
+    leaves = sorted({scalar_name(leaf) for leaf in _leaves(expr)} - {"q"})
+    size = 1 << (len(positions) - 1).bit_length()
+    body = [
+        f"q = tl.load(positions + tl.arange(0, {size}))",
+        "q_wide = q.to(tl.int64)",
+        *(f"{name}_wide = {name}.to(tl.int64)" for name in leaves),
+        f"result = {ExpressionWriter(names, bits).integer(expr).text}",  # type: ignore[arg-type]
+        f"tl.store(out + tl.arange(0, {size}), result + tl.zeros([{size}], tl.int64))",
+    ]
+    padded = np.zeros(size, np.int32)
+    padded[: len(positions)] = positions
+    found = _probe(body, leaves, _renamed(env), (size,), padded)
+    return [int(value) for value in found[: len(positions)]]
+
+
+def _leaves(expr: Expr) -> set[Var | Param]:
+    return {leaf for leaf in walk(expr) if isinstance(leaf, (Var, Param))}
+
+
+def _renamed(env: Mapping[str, int]) -> dict[str, int]:
+    return {**env, **{f"number_{name}": value for name, value in env.items()}}
+
+
+def _probe(
+    body: Sequence[str],
+    names: Sequence[str],
+    values: Mapping[str, int],
+    shape: tuple[int, ...],
+    positions: npt.NDArray[np.int32] | None = None,
+) -> npt.NDArray[Any]:
+    """Runs the lines as a kernel of one program over int32 scalars; `out` is int64."""
+    import torch
+
+    text = "import triton\nimport triton.language as tl\n\n\n" + HELPERS + "\n\n@triton.jit\n"
+    text += f"def probe(out, positions, {', '.join(names)}):\n"
+    text += "".join(f"    {line}\n" for line in body)
+    out = torch.full(shape, -7, dtype=torch.int64)
+    given = torch.from_numpy(np.zeros(1, np.int32) if positions is None else positions)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"probe_{next(_names)}.py"
+        path.write_text(text)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        with np.errstate(over="raise"):
+            module.probe[(1,)](out, given, *(values[name] for name in names))
+    return out.numpy()
