@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.dsl.errors import ConfigError
+from patterncc.notation import display_text, percent
 from patterncc.picture import FULL, PARTIAL, Picture
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def _caption(picture: Picture) -> str:
 
 
 def _title(picture: Picture, width: int) -> list[str]:
-    text = " ".join(picture.call.pattern.text.split())
+    text = " ".join(display_text(picture.call.pattern).split())
     return textwrap.wrap(text, (width - 2 * _EDGE) // 13, max_lines=3, placeholder=" …")
 
 
@@ -277,10 +278,10 @@ def _legend(figure: "Figure", pictures: Sequence[Picture], width: int, height: i
     )
     note = f"tiles of {first.block_q} × {first.block_k}"
     if one:
-        note += f", {(first.full + first.partial) / first.tiles:.2%} visited"
+        note += f", {percent((first.full + first.partial) / first.tiles)} visited"
         if first.pairs is not None:
             density = first.pairs / (first.call.q_len * first.call.kv_len)
-            note += f"; {first.pairs:,} visible pairs, density {density:.2%}"
+            note += f"; {first.pairs:,} visible pairs, density {percent(density)}"
     if first.cell_q > 1 or first.cell_k > 1:
         note += f"; a cell is {first.cell_q} × {first.cell_k} tiles, paler where fewer are visited"
     figure.text(_EDGE / width, 24 / height, note, fontsize=6.5, color="#57606a")

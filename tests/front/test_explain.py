@@ -16,9 +16,9 @@ from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
 from patterncc.explain import Explanation, explain, is_causal
-from patterncc.explain_text import format_explanation, percent, quantity, ranges
+from patterncc.explain_text import format_explanation, quantity, ranges
 from patterncc.loops import ROW, loops
-from patterncc.notation import layout, mathematics
+from patterncc.notation import layout, mathematics, percent
 
 PROBLEM = Problem("float16", 64, 32)
 LADDER = "ladder(4, 24, 8, 3)"
