@@ -314,7 +314,7 @@ class Assembler:
             self.fail("not-positive", message, place, frame, whole=node)
             return None
         if variables(expr) or reads_table(expr):
-            message = f"the size of a block is {_what_varies(expr)}"
+            message = "the size of a block is no constant"
             hint = "give a number, or a parameter"
             self.fail("not-constant", message, place, frame, hint, whole=node)
             return None

@@ -28,7 +28,7 @@ class Checked:
     Attributes:
         pattern: The pattern, if nothing is wrong with the text.
         errors: What is wrong, in source order.
-        warnings: What is legal but likely not meant, in source order.
+        warnings: What is legal but likely not meant, in source order; empty if there are errors.
     """
 
     pattern: Pattern | None
@@ -65,7 +65,8 @@ def check(
     except GiveUpError:
         pass
     errors = report.diagnostics()
-    return Checked(None if errors else pattern, errors, warnings.diagnostics())
+    # Next to a mistake, a name that is not used is likely a part of it.
+    return Checked(pattern, (), warnings.diagnostics()) if not errors else Checked(None, errors, ())
 
 
 def _chosen(program: Program, name: str | None, report: Report) -> Definition | None:

@@ -436,7 +436,7 @@ class Elaborator:
             hint = "patterns cannot be recursive"
             if name.text in library.names():
                 hint = f"the library's `{name.text}` is hidden by this one; give it another name"
-            message = f"`{name.text}` uses itself: {' → '.join(names)}"
+            message = f"`{name.text}` uses itself: {' -> '.join(names)}"
             self.report.add("recursion", message, name.span, hint)
             return False
         return self.meaning(definition).value is not None

@@ -57,7 +57,7 @@ def diagnose(
     if complete:
         return checked
     errors = (*parsed.diagnostics, *checked.errors)
-    return Checked(None, tuple(sorted(errors, key=_place)), checked.warnings)
+    return Checked(None, tuple(sorted(errors, key=_place)), ())
 
 
 def source_of(source: str, file: str | None = None) -> Source:
