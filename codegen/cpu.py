@@ -96,14 +96,13 @@ def attention(
     flash = cpu_kernels.flash_works()
     width = max(head_dim, value_dim) if flash else 0  # the flash kernel wants them equal
     query, key, value = (_readable(tensor, width) for tensor in (query, key, value))
-    plain = cpu_kernels.flash if flash else cpu_kernels.matmul
-    masked = plain if _stays_finite(query, key, value, scale) else cpu_kernels.matmul
+    kernel = cpu_kernels.flash if flash else cpu_kernels.matmul
     for part in found:
         operands = list(_operands(part, query, key, value, out, lse))
         for call in part.plan.calls:
             mask = None if call.masks is None else _additive_mask(part.plan, call, wide)
             for operand in operands:
-                _run(call, mask, operand, plain if mask is None else masked, scale)
+                _run(call, mask, operand, kernel, scale)
     return out.to(query.dtype), lse
 
 
@@ -231,33 +230,32 @@ def _run(call: Call, mask: Tensor | None, on: _Operands, kernel: Kernel, scale: 
     heads, _, dim = on.query.shape
     few = max(1, _MAX_NUMBERS // (heads * call.size * dim))
     for low in range(0, call.count, few):
-        count = min(few, call.count - low)
-        row = call.row + low * call.row_step
-        rows = (row, call.row_step, call.size, count)
-        query = _blocks(on.query, *rows)
-        if len(call.spans) == 1:
-            start = call.spans[0][0] + low * call.key_step
+        blocks = min(few, call.count - low)
+        rows = (call.row + low * call.row_step, call.row_step, call.size, blocks)
+        start = call.spans[0][0] + low * call.key_step
+        keys = (start, call.key_step, call.keys, blocks)
+        key, value = on.key, on.value
+        if len(call.spans) > 1:
             key, value = (
-                _blocks(x, start, call.key_step, call.keys, count) for x in (on.key, on.value)
+                torch.cat([x[:, first:stop] for first, stop in call.spans], dim=1)
+                for x in (key, value)
             )
-        else:
-            key, value = (
-                torch.cat([x[:, start:stop] for start, stop in call.spans], dim=1)[:, None]
-                for x in (on.key, on.value)
-            )
-        # Axes are [heads, blocks]. The kernel is fastest with blocks inside, where neighbours
-        # share keys, but finds the key head of a query head only with heads inside.
-        grouped = len(on.query) != len(on.key)
-        if grouped:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        out, lse = kernel(query, key, value, mask, scale)
-        if grouped:
-            out, lse = out.transpose(0, 1), lse.transpose(0, 1)
+            keys = (0, 0, call.keys, 1)
+        admits = mask is None or _stays_finite(
+            _reach(on.query, *rows), _reach(key, *keys), _reach(value, *keys), scale
+        )
+        out, lse = _attend(
+            kernel if admits else cpu_kernels.matmul,
+            _blocks(on.query, *rows),
+            _blocks(key, *keys),
+            _blocks(value, *keys),
+            mask,
+            scale,
+        )
         if call.dead is not None:
             dead = torch.from_numpy(call.dead)
-            out, lse = out.clone(), lse.clone()
-            out[:, :, dead] = 0
-            lse[:, :, dead] = -math.inf
+            out.masked_fill_(dead[:, None], 0)
+            lse.masked_fill_(dead, -math.inf)
         _put(
             out[..., : on.out.shape[-1]],
             lse,
@@ -265,6 +263,27 @@ def _run(call: Call, mask: Tensor | None, on: _Operands, kernel: Kernel, scale: 
             _blocks(on.lse[..., None], *rows)[..., 0],
             call.first,
         )
+
+
+def _attend(
+    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Runs a kernel on operands `[heads, blocks, length, dim]`, with fewer key heads or as many.
+
+    It is fastest with the blocks of a head side by side, as neighbours share keys, but finds the
+    key head of a query head only with the heads of a block side by side.
+    """
+    if len(query) == len(key):
+        return kernel(query, key, value, mask, scale)
+    out, lse = kernel(
+        query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), mask, scale
+    )
+    return out.transpose(0, 1), lse.transpose(0, 1)
+
+
+def _reach(tensor: Tensor, start: int, step: int, size: int, count: int) -> Tensor:
+    """Of `[heads, length, dim]`, the part that `_blocks` of the same reads, and what is between."""
+    return tensor[:, start : start + (count - 1) * step + size]
 
 
 def _blocks(tensor: Tensor, start: int, step: int, size: int, count: int) -> Tensor:
