@@ -89,12 +89,16 @@ def colours(picture: Picture) -> npt.NDArray[np.uint8]:
         return result
     partial, full = picture.cells[..., 0, None], picture.cells[..., 1, None]
     visited = partial + full
-    empty = np.asarray(COLOURS["empty"], np.float32)
+    empty = _numbers("empty")
     # The colour of the most; a mixture would be a third one, which the legend does not have.
-    hue = np.where(full >= partial, np.float32(COLOURS["full"]), np.float32(COLOURS["partial"]))
+    hue = np.where(full >= partial, _numbers("full"), _numbers("partial"))
     strength = np.where(visited > 0, PALEST + (1 - PALEST) * np.minimum(visited, 1), 0)
     mixed: npt.NDArray[np.uint8] = np.rint(empty + (hue - empty) * strength).astype(np.uint8)
     return mixed
+
+
+def _numbers(name: str) -> npt.NDArray[np.float32]:
+    return np.array(COLOURS[name], np.float32)
 
 
 def panel_pixels(image: npt.NDArray[Any], most: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from patterncc import cli, pipeline
+from patterncc.commands.arguments import COMMANDS
 from patterncc.dsl import library
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +65,9 @@ def broken(tmp_path: Path) -> str:
     return str(path)
 
 
-def process(argv: Sequence[str], *, text: str = "") -> subprocess.CompletedProcess[str]:
+def process(
+    argv: Sequence[str], *, text: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs the command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "patterncc", *argv],
@@ -73,7 +76,7 @@ def process(argv: Sequence[str], *, text: str = "") -> subprocess.CompletedProce
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "NO_COLOR": "1"},
+        env={**os.environ, "NO_COLOR": "1", **environment},
     )
 
 
@@ -104,7 +107,7 @@ def test_light_commands_load_no_torch(command: str) -> None:
     assert done.stdout.strip() == ""
 
 
-@pytest.mark.parametrize("command", ["", *cli._COMMANDS])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_every_command_has_help(run: Run, command: str) -> None:
     found = run(*filter(None, [command]), "--help")
     assert found.code == cli.OK
@@ -177,6 +180,13 @@ def test_a_bug_is_reported_without_a_traceback(run: Run, monkeypatch: pytest.Mon
     assert "ZeroDivisionError" in found.err and "please report" in found.err
     assert "Traceback" not in found.err
     assert "Traceback" in run("check", "causal", "--debug").err
+
+
+def test_debug_from_the_environment() -> None:
+    def traceback(value: str) -> bool:
+        return "Traceback" in process(["check", "nowhere.pat"], PATTERNCC_DEBUG=value).stderr
+
+    assert traceback("1") and not traceback("") and not traceback("perhaps")
 
 
 def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +309,7 @@ def test_library(run: Run) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_knows_every_command(run: Run, shell: str) -> None:
     script = run("completion", shell).out
-    for name in cli._COMMANDS:
+    for name in COMMANDS:
         assert name in script
     assert "kv-len" in script and "bfloat16" in script
 

@@ -37,7 +37,8 @@ def pixels(path: Path) -> npt.NDArray[np.uint8]:
     """A file as colours, uint8 `[height, width, 3]`."""
     from matplotlib import image
 
-    return np.rint(255 * image.imread(path)[..., :3]).astype(np.uint8)
+    found: npt.NDArray[np.uint8] = np.rint(255 * image.imread(path)[..., :3]).astype(np.uint8)
+    return found
 
 
 def panel(path: Path, shape: tuple[int, int], scale: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -133,8 +133,10 @@ def test_a_wrong_result_fails(
 ) -> None:
     honest = verdict.judge
 
-    def spoiled(call: Call, *tensors: Tensor, **options: Any) -> verdict.Verdict:
-        return honest(call, *tensors[:3], tensors[3] + 1, tensors[4], **options)
+    def spoiled(
+        call: Call, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, **options: Any
+    ) -> verdict.Verdict:
+        return honest(call, q, k, v, out + 1, lse, **options)
 
     monkeypatch.setattr(trial, "judge", spoiled)
     assert cli.main(["run", "causal", *SMALL]) == cli.FAILED
