@@ -12,6 +12,7 @@ the matrix products wherever the inputs admit a score or a value that is not fin
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -96,15 +97,50 @@ def attention(
     flash = cpu_kernels.flash_works()
     width = max(head_dim, value_dim) if flash else 0  # the flash kernel wants them equal
     query, key, value = (_readable(tensor, width) for tensor in (query, key, value))
-    plain = cpu_kernels.flash if flash else cpu_kernels.matmul
-    masked = plain if _stays_finite(query, key, value, scale) else cpu_kernels.matmul
+    kernel = cpu_kernels.flash if flash else cpu_kernels.matmul
     for part in found:
         operands = list(_operands(part, query, key, value, out, lse))
         for call in part.plan.calls:
             mask = None if call.masks is None else _additive_mask(part.plan, call, wide)
             for operand in operands:
-                _run(call, mask, operand, plain if mask is None else masked, scale)
+                _run(call, mask, operand, kernel, scale)
     return out.to(query.dtype), lse
+
+
+# A range of blocks along an axis: where the first starts, from one to the next, their length, how
+# many.
+_Range: TypeAlias = tuple[int, int, int, int]
+
+
+@dataclass(slots=True)
+class _Input:
+    """A tensor `[heads, length, dim]`, and a bound of how large numbers are in part of it.
+
+    Attributes:
+        numbers: The tensor.
+        low, high: The positions along `length` that were looked at.
+        square: The sum of squares there; not finite if a number there is not.
+    """
+
+    numbers: Tensor
+    low: int = 0
+    high: int = 0
+    square: float = 0.0
+
+    def norm(self, blocks: _Range) -> float:
+        """A bound of the norm of the blocks; looks at no position that is known already."""
+        start, step, size, count = blocks
+        stop = start + (count - 1) * step + size
+        if start > self.high or stop < self.low or self.low == self.high:
+            self.low = self.high = start
+            self.square = 0.0
+        for low, high in ((start, self.low), (self.high, stop)):
+            if low < high:
+                wide = torch.float64 if self.numbers.dtype == torch.float64 else torch.float32
+                norm = float(torch.linalg.vector_norm(self.numbers[:, low:high], dtype=wide))
+                self.square += norm * norm  # `**` would raise where this is infinite
+        self.low, self.high = min(self.low, start), max(self.high, stop)
+        return math.sqrt(self.square)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +151,9 @@ class _Operands:
     `[heads, q_len, value_dim]`, lse `[heads, q_len]`.
     """
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
+    query: _Input
+    key: _Input
+    value: _Input
     out: Tensor
     lse: Tensor
 
@@ -170,14 +206,6 @@ def _readable(tensor: Tensor, width: int) -> Tensor:
     return tensor
 
 
-def _stays_finite(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
-    """Whether all values are finite and no score can overflow, by Cauchy and Schwarz."""
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    norms = [float(torch.linalg.vector_norm(x, dtype=wide)) for x in (query, key, value)]
-    largest_score = norms[0] * norms[1] * max(1.0, abs(scale))
-    return math.isfinite(norms[2]) and largest_score < 0.25 * torch.finfo(wide).max
-
-
 def _additive_mask(plan: Plan, call: Call, dtype: torch.dtype) -> Tensor:
     """0 where a row of the call sees a key, -inf elsewhere: `[size, keys]`."""
     hidden = torch.from_numpy(~plan.call_mask(call))
@@ -196,14 +224,14 @@ def _operands(
     if list(by_batch) == [None] and len(by_batch[None]) == heads:
         inputs = (query, key, value)
         if batch == 1 or all(x.stride(0) == x.shape[1] * x.stride(1) for x in inputs):
-            yield _Operands(*(x.flatten(0, 1) for x in (*inputs, out, lse)))
+            q, k, v = (_Input(x.flatten(0, 1)) for x in inputs)
+            yield _Operands(q, k, v, out.flatten(0, 1), lse.flatten(0, 1))
             return
     for index, members in by_batch.items():
         for b in range(batch) if index is None else [index]:
             for own, shared in _head_ranges(members, group):
-                yield _Operands(
-                    query[b, own], key[b, shared], value[b, shared], out[b, own], lse[b, own]
-                )
+                q, k, v = _Input(query[b, own]), _Input(key[b, shared]), _Input(value[b, shared])
+                yield _Operands(q, k, v, out[b, own], lse[b, own])
 
 
 def _head_ranges(heads: list[int], group: int) -> Iterator[tuple[slice, slice]]:
@@ -228,47 +256,69 @@ def _head_ranges(heads: list[int], group: int) -> Iterator[tuple[slice, slice]]:
 
 def _run(call: Call, mask: Tensor | None, on: _Operands, kernel: Kernel, scale: float) -> None:
     """Runs a call on some heads: writes its rows, or merges into what they hold."""
-    heads, _, dim = on.query.shape
+    heads, _, dim = on.query.numbers.shape
     few = max(1, _MAX_NUMBERS // (heads * call.size * dim))
     for low in range(0, call.count, few):
         count = min(few, call.count - low)
-        row = call.row + low * call.row_step
-        rows = (row, call.row_step, call.size, count)
-        query = _blocks(on.query, *rows)
-        if len(call.spans) == 1:
-            start = call.spans[0][0] + low * call.key_step
+        rows = (call.row + low * call.row_step, call.row_step, call.size, count)
+        keys = (call.spans[0][0] + low * call.key_step, call.key_step, call.keys, count)
+        key, value = on.key, on.value
+        if len(call.spans) > 1:
             key, value = (
-                _blocks(x, start, call.key_step, call.keys, count) for x in (on.key, on.value)
+                _Input(torch.cat([x.numbers[:, slice(*span)] for span in call.spans], dim=1))
+                for x in (key, value)
             )
-        else:
-            key, value = (
-                torch.cat([x[:, start:stop] for start, stop in call.spans], dim=1)[:, None]
-                for x in (on.key, on.value)
-            )
-        # Axes are [heads, blocks]. The kernel is fastest with blocks inside, where neighbours
-        # share keys, but finds the key head of a query head only with heads inside.
-        grouped = len(on.query) != len(on.key)
-        if grouped:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        out, lse = kernel(query, key, value, mask, scale)
-        if grouped:
-            out, lse = out.transpose(0, 1), lse.transpose(0, 1)
+            keys = (0, 0, call.keys, 1)
+        hidden_stays_hidden = mask is None or (
+            _finite_scores(on.query.norm(rows), key.norm(keys), scale, key.numbers.dtype)
+            and math.isfinite(value.norm(keys))
+        )
+        out, lse = _attend(
+            kernel if hidden_stays_hidden else cpu_kernels.matmul,
+            _blocks(on.query.numbers, rows),
+            _blocks(key.numbers, keys),
+            _blocks(value.numbers, keys),
+            mask,
+            scale,
+        )
         if call.dead is not None:
             dead = torch.from_numpy(call.dead)
-            out, lse = out.clone(), lse.clone()
-            out[:, :, dead] = 0
-            lse[:, :, dead] = -math.inf
+            out.masked_fill_(dead[:, None], 0)
+            lse.masked_fill_(dead, -math.inf)
         _put(
             out[..., : on.out.shape[-1]],
             lse,
-            _blocks(on.out, *rows),
-            _blocks(on.lse[..., None], *rows)[..., 0],
+            _blocks(on.out, rows),
+            _blocks(on.lse[..., None], rows)[..., 0],
             call.first,
         )
 
 
-def _blocks(tensor: Tensor, start: int, step: int, size: int, count: int) -> Tensor:
-    """Of `[heads, length, dim]`, ranges of the length a step apart: `[heads, count, size, dim]`."""
+def _finite_scores(query: float, key: float, scale: float, dtype: torch.dtype) -> bool:
+    """Whether no score can overflow, by the norms of query and key and Cauchy and Schwarz."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return query * key * max(1.0, abs(scale)) < 0.25 * torch.finfo(wide).max
+
+
+def _attend(
+    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Runs a kernel on operands `[heads, blocks, length, dim]`, with fewer key heads or as many.
+
+    It is fastest with the blocks of a head side by side, as neighbours share keys, but finds the
+    key head of a query head only with the heads of a block side by side.
+    """
+    if len(query) == len(key):
+        return kernel(query, key, value, mask, scale)
+    out, lse = kernel(
+        query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), mask, scale
+    )
+    return out.transpose(0, 1), lse.transpose(0, 1)
+
+
+def _blocks(tensor: Tensor, blocks: _Range) -> Tensor:
+    """Blocks along the length of `[heads, length, dim]`: a view `[heads, count, size, dim]`."""
+    start, step, size, count = blocks
     heads, _, dim = tensor.shape
     head, place, _ = tensor.stride()
     return tensor.as_strided(

@@ -18,9 +18,9 @@ import numpy as np
 from patterncc.codegen.cpu_tiles import FULL, Bools, Ints, MaskedTiles
 
 # Costs in units of one (query, key) pair of one head, found by fitting measured times.
-_PER_CALL = 16000
+_PER_CALL = 6000
 _PER_ROW = 80  # of a call: starting and writing a row, and merging it
-_PER_GATHERED_KEY = 12
+_PER_GATHERED_KEY = 40  # copying it and its value
 _TALL = 192  # rows from which the kernel multiplies taller blocks
 _TALL_GAIN = 0.9
 
@@ -175,7 +175,8 @@ def _pieces(rows: dict[int, list[_Run]]) -> Iterator[_Piece]:
             if run in shared[q_tile]:
                 continue
             parts = [run]
-            if common[run.width, run.masks] < _FEW:
+            # A lone query tile, as in decoding, has no neighbours to share the parts with.
+            if len(rows) > 1 and common[run.width, run.masks] < _FEW:
                 parts, stretch = _split(run)
                 stretches += [_Stretch(q_tile, *stretch)] if stretch else []
             for part in reversed(parts):

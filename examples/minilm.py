@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pattern", default=DEFAULT_PATTERN, help=f"default: {DEFAULT_PATTERN}")
     parser.add_argument("--text", type=Path, help="a text file, each paragraph of which is a text")
-    parser.add_argument("--texts", type=int, default=16, help="texts at most (16)")
+    parser.add_argument("--texts", type=int, default=12, help="texts at most (12)")
     parser.add_argument(
         "--tokens", type=int, default=256, help="of a text at most (256; up to 512)"
     )
@@ -163,9 +163,7 @@ def print_table(
         print(f"{name:<{width}}  {length:6}  {density:7.1%}  {cosines[i]:.4f}  {shown}")
     flips = sum(a != b for a, b in zip(*nearest, strict=True))
     mean = sum(cosines) / len(cosines)
-    print(
-        f"\nmean cosine {mean:.4f}; the nearest neighbour of {flips} of {len(names)} texts is another"
-    )
+    print(f"\nmean cosine {mean:.4f}; {flips} of {len(names)} texts have another nearest one")
 
 
 def neighbours(embeddings: Tensor) -> list[int]:

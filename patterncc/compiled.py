@@ -31,6 +31,10 @@ class Attention:
     """A compiled pattern: call it on tensors, or ask what it does.
 
     A value: equal and hashed by its canonical text, and it pickles as that text.
+
+    Calls are whole graphs for `torch.compile`. Where layers are compiled one by one, each with a
+    pattern of its own, torch counts every pattern as a recompilation of their shared code and stops
+    at `torch._dynamo.config.recompile_limit`: compile the model as a whole, or raise the limit.
     """
 
     __slots__ = ("_pattern", "_signature")

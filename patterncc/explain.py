@@ -5,7 +5,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -74,8 +74,8 @@ class Explanation:
         block_k: Keys of a key tile.
         mathematics: The mask, line by line.
         parameters: In declared order, fixed ones first.
-        causal: Whether no row sees a later position, at any length.
-        groups: The heads of the layers looked at.
+        causal: Whether no row sees a later position, at any length; `None` where it is not known.
+        groups: The heads of the layers looked at; none in an outline.
     """
 
     call: Call
@@ -84,7 +84,7 @@ class Explanation:
     block_k: int
     mathematics: tuple[str, ...]
     parameters: tuple[ParameterNote, ...]
-    causal: bool
+    causal: bool | None
     groups: tuple[Group, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -166,6 +166,15 @@ def explain(
         digest = measured[body].digest
         groups.setdefault(digest, []).append((layer, head))
         first.setdefault(digest, measured[body])
+    return replace(
+        outline(call, problem, block_q, block_k),
+        causal=is_causal(call),
+        groups=tuple(_group(call, program, groups[key], first[key]) for key in groups),
+    )
+
+
+def outline(call: Call, problem: Problem, block_q: int = 128, block_k: int = 128) -> Explanation:
+    """What can be said of a pattern that cannot be lowered: what it means and takes."""
     return Explanation(
         call,
         problem,
@@ -173,8 +182,8 @@ def explain(
         block_k,
         tuple(layout(call.pattern.body)),
         tuple(_notes(call.pattern)),
-        is_causal(call),
-        tuple(_group(call, program, groups[key], first[key]) for key in groups),
+        None,
+        (),
     )
 
 

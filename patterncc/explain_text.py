@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from patterncc.dsl.pattern import Pattern
 from patterncc.explain import Explanation, Group
 from patterncc.loops import Loop
+from patterncc.notation import display_text, percent
 
 MOST_GROUPS = 4  # groups whose loops are printed
 MOST_RANGES = 6  # ranges of dead rows that are printed
@@ -18,7 +18,8 @@ def format_explanation(explanation: Explanation) -> str:
     lines = [pattern.name or "a pattern without a name", ""]
     lines += [f"  {line}" for line in explanation.mathematics]
     lines += ["", f"  text    {display_text(pattern)}"]
-    lines += [f"  causal  {'yes' if explanation.causal else 'no'}"]
+    if explanation.causal is not None:
+        lines += [f"  causal  {'yes' if explanation.causal else 'no'}"]
     lines += ["", "parameters", *_parameters(explanation)]
     lines += ["", "call", *_call(explanation)]
     groups = explanation.groups
@@ -33,12 +34,6 @@ def format_explanation(explanation: Explanation) -> str:
         rest = len(groups) - MOST_GROUPS
         lines += ["", f"The loops of {rest} more groups are printed when --layer or --head asks."]
     return "\n".join(lines) + "\n"
-
-
-def display_text(pattern: Pattern) -> str:
-    """The canonical text, with the name that the pattern goes by where it has one."""
-    name = pattern.name or "_"
-    return pattern.text.replace("pattern _(", f"pattern {name}(", 1)
 
 
 def members(explanation: Explanation, group: Group) -> str:
@@ -182,16 +177,6 @@ def _dead(group: Group) -> str:
 
 def _loops(found: Iterable[Loop]) -> list[str]:
     return [f"    {loop}" for loop in found] or ["    none"]
-
-
-def percent(share: float) -> str:
-    """A share with the digits that matter: `21.89%`, `0.0031%`."""
-    if share in (0, 1):
-        return f"{share:.0%}"
-    digits = 2
-    while digits < 8 and share * 100 < 10 ** (1 - digits):
-        digits += 1
-    return f"{100 * share:.{digits}f}%"
 
 
 def waste(group: Group) -> str:

@@ -167,7 +167,11 @@ def _cache() -> Iterator[Finding]:
 
 def _environment() -> Iterator[Finding]:
     now = settings.settings()
-    values = {"PATTERNCC_CACHE_DIR": str(now.cache_dir), "PATTERNCC_VERIFY": str(int(now.verify))}
+    values = {
+        "PATTERNCC_CACHE_DIR": str(now.cache_dir),
+        "PATTERNCC_DEBUG": str(int(now.debug)),
+        "PATTERNCC_VERIFY": str(int(now.verify)),
+    }
     for variable in settings.VARIABLES:
-        value = values.get(variable.name, "")
+        value = values[variable.name]
         yield Finding("environment", variable.name, "ok", f"{value} ({variable.meaning})")

@@ -179,26 +179,27 @@ def _run(
 
 
 def _when(row: str, live: npt.NDArray[np.bool_]) -> str:
-    """Which tiles run a loop: "" for all of them, a range, or a range with gaps."""
-    where = np.flatnonzero(live)
-    if len(where) == len(live):
-        return ""
-    first, last = int(where[0]), int(where[-1])
-    if len(where) == 1:
-        return f"{row} = {first}"
-    if (steps := _progression(where)) and last - first + 1 > len(where):
+    """Which tiles run a loop: "" for all of them, one or two ranges, or a range with gaps."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], live, [False]]).astype(np.int8)))
+    runs = [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    if len(runs) <= 2:
+        return " or ".join(_range(row, *run, len(live)) for run in runs)
+    if steps := _progression(np.flatnonzero(live)):
         return f"{row} = {steps}"
-    if last == len(live) - 1:
-        text = f"{row} ≥ {first}" if first else ""
-    else:
-        text = f"{first} ≤ {row} ≤ {last}" if first else f"{row} ≤ {last}"
-    gaps = np.flatnonzero(~live[first : last + 1]) + first
-    if not len(gaps):
-        return text
-    holes = _progression(gaps)
-    if not holes:
-        return f"{len(where)} of the {row}"
-    return f"{text}, {row} ≠ {holes}" if text else f"{row} ≠ {holes}"
+    first, last = runs[0][0], runs[-1][1]
+    gaps = _progression(np.flatnonzero(~live[first : last + 1]) + first)
+    if not gaps:
+        return f"{int(live.sum())} of the {row}"
+    hull = _range(row, first, last, len(live))
+    return f"{hull}, {row} ≠ {gaps}" if hull else f"{row} ≠ {gaps}"
+
+
+def _range(row: str, first: int, last: int, rows: int) -> str:
+    if first == last:
+        return f"{row} = {first}"
+    if last == rows - 1:
+        return f"{row} ≥ {first}" if first else ""
+    return f"{first} ≤ {row} ≤ {last}" if first else f"{row} ≤ {last}"
 
 
 def _progression(numbers: npt.NDArray[np.int64]) -> str:

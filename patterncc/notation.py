@@ -35,6 +35,7 @@ from patterncc.dsl.mask import (
     Truth,
     Var,
 )
+from patterncc.dsl.pattern import Pattern
 
 WIDTH = 92  # columns of a laid-out mask
 
@@ -47,6 +48,21 @@ _CHOICE, _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _ATOM = range(8)
 def mathematics(expr: Expr) -> str:
     """An expression on one line."""
     return _show(expr, _CHOICE)
+
+
+def display_text(pattern: Pattern) -> str:
+    """The canonical text, with the name that the pattern goes by where it has one."""
+    return pattern.text.replace("pattern _(", f"pattern {pattern.name or '_'}(", 1)
+
+
+def percent(share: float) -> str:
+    """A share with the digits that matter: `21.89%`, `0.0031%`."""
+    if share in (0, 1):
+        return f"{share:.0%}"
+    digits = 2
+    while digits < 8 and share * 100 < 10 ** (1 - digits):
+        digits += 1
+    return f"{100 * share:.{digits}f}%"
 
 
 def layout(predicate: Predicate, width: int = WIDTH) -> list[str]:

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.call import Call
-from patterncc.codegen import schedule
+from patterncc.codegen import facts, schedule
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
 from patterncc.dsl.errors import ConfigError
 
 MOST_TOKENS = 512  # rows and keys up to which every pair is drawn
 MOST_TILES = 1 << 14  # tiles a side that are counted; longer calls are shown in larger tiles
+MOST_COUNTS = 1 << 26  # rows times loops up to which visible pairs are counted
 _CHUNK = 1 << 22  # tiles listed at a time
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
@@ -34,6 +35,7 @@ class Picture:
         full: Full tiles.
         partial: Partial tiles.
         tiles: All tiles.
+        pairs: Visible pairs; `None` where counting them would take too long.
         cells: float32 `[rows, columns, 2]`: the shares of partial and of full tiles in each cell.
         cell_q: Tiles that share a cell, down.
         cell_k: Tiles that share a cell, across.
@@ -49,16 +51,12 @@ class Picture:
     full: int
     partial: int
     tiles: int
+    pairs: int | None
     cells: npt.NDArray[np.float32]
     cell_q: int
     cell_k: int
     allowed: npt.NDArray[np.bool_] | None = None
     states: npt.NDArray[np.uint8] | None = None
-
-    @property
-    def pairs(self) -> int | None:
-        """Visible pairs; `None` where they are not drawn."""
-        return None if self.allowed is None else int(self.allowed.sum())
 
 
 def default_block(length: int) -> int:
@@ -105,10 +103,13 @@ def take(
     full, partial = (int(count.sum()) for count in counts)
     cell_q, cell_k = (_sharing(count, most_cells) for count in (rows, columns))
     cells = shares(program, env, cell_q, cell_k)
-    shape = (block_q, block_k, full, partial, rows * columns, cells, cell_q, cell_k)
+    pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within)
+    visible = None
+    if call.q_len * sum(sweep.classes for sweep in pairs.forward) <= MOST_COUNTS:
+        visible = int(facts.visible_keys(call.pattern, env, pairs).sum())
+    shape = (block_q, block_k, full, partial, rows * columns, visible, cells, cell_q, cell_k)
     if max(call.q_len, call.kv_len) > MOST_TOKENS:
         return Picture(call, layer, head, *shape)
-    pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within)
     allowed = schedule.block_map(pairs, env).astype(np.bool_)
     states = schedule.block_map(program, env)
     states = states.repeat(block_q, axis=0)[: call.q_len].repeat(block_k, axis=1)[:, : call.kv_len]

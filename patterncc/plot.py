@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.dsl.errors import ConfigError
+from patterncc.notation import display_text, percent
 from patterncc.picture import FULL, PARTIAL, Picture
 
 if TYPE_CHECKING:
@@ -88,11 +89,16 @@ def colours(picture: Picture) -> npt.NDArray[np.uint8]:
         return result
     partial, full = picture.cells[..., 0, None], picture.cells[..., 1, None]
     visited = partial + full
-    empty = np.asarray(COLOURS["empty"], np.float32)
-    hue = (partial * COLOURS["partial"] + full * COLOURS["full"]) / np.maximum(visited, 1e-9)
+    empty = _numbers("empty")
+    # The colour of the most; a mixture would be a third one, which the legend does not have.
+    hue = np.where(full >= partial, _numbers("full"), _numbers("partial"))
     strength = np.where(visited > 0, PALEST + (1 - PALEST) * np.minimum(visited, 1), 0)
     mixed: npt.NDArray[np.uint8] = np.rint(empty + (hue - empty) * strength).astype(np.uint8)
     return mixed
+
+
+def _numbers(name: str) -> npt.NDArray[np.float32]:
+    return np.array(COLOURS[name], np.float32)
 
 
 def panel_pixels(image: npt.NDArray[Any], most: int) -> tuple[int, int]:
@@ -118,7 +124,8 @@ def draw(pictures: Sequence[Picture]) -> "Figure":
     top = 84 + 28 * len(title)
     caption = 36 if len(pictures) > 1 else 0
     below = 76  # positions and the name of the axis
-    total_height = top + rows * (caption + height + below) + 106
+    note = textwrap.wrap(_note(pictures), (total_width - 2 * _EDGE) // 11)
+    total_height = top + rows * (caption + height + below) + 78 + 28 * len(note)
 
     figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI, facecolor="white")
     _write_title(figure, pictures[0], title, total_width, total_height)
@@ -137,7 +144,7 @@ def draw(pictures: Sequence[Picture]) -> "Figure":
         _panel(axes, picture, image, scale, first_column=column == 0, last_row=row == rows - 1)
         if caption:
             axes.set_title(_caption(picture), fontsize=7, color=_TEXT, pad=4)
-    _legend(figure, pictures, total_width, total_height)
+    _legend(figure, pictures, note, total_width, total_height)
     return figure
 
 
@@ -229,7 +236,7 @@ def _caption(picture: Picture) -> str:
 
 
 def _title(picture: Picture, width: int) -> list[str]:
-    text = " ".join(picture.call.pattern.text.split())
+    text = " ".join(display_text(picture.call.pattern).split())
     return textwrap.wrap(text, (width - 2 * _EDGE) // 13, max_lines=3, placeholder=" …")
 
 
@@ -249,7 +256,9 @@ def _write_title(
         figure.text(_EDGE / width, y, line, fontsize=6.5, family="monospace", color="#57606a")
 
 
-def _legend(figure: "Figure", pictures: Sequence[Picture], width: int, height: int) -> None:
+def _legend(
+    figure: "Figure", pictures: Sequence[Picture], note: Sequence[str], width: int, height: int
+) -> None:
     first = pictures[0]
     one = len(pictures) == 1
     counts = {
@@ -266,7 +275,7 @@ def _legend(figure: "Figure", pictures: Sequence[Picture], width: int, height: i
     figure.legend(
         handles=handles,
         loc="lower left",
-        bbox_to_anchor=((_EDGE - 8) / width, 54 / height),
+        bbox_to_anchor=((_EDGE - 8) / width, (26 + 28 * len(note)) / height),
         ncols=len(handles),
         fontsize=7,
         frameon=False,
@@ -275,15 +284,23 @@ def _legend(figure: "Figure", pictures: Sequence[Picture], width: int, height: i
         handlelength=1.2,
         columnspacing=1.6,
     )
+    for number, line in enumerate(reversed(note)):
+        y = (24 + 28 * number) / height
+        figure.text(_EDGE / width, y, line, fontsize=6.5, color="#57606a")
+
+
+def _note(pictures: Sequence[Picture]) -> str:
+    """What the legend does not say in colours."""
+    first = pictures[0]
     note = f"tiles of {first.block_q} × {first.block_k}"
-    if one:
-        note += f", {(first.full + first.partial) / first.tiles:.2%} visited"
+    if len(pictures) == 1:
+        note += f", {percent((first.full + first.partial) / first.tiles)} visited"
         if first.pairs is not None:
             density = first.pairs / (first.call.q_len * first.call.kv_len)
-            note += f"; {first.pairs:,} visible pairs, density {density:.2%}"
+            note += f"; {first.pairs:,} visible pairs, density {percent(density)}"
     if first.cell_q > 1 or first.cell_k > 1:
         note += f"; a cell is {first.cell_q} × {first.cell_k} tiles, paler where fewer are visited"
-    figure.text(_EDGE / width, 24 / height, note, fontsize=6.5, color="#57606a")
+    return note
 
 
 def _swatch(state: str, label: str) -> "Patch":

@@ -41,6 +41,7 @@ VARIABLES = (
         "folder of generated kernels and tuned configurations",
         "the user's cache folder for patterncc",
     ),
+    Variable("PATTERNCC_DEBUG", "1: the command line shows tracebacks, as with --debug", "0"),
     Variable(
         "PATTERNCC_VERIFY",
         "1: check the block program after lowering and after every pass",
@@ -56,10 +57,12 @@ class Settings:
     Attributes:
         cache_dir: Folder of generated kernels and tuned configurations; absolute, may not exist
             yet.
+        debug: Whether the command line shows tracebacks.
         verify: Whether block programs are checked after lowering and after every pass.
     """
 
     cache_dir: Path
+    debug: bool = False
     verify: bool = False
 
     @staticmethod
@@ -71,6 +74,7 @@ class Settings:
         """
         return Settings(
             cache_dir=_folder(environment.get("PATTERNCC_CACHE_DIR", "")),
+            debug=_switch("PATTERNCC_DEBUG", environment.get("PATTERNCC_DEBUG", "")),
             verify=_switch("PATTERNCC_VERIFY", environment.get("PATTERNCC_VERIFY", "")),
         )
 

@@ -15,7 +15,7 @@ from patterncc.call import Call
 from patterncc.codegen import config, cpu, facts, schedule
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
-from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.explain import is_causal
 from patterncc.timing import Timing, once, race
 from patterncc.verdict import Verdict, judge, mask_rows
@@ -140,11 +140,11 @@ def run(
         report: Told what is being done, for a person who waits.
 
     Raises:
-        ConfigError: The layer is not below the number of layers.
         UnsupportedError: The pattern or the type has no kernel there.
     """
-    if layer >= call.layers:
-        raise ConfigError(f"--layer {layer}: there are {call.layers}, from 0; see --layers")
+    if call.pattern.tables:
+        names = ", ".join(f"`{table.name}`" for table in call.pattern.tables)
+        raise UnsupportedError(f"a command line cannot give {names}", "call the pattern in Python")
     query, key, value = random_input(call, problem, device, batch, seed)
     attention = Attention(call.pattern)
 

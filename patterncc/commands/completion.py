@@ -4,7 +4,7 @@ import argparse
 import re
 from dataclasses import dataclass
 
-from patterncc.cli import build_parser
+from patterncc.commands.arguments import build_parser
 
 _WORDS_FOR_FILES = ("pattern", "files", "output")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from patterncc.call import Call
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
+from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.pattern import Pattern
 
 STANDARD_INPUT = "-"
@@ -79,8 +80,13 @@ def call_of(pattern: Pattern, args: argparse.Namespace) -> Call:
     """The call of a command line.
 
     Raises:
-        ConfigError: A size cannot be.
+        ConfigError: A size cannot be, or there is no such layer or head.
     """
+    for name, size in (("layer", args.layers), ("head", args.heads)):
+        numbers = getattr(args, name, None)
+        chosen = [numbers] if isinstance(numbers, int) else numbers or []
+        if chosen and max(chosen) >= size:
+            raise ConfigError(f"--{name} {max(chosen)}: there are {size}, from 0; see --{name}s")
     return Call.of(
         pattern,
         args.q_len,

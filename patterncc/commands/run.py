@@ -10,7 +10,8 @@ from rich.text import Text
 from patterncc import trial
 from patterncc.commands import console
 from patterncc.commands.inputs import call_of, pattern_of, problem_of
-from patterncc.explain_text import percent, quantity
+from patterncc.explain_text import quantity
+from patterncc.notation import percent
 from patterncc.timing import Timing
 from patterncc.trial import Trial
 

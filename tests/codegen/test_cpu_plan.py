@@ -150,6 +150,14 @@ def test_calls_of_a_causal_mask_grow_as_the_logarithm() -> None:
     assert plan_of("k <= q", 4096).pairs == 4096 * (4096 + 64) // 2
 
 
+def test_decoding_reads_its_keys_and_no_others() -> None:
+    env = {"q_len": 1, "kv_len": 9999, "q_offset": 9998}
+    program = program_of("causal and (k < 4 or q - k < 512)")
+    plan = make_plan(masked_tiles(program, env), 1, 9999)
+    assert {call.spans for call in plan.calls} == {((0, 4),), ((9487, 9999),)}
+    assert [call.masks for call in plan.calls] == [None, None]
+
+
 def test_work_falls_with_density() -> None:
     dense_pairs = 4096 * 4096
     for window in (64, 256, 1024):

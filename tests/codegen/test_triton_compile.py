@@ -1,0 +1,170 @@
+"""Generated kernels compiled for devices that are not here: they compile, and to good code."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from patterncc.codegen import launch
+from patterncc.codegen.config import KernelConfig, default_config, shared_bytes, shared_limit
+from patterncc.codegen.forward_source import emit_forward
+from patterncc.codegen.launch import CompiledKernel, Forward, compile_for, kernel_count
+from patterncc.codegen.lower import lower
+from patterncc.codegen.problem import Problem
+from patterncc.codegen.triton_source import KernelSource
+from patterncc.dsl import library, load
+from patterncc.dsl.errors import ConfigError, UnsupportedError
+from tests.codegen.attention import lowered
+
+TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
+SIZES = {"heads": 8, "kv_heads": 2, "layers": 4}
+WIDE = Problem("bfloat16", 128, 128)
+
+
+def _source(
+    text: str, problem: Problem, target: str, within: bool = True, **change: object
+) -> KernelSource:
+    config = dataclasses.replace(default_config(problem, target), **change)  # type: ignore[arg-type]
+    program = lower(load(text), config.block_q, config.block_k, sizes=SIZES, within=within)
+    return emit_forward(program, problem, config)
+
+
+def _compiled(text: str, problem: Problem, target: str, folder: Path) -> CompiledKernel:
+    return compile_for(_source(text, problem, target), target, folder=folder)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target(target: str, tmp_path: Path) -> None:
+    kernel = _compiled("streaming", WIDE, target, tmp_path)
+    assert kernel.spilled == 0
+    assert kernel.shared <= (shared_limit(target) or 65536)
+    assert ("hsaco" if target.startswith("hip") else "cubin") in kernel.stages
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("text", ["causal", "streaming"])
+def test_hopper(text: str, head_dim: int, tmp_path: Path) -> None:
+    """Loads are asynchronous bulk copies, products are wgmma on shared memory, nothing spills."""
+    problem = Problem("bfloat16", head_dim, head_dim)
+    kernel = _compiled(text, problem, "cuda:90", tmp_path)
+    assert kernel.spilled == 0
+    assert 0 <= kernel.shared - shared_bytes(kernel.source.config, problem) <= 2048
+    assert kernel.shared <= (shared_limit("cuda:90") or 0)
+    layouts = str(kernel.stages["ttgir"])
+    loops = layouts[layouts.index("scf.for") :]
+    assert loops.count("ttng.warp_group_dot ") == 4
+    assert loops.count("isAsync = true") == 4
+    assert "local_load" not in loops  # keys and values go from shared memory into the products
+    stages = kernel.source.config.num_stages
+    copies = layouts.count("ttng.async_tma_copy_global_to_local")
+    # The query once; for each of two loops keys and values, in the loop and ahead of it.
+    assert copies == 1 + 2 * 2 * stages
+
+
+def test_pointer_loads_are_pipelined(tmp_path: Path) -> None:
+    source = _source("streaming", WIDE, "cuda:80")
+    aligned = compile_for(source, "cuda:80", folder=tmp_path)
+    layouts = str(aligned.stages["ttgir"])
+    assert layouts.count("ttg.async_copy_global_to_local") == 4 * source.config.num_stages
+    assert "cp.async.cg.shared.global [ %r" in str(aligned.stages["ptx"])  # 16 bytes each
+
+
+@pytest.mark.parametrize("target", ["cuda:90", "hip:gfx942"])
+def test_split_head_dims(target: str, tmp_path: Path) -> None:
+    kernel = _compiled("causal", Problem("float16", 80, 96, 4), target, tmp_path)
+    assert kernel.spilled == 0
+
+
+def test_float32(tmp_path: Path) -> None:
+    kernel = _compiled("causal", Problem("float32", 64, 64), "cuda:90", tmp_path)
+    assert kernel.spilled == 0
+    assert "tf32" not in str(kernel.stages["ptx"])
+
+
+def test_shifts_and_floors_are_signed(tmp_path: Path) -> None:
+    """`>>` must be the arithmetic shift, and no remainder may be taken of a negative value."""
+    small = Problem("bfloat16", 16, 16)
+    source = _source("chunked(64) and k % 5 != q % 7", small, "cuda:90", within=False)
+    text = str(compile_for(source, "cuda:90", folder=tmp_path).stages["ttir"])
+    assert "arith.shrsi" in text
+    assert "arith.shrui" not in text
+    assert re.search(r"arith.remsi .*tensor<1x64xi32>", text)  # of k, which is never negative
+    assert not re.search(r"arith.remsi .*tensor<128x1xi32>", text)  # of q, which may be
+
+
+def test_many_residue_classes_stay_one_loop(tmp_path: Path) -> None:
+    source = _source("ladder(4, 64, 100, 7)", WIDE, "cuda:90")
+    assert source.text.count("for step in range") <= 3
+    kernel = compile_for(source, "cuda:90", folder=tmp_path)
+    assert kernel.spilled <= 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", [name for name in library.names() if name != "neighborhood_1d"])
+def test_library(name: str, target: str, tmp_path: Path) -> None:
+    for within in (True, False):
+        try:
+            config = default_config(WIDE, target)
+            pattern = load(name, n=64) if name == "prefix" else load(name)
+            program = lower(pattern, config.block_q, config.block_k, sizes=SIZES, within=within)
+        except UnsupportedError:
+            pytest.skip("no lowering yet")
+        compile_for(emit_forward(program, WIDE, config), target, folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 72, 80, 96, 128, 192, 256])
+def test_default_configs_do_not_spill(
+    head_dim: int, dtype: str, target: str, tmp_path: Path
+) -> None:
+    problem = Problem(dtype, head_dim, head_dim)  # type: ignore[arg-type]
+    kernel = _compiled("window", problem, target, tmp_path)
+    assert kernel.spilled == 0
+    assert kernel.shared <= (shared_limit(target) or 65536)
+
+
+# ------------------------------------------------------------------------------------ the launcher
+
+
+def test_unknown_target(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no target 'tpu:4'"):
+        compile_for(_source("causal", WIDE, "cuda:90"), "tpu:4", folder=tmp_path)
+
+
+def test_source_file_is_repaired(tmp_path: Path) -> None:
+    """A half-written file of a crashed process is replaced, and no temporary file stays."""
+    source = _source("prefix(77)", WIDE, "cuda:90")
+    path = tmp_path / f"{source.digest}.py"
+    path.write_text(source.text[:100])
+    compile_for(source, "cuda:90", folder=tmp_path)
+    assert path.read_text() == source.text
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [path.name]
+
+
+def test_cpu_tensors_are_refused() -> None:
+    import torch
+
+    forward = Forward(lowered(load("causal")))
+    tensor = torch.zeros(1, 1, 8, 16)
+    before = kernel_count()
+    with pytest.raises(UnsupportedError, match="cpu tensors"):
+        forward(tensor, tensor, tensor, env={"q_offset": 0}, scale=1.0)
+    assert kernel_count() == before
+
+
+def test_missing_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_MISSING", ImportError("no triton here"))
+    with pytest.raises(UnsupportedError, match="pip install"):
+        Forward(lowered(load("causal")))
+
+
+def test_mismatched_tiles() -> None:
+    program = lower(load("causal"), 64, 64)
+    with pytest.raises(ConfigError, match="128x64"):
+        emit_forward(program, WIDE, KernelConfig(128, 64))
