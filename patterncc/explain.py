@@ -23,9 +23,7 @@ from patterncc.dsl.pattern import IntType, Pattern, SegmentsType
 from patterncc.loops import Loop, loops
 from patterncc.notation import layout
 
-FIXED = (
-    "divides, is a modulus, multiplies a position or sizes a block: another value is another kernel"
-)
+FIXED = "a divisor, modulus, factor of a position or block size: another value, another kernel"
 RUN_TIME = "only compared and added: another value runs the same kernel"
 TABLE = "read at run time"
 

@@ -65,7 +65,8 @@ def _print(found: Trial) -> None:
     table.add_row(
         "time", _median(found.timing), f"{_spread(found.timing)}; {speed} on visible pairs"
     )
-    note = "lowers the pattern and compiles the kernel"
+    work = "plans the call" if found.device == "cpu" else "compiles the kernel"
+    note = f"lowers the pattern and {work}"
     table.add_row("first call", duration(found.first), note)
     for dense in found.dense:
         if dense.timing is None:
