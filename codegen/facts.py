@@ -19,18 +19,27 @@ from patterncc.dsl.pattern import Pattern
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
-def visible_keys(pattern: Pattern, env: Env) -> npt.NDArray[np.int64]:
+def visible_keys(
+    pattern: Pattern, env: Env, pairs: BlockProgram | None = None
+) -> npt.NDArray[np.int64]:
     """How many keys each row attends to, int64 `[q_len]`.
 
     The pattern is lowered for tiles of one query and one key, where every visited tile is a visible
     pair, so the count of a row is the sum of a few trip counts: no pair is enumerated at any
     length.
 
+    Args:
+        pattern: What to count.
+        env: As `schedule.forward_tiles` takes it.
+        pairs: The pattern lowered for tiles of one query and one key, where it is at hand.
+
     Raises:
         UnsupportedError: For a pattern that cannot be lowered.
     """
-    sizes = {name: int(env[name]) for name in ("heads", "kv_heads", "layers") if name in env}
-    full, partial = schedule.tile_counts(lower(pattern, 1, 1, sizes=sizes), env)
+    if pairs is None:
+        sizes = {name: int(env[name]) for name in ("heads", "kv_heads", "layers") if name in env}
+        pairs = lower(pattern, 1, 1, sizes=sizes)
+    full, partial = schedule.tile_counts(pairs, env)
     assert not partial.any(), "a pair is allowed or it is not"
     return full
 
@@ -63,13 +72,27 @@ class Work:
     tile_bytes: int
 
 
-def work(pattern: Pattern, program: BlockProgram, problem: Problem, env: Env) -> Work:
-    """Exact work of one head of a call in the program's tiles."""
+def work(
+    pattern: Pattern,
+    program: BlockProgram,
+    problem: Problem,
+    env: Env,
+    visible: npt.NDArray[np.int64] | None = None,
+) -> Work:
+    """Exact work of one head of a call in the program's tiles.
+
+    Args:
+        pattern: What to count.
+        program: It, lowered.
+        problem: Type and head sizes.
+        env: As `schedule.forward_tiles` takes it.
+        visible: What `visible_keys` says, where it is at hand.
+    """
     q_len, kv_len = int(env["q_len"]), int(env["kv_len"])
     full, partial = schedule.tile_counts(program, env)
     full_below, partial_below = schedule.tile_counts(program, env, "transposed")
     live_keys = min(int(np.count_nonzero(full_below + partial_below)) * program.block_k, kv_len)
-    pairs = int(visible_keys(pattern, env).sum())
+    pairs = int((visible_keys(pattern, env) if visible is None else visible).sum())
     visited = int(full.sum() + partial.sum())
     both = problem.head_dim + problem.value_head_dim
     size = BYTES[problem.dtype]

@@ -161,6 +161,19 @@ def _rows(program: BlockProgram, env: Env, direction: Direction) -> tuple[int, d
 Extent = tuple[Sweep, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
+def extents(program: BlockProgram, env: Env, direction: Direction = "forward") -> Iterator[Extent]:
+    """The loops that visit anything, for lengths at which a list of tiles is too long.
+
+    Yields:
+        A sweep (one residue class of it) and per row of tiles, int64 `[rows]`: its first counter,
+        its trip count and its phase, so that row `i` visits the tiles
+        `sweep.stride * (first[i] + n) + phase[i]` for `n < count[i]`.
+    """
+    rows, scope = _rows(program, env, direction)
+    if rows:
+        yield from _extents(program, direction, rows, scope)
+
+
 def _extents(program: BlockProgram, direction: Direction, rows: int, env: Env) -> Iterator[Extent]:
     """For each loop: its sweep, and per row of tiles its first counter, trip count and phase."""
     if int(env["q_len"]) == 0 or int(env["kv_len"]) == 0:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from patterncc.dsl.declare import default_of
 from patterncc.dsl.source import Span
 from patterncc.dsl.suggest import did_you_mean
 from patterncc.dsl.syntax import Argument, Identifier, ParameterDeclaration
@@ -40,7 +41,7 @@ def match_arguments(
                 argument.span,
                 f"it is {signature}",
             )
-            wrong = True
+            return None
     given.update(zip(names, positional, strict=False))
     for argument in arguments:
         if argument.name is None:
@@ -82,7 +83,8 @@ def describe(parameter: ParameterDeclaration) -> str:
     if parameter.type is not None and parameter.type.name.text != "int":
         axes = ", ".join(axis.text for axis in parameter.type.axes)
         text += f": {parameter.type.name.text}" + (f"[{axes}]" if axes else "")
-    return f"{text} = ..." if parameter.default is not None else text
+    default = default_of(parameter)
+    return text if default is None else f"{text} = {default}"
 
 
 def count(number: int, noun: str) -> str:

@@ -6,7 +6,7 @@ Works on values and the syntax node to blame; it does not look at names and does
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from patterncc.dsl.build import add, floordiv, modulo, multiply, substitute
+from patterncc.dsl.build import floordiv, modulo, multiply, substitute
 from patterncc.dsl.limits import MAX_CONSTANT, MAX_DEPTH, MAX_NODES, MAX_WORK
 from patterncc.dsl.linear import (
     LENGTHS,
@@ -33,6 +33,8 @@ from patterncc.dsl.mask import (
 from patterncc.dsl.syntax import Expression
 from patterncc.dsl.values import Frame, GiveUpError, Report, Value
 
+_STEP = 32  # what a step costs by itself, in nodes
+_SUBSTITUTION = 4  # what a node costs that is built again
 _MAX_EXCERPT = 60  # characters of a library pattern that a note shows
 _TOO_LARGE_HINT = f"numbers go from -{MAX_CONSTANT} to {MAX_CONSTANT}"
 
@@ -54,12 +56,26 @@ class Assembler:
     # ----------------------------------------------------------------------------------- mistakes
 
     def fail(
-        self, code: str, message: str, node: Expression, frame: Frame, hint: str | None = None
+        self,
+        code: str,
+        message: str,
+        node: Expression,
+        frame: Frame,
+        hint: str | None = None,
+        whole: Expression | None = None,
     ) -> None:
-        """Reports a mistake at a node, or at the call that brought it about."""
+        """Reports a mistake at a node, or at the call that brought it about.
+
+        Args:
+            code, message, hint: As of a diagnostic.
+            node: What is wrong.
+            frame: The definition that the node is part of.
+            whole: What to show of a called pattern; the node itself if None.
+        """
         notes: tuple[str, ...] = ()
         if frame.site is not None:
-            text = " ".join(frame.module.source.excerpt(node.span).split())
+            span = (whole or node).span
+            text = " ".join(frame.module.source.excerpt(span).split())
             if len(text) > _MAX_EXCERPT:
                 text = text[:_MAX_EXCERPT] + "..."
             notes = (f"`{frame.name}` has `{text}`",)
@@ -116,21 +132,26 @@ class Assembler:
             make: Builds the expression.
             parts: What it is made of.
             node, frame: The place to blame.
-            copies: How often a part may stand in the result.
+            copies: How often the largest part may stand in the result, and the others twice.
         """
         sound = [part for part in parts if part is not None]
         if len(sound) < len(parts):
             return None
-        size = len(parts) + copies * sum(part.size for part in sound)
-        depth = 1 + copies + max(part.depth for part in sound)
+        largest = max(part.size for part in sound)
+        size = len(parts) + copies * largest
+        size += min(copies, 2) * (sum(part.size for part in sound) - largest)
+        depth = 1 + min(copies, 2) + max(part.depth for part in sound)
+        if size > 4 * MAX_NODES:
+            self.too_long(node, frame)
         self.spend(size, node, frame)
         return self.checked(Value(make(*(part.expr for part in sound)), size, depth), node, frame)
 
     def spend(self, size: int, node: Expression, frame: Frame) -> None:
         """Counts the nodes that are about to be built."""
-        self._work += size
-        if size > 4 * MAX_NODES or self._work > MAX_WORK:
-            self.too_long(node, frame)
+        self._work += _STEP + size
+        if self._work > MAX_WORK:
+            message = "writing out the calls and lets of this program takes too many steps"
+            self.give_up("too-long", message, node, frame)
 
     def checked(self, value: Value, node: Expression, frame: Frame) -> Value | None:
         """The value, if neither it nor a constant that building it folded is too large."""
@@ -157,20 +178,21 @@ class Assembler:
 
     # ----------------------------------------------------------------------------------- products
 
-    def product(self, left: Value, right: Value, node: Expression, frame: Frame) -> Value | None:
-        """`left * right`: one factor may move with the position, the other is then compiled in."""
-        for moving, factor in ((left, right), (right, left)):
-            if isinstance(factor.expr, Const) or not reads_position(moving.expr):
+    def product(self, factors: Sequence[Value], node: Expression, frame: Frame) -> Value | None:
+        """The product: one factor may move with the position, the others are then compiled in."""
+        moving = [factor for factor in factors if reads_position(factor.expr)]
+        if len(moving) > 1:
+            self.fail(
+                "not-linear",
+                "two factors depend on a position",
+                node,
+                frame,
+                "a position may be multiplied by a constant or a fixed parameter",
+            )
+            return None
+        for factor in factors if moving else ():
+            if factor is moving[0]:
                 continue
-            if reads_position(factor.expr):
-                self.fail(
-                    "not-linear",
-                    "both factors depend on a position",
-                    node,
-                    frame,
-                    "a position may be multiplied by a constant or a fixed parameter",
-                )
-                return None
             if not is_specialised(factor.expr):
                 self.fail(
                     "not-linear",
@@ -182,7 +204,7 @@ class Assembler:
                 )
                 return None
             self.fixed |= parameters(factor.expr)
-        return self.join(multiply, (left, right), node, frame)
+        return self.join(multiply, factors, node, frame)
 
     def quotient(
         self,
@@ -197,33 +219,23 @@ class Assembler:
         expr = right.expr
         lengths = sorted(variables(expr) & LENGTHS)
         if lengths:
-            self.fail(
-                "length-divisor",
-                f"`{lengths[0]}` divides, and a new length must not need a new kernel",
-                divisor,
-                frame,
-                "divide by a parameter, or by `heads`, `kv_heads` or `layers`",
-            )
-            return None
-        if not is_specialised(expr):
-            self.fail(
-                "varying-divisor",
-                f"the divisor is {_what_varies(expr)}",
-                divisor,
-                frame,
-                "choose between quotients: `if ... then a // 8 else a // 16`",
-            )
-            return None
-        if isinstance(expr, Const) and expr.value <= 0:
-            self.fail(
-                "not-positive",
-                f"`{op}` by {expr.value}: a divisor is at least 1",
-                divisor,
-                frame,
-            )
-            return None
-        self.fixed |= parameters(expr)
-        return self.join(floordiv if op == "//" else modulo, (left, right), node, frame)
+            code = "length-divisor"
+            message = f"`{lengths[0]}` divides, and a new length must not need a new kernel"
+            hint = "divide by a parameter, or by `heads`, `kv_heads` or `layers`"
+        elif not is_specialised(expr):
+            code = "varying-divisor"
+            message = f"the divisor is {_what_varies(expr)}"
+            hint = "choose between quotients: `if ... then a // 8 else a // 16`"
+        elif isinstance(expr, Const) and expr.value <= 0:
+            code = "not-positive"
+            message = f"`{op}` by {expr.value}: a divisor is at least 1"
+            hint = None
+        else:
+            self.fixed |= parameters(expr)
+            make = floordiv if op == "//" else modulo
+            return self.join(make, (left, right), node, frame)
+        self.fail(code, message, divisor, frame, hint, whole=node)
+        return None
 
     # ----------------------------------------------------------------------------------- patterns
 
@@ -242,16 +254,18 @@ class Assembler:
         size = 0
         for inner in walk(pattern.expr):
             size += q.size if inner == Q else k.size if inner == K else 1
-        self.spend(size, node, frame)
+        if size > 4 * MAX_NODES:
+            self.too_long(node, frame)
         return self.replaced(pattern, {Q: q.expr, K: k.expr}, node, frame)
 
     def replaced(
         self, value: Value, replace: Mapping[Any, Any], node: Expression, frame: Frame
     ) -> Value | None:
         """The value with variables replaced, everything about it checked again."""
+        self._work += _SUBSTITUTION * value.size
         expr = substitute(value.expr, replace)
         result = measured(expr)
-        self.spend(result.size, node, frame)
+        self.spend(_SUBSTITUTION * result.size, node, frame)
         if any(
             abs(constant) > MAX_CONSTANT
             for part in walk(expr)
@@ -271,7 +285,7 @@ class Assembler:
         """`cover(block_q, block_k, body)`."""
         blocks = []
         for value, place in sizes:
-            block = self._block_size(value, place, frame)
+            block = self._block_size(value, place, node, frame)
             if block is None:
                 return None
             blocks.append(block)
@@ -289,23 +303,20 @@ class Assembler:
             lambda inner: Cover(blocks[0], blocks[1], inner, causal), (body,), node, frame
         )
 
-    def _block_size(self, value: Value, place: Expression, frame: Frame) -> int | None:
+    def _block_size(
+        self, value: Value, place: Expression, node: Expression, frame: Frame
+    ) -> int | None:
         expr = value.expr
+        if isinstance(expr, Const) and expr.value > 0:
+            return expr.value
         if isinstance(expr, Const):
-            if expr.value > 0:
-                return expr.value
-            self.fail(
-                "not-positive", f"a block of {expr.value}: a size is at least 1", place, frame
-            )
+            message = f"a block of {expr.value}: a size is at least 1"
+            self.fail("not-positive", message, place, frame, whole=node)
             return None
         if variables(expr) or reads_table(expr):
-            self.fail(
-                "not-constant",
-                f"the size of a block is {_what_varies(expr)}",
-                place,
-                frame,
-                "give a number, or a parameter",
-            )
+            message = "the size of a block is no constant"
+            hint = "give a number, or a parameter"
+            self.fail("not-constant", message, place, frame, hint, whole=node)
             return None
         # Only parameters: they are fixed by this, and have values when the pattern is built.
         self.fixed |= parameters(expr)
@@ -322,21 +333,6 @@ def measured(expr: Expr) -> Value:
         depth = max(depth, level)
         stack.extend((inner, level + 1) for inner in children(node))
     return Value(expr, size, depth)
-
-
-def signed(expr: Expr) -> Expr:
-    """`-expr`."""
-    return multiply(Const(-1), expr)  # type: ignore[arg-type]
-
-
-def total(signs: Sequence[int]) -> Callable[..., Expr]:
-    """A function that adds terms with the given signs."""
-
-    def make(*terms: Expr) -> Expr:
-        pairs = zip(signs, terms, strict=True)
-        return add(*(term if sign > 0 else signed(term) for sign, term in pairs))  # type: ignore[arg-type]
-
-    return make
 
 
 def _what_varies(expr: Expr) -> str:

@@ -28,7 +28,7 @@ class Checked:
     Attributes:
         pattern: The pattern, if nothing is wrong with the text.
         errors: What is wrong, in source order.
-        warnings: What is legal but likely not meant, in source order.
+        warnings: What is legal but likely not meant, in source order; empty if there are errors.
     """
 
     pattern: Pattern | None
@@ -37,7 +37,11 @@ class Checked:
 
 
 def check(
-    program: Program, module: Module, name: str | None, values: Mapping[str, object]
+    program: Program,
+    module: Module,
+    name: str | None,
+    values: Mapping[str, object],
+    complete: bool = True,
 ) -> Checked:
     """Checks all definitions of a text and builds the pattern that is meant. Raises for no mistake.
 
@@ -46,21 +50,23 @@ def check(
         module: The definitions of the text by name.
         name: The pattern that is meant; the last one if None.
         values: Values of its parameters.
+        complete: Does all of the text parse? If not, which pattern is meant cannot be told.
     """
-    report, warnings = Report(module.source), Report(module.source)
+    report, warnings = Report(module.source), Report(module.source, "warning")
     pattern = None
     try:
         check_declarations(program.definitions, report)
         elaborator = Elaborator(module, report)
         for definition in program.definitions:
             _warn(definition, elaborator.meaning(definition), warnings)
-        root = _chosen(program, name, report)
+        root = _chosen(program, name, report) if complete else None
         if root is not None:
             pattern = _build(root, elaborator, values)
     except GiveUpError:
         pass
     errors = report.diagnostics()
-    return Checked(None if errors else pattern, errors, warnings.diagnostics())
+    # Next to a mistake, a name that is not used is likely a part of it.
+    return Checked(pattern, (), warnings.diagnostics()) if not errors else Checked(None, errors, ())
 
 
 def _chosen(program: Program, name: str | None, report: Report) -> Definition | None:
@@ -73,12 +79,11 @@ def _chosen(program: Program, name: str | None, report: Report) -> Definition | 
             if definition.name.text == name:
                 return definition
             names.append(definition.name.text)
-    if name not in program.broken:
-        hint = did_you_mean(name, names)
-        if not hint:
-            hint = f"it defines {', '.join(f'`{known}`' for known in names)}" if names else None
-        message = f"the text defines no pattern called `{name}`"
-        report.add("unknown-name", message, Span(0, 0), hint)
+    hint = did_you_mean(name, names)
+    if not hint and names:
+        hint = f"it defines {', '.join(f'`{known}`' for known in names)}"
+    message = f"the text defines no pattern called `{name}`"
+    report.add("unknown-name", message, Span(0, 0), hint)
     return None
 
 

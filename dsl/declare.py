@@ -24,7 +24,8 @@ ANONYMOUS = "_"  # what a pattern with parameters but without a name is called i
 
 # Arguments of calls in Python: a parameter of that name could never be given.
 _CALL_ARGUMENTS = frozenset(
-    {"block_k", "block_q", "file", "key", "name", "query", "return_lse", "scale", "source", "value"}
+    {"block_k", "block_q", "dtype", "file", "head_dim", "key", "name", "query", "return_lse"}
+    | {"scale", "source", "value", "value_head_dim"}
 )
 _AXES = ("head", "kv_head", "layer", "batch")
 _TYPES = ("int", "bool", "segments")

@@ -4,27 +4,25 @@ What may be built from the parts is decided in assemble.py. What is wrong is rep
 `None` from then on, so that the rest of the text is still looked at.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from typing_extensions import assert_never
 
 from patterncc.dsl import library
 from patterncc.dsl.arguments import match_arguments
-from patterncc.dsl.assemble import Assembler, signed, total
-from patterncc.dsl.build import all_of, any_of, branch, compare, negate, select
+from patterncc.dsl.assemble import Assembler
+from patterncc.dsl.build import all_of, any_of, branch, negate, select
 from patterncc.dsl.declare import FUNCTIONS, declared_type, default_of
 from patterncc.dsl.functions import call_function, describe_type, read_table
 from patterncc.dsl.limits import MAX_DEPTH
 from patterncc.dsl.linear import outer_position
+from patterncc.dsl.makers import chained, in_range, in_set, opposite, total
 from patterncc.dsl.mask import (
     COORDINATES,
     SIZES,
     Const,
-    Expr,
-    IntExpr,
     Param,
-    Predicate,
     Truth,
     Var,
     variables,
@@ -32,7 +30,7 @@ from patterncc.dsl.mask import (
 from patterncc.dsl.modules import Module, library_module
 from patterncc.dsl.pattern import IntType
 from patterncc.dsl.source import Span
-from patterncc.dsl.suggest import did_you_mean
+from patterncc.dsl.suggest import nearest
 from patterncc.dsl.syntax import (
     Argument,
     Arithmetic,
@@ -40,7 +38,6 @@ from patterncc.dsl.syntax import (
     Call,
     Choose,
     Comparison,
-    ComparisonOp,
     Connect,
     Definition,
     Expression,
@@ -57,7 +54,11 @@ from patterncc.dsl.syntax import (
 )
 from patterncc.dsl.values import Binding, Frame, Report, TableValue, Value
 
-_MAX_LEVEL = MAX_DEPTH + MAX_DEPTH // 2  # levels of expressions, through calls
+# How deep the stack may get: the caller may have used much of Python's 1000 frames.
+_MAX_FRAMES = 6 * MAX_DEPTH
+_EXPRESSION_FRAMES = 5
+_CALL_FRAMES = 5
+_CALL_WORK = 200  # what writing out a call costs by itself, in nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,9 @@ class Elaborator:
         self.module = module
         self.report = report
         self.assemble = Assembler(report)
-        self._level = 0
+        self._frames = 0
         self._meanings: dict[int, Meaning] = {}  # by id of a definition of this module
+        self._calls: dict[tuple[int, tuple[object, ...]], Meaning] = {}  # with their arguments
         self._path: list[Definition] = []  # definitions being checked, each used by the one before
 
     # ------------------------------------------------------------------------------- definitions
@@ -154,11 +156,11 @@ class Elaborator:
 
     def expression(self, node: Expression, frame: Frame) -> Value | None:
         """A node that may be a number or a predicate."""
-        if self._level >= _MAX_LEVEL:
+        if self._frames > _MAX_FRAMES:
             self.assemble.too_deep(node, frame)
-        self._level += 1
+        self._frames += _EXPRESSION_FRAMES
         value = self._expression(node, frame)
-        self._level -= 1
+        self._frames -= _EXPRESSION_FRAMES
         return value
 
     def _expression(self, node: Expression, frame: Frame) -> Value | None:
@@ -177,7 +179,7 @@ class Elaborator:
             case Call(name, arguments):
                 return self._call(name, arguments, node, frame)
             case Minus(operand):
-                return join(signed, [self.integer(operand, frame, "`-` takes")], node, frame)
+                return join(opposite, [self.integer(operand, frame, "`-` takes")], node, frame)
             case Arithmetic(_, ((("+" | "-"), _), *_)):
                 return self._sum(node, frame)
             case Arithmetic():
@@ -186,10 +188,10 @@ class Elaborator:
                 return self._comparison(node, frame)
             case InSet(value, elements):
                 operands = self.integers((value, *elements), frame, "`in` takes")
-                return join(_in_set, operands, node, frame)
+                return join(in_set, operands, node, frame, copies=len(elements))
             case InRange(value, low, high):
                 operands = self.integers((value, low, high), frame, "`in` takes")
-                return join(_in_range, operands, node, frame)
+                return join(in_range, operands, node, frame, copies=2)
             case Invert(operand):
                 return join(negate, [self.predicate(operand, frame, "`not` takes")], node, frame)
             case Connect(op, operands):
@@ -215,22 +217,29 @@ class Elaborator:
         return self.assemble.join(total(signs), terms, node, frame)
 
     def _product(self, node: Arithmetic, frame: Frame) -> Value | None:
-        result = self.integer(node.first, frame, f"`{node.rest[0][0]}` takes")
-        for op, operand in node.rest:
-            value = self.integer(operand, frame, f"`{op}` takes")
-            if value is None or result is None:
-                result = None
+        # The factors since the last division; None once something is wrong.
+        factors: list[Value] | None = []
+        for op, operand in (("*", node.first), *node.rest):
+            user = f"`{node.rest[0][0] if operand is node.first else op}` takes"
+            value = self.integer(operand, frame, user)
+            if value is None or factors is None:
+                factors = None
             elif op == "*":
-                result = self.assemble.product(result, value, node, frame)
+                factors.append(value)
             else:
-                result = self.assemble.quotient(op, result, value, operand, node, frame)
-        return result
+                left = self._multiplied(factors, node, frame)
+                result = left and self.assemble.quotient(op, left, value, operand, node, frame)
+                factors = None if result is None else [result]
+        return None if factors is None else self._multiplied(factors, node, frame)
+
+    def _multiplied(self, factors: list[Value], node: Arithmetic, frame: Frame) -> Value | None:
+        return factors[0] if len(factors) == 1 else self.assemble.product(factors, node, frame)
 
     def _comparison(self, node: Comparison, frame: Frame) -> Value | None:
         operands = [self.integer(node.first, frame, f"`{node.rest[0][0]}` takes")]
         operands += [self.integer(operand, frame, f"`{op}` takes") for op, operand in node.rest]
         ops = [op for op, _ in node.rest]
-        return self.assemble.join(_chain(ops), operands, node, frame, copies=2)
+        return self.assemble.join(chained(ops), operands, node, frame, copies=2)
 
     def _choose(self, node: Choose, frame: Frame) -> Value | None:
         condition = self.predicate(node.condition, frame, "`if` takes")
@@ -267,7 +276,7 @@ class Elaborator:
         indexes = self.integers(node.indexes, frame, "an index is")
         if name not in frame.bindings:
             tables = [key for key, value in frame.bindings.items() if isinstance(value, TableValue)]
-            self._unknown("table", node.name, tables, frame)
+            self._unknown("no table", node.name, tables, frame)
             return None
         frame.used.add(name)
         table = frame.bindings[name]
@@ -282,10 +291,16 @@ class Elaborator:
         """Reports a name that nothing defines, unless what defines it did not parse."""
         if name.text in frame.module.broken:
             return
-        hint = did_you_mean(name.text, [*known, *frame.bindings])
-        if name.text == "q_offset":
-            hint = "`q` already counts from it"
-        self.report.add("unknown-name", f"no {what} is called `{name.text}`", name.span, hint)
+        found = nearest(name.text, known)
+        hint = f"did you mean `{found}`?" if found else None
+        message = f"{what} is called `{name.text}`"
+        if name.text in frame.bindings:
+            frame.used.add(name.text)
+            table = isinstance(frame.bindings[name.text], TableValue)
+            hint = f"`{name.text}` is a table: read it with `[...]`" if table else hint
+        elif name.text == "q_offset":
+            hint = "`q` counts from it already"
+        self.report.add("unknown-name", message, name.span, hint)
 
     # ------------------------------------------------------------------------------- calls
 
@@ -295,15 +310,17 @@ class Elaborator:
         """Another pattern, written out."""
         module = frame.module
         definition = module.definitions.get(name.text)
-        if definition is None and name.text in library.names():
+        hidden = name.text in module.broken
+        if definition is None and name.text in library.names() and not hidden:
             module = library_module(name.text)
             definition = module.definitions[name.text]
         if definition is None:
             known = [*frame.module.definitions, *library.names(), *FUNCTIONS]
-            bare = isinstance(node, Name)
-            if bare:
-                known += [*COORDINATES, *SIZES]
-            self._unknown("pattern", name, known, frame)
+            what = "no pattern"
+            if isinstance(node, Name):
+                patterns, known = known, [*known, *COORDINATES, *SIZES, *frame.bindings]
+                what = what if nearest(name.text, known) in patterns else "nothing"
+            self._unknown(what, name, known, frame)
             self._look_at(arguments, frame)
             return None
         given = match_arguments(name, definition.parameters, arguments, node.span, self.report)
@@ -318,16 +335,38 @@ class Elaborator:
             inner.bindings[key] = self._argument(name, parameter, given.get(key), frame)
             if key in given:
                 origins[key] = frame.place(given[key].value)
-        if not self._usable(module, definition, name):
-            return None
-        if any(value is None for value in inner.bindings.values()):
-            return None
-        return self._inline(definition, inner, node, frame)
+        self._frames += _CALL_FRAMES
+        result: Value | None = None
+        if self._usable(module, definition, name) and None not in inner.bindings.values():
+            result = self._inline(definition, inner, node, frame)
+        self._frames -= _CALL_FRAMES
+        return result
 
     def _inline(
         self, definition: Definition, inner: Frame, node: Expression, frame: Frame
     ) -> Value | None:
-        """The body of a definition whose parameters are bound.
+        """The body of a definition whose parameters are bound, written out once."""
+        arguments = tuple(
+            value.expr if isinstance(value, Value) else value for value in inner.bindings.values()
+        )
+        known = self._calls.get((id(definition), arguments))
+        if known is not None:
+            self.assemble.fixed |= known.fixed
+            return known.value
+        self.assemble.spend(_CALL_WORK, node, frame)
+        before, self.assemble.fixed = self.assemble.fixed, set()
+        result = self._substituted(definition, inner, node, frame)
+        if result is not None:
+            # A call that went wrong is written out again: each place of it is a mistake.
+            meaning = Meaning(result, frozenset(self.assemble.fixed), frozenset())
+            self._calls[id(definition), arguments] = meaning
+        self.assemble.fixed |= before
+        return result
+
+    def _substituted(
+        self, definition: Definition, inner: Frame, node: Expression, frame: Frame
+    ) -> Value | None:
+        """The body of a definition whose parameters are bound, at the positions of the call.
 
         An argument means the positions at the call, whatever `at` and `cover` do inside, so those
         get names of their own until the body is written out.
@@ -397,25 +436,7 @@ class Elaborator:
             hint = "patterns cannot be recursive"
             if name.text in library.names():
                 hint = f"the library's `{name.text}` is hidden by this one; give it another name"
-            message = f"`{name.text}` uses itself: {' → '.join(names)}"
+            message = f"`{name.text}` uses itself: {' -> '.join(names)}"
             self.report.add("recursion", message, name.span, hint)
             return False
         return self.meaning(definition).value is not None
-
-
-def _in_set(value: IntExpr, *elements: IntExpr) -> Predicate:
-    return any_of(*(compare("==", value, element) for element in elements))
-
-
-def _in_range(value: IntExpr, low: IntExpr, high: IntExpr) -> Predicate:
-    return all_of(compare("<=", low, value), compare("<", value, high))
-
-
-def _chain(ops: Sequence[ComparisonOp]) -> Callable[..., Expr]:
-    """A function that compares each neighbouring pair of its arguments."""
-
-    def make(*operands: IntExpr) -> Predicate:
-        pairs = zip(ops, operands, operands[1:], strict=False)
-        return all_of(*(compare(op, left, right) for op, left, right in pairs))
-
-    return make

@@ -6,7 +6,7 @@ them.
 
 import unicodedata
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from patterncc.dsl.source import Source, Span
 
@@ -27,6 +27,7 @@ class Diagnostic:
         hint: What to do about it.
         notes: Further facts, one a line.
         source: The text that `span` points into.
+        severity: A warning is about something legal, and is never raised.
     """
 
     code: str
@@ -35,10 +36,11 @@ class Diagnostic:
     hint: str | None = None
     notes: tuple[str, ...] = ()
     source: Source | None = None
+    severity: Literal["error", "warning"] = "error"
 
     def render(self) -> str:
         """The diagnostic as text of several lines, without a final line end."""
-        lines = [f"error[{self.code}]: {_indented(self.message, 2)}"]
+        lines = [f"{self.severity}[{self.code}]: {_indented(self.message, 2)}"]
         gutter = 1
         if self.source is not None:
             name = _printable(self.source.name)
@@ -149,6 +151,16 @@ class ConfigError(PatternccError):
 
     def __str__(self) -> str:
         return f"{self.message}; legal: {', '.join(self.legal)}" if self.legal else self.message
+
+
+class ArgumentError(PatternccError, ValueError):
+    """An argument of a call is missing, unknown, of the wrong type, shape or size.
+
+    Also a `ValueError`, so that callers who know nothing of patterncc can catch it.
+
+    Args:
+        message: The argument, what it got and what it wants, in one sentence without a final stop.
+    """
 
 
 class TuningError(PatternccError):

@@ -52,11 +52,12 @@ def diagnose(
         if definition.name is not None:
             definitions.setdefault(definition.name.text, definition)
     module = Module(text, definitions, parsed.program.broken)
-    checked = check(parsed.program, module, name, values or {})
-    if not parsed.diagnostics:
+    complete = not parsed.diagnostics
+    checked = check(parsed.program, module, name, values or {}, complete)
+    if complete:
         return checked
     errors = (*parsed.diagnostics, *checked.errors)
-    return Checked(None, tuple(sorted(errors, key=_place)), checked.warnings)
+    return Checked(None, tuple(sorted(errors, key=_place)), ())
 
 
 def source_of(source: str, file: str | None = None) -> Source:

@@ -106,7 +106,8 @@ def _written(expr: Expr) -> tuple[str, int]:
         case Segment(kind, segments, position):
             return f"{kind}({segments}, {_text(position, _CHOICE)})", _FACTOR
         case Select(condition, then, otherwise) | Branch(condition, then, otherwise):
-            parts = [_text(part, _CHOICE) for part in (condition, then, otherwise)]
+            # The grammar takes an `if` as condition and after `then`; a reader takes it wrong.
+            parts = [_text(condition, _OR), _text(then, _OR), _text(otherwise, _CHOICE)]
             return "if {} then {} else {}".format(*parts), _CHOICE
         case Compare(op, left, right):
             return f"{_text(left, _SUM)} {op} {_text(right, _SUM)}", _COMPARISON

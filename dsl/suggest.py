@@ -12,7 +12,6 @@ _ELSEWHERE = {
     "h": "head",
     "b": "batch",
     "l": "layer",
-    "kv_heads_": "kv_heads",
     "num_heads": "heads",
     "num_kv_heads": "kv_heads",
     "num_layers": "layers",
@@ -24,7 +23,6 @@ _ELSEWHERE = {
     "dense": "full",
     "True": "true",
     "False": "false",
-    "None": "false",
 }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from patterncc.dsl.errors import Diagnostic
-from patterncc.dsl.limits import MAX_DEPTH, MAX_DIAGNOSTICS, MAX_TOKENS
+from patterncc.dsl.limits import MAX_DEPTH, MAX_DIAGNOSTICS, MAX_NAME, MAX_TOKENS
 from patterncc.dsl.lookalikes import ascii_spelling, describe
 from patterncc.dsl.source import Source, Span
 
@@ -158,6 +158,10 @@ class _Arranger:
                 self.foreign(token)
             case "UNEXPECTED":
                 self.unexpected(token)
+            case "NAME" if len(token.text) > MAX_NAME:
+                message = f"a name has more than {MAX_NAME} characters"
+                self.report("too-long", message, token.span)
+                self.stream.damaged.append(token.start)
             case "NAME" if not token.text.isascii():
                 self.foreign_word(token)
             case _:
@@ -232,7 +236,7 @@ class _Arranger:
                 token.span,
                 "there is no power; multiply with `*`",
             )
-            self.put(token._replace(type="STAR"))
+            self.put(token._replace(type="STAR", text="*"))
             return
         kind, spelling = _FOREIGN[token.text]
         hint = "`//` divides and rounds down" if spelling == "//" else f"write `{spelling}`"

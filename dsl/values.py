@@ -6,7 +6,7 @@ being written out.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 from patterncc.dsl.errors import Diagnostic
 from patterncc.dsl.limits import MAX_DIAGNOSTICS
@@ -81,10 +81,11 @@ class GiveUpError(Exception):
 
 
 class Report:
-    """Mistakes in one text, each once."""
+    """Mistakes in one text, or warnings of them, each once."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, severity: Literal["error", "warning"] = "error") -> None:
         self.source = source
+        self._severity: Literal["error", "warning"] = severity
         self._found: dict[tuple[str, Span, str], Diagnostic] = {}
 
     def add(
@@ -100,7 +101,7 @@ class Report:
         Raises:
             GiveUpError: There are so many that more are of no use.
         """
-        diagnostic = Diagnostic(code, message, span, hint, notes, self.source)
+        diagnostic = Diagnostic(code, message, span, hint, notes, self.source, self._severity)
         self._found.setdefault((code, span, message), diagnostic)
         if len(self._found) >= MAX_DIAGNOSTICS:
             raise GiveUpError

@@ -8,7 +8,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from patterncc.api import attention, compile
+    from patterncc.compiled import Attention
     from patterncc.dsl.errors import (
+        ArgumentError,
         ConfigError,
         InternalError,
         PatternccError,
@@ -19,12 +22,16 @@ if TYPE_CHECKING:
         UnknownNameError,
         UnsupportedError,
     )
+    from patterncc.dsl.pattern import Pattern
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArgumentError",
+    "Attention",
     "ConfigError",
     "InternalError",
+    "Pattern",
     "PatternError",
     "PatternSyntaxError",
     "PatternTypeError",
@@ -33,12 +40,17 @@ __all__ = [
     "UnknownNameError",
     "UnsupportedError",
     "__version__",
+    "attention",
+    "compile",
 ]
 
 # Public name -> the module that defines it.
 _EXPORTS: dict[str, str] = {
+    "ArgumentError": "patterncc.dsl.errors",
+    "Attention": "patterncc.compiled",
     "ConfigError": "patterncc.dsl.errors",
     "InternalError": "patterncc.dsl.errors",
+    "Pattern": "patterncc.dsl.pattern",
     "PatternError": "patterncc.dsl.errors",
     "PatternSyntaxError": "patterncc.dsl.errors",
     "PatternTypeError": "patterncc.dsl.errors",
@@ -46,6 +58,8 @@ _EXPORTS: dict[str, str] = {
     "TuningError": "patterncc.dsl.errors",
     "UnknownNameError": "patterncc.dsl.errors",
     "UnsupportedError": "patterncc.dsl.errors",
+    "attention": "patterncc.api",
+    "compile": "patterncc.api",
 }
 
 

@@ -35,6 +35,7 @@ def config() -> dict[str, Any]:
 def package_files() -> Iterator[Path]:
     """The Python files of the package, each once."""
     yield from sorted((ROOT / "patterncc").glob("*.py"))
+    yield from sorted((ROOT / "patterncc" / "commands").glob("*.py"))
     for package in PACKAGES:
         yield from sorted((ROOT / package).rglob("*.py"))
 
@@ -57,7 +58,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_packages_are_the_folders() -> None:
-    found = {"patterncc"}
+    found = {"patterncc", "patterncc.commands"}
     for package in PACKAGES:
         for init in (ROOT / package).rglob("__init__.py"):
             found.add(".".join(["patterncc", *init.parent.relative_to(ROOT).parts]))

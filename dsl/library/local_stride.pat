@@ -3,5 +3,4 @@
 pattern local_stride(block = 64, local = 16, stride = 8, offset = 0):
     let step = max(1, stride // heads)
     causal and
-        (q // block - k // block < local or
-        (k // block + kv_head * step + offset) % stride == 0)
+        (q // block - k // block < local or (k // block + kv_head * step + offset) % stride == 0)

@@ -2,5 +2,4 @@
 # arXiv:2004.05150; PATTERNS 4.1. `window` is one side: half of a configuration's `attention_window`. The first `globals`
 # tokens see all and are seen by all.
 pattern longformer(window = 256, dilation = 1, globals = 1):
-    abs(q - k) <= window * dilation and (q - k) % dilation == 0 or
-        k < globals or q < globals
+    abs(q - k) <= window * dilation and (q - k) % dilation == 0 or k < globals or q < globals

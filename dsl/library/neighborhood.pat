@@ -1,4 +1,4 @@
-# Neighborhood attention on an image in raster order: exactly kernel * kernel keys around the query.
+# Neighborhood attention on an image in raster order: kernel x kernel keys around the query.
 # NATTEN (arXiv:2204.07143; strides arXiv:2504.16922); PATTERNS 9.1. kernel * dilation <= height, width.
 pattern near(a, b, size, kernel, stride, dilation):
     let length = (size - a % dilation + dilation - 1) // dilation

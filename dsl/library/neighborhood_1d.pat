@@ -1,4 +1,4 @@
-# Neighborhood attention in one dimension: exactly `kernel` keys around the query, moved inwards at the ends.
+# Neighborhood attention in one dimension: `kernel` keys around the query, moved inwards at the ends.
 # NATTEN (arXiv:2204.07143; strides arXiv:2504.16922); PATTERNS 9.1. kernel * dilation <= kv_len.
 pattern near(a, b, size, kernel, stride, dilation):
     let length = (size - a % dilation + dilation - 1) // dilation

@@ -6,7 +6,16 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from tests.codegen.drawing import Shape, brute_block_map, dense, environment, masks, numbers, pattern_of, shapes
+from tests.codegen.drawing import (
+    Shape,
+    brute_block_map,
+    dense,
+    environment,
+    masks,
+    numbers,
+    pattern_of,
+    shapes,
+)
 from hypothesis import assume, given, settings
 
 from patterncc.codegen import schedule
@@ -39,7 +48,7 @@ def check(body: Predicate, shape: Shape, values: dict[str, int]) -> None:
         np.testing.assert_array_equal(transposed_map(program, env), expected)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(body=masks, shape=shapes(), values=numbers)
 def test_block_maps_equal_brute_force(
     body: Predicate, shape: Shape, values: dict[str, int]

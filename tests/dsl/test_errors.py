@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from patterncc.dsl import errors
 from patterncc.dsl.errors import (
+    ArgumentError,
     ConfigError,
     Diagnostic,
     InternalError,
@@ -187,6 +188,7 @@ EXAMPLES: list[PatternccError] = [
     UnsupportedError("message"),
     ConfigError("message", ("a", "b")),
     ConfigError("message"),
+    ArgumentError("message"),
     TuningError("message", (("config", "reason"),)),
     InternalError("message", "file"),
 ]

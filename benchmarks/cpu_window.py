@@ -1,0 +1,258 @@
+"""Times block-sparse attention on the CPU against dense and compiled flex attention.
+
+    python benchmarks/cpu_window.py [--tokens N] [--repeat N] [--patterns NAME ...] [--json FILE]
+
+All contenders run in one process on the same input, one after another in each round, in a new order
+each round, so that whatever else the machine does falls on all alike. Dense attention gets the same
+boolean mask, flex attention its block mask built beforehand. The exit code is 1 where a goal of the
+window pattern is missed: five times as fast as dense attention, and faster than flex attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# Threads that spin while they wait for each other make all contenders depend on what else runs on a
+# shared machine, several times over. To be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+
+import patterncc
+from patterncc.codegen.cpu import cpu_kernel_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+GOAL = "window"
+DENSE_GOAL = 5.0
+
+# Name -> the pattern, and the same as the function of positions that flex attention takes.
+PATTERNS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "window": (
+        "window(512)",
+        lambda q, k: (k <= q) & (q - k < 512),
+    ),
+    "streaming": (
+        "causal and (sinks(64) or window(512))",
+        lambda q, k: (k <= q) & ((k < 64) | (q - k < 512)),
+    ),
+    "local_strided": (
+        "local_strided(64, 8, 8)",
+        lambda q, k: (k <= q) & ((q // 64 - k // 64 < 8) | ((k // 64 + 1) % 8 == 0)),
+    ),
+    "chunked": (
+        "causal and chunked(512)",
+        lambda q, k: (k <= q) & (q // 512 == k // 512),
+    ),
+    "causal": (
+        "causal",
+        lambda q, k: k <= q,
+    ),
+}
+
+
+@dataclass
+class Contender:
+    """Times of one implementation on one pattern, in milliseconds.
+
+    Attributes:
+        name: Of the implementation.
+        first: The first call; compiles, plans.
+        prepare: Before the first call: what depends on the pattern and the lengths.
+        times: Of the rounds.
+        error: Largest difference of the output from that of dense attention in float64.
+    """
+
+    name: str
+    first: float
+    prepare: float
+    error: float
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def least(self) -> float:
+        """Of the rounds: closest to what the machine can do."""
+        return min(self.times)
+
+    @property
+    def median(self) -> float:
+        """Of the rounds."""
+        return statistics.median(self.times)
+
+
+@dataclass
+class Result:
+    """One pattern: its density and all contenders, patterncc first, dense attention second."""
+
+    name: str
+    text: str
+    density: float
+    contenders: list[Contender]
+
+    def ratio(self, other: Contender) -> tuple[float, float]:
+        """How many times as long another takes, of medians and of least times."""
+        ours = self.contenders[0]
+        return other.median / ours.median, other.least / ours.least
+
+
+def milliseconds(run: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def measure(name: str, shape: tuple[int, int, int, int], rounds: int, flex: bool) -> Result:
+    """All contenders on one pattern."""
+    text, function = PATTERNS[name]
+    query, key, value = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(3)
+    )
+    tokens = shape[2]
+    attend = patterncc.compile(text)
+    mask = attend.mask(tokens)
+    runs: dict[str, Callable[[], Tensor]] = {
+        "patterncc": lambda: attend(query, key, value),
+        "dense": lambda: scaled_dot_product_attention(query, key, value, attn_mask=mask),
+    }
+    prepared = {}
+    if flex:
+        start = time.perf_counter()
+        block_mask = create_block_mask(
+            lambda b, h, q, k: function(q, k), None, None, tokens, tokens, device="cpu"
+        )
+        prepared["flex"] = 1e3 * (time.perf_counter() - start)
+        torch.compiler.reset()  # else a few patterns make a compiled function give up
+        compiled = torch.compile(flex_attention, dynamic=False)
+        runs["flex"] = lambda: compiled(query, key, value, block_mask=block_mask)
+
+    expected = scaled_dot_product_attention(
+        query.double(), key.double(), value.double(), attn_mask=mask
+    )
+    contenders = {}
+    for other, run in runs.items():
+        first = milliseconds(run)
+        error = (run() - expected).abs().max().item()
+        contenders[other] = Contender(other, first, prepared.get(other, 0.0), error)
+    order = list(runs)
+    for _ in range(rounds):
+        for other in order:
+            contenders[other].times.append(milliseconds(runs[other]))
+        order = order[1:] + order[:1]
+    return Result(name, text, mask.float().mean().item(), list(contenders.values()))
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def show(results: list[Result], machine: dict[str, object]) -> None:
+    """Prints the results for a person."""
+    table = Table(title="forward attention on the CPU, milliseconds")
+    for column in ("pattern", "density", "contender", "median", "least", "times ours"):
+        table.add_column(column, justify="left" if column in ("pattern", "contender") else "right")
+    for column in ("first call", "prepare", "error"):
+        table.add_column(column, justify="right")
+    for result in results:
+        for contender in result.contenders:
+            ours = contender is result.contenders[0]
+            ratios = "" if ours else "{:.2f} ({:.2f})".format(*result.ratio(contender))
+            table.add_row(
+                result.text if ours else "",
+                f"{result.density:.3f}" if ours else "",
+                contender.name,
+                f"{contender.median:.1f}",
+                f"{contender.least:.1f}",
+                ratios,
+                f"{contender.first:.0f}",
+                f"{contender.prepare:.0f}" if contender.prepare else "",
+                f"{contender.error:.0e}",
+                end_section=contender is result.contenders[-1],
+            )
+    console = Console(width=max(110, Console().width))
+    console.print(table)
+    console.print("times ours: of medians (of least times)")
+    console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
+
+
+def missed(results: list[Result]) -> list[str]:
+    """The goals that were not met, as sentences."""
+    faults = []
+    for result in results:
+        for contender in result.contenders[1:]:
+            goal = DENSE_GOAL if contender.name == "dense" else 1.0
+            ratio, _ = result.ratio(contender)
+            if result.name == GOAL and ratio < goal:
+                faults.append(
+                    f"{result.text}: {contender.name} takes {ratio:.2f} times, not {goal}"
+                )
+    return faults
+
+
+def main() -> int:
+    """Measures and prints. Returns 1 if a goal is missed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=15, help="rounds (default 15)")
+    parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=list(PATTERNS))
+    parser.add_argument("--no-flex", action="store_true", help="leave out what must be compiled")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    options = parser.parse_args()
+    for name in ("tokens", "heads", "head_dim", "threads", "repeat"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+
+    torch.set_num_threads(options.threads)
+    shape = (1, options.heads, options.tokens, options.head_dim)
+    steps = track(options.patterns, "patterns", console=Console(stderr=True), transient=True)
+    results = [measure(name, shape, options.repeat, not options.no_flex) for name in steps]
+    machine = {
+        "processor": processor(),
+        "threads": options.threads,
+        "wait policy": os.environ["OMP_WAIT_POLICY"],
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "patterncc": patterncc.__version__,
+        "kernel": cpu_kernel_name(),
+        "batch, heads, tokens, head dim": shape,
+        "type": "float32",
+        "rounds": options.repeat,
+    }
+    show(results, machine)
+    if options.json is not None:
+        found = {"machine": machine, "patterns": [asdict(result) for result in results]}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    faults = missed(results)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return int(bool(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

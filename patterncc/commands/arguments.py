@@ -1,0 +1,265 @@
+"""Which commands and arguments there are. Loads nothing, so that `--help` is quick."""
+
+import argparse
+from collections.abc import Callable
+
+from patterncc import __version__
+
+_PATTERN = "a file, - for standard input, the name of a library pattern, or a pattern's text"
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; the shell completions are made from it too."""
+    parser = argparse.ArgumentParser(
+        prog="patterncc",
+        description="Compiles one-line sparse attention patterns to fused kernels.",
+        epilog="`patterncc COMMAND --help` says what a command takes.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"patterncc {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    for name, (summary, configure) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary}.", allow_abbrev=False
+        )
+        configure(command)
+        command.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help=_PATTERN)
+    _json(parser)
+
+
+def _fmt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a file, or - for standard input")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--write", action="store_true", help="write files back instead of printing")
+    mode.add_argument(
+        "--check",
+        action="store_true",
+        help="only say which files would change; exit 1 if any would",
+    )
+
+
+def _explain(parser: argparse.ArgumentParser) -> None:
+    _pattern(parser)
+    _call(parser, q_len=16384, heads=8, layers=12)
+    _choice(parser)
+    _shape(parser)
+    _tiles(parser, "128")
+    _json(parser)
+
+
+def _plot(parser: argparse.ArgumentParser) -> None:
+    _pattern(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="a .png, .svg or .pdf file; else a map in the terminal",
+    )
+    _call(parser, q_len=256, heads=8, layers=12)
+    _choice(parser)
+    _tiles(parser, "chosen from the length")
+    parser.add_argument("--ascii", action="store_true", help="a map of ASCII characters")
+
+
+def _compile(parser: argparse.ArgumentParser) -> None:
+    _pattern(parser)
+    parser.add_argument(
+        "--emit",
+        default="ir",
+        metavar="STAGE",
+        help="stage to print: ast, mask, ir (default), triton, ttir, ttgir, ptx, amdgcn; or all",
+    )
+    parser.add_argument(
+        "--after", metavar="PASS", help="with --emit ir: the pass after which to look"
+    )
+    parser.add_argument(
+        "--target",
+        default="cuda:90",
+        help="what to compile for, present or not: cuda:80, cuda:90 (default), hip:gfx942, ...",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="PATH", help="file to write; with --emit all, folder"
+    )
+    for size in ("heads", "kv_heads", "layers"):
+        _size(parser, size, "where the pattern divides by it", None)
+    _shape(parser)
+    parser.add_argument(
+        "--group", type=_count, default=1, metavar="N", help="query heads a key/value head (1)"
+    )
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    _pattern(parser)
+    _call(parser, q_len=None, heads=8, layers=1)
+    parser.add_argument("--layer", type=_count_or_zero, default=0, metavar="N", help="layer (0)")
+    parser.add_argument("--batch", type=_count, default=1, metavar="N", help="batch (1)")
+    _shape(parser, dtype=None, head_dim=64)
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA if there is a device")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random input (0)")
+    parser.add_argument(
+        "--repeats",
+        type=_count,
+        default=None,
+        metavar="N",
+        help="timed calls; as many as fit in a second",
+    )
+    _json(parser)
+
+
+def _library(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", nargs="?", choices=("list", "show"), default="list")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the pattern to show")
+    _json(parser)
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    _json(parser)
+
+
+def _completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "check": ("Finds every mistake in patterns", _check),
+    "fmt": ("Prints patterns in the standard form", _fmt),
+    "explain": ("Says what a pattern means and what it costs", _explain),
+    "plot": ("Draws the mask of a pattern with its tiles", _plot),
+    "compile": ("Prints a stage of compilation", _compile),
+    "run": ("Runs attention here, checks it and times it", _run),
+    "library": ("Lists the named patterns, or shows one", _library),
+    "doctor": ("Says what works on this machine", _doctor),
+    "completion": ("Prints the completion script of a shell", _completion),
+}
+
+
+# ------------------------------------------------------------------------------- shared arguments
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _pattern(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pattern", metavar="PATTERN", help=_PATTERN)
+    parser.add_argument("--name", help="which pattern of the text; the last one if not given")
+    parser.add_argument(
+        "-p",
+        "--param",
+        action="append",
+        default=[],
+        type=_parameter,
+        metavar="NAME=VALUE",
+        help="value of a parameter of the pattern; can be given more than once",
+    )
+
+
+def _call(parser: argparse.ArgumentParser, *, q_len: int | None, heads: int, layers: int) -> None:
+    default = "4096 on a CPU, 16384 on a GPU" if q_len is None else str(q_len)
+    group = parser.add_argument_group("the call", "lengths can be written 4096, 64K or 1M")
+    group.add_argument(
+        "--q-len", type=_count, default=q_len, metavar="N", help=f"queries ({default})"
+    )
+    group.add_argument("--kv-len", type=_count, metavar="N", help="keys (as many as queries)")
+    group.add_argument(
+        "--q-offset",
+        type=_integer,
+        metavar="N",
+        help="position of the first query (kv_len - q_len)",
+    )
+    _size(group, "heads", "query heads", heads)
+    _size(group, "kv_heads", "key/value heads", None, "as many as query heads")
+    _size(group, "layers", "layers of the model", layers)
+
+
+def _size(
+    parser: argparse._ActionsContainer,
+    name: str,
+    meaning: str,
+    default: int | None,
+    otherwise: str = "",
+) -> None:
+    note = otherwise if default is None else str(default)
+    text = f"{meaning} ({note})" if note else meaning
+    option = f"--{name.replace('_', '-')}"
+    parser.add_argument(option, type=_count, default=default, metavar="N", help=text)
+
+
+def _choice(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "which masks", "lists such as 0,3,5 or 0..8, where the end is left out as in the language"
+    )
+    group.add_argument("--layer", type=_numbers, metavar="LIST", help="layers to look at")
+    group.add_argument("--head", type=_numbers, metavar="LIST", help="query heads to look at")
+
+
+def _shape(
+    parser: argparse.ArgumentParser, dtype: str | None = "bfloat16", head_dim: int = 128
+) -> None:
+    group = parser.add_argument_group("the tensors")
+    _size(group, "head_dim", "size of a head", head_dim)
+    _size(group, "value_head_dim", "size of a head of the values", None, "head_dim")
+    note = dtype or "float32 on a CPU, bfloat16 on a GPU"
+    group.add_argument("--dtype", choices=_DTYPES, default=dtype, help=f"type ({note})")
+
+
+def _tiles(parser: argparse.ArgumentParser, default: str) -> None:
+    group = parser.add_argument_group("the tiles")
+    for option, meaning in (("--block-q", "rows"), ("--block-k", "keys")):
+        group.add_argument(
+            option, type=_count, metavar="N", help=f"{meaning} of a tile ({default})"
+        )
+
+
+# ----------------------------------------------------------------------------- values of arguments
+
+
+def _integer(text: str) -> int:
+    """An integer, perhaps in K or M of 1024."""
+    sizes = {"K": 1 << 10, "M": 1 << 20}
+    factor = sizes.get(text[-1:].upper(), 1)
+    digits = text[:-1] if factor > 1 else text
+    try:
+        return int(digits) * factor
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer; write 4096, 64K or 1M") from None
+
+
+def _count(text: str) -> int:
+    number = _integer(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be 1 or more")
+    return number
+
+
+def _count_or_zero(text: str) -> int:
+    return 0 if text == "0" else _count(text)
+
+
+def _parameter(text: str) -> tuple[str, int]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, _integer(value)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """`0,3,5` and `0..8`: the numbers, in the order given."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dots, last = part.partition("..")
+        try:
+            numbers += range(int(first), int(last)) if dots else [int(part)]
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a list such as 0,3,5 or 0..8"
+            ) from None
+    if not numbers or min(numbers) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} names no layers or heads")
+    return tuple(dict.fromkeys(numbers))

@@ -1,0 +1,171 @@
+"""`patterncc run`: compiles a pattern, runs it here, checks the result and compares its time."""
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from patterncc import trial
+from patterncc.commands import console
+from patterncc.commands.inputs import call_of, pattern_of, problem_of
+from patterncc.explain_text import quantity
+from patterncc.notation import percent
+from patterncc.timing import Timing
+from patterncc.trial import Trial
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the pattern and prints what was found; 1 if the result is wrong."""
+    device = trial.choose_device(args.device)
+    args.q_len = args.q_len or trial.DEFAULT_LENGTH[device.type]
+    args.dtype = args.dtype or trial.DEFAULT_DTYPE[device.type]
+    call = call_of(pattern_of(args), args)
+    problem = replace(problem_of(args), group=call.heads // call.kv_heads)
+    with console.progress().status("starting ...") as status:
+        found = trial.run(
+            call,
+            problem,
+            device,
+            batch=args.batch,
+            layer=args.layer,
+            seed=args.seed,
+            repeats=args.repeats,
+            report=status.update,
+        )
+    if args.json:
+        console.print_json(document(found))
+    else:
+        _print(found)
+    return 0 if found.verdict.right else 1
+
+
+def _print(found: Trial) -> None:
+    call, problem, tiles, verdict = found.call, found.problem, found.tiles, found.verdict
+    out = console.output()
+    name = call.pattern.name or "pattern"
+    heads = f"{call.heads} heads"
+    if call.kv_heads != call.heads:
+        heads += f" on {call.kv_heads} key/value heads"
+    lengths = f"{call.q_len:,} tokens"
+    if call.kv_len != call.q_len:
+        lengths = f"{call.q_len:,} queries on {call.kv_len:,} keys"
+    size = f"batch {found.batch}, {heads}, {lengths}, head_dim {problem.head_dim}"
+    out.print(Text.assemble((name, "bold"), f" on {found.device} ({found.machine})"))
+    out.print(Text(f"{problem.dtype}, {size}"))
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    share = percent(tiles.visited / tiles.all)
+    table.add_row("density", percent(found.density), f"{tiles.pairs:,} visible pairs")
+    partial = tiles.visited - tiles.full
+    counts = f"{tiles.full:,} full, {partial:,} partial of {tiles.all:,}"
+    table.add_row("visited tiles", share, f"{counts}, {tiles.block_q} x {tiles.block_k}")
+    speed = quantity(found.useful_flops / found.timing.median, "FLOP/s")
+    table.add_row(
+        "time", _median(found.timing), f"{_spread(found.timing)}; {speed} on visible pairs"
+    )
+    work = "plans the call" if found.device == "cpu" else "compiles the kernel"
+    note = f"lowers the pattern and {work}"
+    table.add_row("first call", duration(found.first), note)
+    for dense in found.dense:
+        if dense.timing is None:
+            table.add_row(dense.name, "not run", dense.skipped)
+        else:
+            factor = dense.timing.median / found.timing.median
+            table.add_row(
+                dense.name, _median(dense.timing), f"{_spread(dense.timing)}; {_compare(factor)}"
+            )
+    rows = "all" if verdict.checked == verdict.rows else f"{verdict.checked:,} of {verdict.rows:,}"
+    table.add_row(
+        "error",
+        f"{verdict.error:.2g}",
+        f"allowed {verdict.tolerance:.2g}; {rows} rows of every head against float64",
+    )
+    table.add_row("lse error", f"{verdict.lse_error:.2g}", f"allowed {verdict.lse_tolerance:.2g}")
+    out.print(table)
+    out.print(Text("right", "bold green") if verdict.right else Text("WRONG", "bold red"))
+
+
+def _median(timing: Timing) -> str:
+    return duration(timing.median)
+
+
+def _spread(timing: Timing) -> str:
+    return f"least {duration(timing.least)} of {len(timing.seconds)} calls"
+
+
+def _compare(factor: float) -> str:
+    """How much faster the pattern is than something that takes `factor` times as long."""
+    if factor >= 1:
+        return f"the pattern is {factor:.2f}x as fast"
+    return f"the pattern is {1 / factor:.2f}x slower"
+
+
+def duration(seconds: float) -> str:
+    """A time with three digits and a fitting unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def document(found: Trial) -> dict[str, Any]:
+    """What `--json` prints."""
+    call, problem, tiles, verdict = found.call, found.problem, found.tiles, found.verdict
+    return {
+        "pattern": {"name": call.pattern.name, "text": call.pattern.text},
+        "call": {
+            "batch": found.batch,
+            "q_len": call.q_len,
+            "kv_len": call.kv_len,
+            "q_offset": call.q_offset,
+            "layer": found.layer,
+            **call.sizes,
+            "head_dim": problem.head_dim,
+            "value_head_dim": problem.value_head_dim,
+            "dtype": problem.dtype,
+        },
+        "device": found.device,
+        "machine": found.machine,
+        "density": found.density,
+        "pairs": tiles.pairs,
+        "block_q": tiles.block_q,
+        "block_k": tiles.block_k,
+        "tiles": tiles.all,
+        "visited": tiles.visited,
+        "full": tiles.full,
+        "useful_flops": found.useful_flops,
+        "first_seconds": found.first,
+        "seconds": _times(found.timing),
+        "dense": [
+            {
+                "name": dense.name,
+                "skipped": dense.skipped or None,
+                "seconds": None if dense.timing is None else _times(dense.timing),
+            }
+            for dense in found.dense
+        ],
+        "check": {
+            "right": verdict.right,
+            "rows": verdict.rows,
+            "checked": verdict.checked,
+            "error": _finite(verdict.error),
+            "tolerance": verdict.tolerance,
+            "lse_error": _finite(verdict.lse_error),
+            "lse_tolerance": verdict.lse_tolerance,
+        },
+    }
+
+
+def _times(timing: Timing) -> dict[str, Any]:
+    return {
+        "median": timing.median,
+        "least": timing.least,
+        "count": len(timing.seconds),
+    }
+
+
+def _finite(number: float) -> float | str:
+    """JSON has no infinity."""
+    return number if number < float("inf") else "infinite"

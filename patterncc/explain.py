@@ -1,0 +1,260 @@
+"""What a pattern is and costs at one call: its parameters, exact counts and loops, by equal heads.
+
+`Explanation` holds plain numbers; `patterncc.explain_text` makes text of them. Loads no torch.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from patterncc.call import Call
+from patterncc.codegen import facts, schedule
+from patterncc.codegen.facts import Work
+from patterncc.codegen.ir import BlockProgram
+from patterncc.codegen.lower import lower
+from patterncc.codegen.problem import Problem
+from patterncc.dsl.build import all_of, compare, substitute
+from patterncc.dsl.mask import Const, Expr, IntExpr, K, Predicate, Q, Var
+from patterncc.dsl.pattern import IntType, Pattern, SegmentsType
+from patterncc.loops import Loop, loops
+from patterncc.notation import layout
+
+FIXED = "a divisor, modulus, factor of a position or block size: another value, another kernel"
+RUN_TIME = "only compared and added: another value runs the same kernel"
+TABLE = "read at run time"
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterNote:
+    """A parameter, whether it is fixed when the pattern is compiled, and why."""
+
+    name: str
+    kind: Literal["fixed", "run-time", "table", "segments"]
+    value: int | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Heads of layers that do exactly the same: row by row the same counts of keys and tiles.
+
+    Attributes:
+        members: Pairs of a layer and a head, both from 0.
+        work: Of each of them.
+        density: Visible pairs of all pairs.
+        keys: The fewest, the mean and the most keys of a row.
+        dead: Half-open ranges of rows that see no key; their output is 0, their lse -inf.
+        forward: Loops of a query tile.
+        transposed: Loops of a key tile.
+    """
+
+    members: tuple[tuple[int, int], ...]
+    work: Work
+    density: float
+    keys: tuple[int, float, int]
+    dead: tuple[tuple[int, int], ...]
+    forward: tuple[Loop, ...]
+    transposed: tuple[Loop, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a pattern is and costs at one call.
+
+    Attributes:
+        call: The pattern and its sizes.
+        problem: Types and head sizes that operations and bytes are counted for.
+        block_q: Rows of a query tile.
+        block_k: Keys of a key tile.
+        mathematics: The mask, line by line.
+        parameters: In declared order, fixed ones first.
+        causal: Whether no row sees a later position, at any length; `None` where it is not known.
+        groups: The heads of the layers looked at; none in an outline.
+    """
+
+    call: Call
+    problem: Problem
+    block_q: int
+    block_k: int
+    mathematics: tuple[str, ...]
+    parameters: tuple[ParameterNote, ...]
+    causal: bool | None
+    groups: tuple[Group, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as what `json.dumps` takes."""
+        pattern = self.call.pattern
+        return {
+            "pattern": {
+                "name": pattern.name,
+                "text": pattern.text,
+                "structure": pattern.structure,
+                "mathematics": list(self.mathematics),
+                "causal": self.causal,
+                "parameters": [asdict(note) for note in self.parameters],
+            },
+            "call": {
+                "q_len": self.call.q_len,
+                "kv_len": self.call.kv_len,
+                "q_offset": self.call.q_offset,
+                **self.call.sizes,
+                **asdict(self.problem),
+                "block_q": self.block_q,
+                "block_k": self.block_k,
+            },
+            "groups": [
+                {
+                    "layers": sorted({layer for layer, _ in group.members}),
+                    "heads": sorted({head for _, head in group.members}),
+                    "members": [list(member) for member in group.members],
+                    "density": group.density,
+                    "keys": dict(zip(("least", "mean", "most"), group.keys, strict=True)),
+                    "dead_rows": [list(rows) for rows in group.dead],
+                    **asdict(group.work),
+                    "forward": [asdict(loop) for loop in group.forward],
+                    "transposed": [asdict(loop) for loop in group.transposed],
+                }
+                for group in self.groups
+            ],
+        }
+
+
+def explain(
+    call: Call,
+    problem: Problem,
+    *,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    block_q: int = 128,
+    block_k: int = 128,
+) -> Explanation:
+    """Explains a pattern at one call.
+
+    Args:
+        call: The pattern and its sizes.
+        problem: What operations and bytes are counted for.
+        layers: Layers to look at; all of the call if not given.
+        heads: Query heads to look at; all of the call if not given.
+        block_q: Rows of a query tile.
+        block_k: Keys of a key tile.
+
+    Raises:
+        UnsupportedError: The pattern has a term that is not lowered yet.
+    """
+    members = [
+        (layer, head)
+        for layer in (range(call.layers) if layers is None else layers)
+        for head in (range(call.heads) if heads is None else heads)
+    ]
+    program = call.program(block_q, block_k)
+    pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within)
+    # Most heads differ from others in nothing that the mask reads.
+    measured: dict[Predicate, _Measured] = {}
+    groups: dict[bytes, list[tuple[int, int]]] = {}
+    first: dict[bytes, _Measured] = {}
+    for layer, head in members:
+        env = call.env(head, layer)
+        body = _specialised(call.pattern.body, env)
+        if body not in measured:
+            measured[body] = _measure(call, program, pairs, problem, env)
+        digest = measured[body].digest
+        groups.setdefault(digest, []).append((layer, head))
+        first.setdefault(digest, measured[body])
+    return replace(
+        outline(call, problem, block_q, block_k),
+        causal=is_causal(call),
+        groups=tuple(_group(call, program, groups[key], first[key]) for key in groups),
+    )
+
+
+def outline(call: Call, problem: Problem, block_q: int = 128, block_k: int = 128) -> Explanation:
+    """What can be said of a pattern that cannot be lowered: what it means and takes."""
+    return Explanation(
+        call,
+        problem,
+        block_q,
+        block_k,
+        tuple(layout(call.pattern.body)),
+        tuple(_notes(call.pattern)),
+        None,
+        (),
+    )
+
+
+def is_causal(call: Call) -> bool:
+    """Whether no row ever sees a later position, whatever the lengths and the run-time numbers."""
+    later = all_of(call.pattern.body, compare("<", Q, K))
+    pattern = Pattern("", call.pattern.parameters, (), later, "", "")
+    return not lower(pattern, 1, 1, sizes=call.sizes).forward
+
+
+# ------------------------------------------------------------------------------------- one head
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """One head's numbers; the digest stands for the counts of every row of tiles and every row."""
+
+    work: Work
+    visible: npt.NDArray[np.int64]
+    digest: bytes
+
+
+def _specialised(body: Predicate, env: dict[str, int]) -> Predicate:
+    """The mask of one head of one layer."""
+    replace: dict[Expr, IntExpr] = {
+        Var(name): Const(env[name]) for name in ("head", "kv_head", "layer", "heads", "layers")
+    }
+    return substitute(body, replace)
+
+
+def _measure(
+    call: Call, program: BlockProgram, pairs: BlockProgram, problem: Problem, env: dict[str, int]
+) -> _Measured:
+    visible = facts.visible_keys(call.pattern, env, pairs)
+    digest = hashlib.sha256(visible.tobytes())
+    for counts in schedule.tile_counts(program, env):
+        digest.update(counts.tobytes())
+    work = facts.work(call.pattern, program, problem, env, visible)
+    return _Measured(work, visible, digest.digest())
+
+
+def _group(
+    call: Call, program: BlockProgram, members: Sequence[tuple[int, int]], measured: _Measured
+) -> Group:
+    layer, head = members[0]
+    env = call.env(head, layer)
+    visible = measured.visible
+    return Group(
+        tuple(members),
+        measured.work,
+        measured.work.pairs / (call.q_len * call.kv_len),
+        (int(visible.min()), float(visible.mean()), int(visible.max())),
+        tuple(_ranges(visible == 0)),
+        tuple(loops(program, env, "forward")),
+        tuple(loops(program, env, "transposed")),
+    )
+
+
+def _ranges(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """The half-open ranges where flags are set."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        yield int(start), int(end)
+
+
+def _notes(pattern: Pattern) -> Iterator[ParameterNote]:
+    for name, value in pattern.fixed:
+        yield ParameterNote(name, "fixed", value, FIXED)
+    for parameter in pattern.parameters:
+        match parameter.type:
+            case IntType():
+                yield ParameterNote(parameter.name, "run-time", parameter.value, RUN_TIME)
+            case SegmentsType():
+                yield ParameterNote(parameter.name, "segments", None, TABLE)
+            case _:
+                yield ParameterNote(parameter.name, "table", None, TABLE)

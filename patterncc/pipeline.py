@@ -1,0 +1,457 @@
+"""From text to every stage, each computed once and kept: `Compilation` for people, caches for
+calls.
+
+Holds no tensor and imports no torch; what a stage means is in `codegen`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from patterncc.codegen.config import KernelConfig, check_config, default_config
+from patterncc.codegen.forward_source import emit_forward
+from patterncc.codegen.lower import DIVIDING_SIZES, initial_program
+from patterncc.codegen.passes import PASSES
+from patterncc.codegen.printer import format_program
+from patterncc.codegen.problem import Problem
+from patterncc.codegen.verify import verify
+from patterncc.dsl import load
+from patterncc.dsl.codes import error_for
+from patterncc.dsl.errors import ArgumentError, ConfigError
+from patterncc.dsl.loader import source_of
+from patterncc.dsl.mask import FloorDiv, Mod, variables, walk
+from patterncc.dsl.parser import parse
+from patterncc.dsl.pattern import Pattern
+from patterncc.listing import format_pattern, format_tree
+from patterncc.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from patterncc.codegen.ir import BlockProgram
+    from patterncc.codegen.launch import CompiledKernel, Forward
+    from patterncc.codegen.triton_source import KernelSource
+    from patterncc.dsl.syntax import Program
+
+PATTERNS_KEPT = 256  # parsed texts
+LAUNCHERS_KEPT = 256
+PROGRAMS_KEPT = 1024  # one for each tile shape, values of dividing sizes, and rows within or not
+
+DEFAULT_PROBLEM = Problem("bfloat16", 128, 128)
+DEFAULT_TARGET = "cuda:90"
+
+
+# --------------------------------------------------------------------------------------- for calls
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a call of a pattern takes, in the order in which values travel to a kernel (name order).
+
+    Attributes:
+        structure: Canonical text without the run-time defaults: the kernel's identity.
+        numbers: Names of the run-time numbers.
+        defaults: Their values where the call gives none; `None`: it must.
+        tables: Names of the tables and segments.
+        fixed: Names of the parameters that were fixed when the pattern was compiled.
+    """
+
+    structure: str
+    numbers: tuple[str, ...]
+    defaults: tuple[int | None, ...]
+    tables: tuple[str, ...]
+    fixed: tuple[str, ...]
+
+    @staticmethod
+    def of(pattern: Pattern) -> Signature:
+        """The signature of a pattern."""
+        return Signature(
+            pattern.structure,
+            tuple(parameter.name for parameter in pattern.numbers),
+            tuple(parameter.value for parameter in pattern.numbers),
+            tuple(parameter.name for parameter in pattern.tables),
+            tuple(name for name, _ in pattern.fixed),
+        )
+
+
+def read_source(source: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """The text of a source, and its path if it is a file.
+
+    Raises:
+        ArgumentError: It is neither a text, a library name nor a path, or the file is not UTF-8.
+        OSError: The file cannot be read.
+    """
+    if isinstance(source, str) and (not source.endswith(".pat") or "\n" in source):
+        return source, None
+    if not isinstance(source, (str, os.PathLike)):
+        raise ArgumentError(
+            f"`source` is {type(source).__name__}; "
+            "it must be a text, a library name, a path or a Pattern"
+        )
+    path = Path(source)
+    try:
+        return path.read_text(encoding="utf-8"), str(path)
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"`source` is {str(path)!r}, which is not text in UTF-8") from error
+
+
+def signature_of(source: str | os.PathLike[str]) -> Signature:
+    """The signature of a source; texts used lately are parsed only once."""
+    return _signature(*read_source(source))
+
+
+@functools.lru_cache(maxsize=PATTERNS_KEPT)
+def _signature(text: str, path: str | None) -> Signature:
+    return Signature.of(load(text, file=path))
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A structure read back from its text, with what every call asks of it.
+
+    Attributes:
+        pattern: Its run-time numbers have no defaults.
+        numbers: Their names, in the order in which values travel.
+        sizes: Those of `heads`, `kv_heads`, `layers` that it divides by: each value of them is
+            another program.
+        reads: Coordinates and sizes it reads.
+    """
+
+    pattern: Pattern
+    numbers: tuple[str, ...]
+    sizes: tuple[str, ...]
+    reads: frozenset[str]
+
+
+@functools.lru_cache(maxsize=PATTERNS_KEPT)
+def resolve(structure: str) -> Resolved:
+    """Reads a structure back from its text; kept for the patterns used last.
+
+    Raises:
+        PatternError: It is no pattern.
+    """
+    pattern = load(structure)
+    dividing: set[str] = set()
+    for node in walk(pattern.body):
+        if isinstance(node, (FloorDiv, Mod)):
+            dividing |= variables(node.divisor)
+    return Resolved(
+        pattern,
+        tuple(parameter.name for parameter in pattern.numbers),
+        tuple(name for name in DIVIDING_SIZES if name in dividing),
+        variables(pattern.body),
+    )
+
+
+@functools.lru_cache(maxsize=PROGRAMS_KEPT)
+def program(
+    structure: str, block_q: int, block_k: int, sizes: tuple[tuple[str, int], ...], within: bool
+) -> BlockProgram:
+    """The block program of a structure after all passes; kept for those used last.
+
+    Args:
+        structure: Canonical text without run-time defaults.
+        block_q: Rows of a query tile.
+        block_k: Keys of a key tile.
+        sizes: Values of the sizes that it divides by.
+        within: Whether the rows of the calls end within the keys.
+
+    Raises:
+        UnsupportedError: For a term that has no exact lowering yet.
+    """
+    pattern = resolve(structure).pattern
+    *_, last = run_passes(pattern, block_q, block_k, dict(sizes), within).values()
+    return last
+
+
+def pass_names() -> tuple[str, ...]:
+    """What `--after` can name: lowering, then the passes in their order."""
+    return ("lower", *(name for name, _ in PASSES))
+
+
+def run_passes(
+    pattern: Pattern, block_q: int, block_k: int, sizes: Mapping[str, int], within: bool
+) -> dict[str, BlockProgram]:
+    """The program after lowering and after every pass, by the names of `pass_names()`.
+
+    Raises:
+        InternalError: One is not well formed; looked at where `PATTERNCC_VERIFY` is set.
+        UnsupportedError: For a term that has no exact lowering yet.
+    """
+    last = initial_program(pattern, block_q, block_k, sizes=sizes, within=within)
+    programs = {"lower": last}
+    for name, function in PASSES:
+        last = programs[name] = function(last)
+    if settings().verify:
+        for name, each in programs.items():
+            verify(each, name)
+    return programs
+
+
+class _Programs(Sequence["BlockProgram"]):
+    """The programs of a structure for one tile shape, each lowered when it is looked at: for rows
+    within the keys, then for any rows.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        self._arguments = arguments
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: Any) -> Any:
+        return program(*self._arguments, (True, False)[index])
+
+
+@functools.lru_cache(maxsize=LAUNCHERS_KEPT)
+def launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Forward:
+    """What runs a structure on GPUs; kept for those used last.
+
+    Raises:
+        UnsupportedError: Triton is missing.
+    """
+    from patterncc.codegen.launch import Forward  # here, because it loads triton and torch
+
+    def lowered(block_q: int, block_k: int) -> Sequence[BlockProgram]:
+        return _Programs(structure, block_q, block_k, sizes)
+
+    return Forward(lowered, folder=kernel_folder())
+
+
+def kernel_folder() -> Path:
+    """Where generated kernels are written."""
+    return settings().cache_dir / "src"
+
+
+class Counts(NamedTuple):
+    """How much this process has compiled so far: what a call that finds everything kept leaves as
+    it is."""
+
+    patterns: int
+    programs: int
+
+
+def caches() -> tuple[Any, ...]:
+    """The caches of this module; each is bounded."""
+    return (_signature, resolve, program, launcher)
+
+
+def cache_counts() -> Counts:
+    """The texts that were parsed and the programs that were lowered so far."""
+    return Counts(
+        _signature.cache_info().misses + resolve.cache_info().misses, program.cache_info().misses
+    )
+
+
+# -------------------------------------------------------------------------------------- for people
+
+
+class Stage(NamedTuple):
+    """One text that compilation goes through.
+
+    Attributes:
+        name: As in `--emit NAME`.
+        meaning: What it is, in a few words.
+        suffix: Of a file that holds it.
+    """
+
+    name: str
+    meaning: str
+    suffix: str
+
+
+STAGES = (
+    Stage("ast", "syntax tree of the text", ".txt"),
+    Stage(
+        "mask", "checked pattern: its numbers, and the mask with lets and calls written out", ".txt"
+    ),
+    Stage("ir", "block program: which tiles are visited, full or partial", ".txt"),
+    Stage("triton", "source of the forward kernel", ".py"),
+    Stage("ttir", "Triton IR", ".mlir"),
+    Stage("ttgir", "Triton GPU IR", ".mlir"),
+    Stage("ptx", "assembly of NVIDIA GPUs", ".ptx"),
+    Stage("amdgcn", "assembly of AMD GPUs", ".s"),
+)
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+
+
+class Compilation:
+    """A pattern on its way to a kernel, for one problem and one target.
+
+    Each stage is computed when it is asked for, once, and kept.
+
+    Attributes:
+        source: The text it is read from; the canonical text where it came as a `Pattern`.
+        problem: Shape class of the calls.
+        target: What machine code is for.
+        sizes: `heads`, `kv_heads`, `layers`, where the pattern divides by them.
+        within: Whether rows are taken to end within the keys, as they do in most calls.
+    """
+
+    def __init__(
+        self,
+        source: str | Pattern,
+        *,
+        name: str | None = None,
+        file: str | None = None,
+        values: Mapping[str, int] | None = None,
+        problem: Problem = DEFAULT_PROBLEM,
+        target: str = DEFAULT_TARGET,
+        config: KernelConfig | None = None,
+        sizes: Mapping[str, int] | None = None,
+        within: bool = True,
+    ) -> None:
+        """Keeps the arguments; nothing is computed and nothing is checked yet.
+
+        Args:
+            source: A text, the name of a library pattern, or a checked pattern.
+            name: Which pattern of a text, if not the last.
+            file: What messages call a text.
+            values: Parameters of a text by name.
+            problem: Shape class of the calls.
+            target: Such as `cuda:90` or `hip:gfx942`; no such device is needed.
+            config: Tile shape and other choices; the default of problem and target if not given.
+            sizes: `heads`, `kv_heads`, `layers`, where the pattern divides by them.
+            within: Whether rows may be taken to end within the keys.
+        """
+        if isinstance(source, Pattern):
+            self.__dict__["pattern"] = source  # the cached property below, known already
+            source = source.text
+        self.source = source_of(source, file)
+        self.problem = problem
+        self.target = target
+        self.sizes = dict(sizes or {})
+        self.within = within
+        self._name = name
+        self._values = dict(values or {})
+        self._config = config
+        self._programs: dict[tuple[int, int], dict[str, BlockProgram]] = {}
+
+    @functools.cached_property
+    def syntax(self) -> Program:
+        """The syntax tree of the whole text.
+
+        Raises:
+            PatternError: The text does not parse.
+        """
+        parsed = parse(self.source)
+        if parsed.diagnostics:
+            raise error_for(parsed.diagnostics)
+        return parsed.program
+
+    @functools.cached_property
+    def pattern(self) -> Pattern:
+        """The checked pattern.
+
+        Raises:
+            PatternError: The text is wrong.
+        """
+        return load(self.source.text, name=self._name, file=self.source.name, **self._values)
+
+    @functools.cached_property
+    def config(self) -> KernelConfig:
+        """Tile shape and other choices of the kernel.
+
+        Raises:
+            ConfigError: It cannot work for this problem on this target.
+        """
+        config = self._config
+        if config is None:
+            tile = default_config(self.problem, self.target)
+            config = default_config(self.problem, self.target, self._lowered(tile)["lower"])
+        check_config(config, self.problem, self.target)
+        return config
+
+    def program(self, after: str | None = None) -> BlockProgram:
+        """The block program after a pass; after the last one if none is named.
+
+        Raises:
+            ConfigError: There is no such pass.
+            UnsupportedError: For a term that has no exact lowering yet.
+        """
+        names = pass_names()
+        if after is not None and after not in names:
+            raise ConfigError(f"there is no pass {after!r}", names)
+        return self._lowered(self.config)[after or names[-1]]
+
+    def _lowered(self, config: KernelConfig) -> dict[str, BlockProgram]:
+        tile = (config.block_q, config.block_k)
+        if tile not in self._programs:
+            self._programs[tile] = run_passes(self.pattern, *tile, self.sizes, self.within)
+        return self._programs[tile]
+
+    @functools.cached_property
+    def kernel(self) -> KernelSource:
+        """The source of the forward kernel.
+
+        Raises:
+            UnsupportedError: The problem has no kernel, or the pattern no exact lowering yet.
+        """
+        return emit_forward(self.program(), self.problem, self.config)
+
+    @functools.cached_property
+    def compiled(self) -> CompiledKernel:
+        """The kernel compiled for the target.
+
+        Raises:
+            ConfigError: The target is no target.
+            UnsupportedError: Triton is missing.
+        """
+        # Here, because it loads triton and torch.
+        from patterncc.codegen.launch import compile_for
+
+        return compile_for(self.kernel, self.target, folder=kernel_folder())
+
+    def text(self, stage: str, after: str | None = None) -> str:
+        """The text of a stage: the same at every run, with a final line end.
+
+        Args:
+            stage: One of `STAGE_NAMES`.
+            after: For `ir`: one of `pass_names()`; the last if not given.
+
+        Raises:
+            ConfigError: There is no such stage or pass, or the target has none or is wrong.
+            PatternError: The text is wrong.
+            UnsupportedError: The pattern cannot be compiled to that stage.
+        """
+        if stage not in STAGE_NAMES:
+            raise ConfigError(f"there is no stage {stage!r}", STAGE_NAMES)
+        if after is not None and stage != "ir":
+            raise ConfigError(f"a pass was named for the stage {stage!r}", ("ir",))
+        match stage:
+            case "ast":
+                return format_tree(self.syntax)
+            case "mask":
+                return format_pattern(self.pattern)
+            case "ir":
+                return format_program(self.program(after))
+            case "triton":
+                return self.kernel.text
+        if stage not in self.stages():
+            raise ConfigError(f"{self.target} has no stage {stage!r}", self.stages())
+        return str(self.compiled.stages[stage])
+
+    def stages(self) -> tuple[str, ...]:
+        """The stages that the target has, in their order."""
+        other = "ptx" if self.target.startswith("hip") else "amdgcn"
+        return tuple(name for name in STAGE_NAMES if name != other)
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Every stage of the target as the name and the text of a file, in order.
+
+        The program is there after each pass: `02-ir-after-lower.txt`; the last has the plain name.
+        """
+        number = 0
+        for stage in STAGES:
+            if stage.name not in self.stages():
+                continue
+            for after in pass_names() if stage.name == "ir" else (None,):
+                last = after is None or after == pass_names()[-1]
+                name = stage.name if last else f"{stage.name}-after-{after}"
+                yield f"{number:02}-{name}{stage.suffix}", self.text(stage.name, after)
+                number += 1

@@ -1,0 +1,1 @@
+cover(heads, 64, causal) and cover(64, layer + 1, causal)

@@ -1,0 +1,1 @@
+causal and q % 4 = 0

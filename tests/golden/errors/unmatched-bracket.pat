@@ -1,0 +1,3 @@
+let a = (q - k
+let b = [3)
+a < b) and k in {1, 2

@@ -1,0 +1,1 @@
+causal and window(64) and 4 < 3

@@ -1,0 +1,2 @@
+# Not causal: keys on both sides, an absolute value.
+around(64)

@@ -1,0 +1,2 @@
+# The smallest program: one partial tile range, one full one.
+causal

@@ -1,0 +1,2 @@
+# Both sides divided: bounds are multiples of the chunk.
+chunked(512)

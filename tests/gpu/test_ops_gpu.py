@@ -1,0 +1,191 @@
+"""The operator on a GPU: answers, CUDA graphs, torch.compile, and what compiles no new kernel."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import patterncc
+from patterncc import UnsupportedError, pipeline
+from patterncc.codegen import launch
+from tests.front.inputs import assert_right, expected, tensors
+
+pytestmark = pytest.mark.gpu
+
+STREAMING = "pattern streaming(sinks = 4, window = 100): causal and (k < sinks or q - k < window)"
+TEXTS = [
+    "causal",
+    STREAMING,
+    "if head % 2 == 0 then causal else window(70)",
+    "causal and (k // 64 + layer) % 3 == 0",
+    "k > q + 40",
+]
+
+
+def inputs(
+    q_len: int = 300, kv_len: int | None = None, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    defaults: dict[str, Any] = {"head_dim": 64, "dtype": torch.bfloat16, "device": "cuda"}
+    return tensors(q_len, kv_len, **(defaults | options))
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("q_len", "kv_len"), [(300, 300), (1, 257), (65, 400), (200, 90)])
+def test_right(text: str, dtype: torch.dtype, q_len: int, kv_len: int) -> None:
+    attn = patterncc.compile(text)
+    query, key, value = inputs(q_len, kv_len, dtype=dtype)
+    results = attn(query, key, value, return_lse=True)
+    assert results[0].device == query.device
+    # float32 dots run on TF32 tensor cores or better; its tolerance is that of float16.
+    judged = query.half() if dtype == torch.float32 else query
+    out = results[0].half() if dtype == torch.float32 else results[0]
+    assert_right((out, results[1]), expected(attn, query, key, value), judged)
+
+
+@pytest.mark.parametrize("case", ["length first", "packed", "expanded"])
+def test_strides_are_free(case: str) -> None:
+    query, key, value = inputs(kv_heads=4)
+    if case == "length first":
+        query, key, value = (
+            tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in (query, key, value)
+        )
+    elif case == "packed":
+        packed = torch.stack([query, key, value]).permute(1, 3, 0, 2, 4).contiguous()
+        query, key, value = packed.permute(2, 0, 3, 1, 4)
+    else:
+        key, value = (tensor[:, :1].expand(-1, 4, -1, -1) for tensor in (key, value))
+    attn = patterncc.compile(STREAMING)
+    results = attn(query, key, value, return_lse=True)
+    assert_right(results, expected(attn, query, key, value), query)
+
+
+@pytest.mark.parametrize(("q_len", "kv_len"), [(0, 40), (40, 0)])
+def test_nothing_to_do(q_len: int, kv_len: int) -> None:
+    out, lse = patterncc.compile(STREAMING)(*inputs(q_len, kv_len), return_lse=True)
+    assert out.shape == (2, 4, q_len, 64)
+    assert bool((out == 0).all())
+    assert bool((lse == -math.inf).all())
+
+
+def test_opcheck() -> None:
+    structure = patterncc.compile(STREAMING).pattern.structure
+    arguments: tuple[Any, ...] = (*inputs(), structure, None, None, 0, None, [4, 100], [])
+    torch.library.opcheck(torch.ops.patterncc.attn_fwd.default, arguments)
+
+
+def test_new_lengths_windows_and_offsets_compile_no_kernel() -> None:
+    attn = patterncc.compile(STREAMING)
+    attn(*inputs(300))
+    before = (pipeline.cache_counts(), launch.kernel_count())
+    for length in (1, 16, 17, 128, 299, 512, 1000):
+        attn(*inputs(length), window=length, sinks=length // 16)
+        attn(*inputs(1, length), q_offset=length // 2)
+        attn(*inputs(length, batch=1, heads=2, kv_heads=1))
+    assert (pipeline.cache_counts(), launch.kernel_count()) == before
+
+
+def test_one_graph_for_every_length() -> None:
+    attn = patterncc.compile(STREAMING)
+    counter = CompileCounterWithBackend("inductor")
+    function = torch.compile(
+        lambda query, key, value: attn(query * 2, key, value, return_lse=True),
+        backend=counter,
+        fullgraph=True,
+        dynamic=True,
+    )
+    function(*inputs(300))
+    before = (pipeline.cache_counts(), launch.kernel_count())
+    for length in (301, 512, 77):
+        query, key, value = inputs(length)
+        results = function(query, key, value)
+        assert_right(results, expected(attn, query * 2, key, value), query)
+    assert counter.frame_count == 1
+    assert (pipeline.cache_counts(), launch.kernel_count()) == before
+
+
+def test_cuda_graph() -> None:
+    attn = patterncc.compile(STREAMING)
+    static = inputs(300)
+    attn(*static)  # loads the kernel, which a capture may not
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = attn(*static, return_lse=True)
+    for seed in range(3):
+        query, key, value = (torch.roll(tensor, seed + 1, 2) for tensor in inputs(300))
+        for buffer, tensor in zip(static, (query, key, value), strict=True):
+            buffer.copy_(tensor)
+        graph.replay()
+        assert_right(results, expected(attn, query, key, value), query)
+
+
+def test_cuda_graphs_of_torch_compile() -> None:
+    attn = patterncc.compile(STREAMING)
+    function = torch.compile(
+        lambda query, key, value: attn(query * 2, key, value),
+        fullgraph=True,
+        mode="reduce-overhead",
+    )
+    query, key, value = inputs(300)
+    for _ in range(4):
+        torch.testing.assert_close(function(query, key, value), attn(query * 2, key, value))
+
+
+def test_nothing_waits_for_the_device() -> None:
+    attn = patterncc.compile(STREAMING)
+    arguments = inputs(300)
+    attn(*arguments)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        attn(*arguments, window=50, q_offset=3, scale=0.5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_other_streams() -> None:
+    attn = patterncc.compile(STREAMING)
+    query, key, value = inputs(300)
+    answer = attn(query, key, value)
+    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        out = attn(query, key, value)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(out, answer)
+
+
+def test_devices_and_dtypes_are_named() -> None:
+    query, key, value = inputs()
+    attn = patterncc.compile("causal")
+    with pytest.raises(patterncc.ArgumentError, match="`key` is on cpu but `query` is on cuda:0"):
+        attn(query, key.cpu(), value)
+    with pytest.raises(patterncc.ArgumentError, match="`value` is on cuda:0 but `query` is on cpu"):
+        attn(query.cpu(), key.cpu(), value)
+    with pytest.raises(UnsupportedError, match="float64"):
+        attn(query.double(), key.double(), value.double())
+
+
+def test_grad_is_refused() -> None:
+    query, key, value = inputs()
+    with pytest.raises(UnsupportedError, match="backward is not there yet"):
+        patterncc.compile("causal")(query.requires_grad_(), key, value)
+
+
+def test_autocast() -> None:
+    attn = patterncc.compile("causal")
+    query, key, value = inputs(dtype=torch.float32)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        out = attn(query, key.half(), value)
+    assert out.dtype == torch.bfloat16
+    halves = (tensor.bfloat16() for tensor in (query, key.half(), value))
+    assert torch.equal(out, attn(*halves))
