@@ -62,7 +62,9 @@ class Planner:
         self._lower = lower
         self._config = config
         self._programs: dict[tuple[int, int], Sequence[BlockProgram]] = {}
-        self._sources: dict[tuple[int, Problem, KernelConfig], KernelSource] = {}
+        self._sources: dict[
+            tuple[int, Problem, KernelConfig], tuple[BlockProgram, KernelSource]
+        ] = {}
 
     def source(
         self,
@@ -88,10 +90,12 @@ class Planner:
         config = self._config or self._default(problem, target, not obstacles)
         check_config(config, problem, target)
         program = self._program(config, env)
-        known = (id(program), problem, config)  # programs live as long as the planner
-        if known not in self._sources:
-            self._sources[known] = emit_forward(program, problem, config)
-        return self._sources[known]
+        # By identity, for a program is slow to hash; kept beside the source, so that no other
+        # program can come to have its identity.
+        place = (id(program), problem, config)
+        if place not in self._sources:
+            self._sources[place] = program, emit_forward(program, problem, config)
+        return self._sources[place][1]
 
     def plan(
         self,
