@@ -36,6 +36,10 @@ UNROLLED_CLASSES = 4
 """Most residue classes of a sweep that are laid out as pieces of their own; more become the lanes
 of a vector."""
 
+WARP = 32
+"""Most lanes of a piece in the shared loop: a sum over more makes the warps wait for each other, so
+such pieces get a loop of their own."""
+
 
 @dataclass(frozen=True, slots=True)
 class TileLoop:
@@ -110,8 +114,8 @@ def emit_loops(sweeps: Sequence[Sweep]) -> LoopNest:
     common, writer = _share([piece.sweep for piece in pieces])
     loops = []
     for kind in ("partial", "full"):
-        for vector in (False, True):
-            group = [p for p in pieces if p.sweep.kind == kind and (p.lanes > 1) == vector]
+        for wide in (False, True):
+            group = [p for p in pieces if p.sweep.kind == kind and (p.lanes > WARP) == wide]
             if group:
                 loops.append(_loop(writer, group))
     return LoopNest(common, tuple(loops))

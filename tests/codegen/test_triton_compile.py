@@ -95,9 +95,9 @@ def test_shifts_and_floors_are_signed(tmp_path: Path) -> None:
     assert not re.search(r"arith.remsi .*tensor<128x1xi32>", text)  # of q, which may be
 
 
-def test_many_residue_classes_stay_one_loop(tmp_path: Path) -> None:
+def test_many_residue_classes_are_few_loops(tmp_path: Path) -> None:
     source = _source("ladder(4, 64, 100, 7)", WIDE, "cuda:90")
-    assert source.text.count("for step in range") <= 3
+    assert source.text.count("for step in range") <= 4  # two for each kind of tile
     kernel = compile_for(source, "cuda:90", folder=tmp_path)
     assert kernel.spilled <= 64
 
