@@ -27,6 +27,8 @@ _CALL_ARGUMENTS = frozenset(
     {"block_k", "block_q", "dtype", "file", "head_dim", "key", "name", "query", "return_lse"}
     | {"scale", "source", "value", "value_head_dim"}
 )
+# Symbols of the block IR, which shares its name space with run-time numbers.
+TILE_SYMBOLS = frozenset({"k_last", "k_tile", "q_first", "q_last", "residue"})
 _AXES = ("head", "kv_head", "layer", "batch")
 _TYPES = ("int", "bool", "segments")
 
@@ -51,7 +53,7 @@ def _check_definition(definition: Definition, report: Report) -> None:
     taken: dict[str, str] = {}
     for parameter in definition.parameters:
         name = parameter.name
-        if _is_coordinate(name.text) or name.text in _CALL_ARGUMENTS:
+        if _is_coordinate(name.text) or name.text in _CALL_ARGUMENTS | TILE_SYMBOLS:
             _reserved(name, "parameter", report)
         elif name.text in taken:
             report.add("duplicate-name", f"two parameters are called `{name.text}`", name.span)
@@ -184,6 +186,8 @@ def _reserved(name: Identifier, what: str, report: Report) -> None:
         meaning = "a size of the call"
     elif name.text in FUNCTIONS:
         meaning = "a function"
+    elif name.text in TILE_SYMBOLS:
+        meaning = "a name of the compiler"
     report.add(
         "reserved-name",
         f"a {what} cannot be called `{name.text}`: that is {meaning}",
