@@ -272,7 +272,7 @@ class Forward:
         tensors = (query, key, value)
         launch, run = self._plan(tensors, out, env, scale)
         arguments: list[Any] = [
-            TensorDescriptor(tensors[which], *shape) for which, *shape in launch.described
+            _descriptor(tensors[which], *shape) for which, *shape in launch.described
         ]
         pointers = (out, lse) if launch.described else (*tensors, out, lse)
         # An address as a number saves the launcher a question to the driver for each tensor.
@@ -331,6 +331,22 @@ class Forward:
             if name not in _kernels:
                 _kernels[name] = _compile(source, target, launch.aligned, self._folder)
             return _kernels[name][launch.grid]  # type: ignore[no-any-return]
+
+
+def _descriptor(
+    base: torch.Tensor, shape: list[int], strides: list[int], box: list[int]
+) -> TensorDescriptor:
+    """A tensor descriptor without the checks of its constructor: the plan has made them.
+
+    They would take longer than all else that a call does on the host.
+    """
+    descriptor = object.__new__(TensorDescriptor)
+    descriptor.base = base
+    descriptor.shape = shape
+    descriptor.strides = strides
+    descriptor.block_shape = box
+    descriptor.padding = "zero"
+    return descriptor
 
 
 def _problem(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Problem:

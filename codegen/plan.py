@@ -25,6 +25,9 @@ Lowered = Callable[[int, int], Sequence[BlockProgram]]
 """Lowers for a tile shape `(block_q, block_k)`: the most special program first, one that assumes
 nothing last."""
 
+_LEAST_SCALE = 1.0e-35
+"""Stands for 0: so small that scaled scores vanish beside the logarithm of a count of keys."""
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -59,7 +62,9 @@ class Planner:
         self._lower = lower
         self._config = config
         self._programs: dict[tuple[int, int], Sequence[BlockProgram]] = {}
-        self._sources: dict[tuple[int, Problem, KernelConfig], KernelSource] = {}
+        self._sources: dict[
+            tuple[int, Problem, KernelConfig], tuple[BlockProgram, KernelSource]
+        ] = {}
 
     def source(
         self,
@@ -85,10 +90,12 @@ class Planner:
         config = self._config or self._default(problem, target, not obstacles)
         check_config(config, problem, target)
         program = self._program(config, env)
-        known = (id(program), problem, config)  # programs live as long as the planner
-        if known not in self._sources:
-            self._sources[known] = emit_forward(program, problem, config)
-        return self._sources[known]
+        # By identity, for a program is slow to hash; kept beside the source, so that no other
+        # program can come to have its identity.
+        place = (id(program), problem, config)
+        if place not in self._sources:
+            self._sources[place] = program, emit_forward(program, problem, config)
+        return self._sources[place][1]
 
     def plan(
         self,
@@ -156,7 +163,8 @@ def _arguments(
     """The values of a kernel's parameters that are neither descriptors nor pointers."""
     values: dict[str, float | int] = {f"number_{name}": value for name, value in env.items()}
     values |= env
-    values["scale"] = scale * math.log2(math.e)  # kernels compute powers of two
+    # Kernels compute powers of two. They multiply masked scores, -inf, by the scale: never by 0.
+    values["scale"] = max(scale * math.log2(math.e), _LEAST_SCALE)
     for layout in layouts:
         for axis, step in zip(("batch", "head", "row"), layout.steps, strict=True):
             values[f"{layout.name}_stride_{axis}"] = step
