@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from patterncc.codegen.head_dim import query_key_value_parts
 from patterncc.dsl.errors import ConfigError
@@ -12,6 +12,9 @@ from patterncc.dsl.mask import variables
 if TYPE_CHECKING:
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
+
+
+Load: TypeAlias = Literal["descriptor", "pointer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class KernelConfig:
     block_k: int = 128
     num_warps: int = 8
     num_stages: int = 2
-    load: Literal["descriptor", "pointer"] = "pointer"
+    load: Load = "pointer"
     order: Literal["forward", "reverse"] = "forward"
     max_registers: int | None = None
 
@@ -133,17 +136,13 @@ def _tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:
         return KernelConfig(64, 32, 8, 2)  # accumulators and operands share the registers
     if target.startswith("hip"):
         return KernelConfig(128, 64, 4, 1) if widest <= 128 else KernelConfig(64, 64, 4, 1)
-    if descriptors and "descriptor" in loads(target):
-        if widest <= 64:
-            return KernelConfig(128, 64, 4, 3, "descriptor")
-        if widest <= 128:
-            # With two stages a tile's load is issued just before the tile is waited for.
-            return KernelConfig(128, 128, 8, 3, "descriptor")
-        return KernelConfig(128, 64, 8, 2, "descriptor")
-    if widest <= 64:
-        return KernelConfig(128, 64, 4, 3)
+    load: Load = "descriptor" if descriptors and "descriptor" in loads(target) else "pointer"
     if widest <= 128:
-        return KernelConfig(128, 64, 8, 2)
+        # Of 13 shapes on an H200 the best or within 5% of it for every pattern that skips tiles
+        # (docs/kernels.md); dense causal gains 7% from 128x128, 8 warps.
+        return KernelConfig(64, 64, 4, 3, load)
+    if load == "descriptor":
+        return KernelConfig(128, 64, 8, 2, load)
     return KernelConfig(128, 32, 8, 2) if widest <= 192 else KernelConfig(64, 32, 8, 2)
 
 

@@ -12,6 +12,7 @@ the matrix products wherever the inputs admit a score or a value that is not fin
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -106,6 +107,42 @@ def attention(
     return out.to(query.dtype), lse
 
 
+# A range of blocks along an axis: where the first starts, from one to the next, their length, how
+# many.
+_Range: TypeAlias = tuple[int, int, int, int]
+
+
+@dataclass(slots=True)
+class _Input:
+    """A tensor `[heads, length, dim]`, and a bound of how large numbers are in part of it.
+
+    Attributes:
+        numbers: The tensor.
+        low, high: The positions along `length` that were looked at.
+        square: The sum of squares there; not finite if a number there is not.
+    """
+
+    numbers: Tensor
+    low: int = 0
+    high: int = 0
+    square: float = 0.0
+
+    def norm(self, blocks: _Range) -> float:
+        """A bound of the norm of the blocks; looks at no position that is known already."""
+        start, step, size, count = blocks
+        stop = start + (count - 1) * step + size
+        if start > self.high or stop < self.low or self.low == self.high:
+            self.low = self.high = start
+            self.square = 0.0
+        for low, high in ((start, self.low), (self.high, stop)):
+            if low < high:
+                wide = torch.float64 if self.numbers.dtype == torch.float64 else torch.float32
+                norm = float(torch.linalg.vector_norm(self.numbers[:, low:high], dtype=wide))
+                self.square += norm * norm  # `**` would raise where this is infinite
+        self.low, self.high = min(self.low, start), max(self.high, stop)
+        return math.sqrt(self.square)
+
+
 @dataclass(frozen=True, slots=True)
 class _Operands:
     """Tensors of some heads that share a plan, batch and heads as one axis, all views.
@@ -114,9 +151,9 @@ class _Operands:
     `[heads, q_len, value_dim]`, lse `[heads, q_len]`.
     """
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
+    query: _Input
+    key: _Input
+    value: _Input
     out: Tensor
     lse: Tensor
 
@@ -169,14 +206,6 @@ def _readable(tensor: Tensor, width: int) -> Tensor:
     return tensor
 
 
-def _stays_finite(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
-    """Whether all values are finite and no score can overflow, by Cauchy and Schwarz."""
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    norms = [float(torch.linalg.vector_norm(x, dtype=wide)) for x in (query, key, value)]
-    largest_score = norms[0] * norms[1] * max(1.0, abs(scale))
-    return math.isfinite(norms[2]) and largest_score < 0.25 * torch.finfo(wide).max
-
-
 def _additive_mask(plan: Plan, call: Call, dtype: torch.dtype) -> Tensor:
     """0 where a row of the call sees a key, -inf elsewhere: `[size, keys]`."""
     hidden = torch.from_numpy(~plan.call_mask(call))
@@ -195,14 +224,14 @@ def _operands(
     if list(by_batch) == [None] and len(by_batch[None]) == heads:
         inputs = (query, key, value)
         if batch == 1 or all(x.stride(0) == x.shape[1] * x.stride(1) for x in inputs):
-            yield _Operands(*(x.flatten(0, 1) for x in (*inputs, out, lse)))
+            q, k, v = (_Input(x.flatten(0, 1)) for x in inputs)
+            yield _Operands(q, k, v, out.flatten(0, 1), lse.flatten(0, 1))
             return
     for index, members in by_batch.items():
         for b in range(batch) if index is None else [index]:
             for own, shared in _head_ranges(members, group):
-                yield _Operands(
-                    query[b, own], key[b, shared], value[b, shared], out[b, own], lse[b, own]
-                )
+                q, k, v = _Input(query[b, own]), _Input(key[b, shared]), _Input(value[b, shared])
+                yield _Operands(q, k, v, out[b, own], lse[b, own])
 
 
 def _head_ranges(heads: list[int], group: int) -> Iterator[tuple[slice, slice]]:
@@ -227,28 +256,28 @@ def _head_ranges(heads: list[int], group: int) -> Iterator[tuple[slice, slice]]:
 
 def _run(call: Call, mask: Tensor | None, on: _Operands, kernel: Kernel, scale: float) -> None:
     """Runs a call on some heads: writes its rows, or merges into what they hold."""
-    heads, _, dim = on.query.shape
+    heads, _, dim = on.query.numbers.shape
     few = max(1, _MAX_NUMBERS // (heads * call.size * dim))
     for low in range(0, call.count, few):
-        blocks = min(few, call.count - low)
-        rows = (call.row + low * call.row_step, call.row_step, call.size, blocks)
-        start = call.spans[0][0] + low * call.key_step
-        keys = (start, call.key_step, call.keys, blocks)
+        count = min(few, call.count - low)
+        rows = (call.row + low * call.row_step, call.row_step, call.size, count)
+        keys = (call.spans[0][0] + low * call.key_step, call.key_step, call.keys, count)
         key, value = on.key, on.value
         if len(call.spans) > 1:
             key, value = (
-                torch.cat([x[:, first:stop] for first, stop in call.spans], dim=1)
+                _Input(torch.cat([x.numbers[:, slice(*span)] for span in call.spans], dim=1))
                 for x in (key, value)
             )
             keys = (0, 0, call.keys, 1)
-        admits = mask is None or _stays_finite(
-            _reach(on.query, *rows), _reach(key, *keys), _reach(value, *keys), scale
+        hidden_stays_hidden = mask is None or (
+            _finite_scores(on.query.norm(rows), key.norm(keys), scale, key.numbers.dtype)
+            and math.isfinite(value.norm(keys))
         )
         out, lse = _attend(
-            kernel if admits else cpu_kernels.matmul,
-            _blocks(on.query, *rows),
-            _blocks(key, *keys),
-            _blocks(value, *keys),
+            kernel if hidden_stays_hidden else cpu_kernels.matmul,
+            _blocks(on.query.numbers, rows),
+            _blocks(key.numbers, keys),
+            _blocks(value.numbers, keys),
             mask,
             scale,
         )
@@ -259,10 +288,16 @@ def _run(call: Call, mask: Tensor | None, on: _Operands, kernel: Kernel, scale: 
         _put(
             out[..., : on.out.shape[-1]],
             lse,
-            _blocks(on.out, *rows),
-            _blocks(on.lse[..., None], *rows)[..., 0],
+            _blocks(on.out, rows),
+            _blocks(on.lse[..., None], rows)[..., 0],
             call.first,
         )
+
+
+def _finite_scores(query: float, key: float, scale: float, dtype: torch.dtype) -> bool:
+    """Whether no score can overflow, by the norms of query and key and Cauchy and Schwarz."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return query * key * max(1.0, abs(scale)) < 0.25 * torch.finfo(wide).max
 
 
 def _attend(
@@ -281,13 +316,9 @@ def _attend(
     return out.transpose(0, 1), lse.transpose(0, 1)
 
 
-def _reach(tensor: Tensor, start: int, step: int, size: int, count: int) -> Tensor:
-    """Of `[heads, length, dim]`, the part that `_blocks` of the same reads, and what is between."""
-    return tensor[:, start : start + (count - 1) * step + size]
-
-
-def _blocks(tensor: Tensor, start: int, step: int, size: int, count: int) -> Tensor:
-    """Of `[heads, length, dim]`, ranges of the length a step apart: `[heads, count, size, dim]`."""
+def _blocks(tensor: Tensor, blocks: _Range) -> Tensor:
+    """Blocks along the length of `[heads, length, dim]`: a view `[heads, count, size, dim]`."""
+    start, step, size, count = blocks
     heads, _, dim = tensor.shape
     head, place, _ = tensor.stride()
     return tensor.as_strided(

@@ -6,6 +6,7 @@ Each returns the simplest node that says the same; none changes meaning.
 from collections.abc import Mapping
 from typing import Literal, TypeVar
 
+from patterncc.dsl.limits import MAX_CONSTANT
 from patterncc.dsl.mask import (
     FALSE,
     TRUE,
@@ -110,8 +111,10 @@ def multiply(*factors: IntExpr) -> IntExpr:
 
 
 def floordiv(value: IntExpr, divisor: IntExpr) -> IntExpr:
-    """`value // divisor`, folded for constants and for a divisor of 1."""
+    """`value // divisor`, folded for constants, a divisor of 1, and a quotient of a quotient."""
     match value, divisor:
+        case FloorDiv(inner, Const(a)), Const(b) if a > 0 and b > 0 and a * b <= MAX_CONSTANT:
+            return FloorDiv(inner, Const(a * b))
         case _, Const(1):
             return value
         case Const(a), Const(b) if b > 0:
@@ -120,8 +123,10 @@ def floordiv(value: IntExpr, divisor: IntExpr) -> IntExpr:
 
 
 def modulo(value: IntExpr, divisor: IntExpr) -> IntExpr:
-    """`value % divisor`, folded for constants and for a divisor of 1."""
+    """`value % divisor`, folded for constants, a divisor of 1, and a remainder of a multiple."""
     match value, divisor:
+        case Mod(inner, Const(a)), Const(b) if b > 0 and a % b == 0:
+            return modulo(inner, divisor)
         case _, Const(1):
             return Const(0)
         case Const(a), Const(b) if b > 0:

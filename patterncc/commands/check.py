@@ -37,7 +37,6 @@ def run(args: argparse.Namespace) -> int:
 def coloured(diagnostic: Diagnostic, severity: str) -> Line:
     """A diagnostic with its heading in colour, where there are colours."""
     heading, _, rest = diagnostic.render().partition("\n")
-    heading = severity + heading.removeprefix("error")
     colour = {"error": "bold red", "warning": "bold yellow"}[severity]
     code, _, message = heading.partition(": ")
     return Line.assemble((code, colour), (f": {message}", "bold"), f"\n{rest}" if rest else "")

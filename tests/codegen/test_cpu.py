@@ -299,6 +299,19 @@ def test_unseen_keys_cannot_reach_a_row(text: str, where: str, poison: float, ke
         assert bool(out[~blind].isnan().all())
 
 
+@pytest.mark.parametrize("poison", [math.nan, 1e200, 1e308])
+def test_unseen_keys_cannot_reach_a_row_in_float64(poison: float) -> None:
+    query, key, value = (random(1, 2, 150, 16, seed=s, dtype=torch.float64) for s in (1, 2, 3))
+    query *= 1e150
+    key *= 1e-150
+    program = program_of("window(20)")
+    clean, _ = cpu.attention(program, query, key, value)
+    key[:, :, 60] = value[:, :, 60] = poison
+    out, _ = cpu.attention(program, query, key, value)
+    blind = ~mask_of(program.mask, query, key, {})[..., 60]
+    torch.testing.assert_close(out[blind], clean[blind])
+
+
 def test_a_poisoned_row_reaches_no_other(kernel: str) -> None:
     query, key, value = (random(1, 2, 150, 16, seed=seed) for seed in (1, 2, 3))
     program = program_of("window(20)")

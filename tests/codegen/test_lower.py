@@ -6,7 +6,16 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from tests.codegen.drawing import Shape, brute_block_map, dense, environment, masks, numbers, pattern_of, shapes
+from tests.codegen.drawing import (
+    Shape,
+    brute_block_map,
+    dense,
+    environment,
+    masks,
+    numbers,
+    pattern_of,
+    shapes,
+)
 from hypothesis import assume, given, settings
 
 from patterncc.codegen import schedule

@@ -189,7 +189,7 @@ def test_name_is_not_identity() -> None:
         ("-q < -k", "-q < -k"),
         ("q - (k - 1) <= 0", "q - k + 1 <= 0"),
         ("2 * (q // 4) - 3 * (k // 4) < 1", "2 * (q // 4) - 3 * (k // 4) < 1"),
-        ("q // 4 // 2 == (k // 4) % 2", "q // 4 // 2 == k // 4 % 2"),
+        ("q // 4 // heads == (k // 4) % 2", "q // 4 // heads == k // 4 % 2"),
         ("(-q) // 4 < -(k // 4)", "-q // 4 < -(k // 4)"),
         ("not (causal and k < 3)", "not (k <= q and k < 3)"),
         ("causal and k < 3 or q < 5", "q < 5 or k <= q and k < 3"),
