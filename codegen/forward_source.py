@@ -226,12 +226,9 @@ class _ForwardWriter:
             yield "k = k_first + tl.arange(0, BLOCK_K)[None, :]"
             yield from self._mask.key_lines
             yield f"allowed = {self._mask.expression}"
-            yield 'scores = tl.where(allowed, scores * scale, float("-inf"))'
-            yield "new_peak = tl.maximum(peak, tl.max(scores, 1))"
-            yield "weights = tl.exp2(scores - new_peak[:, None])"
-        else:
-            yield "new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)"
-            yield "weights = tl.exp2(scores * scale - new_peak[:, None])"
+            yield 'scores = tl.where(allowed, scores, float("-inf"))'
+        yield "new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)"
+        yield "weights = tl.exp2(scores * scale - new_peak[:, None])"
         yield "decay = tl.exp2(peak - new_peak)"
         yield "total = total * decay + tl.sum(weights, 1)"
         yield "peak = new_peak"

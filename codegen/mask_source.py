@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from patterncc.codegen.interval import interval
 from patterncc.codegen.scalar_source import ExpressionWriter, Text, is_predicate
 from patterncc.codegen.separate import is_bound, reads_key, reads_row, separate
-from patterncc.dsl.build import all_of, any_of, compare
+from patterncc.dsl.build import all_of, any_of, compare, maximum, minimum, subtract
 from patterncc.dsl.mask import (
     And,
     Branch,
@@ -65,7 +65,7 @@ class _MaskWriter:
         self.row_lines: list[str] = []
         self.key_lines: list[str] = []
         self._named: dict[IntExpr | Predicate | tuple[IntExpr, int, int], Text] = {}
-        self._vector = ExpressionWriter(_leaf)  # within one row vector or one key vector
+        self._vector = ExpressionWriter(self._computed)  # within a vector of rows or of keys
         self._tile = ExpressionWriter(self._hoisted)  # where both meet
 
     def element(self, mask: Predicate) -> str:
@@ -81,17 +81,45 @@ class _MaskWriter:
                 return f"({self._keys(keys)} {op} {self._limit(keys, rows)})"
             case Compare("<=", rows, keys) if is_bound(keys, rows):
                 return f"({self._limit(keys, rows)} <= {self._keys(keys)})"
-            case Compare(op, left, right):
-                sides = (self._tile.integer(side).operand() for side in (left, right))
-                return f"({f' {op} '.join(sides)})"
+            case Compare():
+                return self._tile.predicate(mask)
             case And(args):
-                return "(" + " & ".join(self._grouped(args, all_of)) + ")"
+                ranges, rest = self._ranges(args)
+                parts = [*ranges, *self._grouped(rest, all_of)]
+                return parts[0] if len(parts) == 1 else "(" + " & ".join(parts) + ")"
             case Or(args):
                 return "(" + " | ".join(self._grouped(args, any_of)) + ")"
             case Branch(condition, then, otherwise):
-                parts = (self.element(part) for part in (condition, then, otherwise))
-                return f"tl.where({', '.join(parts)})"
+                choices = (self.element(part) for part in (condition, then, otherwise))
+                return f"tl.where({', '.join(choices)})"
         return self._tile.predicate(mask)  # refuses it by name
+
+    def _ranges(self, args: tuple[Predicate, ...]) -> tuple[list[str], tuple[Predicate, ...]]:
+        """Pairs of bounds on the same keys, one comparison each, and the other arguments.
+
+        `low <= k and k < high` is `k - low < high - low` for unsigned integers: a difference and a
+        comparison per element instead of two comparisons and what joins them.
+        """
+        lowers: dict[IntExpr, IntExpr] = {}
+        uppers: dict[IntExpr, IntExpr] = {}
+        for arg in args:
+            match arg:
+                case Compare("<", keys, rows) if is_bound(keys, rows):
+                    uppers[keys] = rows
+                case Compare("<=", rows, keys) if is_bound(keys, rows):
+                    lowers[keys] = rows
+        joined = [keys for keys in lowers if keys in uppers and _spans_31_bits(keys)]
+        texts = []
+        for keys in joined:
+            least, most = interval(keys).low, interval(keys).high + 1
+            low = maximum(minimum(lowers[keys], Const(most)), Const(least))
+            high = maximum(minimum(uppers[keys], Const(most)), low)
+            first, width = self._hoist(low), self._hoist(subtract(high, low))
+            sides = (f"({self._keys(keys)} - {first.operand()})", width.operand())
+            texts.append(f"({' < '.join(f'{side}.to(tl.uint32, bitcast=True)' for side in sides)})")
+        done = {Compare("<", keys, uppers[keys]) for keys in joined}
+        done |= {Compare("<=", lowers[keys], keys) for keys in joined}
+        return texts, tuple(arg for arg in args if arg not in done)
 
     def _grouped(self, args: tuple[Predicate, ...], connect: type | object) -> list[str]:
         """The arguments as operands: those of the row alone as one, then those that read keys."""
@@ -118,6 +146,10 @@ class _MaskWriter:
             clamped = f"tl.minimum(tl.maximum({text.text}, {low}), {high}).to(tl.int32)"
             self._named[key] = self._define("row", clamped, 32)
         return self._named[key].operand()
+
+    def _computed(self, expr: Expr) -> Text | None:
+        """The names for the vector writer: leaves, and what has been computed already."""
+        return self._named.get(expr) or _leaf(expr)
 
     def _hoisted(self, expr: Expr) -> Text | None:
         """The names for the tile writer: anything that reads only one of the two positions is
@@ -150,6 +182,12 @@ class _MaskWriter:
         name = f"{place}_term_{len(lines)}"
         lines.append(f"{name} = {text}")
         return Text(name, 64 if bits == 64 else 32)
+
+
+def _spans_31_bits(keys: IntExpr) -> bool:
+    """Does the distance of two of its values, or of one to the next beyond, fit an int32?"""
+    values = interval(keys)
+    return values.fits(32) and values.high + 1 - values.low < 2**31
 
 
 def _leaf(expr: Expr) -> Text | None:

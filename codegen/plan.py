@@ -25,6 +25,9 @@ Lowered = Callable[[int, int], Sequence[BlockProgram]]
 """Lowers for a tile shape `(block_q, block_k)`: the most special program first, one that assumes
 nothing last."""
 
+_LEAST_SCALE = 1.0e-35
+"""Stands for 0: so small that scaled scores vanish beside the logarithm of a count of keys."""
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -156,7 +159,8 @@ def _arguments(
     """The values of a kernel's parameters that are neither descriptors nor pointers."""
     values: dict[str, float | int] = {f"number_{name}": value for name, value in env.items()}
     values |= env
-    values["scale"] = scale * math.log2(math.e)  # kernels compute powers of two
+    # Kernels compute powers of two. They multiply masked scores, -inf, by the scale: never by 0.
+    values["scale"] = max(scale * math.log2(math.e), _LEAST_SCALE)
     for layout in layouts:
         for axis, step in zip(("batch", "head", "row"), layout.steps, strict=True):
             values[f"{layout.name}_stride_{axis}"] = step

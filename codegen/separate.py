@@ -2,14 +2,17 @@
 
 `0 <= q - k and q - k < window and k < kv_len` becomes `k < min(q + 1, kv_len) and q - window + 1 <=
 k`: what reads only the row is computed once per row, and an element costs one comparison per bound.
-The result means the same as the mask; it is an ordinary predicate, with bounds in two forms, `keys
-< rows` and `rows <= keys`.
+The result means the same as the mask for keys that exist (`0 <= k`); it is an ordinary predicate,
+with bounds in two forms, `keys < rows` and `rows <= keys`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from typing_extensions import assert_never
 
+from patterncc.codegen.interval import interval
 from patterncc.dsl.build import (
     add,
     all_of,
@@ -21,6 +24,7 @@ from patterncc.dsl.build import (
     modulo,
     multiply,
     negate,
+    select,
     subtract,
 )
 from patterncc.dsl.mask import (
@@ -68,8 +72,18 @@ def separate(mask: Predicate) -> Predicate:
         case Not(inner):
             return separate(_negation(inner))
         case Branch(condition, then, otherwise):
-            return branch(separate(condition), separate(then), separate(otherwise))
+            if reads_row(condition) and reads_key(condition):
+                return branch(separate(condition), separate(then), separate(otherwise))
+            # `c -> then` and `not c -> otherwise`: bounds absorb a condition of one side alone.
+            return separate(all_of(_unless(negate(condition), then), _unless(condition, otherwise)))
     assert_never(mask)
+
+
+def _unless(condition: Predicate, mask: Predicate) -> Predicate:
+    """`condition or mask`, distributed over a conjunction."""
+    if isinstance(mask, And):
+        return all_of(*(_unless(condition, arg) for arg in mask.args))
+    return any_of(condition, mask)
 
 
 def _negation(arg: Predicate) -> Predicate:
@@ -167,8 +181,10 @@ def _leading_factor(expr: IntExpr) -> int:
 
 
 def _merge_bounds(mask: Predicate) -> Predicate:
-    """Bounds on equal keys become one: of upper ones `and` keeps the least and `or` the
-    greatest."""
+    """Bounds on equal keys become one: of upper ones `and` keeps the least and `or` the greatest.
+
+    What else reads the rows alone, or the keys alone, goes into the two sides of one such bound.
+    """
     match mask:
         case And(args):
             connect, one_upper, one_lower = all_of, minimum, maximum
@@ -189,7 +205,50 @@ def _merge_bounds(mask: Predicate) -> Predicate:
                 rest.append(arg)
     rest += [Compare("<", keys, one_upper(*bounds)) for keys, bounds in uppers.items()]
     rest += [Compare("<=", one_lower(*bounds), keys) for keys, bounds in lowers.items()]
+    both = [part for part in rest if reads_row(part) and reads_key(part)]
+    for number, part in enumerate(both):
+        match part:
+            case Compare("<", keys, rows) if is_bound(keys, rows):
+                bound = _Bound(True, keys, rows)
+            case Compare("<=", rows, keys) if is_bound(keys, rows):
+                bound = _Bound(False, keys, rows)
+            case _:
+                continue
+        one_sided = [part for part in rest if part not in both]
+        both[number] = bound.absorb(one_sided, conjunction=isinstance(mask, And))
+        return connect(*both)
     return connect(*rest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """`keys < rows` (upper) or `rows <= keys` (lower)."""
+
+    upper: bool
+    keys: IntExpr
+    rows: IntExpr
+
+    def absorb(self, parts: list[Predicate], conjunction: bool) -> Predicate:
+        """The bound `and` (`or`) the parts, each of which reads the rows alone or the keys alone.
+
+        Where a part decides, its side is replaced by a value beyond the other side's range.
+        """
+        connect = all_of if conjunction else any_of
+        rows, keys = self.rows, self.keys
+        of_rows = connect(*(part for part in parts if not reads_key(part)))
+        of_keys = connect(*(part for part in parts if reads_key(part)))
+        # With the rows' side within [low, high + 1] the outcomes are: keys of low - 1 are below
+        # it and keys of high + 1 are not; rows of low are above no key and rows of high + 1 are.
+        low, high = interval(keys).low, interval(keys).high
+        holds = not conjunction  # what a part that decides makes of the bound
+        if of_keys != connect():
+            rows = maximum(minimum(rows, Const(high + 1)), Const(low))
+            decided = Const(low - 1 if self.upper == holds else high + 1)
+            keys = select(of_keys, keys, decided) if conjunction else select(of_keys, decided, keys)
+        if of_rows != connect():
+            decided = Const(high + 1 if self.upper == holds else low)
+            rows = select(of_rows, rows, decided) if conjunction else select(of_rows, decided, rows)
+        return Compare("<", keys, rows) if self.upper else Compare("<=", rows, keys)
 
 
 def is_bound(keys: IntExpr, rows: IntExpr) -> bool:

@@ -32,7 +32,7 @@ from patterncc.dsl.mask import (
     walk,
 )
 
-UNROLLED_CLASSES = 8
+UNROLLED_CLASSES = 4
 """Most residue classes of a sweep that are laid out as pieces of their own; more become the lanes
 of a vector."""
 
@@ -92,7 +92,7 @@ class _Piece:
         """Where it comes from."""
         sweep = self.sweep
         which = f"sweep{'s' * (len(self.numbers) > 1)} {', '.join(map(str, self.numbers))}"
-        tiles = "consecutive tiles" if sweep.stride == 1 else f"every {sweep.stride}th tile"
+        tiles = "consecutive tiles" if sweep.stride == 1 else f"tiles {sweep.stride} apart"
         if self.residue is not None:
             tiles += f", residue {self.residue}"
         elif sweep.classes > 1:

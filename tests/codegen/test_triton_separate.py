@@ -29,19 +29,21 @@ def test_constants() -> None:
     assert emit_mask(TRUE).expression == "(k < kv_len)"
 
 
-def test_window_is_two_comparisons() -> None:
+def test_window_is_one_comparison() -> None:
     """The row's limits are computed once; a window of 2**30 must not wrap on the way."""
     source = emit_mask(load("window").body)
-    assert source.expression == "((k < row_term_0) & (row_term_1 <= k))"
+    unsigned = ".to(tl.uint32, bitcast=True)"
+    assert source.expression == f"((k - row_term_0){unsigned} < row_term_1{unsigned})"
     assert source.key_lines == ()
-    assert source.row_lines[0] == "row_term_0 = tl.minimum(kv_len, q + 1)"
-    assert "q.to(tl.int64)" in source.row_lines[1]
-    assert source.row_lines[1].endswith(".to(tl.int32)")
+    assert "q.to(tl.int64) - number_n.to(tl.int64)" in source.row_lines[0]
+    assert source.row_lines[1].endswith("- row_term_0")
 
 
-def test_streaming_is_three_comparisons() -> None:
+def test_streaming_is_two_comparisons() -> None:
+    """Being a sink is asked once per key: such keys count as later than any window's start."""
     source = emit_mask(load("streaming").body)
-    assert source.expression == ("((k < row_term_0) & ((k < number_sinks) | (row_term_1 <= k)))")
+    assert source.expression == "((k < row_term_0) & (row_term_1 <= key_term_0))"
+    assert source.key_lines == (f"key_term_0 = tl.where((k < number_sinks), {2**30 + 1}, k)",)
 
 
 def test_dilation_divides_rows_and_keys_apart() -> None:
@@ -49,12 +51,14 @@ def test_dilation_divides_rows_and_keys_apart() -> None:
     source = emit_mask(load("strided(5)").body)
     assert source.key_lines == ("key_term_0 = k % 5",)
     assert source.row_lines == ("row_term_0 = floor_modulo(q, 5)",)
+    assert source.expression == "((k < kv_len) & (key_term_0 == row_term_0))"
     assert "%" not in source.expression
     assert "floor" not in source.expression
 
 
-def test_head_conditions_are_scalars() -> None:
+def test_head_conditions_go_into_the_row_limits() -> None:
     source = emit_mask(load("if head in {0, 3} then causal else window(64)").body)
-    conditions = [line for line in source.row_lines if "head" in line]
-    assert conditions == ["row_term_0 = ((head == 0) | (head == 3))"]
+    assert "(k - row_term_0)" in source.expression
     assert "head" not in source.expression
+    assert "tl.where(((head == 0) | (head == 3)), 0, q - 63)" in source.row_lines[0]
+    assert source.key_lines == ()

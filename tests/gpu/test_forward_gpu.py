@@ -29,6 +29,7 @@ PATTERNS: tuple[tuple[str, dict[str, int]], ...] = (
     ("tri_shape", {"sinks": 9, "window": 60, "last": 33}),
     ("local_strided(16, 4, 3)", {}),
     ("ladder(4, 64, 48, 3)", {"layer": 2}),
+    ("ladder(4, 20, 10, 11)", {"layer": 2}),
     ("dilated(20, 5)", {}),
     ("chunked(100)", {}),
     ("longformer(40, 3)", {}),
