@@ -87,6 +87,6 @@ def describe(parameter: ParameterDeclaration) -> str:
     return text if default is None else f"{text} = {default}"
 
 
-def count(number: int, noun: str) -> str:
+def count(number: int, noun: str, plural: str = "") -> str:
     """A number and a noun: `no arguments`, `1 argument`, `2 arguments`."""
-    return f"{number or 'no'} {noun}" + ("" if number == 1 else "s")
+    return f"{number or 'no'} {noun if number == 1 else plural or noun + 's'}"

@@ -102,7 +102,7 @@ def _build(
         return None
     value: Value | None = meaning.value
     if fixed:
-        value = elaborator.meaning(definition, {name: numbers[name] for name in fixed}).value
+        value = elaborator.meaning_with(definition, {name: numbers[name] for name in fixed}).value
     if value is None:
         return None
     body: Predicate = value.expr  # type: ignore[assignment]

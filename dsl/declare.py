@@ -1,7 +1,6 @@
 """What definitions declare: names that are taken, parameter types, defaults. Not their meaning."""
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
 
 from patterncc.dsl.limits import MAX_CONSTANT
 from patterncc.dsl.mask import COORDINATES, SIZES
@@ -23,14 +22,14 @@ FUNCTIONS = {"min": 2, "max": 2, "abs": 1, "clamp": 3, "start": 2, "end": 2, "co
 ANONYMOUS = "_"  # what a pattern with parameters but without a name is called in canonical text
 
 # Arguments of calls in Python: a parameter of that name could never be given.
-_CALL_ARGUMENTS = frozenset(
+CALL_ARGUMENTS = frozenset(
     {"block_k", "block_q", "dtype", "file", "head_dim", "key", "name", "query", "return_lse"}
     | {"scale", "source", "value", "value_head_dim"}
 )
+# Symbols of the block IR, which shares its name space with run-time numbers.
+TILE_SYMBOLS = frozenset({"k_last", "k_tile", "q_first", "q_last", "residue"})
 _AXES = ("head", "kv_head", "layer", "batch")
 _TYPES = ("int", "bool", "segments")
-
-T = TypeVar("T")
 
 
 def check_declarations(definitions: Sequence[Definition], report: Report) -> None:
@@ -51,7 +50,7 @@ def _check_definition(definition: Definition, report: Report) -> None:
     taken: dict[str, str] = {}
     for parameter in definition.parameters:
         name = parameter.name
-        if _is_coordinate(name.text) or name.text in _CALL_ARGUMENTS:
+        if _is_coordinate(name.text) or name.text in CALL_ARGUMENTS | TILE_SYMBOLS:
             _reserved(name, "parameter", report)
         elif name.text in taken:
             report.add("duplicate-name", f"two parameters are called `{name.text}`", name.span)
@@ -184,6 +183,8 @@ def _reserved(name: Identifier, what: str, report: Report) -> None:
         meaning = "a size of the call"
     elif name.text in FUNCTIONS:
         meaning = "a function"
+    elif name.text in TILE_SYMBOLS:
+        meaning = "a name of the compiler"
     report.add(
         "reserved-name",
         f"a {what} cannot be called `{name.text}`: that is {meaning}",

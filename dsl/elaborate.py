@@ -95,38 +95,33 @@ class Elaborator:
 
     # ------------------------------------------------------------------------------- definitions
 
-    def meaning(self, definition: Definition, numbers: Mapping[str, int] | None = None) -> Meaning:
-        """What a definition of this module means, written out once.
+    def meaning(self, definition: Definition) -> Meaning:
+        """What a definition of this module means, its parameters open; written out once."""
+        if id(definition) not in self._meanings:
+            self._meanings[id(definition)] = self.meaning_with(definition, {})
+        return self._meanings[id(definition)]
 
-        Args:
-            definition: The definition.
-            numbers: Values of parameters; the others stay open, and all of them if None.
-        """
-        if numbers is None and id(definition) in self._meanings:
-            return self._meanings[id(definition)]
+    def meaning_with(self, definition: Definition, numbers: Mapping[str, int]) -> Meaning:
+        """What a definition of this module means with values of some parameters."""
         frame = Frame(self.module, definition.name.text if definition.name else "")
         for parameter in definition.parameters:
             kind = declared_type(parameter)
             name = parameter.name.text
             value: Binding = None
             if isinstance(kind, IntType):
-                bound = numbers is not None and name in numbers
-                value = Value(Const(numbers[name]) if numbers and bound else Param(name))
+                value = Value(Const(numbers[name]) if name in numbers else Param(name))
             elif kind is not None:
                 value = TableValue(name, kind)
             frame.bindings[name] = value
         mistakes = len(self.report)
         # Its own parameters are no business of a definition that uses it.
-        fixed, self.assemble.fixed = self.assemble.fixed, set()
+        outer, self.assemble.fixed = self.assemble.fixed, set()
         self._path.append(definition)
         result = self._body(definition, frame)
         self._path.pop()
-        fixed, self.assemble.fixed = self.assemble.fixed, fixed
-        sound = result is not None and len(self.report) == mistakes
-        meaning = Meaning(result if sound else None, frozenset(fixed), frozenset(frame.used))
-        if numbers is None:
-            self._meanings[id(definition)] = meaning
-        return meaning
+        fixed, self.assemble.fixed = frozenset(self.assemble.fixed), outer
+        sound = len(self.report) == mistakes
+        return Meaning(result if sound else None, fixed, frozenset(frame.used))
 
     def _body(self, definition: Definition, frame: Frame) -> Value | None:
         for let in definition.lets:
@@ -430,8 +425,9 @@ class Elaborator:
         """Can a definition be written out here? Reports recursion."""
         if module.library:
             return True
-        if definition in self._path:
-            cycle = self._path[self._path.index(definition) :]
+        depths = [depth for depth, step in enumerate(self._path) if step is definition]
+        if depths:
+            cycle = self._path[depths[0] :]
             names = [step.name.text for step in (*cycle, definition) if step.name]
             hint = "patterns cannot be recursive"
             if name.text in library.names():

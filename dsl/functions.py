@@ -118,9 +118,10 @@ def read_table(
     kind = table.type
     axes = (None,) if isinstance(kind, SegmentsType) else kind.axes
     if len(indexes) != len(axes):
-        message = f"`{written}` has {count(len(axes), 'index').replace('indexs', 'indexes')}"
+        wanted = count(len(axes), "index", "indexes")
+        message = f"`{written}` has {wanted}, not {len(indexes)}"
         hint = f"its type is `{describe_type(kind)}`"
-        assemble.fail("table-index", f"{message}, not {len(indexes)}", node, frame, hint)
+        assemble.fail("table-index", message, node, frame, hint)
         return None
     for place, (axis, index) in enumerate(zip(axes, indexes, strict=True)):
         if axis is None or axis == "token" or index is None or index.expr == Var(axis):

@@ -18,10 +18,13 @@ from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.build import all_of, compare, substitute
+from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import Const, Expr, IntExpr, K, Predicate, Q, Var
 from patterncc.dsl.pattern import IntType, Pattern, SegmentsType
 from patterncc.loops import Loop, loops
 from patterncc.notation import layout
+
+MOST_ROWS = 1 << 24  # rows and keys up to which each is counted
 
 FIXED = "a divisor, modulus, factor of a position or block size: another value, another kernel"
 RUN_TIME = "only compared and added: another value runs the same kernel"
@@ -143,8 +146,12 @@ def explain(
         block_k: Keys of a key tile.
 
     Raises:
+        ConfigError: There are more than `MOST_ROWS` rows or keys.
         UnsupportedError: The pattern has a term that is not lowered yet.
     """
+    for name, length in (("q_len", call.q_len), ("kv_len", call.kv_len)):
+        if length > MOST_ROWS:
+            raise ConfigError(f"{name} is {length}; rows are counted up to {MOST_ROWS}")
     members = [
         (layer, head)
         for layer in (range(call.layers) if layers is None else layers)

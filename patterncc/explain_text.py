@@ -89,7 +89,7 @@ def _call(explanation: Explanation) -> Iterator[str]:
     last = call.q_offset + call.q_len - 1
     yield f"  rows    {call.q_len:,}, at positions {call.q_offset:,} … {last:,}"
     yield f"  keys    {call.kv_len:,}"
-    heads = f"{call.heads} query heads, {call.kv_heads} key/value heads"
+    heads = f"{plural(call.heads, 'query head')}, {plural(call.kv_heads, 'key/value head')}"
     sizes = f"head_dim {problem.head_dim}"
     if problem.value_head_dim != problem.head_dim:
         sizes += f", of values {problem.value_head_dim}"
@@ -130,6 +130,7 @@ def _overview(explanation: Explanation) -> Iterator[str]:
 def _numbers(explanation: Explanation, group: Group) -> Iterator[str]:
     work, call = group.work, explanation.call
     least, mean, most = group.keys
+    times = f", {waste(group)} times these" if work.useful_flops else ""
     visited = percent(work.visited / work.tiles)
     rows = [
         (
@@ -142,11 +143,11 @@ def _numbers(explanation: Explanation, group: Group) -> Iterator[str]:
             f"{work.visited:,} of {work.tiles:,} visited ({visited}): {work.full:,} full, "
             f"{work.visited - work.full:,} partial",
         ),
-        ("busiest row of tiles", f"{work.longest:,} tiles"),
+        ("busiest row of tiles", plural(work.longest, "tile")),
         (
             "operations",
             f"{exactly(work.useful_flops, 'FLOP')} on visible pairs; "
-            f"{exactly(work.computed_flops, 'FLOP')} in visited tiles, {waste(group)} times these",
+            f"{exactly(work.computed_flops, 'FLOP')} in visited tiles{times}",
         ),
         (
             "bytes",
@@ -192,6 +193,11 @@ def quantity(number: float, unit: str) -> str:
         number /= 1000
         power += 1
     return f"{number:.3g} {_PREFIXES[power]}{unit}"
+
+
+def plural(number: int, what: str) -> str:
+    """A number of things: `1 tile`, `4,096 tiles`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def exactly(number: int, unit: str) -> str:

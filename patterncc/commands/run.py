@@ -2,26 +2,30 @@
 
 import argparse
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from patterncc import trial
 from patterncc.commands import console
 from patterncc.commands.inputs import call_of, pattern_of, problem_of
 from patterncc.explain_text import quantity
 from patterncc.notation import percent
-from patterncc.timing import Timing
-from patterncc.trial import Trial
+
+if TYPE_CHECKING:
+    from patterncc.timing import Timing
+    from patterncc.trial import Trial
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the pattern and prints what was found; 1 if the result is wrong."""
+    pattern = pattern_of(args)
+    from patterncc import trial  # loads torch: seconds, which a mistake in the text need not wait
+
     device = trial.choose_device(args.device)
     args.q_len = args.q_len or trial.DEFAULT_LENGTH[device.type]
     args.dtype = args.dtype or trial.DEFAULT_DTYPE[device.type]
-    call = call_of(pattern_of(args), args)
+    call = call_of(pattern, args)
     problem = replace(problem_of(args), group=call.heads // call.kv_heads)
     with console.progress().status("starting ...") as status:
         found = trial.run(
@@ -41,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if found.verdict.right else 1
 
 
-def _print(found: Trial) -> None:
+def _print(found: "Trial") -> None:
     call, problem, tiles, verdict = found.call, found.problem, found.tiles, found.verdict
     out = console.output()
     name = call.pattern.name or "pattern"
@@ -87,11 +91,11 @@ def _print(found: Trial) -> None:
     out.print(Text("right", "bold green") if verdict.right else Text("WRONG", "bold red"))
 
 
-def _median(timing: Timing) -> str:
+def _median(timing: "Timing") -> str:
     return duration(timing.median)
 
 
-def _spread(timing: Timing) -> str:
+def _spread(timing: "Timing") -> str:
     return f"least {duration(timing.least)} of {len(timing.seconds)} calls"
 
 
@@ -110,7 +114,7 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} us"
 
 
-def document(found: Trial) -> dict[str, Any]:
+def document(found: "Trial") -> dict[str, Any]:
     """What `--json` prints."""
     call, problem, tiles, verdict = found.call, found.problem, found.tiles, found.verdict
     return {
@@ -158,7 +162,7 @@ def document(found: Trial) -> dict[str, Any]:
     }
 
 
-def _times(timing: Timing) -> dict[str, Any]:
+def _times(timing: "Timing") -> dict[str, Any]:
     return {
         "median": timing.median,
         "least": timing.least,

@@ -6,6 +6,13 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from hypothesis import assume, given, settings
+
+from patterncc.codegen import schedule
+from patterncc.codegen.ir import BlockProgram
+from patterncc.codegen.lower import lower
+from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.mask import Predicate
 from tests.codegen.drawing import (
     Shape,
     brute_block_map,
@@ -16,13 +23,6 @@ from tests.codegen.drawing import (
     pattern_of,
     shapes,
 )
-from hypothesis import assume, given, settings
-
-from patterncc.codegen import schedule
-from patterncc.codegen.ir import BlockProgram
-from patterncc.codegen.lower import lower
-from patterncc.dsl.errors import UnsupportedError
-from patterncc.dsl.mask import Predicate
 
 
 def transposed_map(program: BlockProgram, env: dict[str, int]) -> npt.NDArray[np.uint8]:

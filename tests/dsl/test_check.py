@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 import patterncc.dsl
+from patterncc.codegen import ir
 from patterncc.dsl import diagnose, load
+from patterncc.dsl.declare import TILE_SYMBOLS
 from patterncc.dsl.errors import (
     PatternError,
     PatternSyntaxError,
@@ -13,7 +15,7 @@ from patterncc.dsl.errors import (
     UnknownNameError,
 )
 from patterncc.dsl.limits import MAX_CONSTANT
-from patterncc.dsl.mask import FALSE
+from patterncc.dsl.mask import FALSE, Var
 from patterncc.dsl.pattern import IntType, Parameter, SegmentsType, TableType
 
 
@@ -79,6 +81,7 @@ def test_the_last_pattern_is_meant_unless_another_is_asked_for() -> None:
         ("pattern p(kv_len): k < kv_len", [("reserved-name", "kv_len")]),
         ("pattern p(q_offset): k < 3", [("reserved-name", "q_offset")]),
         ("pattern p(scale): k < scale", [("reserved-name", "scale")]),
+        ("pattern p(residue): k < residue", [("reserved-name", "residue")]),
         ("pattern min(): causal", [("reserved-name", "min")]),
         ("pattern head(): causal", [("reserved-name", "head")]),
         ("pattern p(): p", [("recursion", "p")]),
@@ -88,6 +91,11 @@ def test_the_last_pattern_is_meant_unless_another_is_asked_for() -> None:
 )
 def test_name_mistakes(text: str, mistakes: list[tuple[str, str]]) -> None:
     assert codes(text) == mistakes
+
+
+def test_symbols_of_the_block_ir_are_reserved() -> None:
+    symbols = {value.name for value in vars(ir).values() if isinstance(value, Var)}
+    assert symbols == TILE_SYMBOLS | {"q_offset"}
 
 
 def test_a_hidden_library_pattern_is_explained() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from patterncc.dsl import diagnose, library, limits
-from patterncc.dsl.declare import FUNCTIONS
+from patterncc.dsl.declare import CALL_ARGUMENTS, FUNCTIONS, TILE_SYMBOLS
 from patterncc.dsl.mask import COORDINATES, SIZES
 from patterncc.dsl.parser import parse
 from patterncc.dsl.syntax import Definition
@@ -40,6 +40,8 @@ def test_the_library_is_listed_with_its_parameters() -> None:
 def test_names_and_limits_are_mentioned() -> None:
     for name in (*COORDINATES, *SIZES, *FUNCTIONS):
         assert re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", TEXT), name
+    for name in CALL_ARGUMENTS | TILE_SYMBOLS:
+        assert f"`{name}`" in TEXT
     for limit in (limits.MAX_TEXT, limits.MAX_TOKENS, limits.MAX_DEPTH, limits.MAX_NODES):
         assert f"{limit:,}" in TEXT
     assert limits.MAX_CONSTANT == 2**30

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -127,6 +128,7 @@ def test_every_command_has_help(run: Run, command: str) -> None:
         ["explain", "causal", "--heads", "8", "--kv-heads", "3"],
         ["explain", "causal", "--q"],
         ["explain", "causal", "--head", "8"],
+        ["explain", "causal", "--q-len", "32M"],
         ["plot", "causal", "-o", "mask.gif"],
         ["plot", "causal", "--layer", "40"],
         ["fmt", "causal.pat", "--write", "--check"],
@@ -312,6 +314,26 @@ def test_completion_knows_every_command(run: Run, shell: str) -> None:
     for name in COMMANDS:
         assert name in script
     assert "kv-len" in script and "bfloat16" in script
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_completion_scripts_parse(run: Run, tmp_path: Path, shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}")
+    script = tmp_path / "completion"
+    script.write_text(run("completion", shell).out, encoding="utf-8")
+    subprocess.run([shell, "-n", str(script)], check=True)
+
+
+def test_a_mistake_is_told_before_torch_is_loaded() -> None:
+    code = (
+        "import sys; from patterncc.cli import main; main(['run', 'casual']);"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 def test_bash_completion_works(run: Run, tmp_path: Path) -> None:
