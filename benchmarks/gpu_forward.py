@@ -89,6 +89,7 @@ CONFIGS = (
     KernelConfig(64, 64, 4, 2, "descriptor"),
     KernelConfig(128, 128, 8, 2, "pointer"),
     KernelConfig(128, 64, 8, 3, "pointer"),
+    KernelConfig(64, 64, 4, 3, "pointer"),
 )
 
 
