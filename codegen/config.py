@@ -133,7 +133,8 @@ def _tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:
     if target == INTERPRETER:
         return KernelConfig(32, 32, 4, 1)
     if problem.dtype == "float32":
-        return KernelConfig(64, 32, 8, 2)  # accumulators and operands share the registers
+        # Accumulators and operands share the registers: wider tiles spill on one target or another.
+        return KernelConfig(32, 32, 4, 2) if widest <= 192 else KernelConfig(32, 16, 4, 2)
     if target.startswith("hip"):
         return KernelConfig(128, 64, 4, 1) if widest <= 128 else KernelConfig(64, 64, 4, 1)
     load: Load = "descriptor" if descriptors and "descriptor" in loads(target) else "pointer"
