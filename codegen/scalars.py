@@ -4,12 +4,9 @@ relation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from patterncc.dsl.build import select
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import (
-    Abs,
     And,
     Branch,
     Compare,
@@ -17,22 +14,18 @@ from patterncc.dsl.mask import (
     Cover,
     Entry,
     Expr,
-    FloorDiv,
     IntExpr,
-    Max,
     Member,
-    Min,
-    Mod,
     Not,
     Or,
     Param,
     Predicate,
     Product,
     Segment,
-    Select,
     Sum,
     Truth,
     Var,
+    children,
     variables,
     walk,
 )
@@ -114,7 +107,7 @@ def register(expr: Expr, scalars: Scalars) -> None:
             scalars.opaque(expr)  # type: ignore[arg-type]
             _refuse_tables(expr)
         case _:
-            for child in _children(expr):
+            for child in children(expr):
                 register(child, scalars)
 
 
@@ -122,26 +115,3 @@ def _refuse_tables(expr: Expr) -> None:
     for node in walk(expr):
         if isinstance(node, (Entry, Segment, Member)):
             register(node, Scalars())
-
-
-def _children(expr: Expr) -> Sequence[Expr]:
-    match expr:
-        case Sum(terms):
-            return terms
-        case Product(factors):
-            return factors
-        case FloorDiv(value, divisor) | Mod(value, divisor):
-            return (value, divisor)
-        case Min(args) | Max(args):
-            return args
-        case And(args) | Or(args):
-            return args
-        case Abs(value):
-            return (value,)
-        case Not(arg):
-            return (arg,)
-        case Compare(_, left, right):
-            return (left, right)
-        case Select(condition, then, otherwise) | Branch(condition, then, otherwise):
-            return (condition, then, otherwise)
-    return ()
