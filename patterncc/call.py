@@ -9,7 +9,6 @@ from functools import cached_property
 
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
-from patterncc.codegen.passes import run_passes
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import variables
 from patterncc.dsl.pattern import Pattern
@@ -132,8 +131,7 @@ class Call:
         Raises:
             UnsupportedError: The pattern has a term that is not lowered yet.
         """
-        program = lower(self.pattern, block_q, block_k, sizes=self.sizes, within=self.within)
-        return run_passes(program)
+        return lower(self.pattern, block_q, block_k, sizes=self.sizes, within=self.within)
 
 
 def _names(names: Iterable[str]) -> str:
