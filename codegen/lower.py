@@ -10,7 +10,7 @@ from patterncc.codegen import bounds
 from patterncc.codegen.ir import Q_OFFSET, BlockProgram, Sweep
 from patterncc.codegen.passes import run_passes
 from patterncc.codegen.pieces import Piece
-from patterncc.codegen.relation import Relation
+from patterncc.codegen.presburger import Relation
 from patterncc.dsl.build import add, all_of, compare, substitute
 from patterncc.dsl.mask import (
     TRUE,

@@ -1,7 +1,7 @@
 """Sets of tiles as plain data: conjunctions of linear constraints, free of the library that found
 them.
 
-`codegen.relation` makes them, `codegen.bounds` turns them into loops.
+`codegen.presburger` makes them, `codegen.bounds` turns them into loops.
 """
 
 from __future__ import annotations

@@ -1,0 +1,216 @@
+"""Masks as integer sets, with every run-time number symbolic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import reduce
+
+import islpy as isl
+
+from patterncc.codegen.scalars import Scalars, is_affine, is_scalar, register
+from patterncc.dsl.build import add, floordiv, multiply
+from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.mask import (
+    Abs,
+    And,
+    Branch,
+    Compare,
+    Const,
+    FloorDiv,
+    IntExpr,
+    Max,
+    Min,
+    Mod,
+    Not,
+    Or,
+    Param,
+    Predicate,
+    Product,
+    Select,
+    Sum,
+    Truth,
+    Var,
+)
+from patterncc.dsl.printer import expression_text
+
+OPERATION_BUDGET = 2_000_000  # isl's own count: a second or two
+QUOTA = "maximal number of operations"  # what isl says when the budget is used up
+
+SET = isl.dim_type.set
+PARAM = isl.dim_type.param
+DIV = isl.dim_type.div
+
+
+class Symbols:
+    """The symbolic numbers of one mask and of what is asked of it, with the isl context they live
+    in.
+
+    Args:
+        body: The mask.
+        extra: Symbols that the questions need besides those of the mask (`q_first`, `kv_len`, ...).
+
+    Raises:
+        UnsupportedError: For a term outside what can be computed with exactly (tables, segments,
+            products).
+    """
+
+    def __init__(self, body: Predicate, extra: Sequence[str]) -> None:
+        self.scalars = Scalars()
+        register(body, self.scalars)
+        for name in extra:
+            self.scalars.named(Var(name))
+        self.names = sorted(self.scalars.meaning)
+        self.context = isl.Context()
+        self.context.set_max_operations(OPERATION_BUDGET)
+
+    @contextmanager
+    def budget(self) -> Iterator[None]:
+        """Where isl computes: the end of its budget becomes an UnsupportedError."""
+        try:
+            yield
+        except isl.Error as error:
+            if QUOTA in str(error):
+                raise UnsupportedError(
+                    "this pattern is too intricate to lower exactly within the compiler's budget"
+                ) from error
+            raise
+
+    def pairs(self, body: Predicate) -> isl.Set:
+        """The allowed pairs `[q, k]` of a mask that reads no other symbols."""
+        return Translator(self).predicate(body).coalesce()
+
+    def conditions(self, texts: Sequence[str]) -> isl.Set:
+        """What holds of the symbols, as a set without dimensions; yes/no symbols are 0 or 1."""
+        flags = [f"0 <= {name} <= 1" for name in sorted(self.scalars.flags)]
+        return self._read("", [*texts, *flags])
+
+    def region(self, texts: Sequence[str]) -> isl.Set:
+        """The triples `[tile, q, k]` that meet conditions written in isl's syntax."""
+        return self._read("[tile, q, k]", texts)
+
+    def _read(self, dimensions: str, texts: Sequence[str]) -> isl.Set:
+        condition = " and ".join(texts) or "1 = 1"
+        return isl.Set.read_from_str(
+            self.context, f"[{', '.join(self.names)}] -> {{ {dimensions} : {condition} }}"
+        )
+
+    # -- back to expressions
+
+    def quasi_affine(self, affine: isl.Aff) -> IntExpr:
+        """A quasi-affine expression of the symbols alone."""
+        denominator = number(affine.get_denominator_val())
+        whole = affine.scale_val(denominator)
+        terms = [Const(number(whole.get_constant_val())), *self.terms(whole)]
+        for i in range(affine.dim(DIV)):
+            if factor := number(whole.get_coefficient_val(DIV, i)):
+                terms.append(multiply(Const(factor), self.quasi_affine(affine.get_div(i))))
+        return floordiv(add(*terms), Const(denominator))
+
+    def terms(self, affine: isl.Aff) -> list[IntExpr]:
+        """The terms of an integer affine expression in the symbols."""
+        terms = []
+        for i, name in enumerate(self.names):
+            factor = affine.get_coefficient_val(PARAM, i)
+            if not factor.is_zero():
+                terms.append(multiply(Const(number(factor)), self.scalars.meaning[name]))
+        return terms
+
+
+def number(value: isl.Val) -> int:
+    """The number; isl gives no text of it, and no error, once its operations are used up."""
+    text = value.to_str()
+    if text is None:
+        raise isl.Error(QUOTA)
+    return int(text)
+
+
+class Translator:
+    """Masks to isl sets over `[q, k]`, bottom up."""
+
+    def __init__(self, symbols: Symbols) -> None:
+        self.symbols = symbols
+        self.space = isl.Space.create_from_names(
+            symbols.context, set=["q", "k"], params=symbols.names
+        )
+        self.local = isl.LocalSpace.from_space(self.space)
+        self.position = {name: i for i, name in enumerate(symbols.names)}
+
+    def constant(self, value: int) -> isl.PwAff:
+        return isl.PwAff.from_aff(isl.Aff.zero_on_domain(self.local).add_constant_val(value))
+
+    def symbol(self, name: str) -> isl.PwAff:
+        return isl.PwAff.from_aff(isl.Aff.var_on_domain(self.local, PARAM, self.position[name]))
+
+    def integer(self, expr: IntExpr) -> isl.PwAff:
+        match expr:
+            case Const(value):
+                return self.constant(value)
+            case Var("q"):
+                return isl.PwAff.from_aff(isl.Aff.var_on_domain(self.local, SET, 0))
+            case Var("k"):
+                return isl.PwAff.from_aff(isl.Aff.var_on_domain(self.local, SET, 1))
+            case Var(name) | Param(name):
+                return self.symbol(name)
+        if is_scalar(expr) and not is_affine(expr):
+            return self.symbol(self.symbols.scalars.opaque(expr))
+        match expr:
+            case Sum(terms):
+                return reduce(isl.PwAff.add, map(self.integer, terms))
+            case Product((Const(value), factor)):
+                return self.integer(factor).scale_val(value)
+            case FloorDiv(inner, Const(divisor)) if divisor > 0:
+                return self.integer(inner).scale_down_val(divisor).floor()
+            case Mod(inner, Const(divisor)) if divisor > 0:
+                return self.integer(inner).mod_val(divisor)
+            case Min(args):
+                return reduce(isl.PwAff.min, map(self.integer, args))
+            case Max(args):
+                return reduce(isl.PwAff.max, map(self.integer, args))
+            case Abs(inner):
+                signed = self.integer(inner)
+                return signed.max(signed.neg())
+            case Select(condition, then, otherwise):
+                where = self.predicate(condition)
+                return (
+                    self.integer(then)
+                    .intersect_domain(where)
+                    .union_add(self.integer(otherwise).intersect_domain(where.complement()))
+                )
+        raise UnsupportedError(
+            f"`{expression_text(expr)}` is not linear in the positions: divide and multiply "
+            "them by numbers that are fixed when the pattern is compiled"
+        )
+
+    def predicate(self, expr: Predicate) -> isl.Set:
+        match expr:
+            case Truth(value):
+                universe = isl.Set.universe(self.space)
+                return universe if value else universe.complement()
+        if is_scalar(expr):
+            flag = self.symbol(self.symbols.scalars.flag(expr))
+            return flag.eq_set(self.constant(1))
+        match expr:
+            case Compare(op, left, right):
+                a, b = self.integer(left), self.integer(right)
+                compare: dict[str, Callable[[isl.PwAff, isl.PwAff], isl.Set]] = {
+                    "==": isl.PwAff.eq_set,
+                    "!=": isl.PwAff.ne_set,
+                    "<": isl.PwAff.lt_set,
+                    "<=": isl.PwAff.le_set,
+                }
+                return compare[op](a, b)
+            case And(args):
+                return reduce(isl.Set.intersect, map(self.predicate, args))
+            case Or(args):
+                return reduce(isl.Set.union, map(self.predicate, args)).coalesce()
+            case Not(arg):
+                return self.predicate(arg).complement()
+            case Branch(condition, then, otherwise):
+                where = self.predicate(condition)
+                return (
+                    where.intersect(self.predicate(then))
+                    .union(where.complement().intersect(self.predicate(otherwise)))
+                    .coalesce()
+                )
+        raise UnsupportedError(f"`{expression_text(expr)}` cannot be lowered")
