@@ -7,6 +7,9 @@ to every one of its `block_k` (`block_q`) positions, so a tile that hangs over t
 full and rows past the last query do not matter. It is *partial* when some pair of it is allowed and
 it is not full. Bounds are scalar expressions: no tensor, no table of tiles, no length built in.
 
+A pattern is lowered to one program or to several *passes*: programs over disjoint sets of pairs,
+whose results are merged by their log-sum-exp. A pass may work in changed variables, see `Tiling`.
+
 This file owns the nodes and what they mean; it knows neither isl nor torch.
 """
 
@@ -28,6 +31,11 @@ K_TILE = Var("k_tile")  # transposed: number of the key tile, whose keys start a
 K_LAST = Var("k_last")  # transposed: position of its last existing key
 Q_OFFSET = Var("q_offset")  # position of row 0
 RESIDUE = Var("residue")  # the class of a sweep with classes > 1
+Q_CLASS = Var("q_class")  # with a `Tiling`: which rows the program's coordinates count
+CALL_Q_LEN = Var(
+    "call_q_len"
+)  # with a `Tiling`: the lengths of the call, where the mask reads them
+CALL_KV_LEN = Var("call_kv_len")
 
 _ZERO = Const(0)
 
@@ -52,9 +60,39 @@ class Sweep:
 
 
 @dataclass(frozen=True, slots=True)
+class Tiling:
+    """A change of variables that turns rows and keys which lie apart into dense work.
+
+    The rows of a call fall into `q_step` classes: class number `c` holds the rows `c`, `c + q_step`,
+    ... of the call, whose positions leave the remainder `Q_CLASS = (q_offset + c) % q_step`. A
+    program with a tiling is about one class of rows and the keys `k_step * k + k_class`; all its
+    coordinates, lengths, offsets and tiles count within those:
+
+    - position of a query: `q_step * q + Q_CLASS`; of a key: `k_step * k + k_class`
+    - `q_offset`: `(q_offset + c) // q_step` of the call's
+    - `q_len`: `(q_len - c + q_step - 1) // q_step` of the call's, at least 0
+    - `kv_len`: `(kv_len - k_class + k_step - 1) // k_step` of the call's, at least 0
+
+    Where the mask or a bound needs a length of the call it reads `CALL_Q_LEN`, `CALL_KV_LEN`.
+
+    Attributes:
+        q_step: How far apart the rows of a class are.
+        k_step: How far apart its keys are.
+        k_class: The first of its keys, in `[0, k_step)`; reads `Q_CLASS` and scalars of the call.
+    """
+
+    q_step: int = 1
+    k_step: int = 1
+    k_class: IntExpr = _ZERO
+
+
+DENSE = Tiling()
+
+
+@dataclass(frozen=True, slots=True)
 class BlockProgram:
-    """A pattern lowered for one tile shape: disjoint sweeps that together visit exactly the tiles
-    that matter.
+    """A pattern, or one pass of it, lowered for one tile shape: disjoint sweeps that together visit
+    exactly the tiles that matter.
 
     Attributes:
         structure: Canonical text of the pattern it came from.
@@ -68,6 +106,7 @@ class BlockProgram:
             launcher checks it.
         scalars: Names of the run-time numbers of the pattern that bounds or mask read, in name
             order.
+        tiling: The variables that all of the above is in.
     """
 
     structure: str
@@ -78,6 +117,7 @@ class BlockProgram:
     transposed: tuple[Sweep, ...]
     assume: Predicate = TRUE
     scalars: tuple[str, ...] = ()
+    tiling: Tiling = DENSE
 
     def sweeps(self, direction: Direction) -> tuple[Sweep, ...]:
         """The sweeps of one direction."""
