@@ -64,7 +64,8 @@ class Tiling:
     """A change of variables that turns rows and keys which lie apart into dense work.
 
     The rows of a call fall into `q_step` classes: class number `c` holds its rows `c`, `c + q_step`
-    and so on, whose positions leave the remainder `Q_CLASS = (q_offset + c) % q_step`. A program with a tiling is about one class of rows and the keys `k_step * k + k_class`; all its
+    and so on, whose positions leave the remainder `Q_CLASS = (q_offset + c) % q_step`. A program
+    with a tiling is about one class of rows and the keys `k_step * k + k_class`; all its
     coordinates, lengths, offsets and tiles count within those:
 
     - position of a query: `q_step * q + Q_CLASS`; of a key: `k_step * k + k_class`
