@@ -88,11 +88,50 @@ def initial_program(
     Raises:
         UnsupportedError: For a term that has no exact lowering yet; the message names it.
     """
-    body = change_variables(specialise(pattern.body, sizes or {}), tiling)
+    whole = specialise(pattern.body, sizes or {})
+    return _program(pattern.structure, whole, block_q, block_k, within, tiling, transposed)
+
+
+def lower_part(
+    pattern: Pattern,
+    body: Predicate,
+    block_q: int,
+    block_k: int,
+    *,
+    within: bool,
+    tiling: Tiling,
+    transposed: bool,
+    check: bool = False,
+) -> BlockProgram:
+    """Lowers some pairs of a pattern and runs all passes.
+
+    Args:
+        pattern: What the pairs are of.
+        body: The pairs, with sizes that divide already replaced; in the positions of the call.
+        block_q, block_k, within, tiling, transposed: As in `initial_program`.
+        check: Whether to verify the program at each step.
+
+    Raises:
+        UnsupportedError: For a term that has no exact lowering yet; the message names it.
+    """
+    program = _program(pattern.structure, body, block_q, block_k, within, tiling, transposed)
+    return run_passes(program, check=check)
+
+
+def _program(
+    structure: str,
+    whole: Predicate,
+    block_q: int,
+    block_k: int,
+    within: bool,
+    tiling: Tiling,
+    transposed: bool,
+) -> BlockProgram:
+    body = change_variables(whole, tiling)
     forward = _forward(body, block_q, block_k, within, tiling)
     below = _transposed(body, block_q, block_k, within, tiling) if transposed else None
     return BlockProgram(
-        structure=pattern.structure,
+        structure=structure,
         block_q=block_q,
         block_k=block_k,
         mask=body,

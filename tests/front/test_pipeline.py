@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from patterncc import compilation, settings
+from patterncc import settings
 from patterncc.codegen import passes
 from patterncc.codegen.config import KernelConfig
 from patterncc.codegen.problem import Problem
-from patterncc.compilation import STAGE_NAMES, STAGES, Compilation
+from patterncc.compilation import STAGE_NAMES, STAGES, Compilation, pass_names
 from patterncc.dsl.errors import ConfigError, PatternError, UnsupportedError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,10 +43,10 @@ def test_every_stage_says_what_it_is() -> None:
 
 
 def test_the_program_after_each_pass() -> None:
-    compilation = Compilation(STREAMING)
-    assert compilation.pass_names()[0] == "lower"
-    texts = [compilation.text("ir", name) for name in compilation.pass_names()]
-    assert texts[-1] == compilation.text("ir")
+    steps = Compilation(STREAMING)
+    assert pass_names()[0] == "lower"
+    texts = [steps.text("ir", name) for name in pass_names()]
+    assert texts[-1] == steps.text("ir")
     assert all(text.startswith("pattern    pattern _(sinks, window)") for text in texts)
 
 
@@ -137,4 +137,4 @@ def test_every_program_is_verified_where_asked(monkeypatch: pytest.MonkeyPatch) 
         Compilation("causal").text("ir")
     finally:
         settings.settings.cache_clear()
-    assert looked_at == list(compilation.pass_names())
+    assert looked_at == list(pass_names())
