@@ -383,7 +383,8 @@ def _expand(masks: Ints, bank: Bools) -> Bools:
     """Mask numbers `[tall, wide]` as bool `[tall * rows, wide * block_k]`."""
     tall, wide = masks.shape
     _, rows, columns = bank.shape
-    full = np.ones((1, rows, columns), np.bool_)
-    blocks = np.concatenate([bank, full])[masks]  # FULL is the last entry
+    blocks = np.ones((tall, wide, rows, columns), np.bool_)
+    partial = masks != FULL
+    blocks[partial] = bank[masks[partial]]
     result: Bools = blocks.transpose(0, 2, 1, 3).reshape(tall * rows, wide * columns)
     return result
