@@ -48,6 +48,11 @@ _SMALL_SHARED_MEMORY = 101376
 _SHARED_MEMORY = {80: 166912, 87: 166912, 90: 232448, 100: 232448, 103: 232448}
 """Bytes of shared memory that one program can have, by compute capability; others have less."""
 
+_ALL_REGISTERS = 255
+"""What one thread can have. Shared and tensor memory let no more than two programs of a default
+config onto a multiprocessor of compute capability 10, and its registers suffice for as many of
+that size. Untold, the assembler keeps room for a third and spills for it."""
+
 
 def check_config(config: KernelConfig, problem: Problem, target: str) -> None:
     """Refuses a config that cannot work.
@@ -122,6 +127,8 @@ def default_config(
         descriptors: Does the layout of the tensors allow them?
     """
     config = _fitting(_tiles(problem, target, descriptors), problem, target)
+    if _has_tensor_memory(target):
+        config = replace(config, max_registers=_ALL_REGISTERS)
     if program is not None and _grows(program):
         config = replace(config, order="reverse")
     return config
@@ -168,6 +175,12 @@ def _grows(program: BlockProgram) -> bool:
         bool(rows & variables(sweep.hi)) and not rows & variables(sweep.lo)
         for sweep in program.forward
     )
+
+
+def _has_tensor_memory(target: str) -> bool:
+    """Do accumulators lie in tensor memory there, instead of registers?"""
+    capability = _capability(target)
+    return capability is not None and 100 <= capability < 120
 
 
 def _capability(target: str) -> int | None:
