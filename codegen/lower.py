@@ -40,13 +40,22 @@ def lower(
     sizes: Mapping[str, int] | None = None,
     within: bool = False,
     tiling: Tiling = DENSE,
+    transposed: bool = True,
     check: bool = False,
 ) -> BlockProgram:
     """Lowers a pattern for one tile shape and runs all passes.
 
     See `initial_program` for the arguments and errors; `check` verifies the program at each step.
     """
-    program = initial_program(pattern, block_q, block_k, sizes=sizes, within=within, tiling=tiling)
+    program = initial_program(
+        pattern,
+        block_q,
+        block_k,
+        sizes=sizes,
+        within=within,
+        tiling=tiling,
+        transposed=transposed,
+    )
     return run_passes(program, check=check)
 
 
@@ -58,6 +67,7 @@ def initial_program(
     sizes: Mapping[str, int] | None = None,
     within: bool = False,
     tiling: Tiling = DENSE,
+    transposed: bool = True,
 ) -> BlockProgram:
     """The program as it comes from the relation, before any pass.
 
@@ -72,20 +82,22 @@ def initial_program(
             queries than keys; needs fewer sweeps.
         tiling: The variables to work in. All that the pattern allows must lie within the classes
             of the tiling: pairs outside of them are left out.
+        transposed: Whether to lower the transposed direction as well, which costs about as much
+            again and which no forward call reads.
 
     Raises:
         UnsupportedError: For a term that has no exact lowering yet; the message names it.
     """
     body = change_variables(specialise(pattern.body, sizes or {}), tiling)
     forward = _forward(body, block_q, block_k, within, tiling)
-    transposed = _transposed(body, block_q, block_k, within, tiling)
+    below = _transposed(body, block_q, block_k, within, tiling) if transposed else None
     return BlockProgram(
         structure=pattern.structure,
         block_q=block_q,
         block_k=block_k,
         mask=body,
         forward=_sweeps(forward),
-        transposed=_sweeps(transposed),
+        transposed=None if below is None else _sweeps(below),
         assume=_rows_end_within_keys(tiling) if within else TRUE,
         scalars=tuple(sorted(parameters(body) | parameters(tiling.k_class))),
         tiling=tiling,

@@ -47,7 +47,7 @@ def verify(program: BlockProgram, stage: str) -> None:
     if program.tiling.q_step < 1 or program.tiling.k_step < 1:
         raise InternalError(f"after {stage}: the steps of a tiling are positive")
     directions: tuple[Direction, ...] = ("forward", "transposed")
-    for direction in directions:
+    for direction in directions[: 1 if program.transposed is None else 2]:
         for number, sweep in enumerate(program.sweeps(direction)):
             problem = _problem(program, direction, sweep)
             if problem:
