@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 Load: TypeAlias = Literal["descriptor", "pointer"]
+Order: TypeAlias = Literal["forward", "reverse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class KernelConfig:
     num_warps: int = 8
     num_stages: int = 2
     load: Load = "pointer"
-    order: Literal["forward", "reverse"] = "forward"
+    order: Order = "forward"
     max_registers: int | None = None
 
 
@@ -129,9 +130,12 @@ def default_config(
     config = _fitting(_tiles(problem, target, descriptors), problem, target)
     if _has_tensor_memory(target):
         config = replace(config, max_registers=_ALL_REGISTERS)
-    if program is not None and _grows(program):
-        config = replace(config, order="reverse")
-    return config
+    return config if program is None else replace(config, order=tile_order(program))
+
+
+def tile_order(program: BlockProgram) -> Order:
+    """The order that starts with the longest query tiles."""
+    return "reverse" if _grows(program) else "forward"
 
 
 def _tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:

@@ -258,7 +258,8 @@ def branch(condition: Predicate, then: Predicate, otherwise: Predicate) -> Predi
 
 
 def substitute(expr: E, replace: Mapping[Expr, IntExpr]) -> E:
-    """The expression with leaves (`Var`, `Param`) replaced, rebuilt through the constructors above.
+    """The expression with leaves (`Var`, `Param`) or whole `Segment`s replaced, rebuilt through the
+    constructors above.
 
     The body of a `Cover` binds its own `q` and `k`, so replacements of those two reach only the
     place it is seen from.
@@ -294,7 +295,7 @@ def _substitute(expr: Expr, replace: Mapping[Expr, IntExpr]) -> Expr:
         case Entry(table, indexes):
             return Entry(table, tuple(map(go, indexes)))  # type: ignore[arg-type]
         case Segment(kind, segments, position):
-            return Segment(kind, segments, go(position))  # type: ignore[arg-type]
+            return replace.get(expr) or Segment(kind, segments, go(position))  # type: ignore[arg-type]
         case Compare(op, left, right):
             return compare(op, go(left), go(right))  # type: ignore[arg-type]
         case And(args):
