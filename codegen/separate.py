@@ -106,9 +106,10 @@ def _negation(arg: Predicate) -> Predicate:
 def _comparison(mask: Compare) -> Predicate:
     if not (reads_row(mask) and reads_key(mask)):
         return _bound(mask) if reads_key(mask) else mask
-    opened = _open_document(mask) or _open_absolute(mask)
-    if opened is not None:
-        return separate(opened)
+    for open_up in (_open_document, _open_absolute):
+        opened = open_up(mask)
+        if opened is not None:
+            return separate(opened)
     return _bound(_split_modulo(mask))
 
 

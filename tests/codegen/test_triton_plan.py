@@ -319,7 +319,11 @@ def test_tables_of_a_call() -> None:
     assert launch.pointers[-2:] == ("table_keep", "table_w")
     names = [p.name for p in launch.source.parameters if not p.box and not p.type.startswith("*")]
     given = dict(zip(names, launch.rest, strict=True))
-    assert (given["table_w_size_0"], given["table_w_size_1"], given["table_keep_size_0"]) == (5, 8, 2)
+    assert (given["table_w_size_0"], given["table_w_size_1"], given["table_keep_size_0"]) == (
+        5,
+        8,
+        2,
+    )
     with pytest.raises(ConfigError, match="reads the table w, which was not given"):
         planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0, {"keep": (2,)})
     with pytest.raises(ConfigError, match="the table w has 1 axes, the pattern reads 2"):
