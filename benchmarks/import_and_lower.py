@@ -26,10 +26,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from patterncc.codegen.lower import DIVIDING_SIZES
+from patterncc.codegen.lower import DIVIDING_SIZES, lower
 from patterncc.dsl import library, load
 from patterncc.dsl.errors import UnsupportedError
-from patterncc.pipeline import run_passes
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -50,8 +49,9 @@ class Row:
 
     Attributes:
         name: Of the pattern, or of the import.
-        median, least: Of the repeats, in milliseconds; of reading and lowering together. None where
-            it was stopped.
+        median, least: Of the repeats, in milliseconds; of reading and lowering the forward
+            direction together, which is what a call waits for. None where it was stopped.
+        both: Median of reading and lowering both directions, as training needs them.
         read: Median of reading alone.
         sweeps: Of the program, forward and transposed; empty where it does not lower.
         note: Why it does not lower.
@@ -60,6 +60,7 @@ class Row:
     name: str
     median: float | None
     least: float | None
+    both: float | None = None
     read: float | None = None
     sweeps: tuple[int, ...] = ()
     note: str = ""
@@ -80,21 +81,25 @@ def import_time(statement: str, repeat: int) -> Row:
 def pattern_time(name: str, repeat: int) -> Row:
     """Times a library pattern from its text to a block program, for rows within the keys."""
     text = library.source(name).text
-    whole, read = [], []
+    forward, both, read = [], [], []
     sweeps: tuple[int, ...] = ()
     note = ""
-    for _ in range(repeat):
-        start = time.perf_counter()
-        pattern = load(text)
-        middle = time.perf_counter()
-        try:
-            *_, program = run_passes(pattern, TILE, TILE, SIZES, within=True).values()
-            sweeps = (len(program.forward), len(program.transposed))
-        except UnsupportedError as error:
-            note = error.message.partition(":")[0]
-        whole.append(1e3 * (time.perf_counter() - start))
-        read.append(1e3 * (middle - start))
-    return Row(name, statistics.median(whole), min(whole), statistics.median(read), sweeps, note)
+    for times, transposed in ((forward, False), (both, True)):
+        for _ in range(repeat):
+            start = time.perf_counter()
+            pattern = load(text)
+            middle = time.perf_counter()
+            try:
+                program = lower(
+                    pattern, TILE, TILE, sizes=SIZES, within=True, transposed=transposed
+                )
+                sweeps = tuple(len(each) for each in (program.forward, program.transposed or ()))
+            except UnsupportedError as error:
+                note = error.message.partition(":")[0]
+            times.append(1e3 * (time.perf_counter() - start))
+            read.append(1e3 * (middle - start))
+    medians = map(statistics.median, (both, read))
+    return Row(name, statistics.median(forward), min(forward), *medians, sweeps, note)
 
 
 def _child(name: str, repeat: int, answer: Connection) -> None:
@@ -139,7 +144,7 @@ def show(imports: list[Row], patterns: list[Row], machine: dict[str, object]) ->
         table.add_row(row.name, _number(row.median), _number(row.least))
     console.print(table)
     table = Table(title=f"text to block program, {TILE}x{TILE} tiles, ms")
-    for column in ("pattern", "median", "least", "of it reading", "sweeps"):
+    for column in ("pattern", "forward", "least", "both", "of it reading", "sweeps"):
         table.add_column(column, justify="left" if column == "pattern" else "right")
     table.add_column("not lowered yet", overflow="fold")
     for row in patterns:
@@ -148,6 +153,7 @@ def show(imports: list[Row], patterns: list[Row], machine: dict[str, object]) ->
             row.name,
             f"[red]{median}[/]" if _late(row, PROGRAM_LIMIT) else median,
             _number(row.least),
+            _number(row.both),
             _number(row.read),
             " + ".join(map(str, row.sweeps)),
             row.note,

@@ -15,9 +15,11 @@ This file owns the nodes and what they mean; it knows neither isl nor torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from patterncc.dsl.errors import InternalError
 from patterncc.dsl.mask import TRUE, Const, IntExpr, Predicate, Var
 
 Kind: TypeAlias = Literal["full", "partial"]
@@ -101,7 +103,7 @@ class BlockProgram:
             kv_len`).
         forward: Sweeps over key tiles for one query tile; read `Q_FIRST`, `Q_LAST`.
         transposed: Sweeps over query tiles for one key tile; read `K_TILE`, `K_LAST`, `Q_OFFSET`
-            and `q_len`.
+            and `q_len`. None where only the forward direction was asked for.
         assume: What the bounds take for granted of the call (a predicate of its scalars); the
             launcher checks it.
         scalars: Names of the run-time numbers of the pattern that bounds or mask read, in name
@@ -114,11 +116,27 @@ class BlockProgram:
     block_k: int
     mask: Predicate
     forward: tuple[Sweep, ...]
-    transposed: tuple[Sweep, ...]
+    transposed: tuple[Sweep, ...] | None
     assume: Predicate = TRUE
     scalars: tuple[str, ...] = ()
     tiling: Tiling = DENSE
 
     def sweeps(self, direction: Direction) -> tuple[Sweep, ...]:
-        """The sweeps of one direction."""
-        return self.forward if direction == "forward" else self.transposed
+        """The sweeps of one direction.
+
+        Raises:
+            InternalError: It was not asked for when the pattern was lowered.
+        """
+        if direction == "forward":
+            return self.forward
+        if self.transposed is None:
+            raise InternalError("this program was lowered for the forward direction alone")
+        return self.transposed
+
+    def map_sweeps(self, function: Callable[[tuple[Sweep, ...]], Iterable[Sweep]]) -> BlockProgram:
+        """The program with the sweeps of each direction that it has replaced."""
+        return replace(
+            self,
+            forward=tuple(function(self.forward)),
+            transposed=None if self.transposed is None else tuple(function(self.transposed)),
+        )

@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from patterncc.codegen import bounds
-from patterncc.codegen.ir import Q_OFFSET, BlockProgram, Sweep
+from patterncc.codegen.ir import DENSE, Q_CLASS, Q_LAST, Q_OFFSET, BlockProgram, Sweep, Tiling
 from patterncc.codegen.passes import run_passes
 from patterncc.codegen.pieces import Piece
 from patterncc.codegen.presburger import Relation
-from patterncc.dsl.build import add, all_of, compare, substitute
+from patterncc.codegen.tiling import change_variables, residue_tiling
+from patterncc.dsl.build import add, all_of, compare, multiply, substitute
 from patterncc.dsl.mask import (
     TRUE,
     Const,
@@ -26,6 +27,7 @@ from patterncc.dsl.mask import (
     walk,
 )
 from patterncc.dsl.pattern import Pattern
+from patterncc.dsl.printer import expression_text
 
 DIVIDING_SIZES = ("heads", "kv_heads", "layers")
 
@@ -37,13 +39,23 @@ def lower(
     *,
     sizes: Mapping[str, int] | None = None,
     within: bool = False,
+    tiling: Tiling = DENSE,
+    transposed: bool = True,
     check: bool = False,
 ) -> BlockProgram:
     """Lowers a pattern for one tile shape and runs all passes.
 
     See `initial_program` for the arguments and errors; `check` verifies the program at each step.
     """
-    program = initial_program(pattern, block_q, block_k, sizes=sizes, within=within)
+    program = initial_program(
+        pattern,
+        block_q,
+        block_k,
+        sizes=sizes,
+        within=within,
+        tiling=tiling,
+        transposed=transposed,
+    )
     return run_passes(program, check=check)
 
 
@@ -54,6 +66,8 @@ def initial_program(
     *,
     sizes: Mapping[str, int] | None = None,
     within: bool = False,
+    tiling: Tiling = DENSE,
+    transposed: bool = True,
 ) -> BlockProgram:
     """The program as it comes from the relation, before any pass.
 
@@ -66,31 +80,83 @@ def initial_program(
         within: Take for granted that the rows end within the keys (`q_offset >= 0`, `q_offset +
             q_len <= kv_len`), as they do whenever no `q_offset` is given and there are no more
             queries than keys; needs fewer sweeps.
+        tiling: The variables to work in. All that the pattern allows must lie within the classes
+            of the tiling: pairs outside of them are left out.
+        transposed: Whether to lower the transposed direction as well, which costs about as much
+            again and which no forward call reads.
 
     Raises:
         UnsupportedError: For a term that has no exact lowering yet; the message names it.
     """
-    body = specialise(pattern.body, sizes or {})
-    forward = _forward(body, block_q, block_k, within)
-    transposed = _transposed(body, block_q, block_k, within)
-    assume = (
-        all_of(
-            compare(">=", Q_OFFSET, Const(0)),
-            compare("<=", add(Q_OFFSET, Var("q_len")), Var("kv_len")),
-        )
-        if within
-        else TRUE
-    )
+    whole = specialise(pattern.body, sizes or {})
+    return _program(pattern.structure, whole, block_q, block_k, within, tiling, transposed)
+
+
+def lower_part(
+    pattern: Pattern,
+    body: Predicate,
+    block_q: int,
+    block_k: int,
+    *,
+    within: bool,
+    tiling: Tiling,
+    transposed: bool,
+    check: bool = False,
+) -> BlockProgram:
+    """Lowers some pairs of a pattern and runs all passes.
+
+    Args:
+        pattern: What the pairs are of.
+        body: The pairs, with sizes that divide already replaced; in the positions of the call.
+        block_q, block_k, within, tiling, transposed: As in `initial_program`.
+        check: Whether to verify the program at each step.
+
+    Raises:
+        UnsupportedError: For a term that has no exact lowering yet; the message names it.
+    """
+    program = _program(pattern.structure, body, block_q, block_k, within, tiling, transposed)
+    return run_passes(program, check=check)
+
+
+def _program(
+    structure: str,
+    whole: Predicate,
+    block_q: int,
+    block_k: int,
+    within: bool,
+    tiling: Tiling,
+    transposed: bool,
+) -> BlockProgram:
+    body = change_variables(whole, tiling)
+    forward = _forward(body, block_q, block_k, within, tiling)
+    below = _transposed(body, block_q, block_k, within, tiling) if transposed else None
     return BlockProgram(
-        structure=pattern.structure,
+        structure=structure,
         block_q=block_q,
         block_k=block_k,
         mask=body,
         forward=_sweeps(forward),
-        transposed=_sweeps(transposed),
-        assume=assume,
-        scalars=tuple(sorted(parameters(body))),
+        transposed=None if below is None else _sweeps(below),
+        assume=_rows_end_within_keys(tiling) if within else TRUE,
+        scalars=tuple(sorted(parameters(body) | parameters(tiling.k_class))),
+        tiling=tiling,
     )
+
+
+def _rows_end_within_keys(tiling: Tiling) -> Predicate:
+    """`q_offset >= 0` and `q_offset + q_len <= kv_len`, as it is seen within a class."""
+    end = add(Q_OFFSET, Var("q_len"))
+    return all_of(compare(">=", Q_OFFSET, Const(0)), _before_last_key(tiling, end))
+
+
+def _before_last_key(tiling: Tiling, end: IntExpr) -> Predicate:
+    """What is known within a class when its rows before `end` stand before the call's last key."""
+    keys: IntExpr = Var("kv_len")
+    if tiling.k_step > 1 and tiling != residue_tiling(tiling.q_step):
+        # With n keys in a class the call has at most k_step * n + k_class of them.
+        keys = multiply(Const(tiling.k_step), add(keys, Const(1)))
+        end = add(multiply(Const(tiling.q_step), add(end, Const(-1))), Const(1))
+    return compare("<=", end, keys)
 
 
 def specialise(body: Predicate, sizes: Mapping[str, int]) -> Predicate:
@@ -113,12 +179,17 @@ def _sweeps(pieces: tuple[list[Piece], list[Piece]]) -> tuple[Sweep, ...]:
 
 
 def _forward(
-    body: Predicate, block_q: int, block_k: int, within: bool
+    body: Predicate, block_q: int, block_k: int, within: bool, tiling: Tiling
 ) -> tuple[list[Piece], list[Piece]]:
     relation = Relation(body, ["q_first", "q_last", "kv_len"])
-    context = [*_facts(relation.names), f"q_first <= q_last < q_first + {block_q}"]
+    context = [
+        *_facts(relation.names),
+        *_classes(relation.names, tiling),
+        f"q_first <= q_last < q_first + {block_q}",
+    ]
     if within:
-        context += ["q_first >= 0", "q_last < kv_len"]
+        inside = _before_last_key(tiling, add(Q_LAST, Const(1)))
+        context += ["q_first >= 0", expression_text(inside)]
     return relation.tiles(
         region=["q_first <= q <= q_last", f"0 <= {block_k} tile <= k < {block_k} tile + {block_k}"],
         exists=["k < kv_len"],
@@ -128,17 +199,18 @@ def _forward(
 
 
 def _transposed(
-    body: Predicate, block_q: int, block_k: int, within: bool
+    body: Predicate, block_q: int, block_k: int, within: bool, tiling: Tiling
 ) -> tuple[list[Piece], list[Piece]]:
     relation = Relation(body, ["k_tile", "k_last", "q_offset", "q_len", "kv_len"])
     last = f"{block_k} k_tile + {block_k - 1}"
     context = [
         *_facts(relation.names),
+        *_classes(relation.names, tiling),
         f"0 <= {block_k} k_tile <= k_last <= {last}",
         "k_last < kv_len",
     ]
     if within:
-        context += ["q_offset >= 0", "q_offset + q_len <= kv_len"]
+        context.append(expression_text(_rows_end_within_keys(tiling)))
     rows = [f"tile >= 0 and q_offset + {block_q} tile <= q < q_offset + {block_q} tile + {block_q}"]
     return relation.tiles(
         region=[*rows, "q < q_offset + q_len", f"{block_k} k_tile <= k <= {last}"],
@@ -151,5 +223,10 @@ def _transposed(
 def _facts(names: list[str]) -> list[str]:
     """What holds at every call."""
     least = {"q_len": 1, "kv_len": 1, "heads": 1, "kv_heads": 1, "layers": 1}
-    least |= {"head": 0, "kv_head": 0, "layer": 0, "batch": 0}
+    least |= {"call_q_len": 1, "call_kv_len": 1, "head": 0, "kv_head": 0, "layer": 0, "batch": 0}
     return [f"{name} >= {least[name]}" for name in names if name in least]
+
+
+def _classes(names: list[str], tiling: Tiling) -> list[str]:
+    """What holds of the class of rows."""
+    return [f"0 <= {Q_CLASS.name} < {tiling.q_step}"] if Q_CLASS.name in names else []

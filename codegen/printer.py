@@ -24,6 +24,8 @@ def format_program(program: BlockProgram) -> str:
         f"mask       {expression_text(program.mask)}",
     ]
     for direction, heading in _HEADINGS.items():
+        if direction == "transposed" and program.transposed is None:
+            continue
         lines += ["", f"{direction}: {heading}"]
         lines += [f"  {format_sweep(sweep)}" for sweep in program.sweeps(direction)] or [
             "  nothing"

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from patterncc.codegen.ir import BlockProgram, Direction, Sweep
+from patterncc.codegen.ir import (
+    CALL_KV_LEN,
+    CALL_Q_LEN,
+    DENSE,
+    Q_CLASS,
+    RESIDUE,
+    BlockProgram,
+    Direction,
+    Sweep,
+)
 from patterncc.dsl.errors import InternalError
 from patterncc.dsl.mask import (
     COORDINATES,
@@ -35,8 +44,10 @@ def verify(program: BlockProgram, stage: str) -> None:
     """
     if program.block_q < 1 or program.block_k < 1:
         raise InternalError(f"after {stage}: tile {program.block_q} x {program.block_k}")
+    if program.tiling.q_step < 1 or program.tiling.k_step < 1:
+        raise InternalError(f"after {stage}: the steps of a tiling are positive")
     directions: tuple[Direction, ...] = ("forward", "transposed")
-    for direction in directions:
+    for direction in directions[: 1 if program.transposed is None else 2]:
         for number, sweep in enumerate(program.sweeps(direction)):
             problem = _problem(program, direction, sweep)
             if problem:
@@ -50,7 +61,9 @@ def _problem(program: BlockProgram, direction: Direction, sweep: Sweep) -> str |
         return "stride and classes are positive"
     allowed = _SCALARS | _TILE[direction]
     if sweep.classes > 1:
-        allowed |= {"residue"}
+        allowed |= {RESIDUE.name}
+    if program.tiling != DENSE:
+        allowed |= {Q_CLASS.name, CALL_Q_LEN.name, CALL_KV_LEN.name}
     parts: tuple[Expr, ...] = (sweep.lo, sweep.hi, sweep.phase, sweep.guard)
     for part in parts:
         strange = variables(part) - allowed

@@ -56,16 +56,18 @@ def add(*terms: IntExpr) -> IntExpr:
                 for part in inner:
                     collect(part, factor)
             case Product((Const(value), *rest)):
-                collect(multiply(*rest), factor * value)
+                base = rest[0] if len(rest) == 1 else Product(tuple(rest))
+                collect(base, factor * value)
             case _:
                 coefficients[term] = coefficients.get(term, 0) + factor
 
     for term in terms:
         collect(term, 1)
-    parts = [multiply(Const(factor), term) for term, factor in coefficients.items() if factor != 0]
+    parts = [_scale(factor, term) for term, factor in coefficients.items() if factor != 0]
     # Positive terms come first so that a difference prints as `q - k`, not `-k + q`.
-    parts.sort(key=order_key)
-    parts.sort(key=lambda part: _leading_factor(part) < 0)
+    if len(parts) > 1:
+        parts.sort(key=order_key)
+        parts.sort(key=lambda part: _leading_factor(part) < 0)
     if constant != 0 or not parts:
         parts.append(Const(constant))
     return parts[0] if len(parts) == 1 else Sum(tuple(parts))
@@ -84,6 +86,8 @@ def subtract(left: IntExpr, right: IntExpr) -> IntExpr:
 
 def multiply(*factors: IntExpr) -> IntExpr:
     """The product, flattened, constants folded in front; a constant distributes over a sum."""
+    if len(factors) == 2 and isinstance(factors[0], Const):  # by far the most common call
+        return _scale(factors[0].value, factors[1])
     constant = 1
     rest: list[IntExpr] = []
     stack = list(factors)
@@ -98,16 +102,31 @@ def multiply(*factors: IntExpr) -> IntExpr:
                 rest.append(factor)
     if constant == 0 or not rest:
         return Const(constant if not rest else 0)
-    rest.sort(key=order_key)
     if len(rest) == 1:
-        only = rest[0]
-        if constant == 1:
-            return only
-        if isinstance(only, Sum):
-            return add(*(multiply(Const(constant), term) for term in only.terms))
+        return _scale(constant, rest[0])
+    rest.sort(key=order_key)
+    return Product(tuple(rest) if constant == 1 else (Const(constant), *rest))
+
+
+def _scale(constant: int, value: IntExpr) -> IntExpr:
+    """`constant * value`."""
     if constant == 1:
-        return Product(tuple(rest))
-    return Product((Const(constant), *rest))
+        return value
+    if constant == 0:
+        return Const(0)
+    match value:
+        case Const(number):
+            return Const(constant * number)
+        case Sum(terms):
+            return add(*(_scale(constant, term) for term in terms))
+        case Product((Const(number), *rest)):
+            both = constant * number
+            if both == 1:
+                return rest[0] if len(rest) == 1 else Product(tuple(rest))
+            return Product((Const(both), *rest))
+        case Product(several):
+            return Product((Const(constant), *several))
+    return Product((Const(constant), value))
 
 
 def floordiv(value: IntExpr, divisor: IntExpr) -> IntExpr:

@@ -394,12 +394,12 @@ class Attention:
         target: str = "cuda:90",
         sizes: Mapping[str, int] | None = None,
     ) -> str:
-        """The text of one stage of compilation, one of `patterncc.pipeline.STAGES`.
+        """The text of one stage of compilation, one of `patterncc.compilation.STAGES`.
 
         Args:
             stage: Name of the stage.
-            after: For `ir`: the pass after which to look, one of `patterncc.pipeline.pass_names()`;
-                the last if not given.
+            after: For `ir`: the pass after which to look, one of
+                `patterncc.compilation.pass_names()`; the last if not given.
             dtype: Of the tensors.
             head_dim: Of query and key.
             value_head_dim: Of value; `head_dim` if not given.
@@ -413,7 +413,9 @@ class Attention:
             ConfigError: There is no such stage, pass or target.
             UnsupportedError: The pattern, or the target, cannot be compiled to that stage.
         """
-        compilation = pipeline.Compilation(
+        from patterncc.compilation import Compilation
+
+        compilation = Compilation(
             self.pattern,
             problem=Problem(dtype, head_dim, value_head_dim or head_dim, group),
             config=config,

@@ -18,9 +18,9 @@ from patterncc.call import Call
 from patterncc.codegen import cpu
 from patterncc.codegen.config import KernelConfig
 from patterncc.codegen.problem import Problem
+from patterncc.compilation import Compilation
 from patterncc.dsl import load
 from patterncc.dsl.errors import PatternccError
-from patterncc.pipeline import Compilation
 from patterncc.trial import machine_name, random_input
 from patterncc.verdict import judge
 

@@ -11,7 +11,7 @@ import pytest
 
 from patterncc.codegen.config import KernelConfig
 from patterncc.codegen.problem import Problem
-from patterncc.pipeline import Compilation
+from patterncc.compilation import Compilation
 
 FOLDER = Path(__file__).parent / "golden" / "stages"
 CASES = sorted(path.name for path in FOLDER.iterdir())

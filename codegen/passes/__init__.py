@@ -4,13 +4,12 @@ of `PASSES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.passes.prune import prune
 from patterncc.codegen.passes.simplify import simplify
 from patterncc.codegen.verify import verify
-from patterncc.dsl.errors import ConfigError
 
 Pass = Callable[[BlockProgram], BlockProgram]
 
@@ -20,29 +19,22 @@ PASSES: tuple[tuple[str, Pass], ...] = (
 )
 
 
-def run_passes(
-    program: BlockProgram, *, after: str | None = None, check: bool = False
-) -> BlockProgram:
-    """Runs all passes, or those up to and including `after`.
-
-    Args:
-        program: As lowering leaves it.
-        after: Name of the last pass to run; all of them where it is `None`.
-        check: Whether to verify the program before the first pass and after each.
+def after_each(program: BlockProgram, *, check: bool = False) -> Iterator[tuple[str, BlockProgram]]:
+    """The program as lowering leaves it, under the name `lower`, then after every pass.
 
     Raises:
-        ConfigError: If no pass is called `after`.
         InternalError: If `check` finds a program that is not well formed.
     """
-    names = tuple(name for name, _ in PASSES)
-    if after is not None and after not in names:
-        raise ConfigError(f"no pass is called `{after}`", names)
-    if check:
-        verify(program, "lowering")
-    for name, function in PASSES:
+    names = ("lower", *(name for name, _ in PASSES))
+    functions = (lambda given: given, *(function for _, function in PASSES))
+    for name, function in zip(names, functions, strict=True):
         program = function(program)
         if check:
             verify(program, name)
-        if name == after:
-            break
-    return program
+        yield name, program
+
+
+def run_passes(program: BlockProgram, *, check: bool = False) -> BlockProgram:
+    """The program after all passes; see `after_each`."""
+    *_, (_, last) = after_each(program, check=check)
+    return last

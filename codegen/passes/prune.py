@@ -4,19 +4,13 @@ empty.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from patterncc.codegen.ir import BlockProgram, Sweep
 from patterncc.dsl.mask import FALSE, Const
 
 
 def prune(program: BlockProgram) -> BlockProgram:
     """The program without loops that are empty whatever the call."""
-    return replace(
-        program,
-        forward=tuple(filter(_can_run, program.forward)),
-        transposed=tuple(filter(_can_run, program.transposed)),
-    )
+    return program.map_sweeps(lambda sweeps: filter(_can_run, sweeps))
 
 
 def _can_run(sweep: Sweep) -> bool:

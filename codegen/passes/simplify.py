@@ -43,11 +43,7 @@ from patterncc.dsl.mask import (
 
 def simplify(program: BlockProgram) -> BlockProgram:
     """The program with bounds, phases and guards in a simpler form of equal value."""
-    return replace(
-        program,
-        forward=tuple(map(_sweep, program.forward)),
-        transposed=tuple(map(_sweep, program.transposed)),
-    )
+    return program.map_sweeps(lambda sweeps: map(_sweep, sweeps))
 
 
 def _sweep(sweep: Sweep) -> Sweep:

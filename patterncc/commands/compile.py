@@ -5,8 +5,8 @@ from pathlib import Path
 
 from patterncc.commands import console
 from patterncc.commands.inputs import problem_of, read
+from patterncc.compilation import Compilation
 from patterncc.dsl.errors import ConfigError
-from patterncc.pipeline import Compilation
 
 ALL = "all"
 

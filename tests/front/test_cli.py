@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from patterncc import cli, pipeline
+from patterncc import cli, compilation
 from patterncc.commands.arguments import COMMANDS
 from patterncc.dsl import library
 
@@ -284,7 +284,7 @@ def test_fmt_writes_nothing_where_one_file_is_wrong(run: Run, tmp_path: Path) ->
 
 def test_compile_prints_every_stage_that_help_names(run: Run) -> None:
     listed = run("compile", "--help").out
-    assert [name for name in pipeline.STAGE_NAMES if name not in listed] == []
+    assert [name for name in compilation.STAGE_NAMES if name not in listed] == []
 
 
 @pytest.mark.parametrize("stage", ["ast", "mask", "ir", "triton"])

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from patterncc import pipeline, settings
+from patterncc import settings
+from patterncc.codegen import passes
 from patterncc.codegen.config import KernelConfig
 from patterncc.codegen.problem import Problem
+from patterncc.compilation import STAGE_NAMES, STAGES, Compilation, pass_names
 from patterncc.dsl.errors import ConfigError, PatternError, UnsupportedError
-from patterncc.pipeline import STAGE_NAMES, STAGES, Compilation
 
 ROOT = Path(__file__).resolve().parents[2]
 STREAMING = "pattern streaming(sinks = 4, window = 16): causal and (k < sinks or q - k < window)"
@@ -42,10 +43,10 @@ def test_every_stage_says_what_it_is() -> None:
 
 
 def test_the_program_after_each_pass() -> None:
-    compilation = Compilation(STREAMING)
-    assert pipeline.pass_names()[0] == "lower"
-    texts = [compilation.text("ir", name) for name in pipeline.pass_names()]
-    assert texts[-1] == compilation.text("ir")
+    steps = Compilation(STREAMING)
+    assert pass_names()[0] == "lower"
+    texts = [steps.text("ir", name) for name in pass_names()]
+    assert texts[-1] == steps.text("ir")
     assert all(text.startswith("pattern    pattern _(sinks, window)") for text in texts)
 
 
@@ -107,7 +108,7 @@ def test_refusals() -> None:
 
 def test_texts_are_the_same_in_every_process() -> None:
     code = (
-        "from patterncc.pipeline import Compilation\n"
+        "from patterncc.compilation import Compilation\n"
         f"c = Compilation({STREAMING!r})\n"
         "print(*(c.text(stage) for stage in ('ast', 'mask', 'ir', 'triton')))"
     )
@@ -127,7 +128,7 @@ def test_texts_are_the_same_in_every_process() -> None:
 
 def test_every_program_is_verified_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[str] = []
-    monkeypatch.setattr(pipeline, "verify", lambda program, stage: looked_at.append(stage))
+    monkeypatch.setattr(passes, "verify", lambda program, stage: looked_at.append(stage))
     Compilation("causal").text("ir")
     assert looked_at == []
     monkeypatch.setenv("PATTERNCC_VERIFY", "1")
@@ -136,4 +137,4 @@ def test_every_program_is_verified_where_asked(monkeypatch: pytest.MonkeyPatch) 
         Compilation("causal").text("ir")
     finally:
         settings.settings.cache_clear()
-    assert looked_at == list(pipeline.pass_names())
+    assert looked_at == list(pass_names())

@@ -1,0 +1,188 @@
+"""The passes of a pattern: of the ways to split it, the one with the least counted work.
+
+Every way is lowered and its tiles are counted at a reference length, so the choice depends on the
+pattern and the tile, not on the call: a new length never compiles another kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from patterncc.codegen.classes import row_classes
+from patterncc.codegen.decompose import Part, decompositions
+from patterncc.codegen.ir import DENSE, BlockProgram
+from patterncc.codegen.lower import lower_part, specialise
+from patterncc.codegen.schedule import tile_counts
+from patterncc.dsl.errors import ConfigError, UnsupportedError
+from patterncc.dsl.pattern import Pattern
+
+TilingChoice: TypeAlias = Literal["auto", "dense", "strided"]
+CHOICES: tuple[TilingChoice, ...] = ("auto", "dense", "strided")
+
+REFERENCE_LENGTH = 16384
+REFERENCE_NUMBER = 1024  # for a run-time number without a default
+PASS_COST = 2.0  # tiles that merging a row tile of a further pass into the result is worth
+PARTIAL_COST = 1.2  # of a full tile
+_CLASSES_COUNTED = 4
+
+Passes: TypeAlias = tuple[BlockProgram, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to compute a pattern.
+
+    Attributes:
+        parts: Its parts, in the order of the passes.
+        passes: Their programs; empty where one has no lowering.
+        cost: Of a call at the reference length, in full tiles; infinite where there is no lowering.
+        reason: Why there is none.
+    """
+
+    parts: tuple[Part, ...]
+    passes: Passes
+    cost: float
+    reason: str = ""
+
+
+def lower_passes(
+    pattern: Pattern,
+    block_q: int,
+    block_k: int,
+    *,
+    sizes: Mapping[str, int] | None = None,
+    within: bool = False,
+    transposed: bool = True,
+    tiling: TilingChoice = "auto",
+    check: bool = False,
+) -> Passes:
+    """The programs that together compute a pattern, over disjoint pairs.
+
+    Args:
+        pattern: What to lower.
+        block_q: Rows of a query tile.
+        block_k: Keys of a key tile.
+        sizes: `heads`, `kv_heads`, `layers`, as in `lower`.
+        within: As in `lower`.
+        transposed: As in `lower`.
+        tiling: `dense` for the positions as they are, `strided` to take all terms with a stride in
+            their own variables, `auto` for what visits fewest tiles.
+        check: Whether to verify each program at each step.
+
+    Raises:
+        UnsupportedError: For a term that has no exact lowering yet.
+        ConfigError: `tiling` is no such choice, or `strided` of a pattern without strides.
+    """
+    found = candidates(
+        pattern,
+        block_q,
+        block_k,
+        sizes=sizes,
+        within=within,
+        transposed=transposed,
+        tiling=tiling,
+        check=check,
+    )
+    return min(found, key=lambda candidate: candidate.cost).passes
+
+
+def candidates(
+    pattern: Pattern,
+    block_q: int,
+    block_k: int,
+    *,
+    sizes: Mapping[str, int] | None = None,
+    within: bool = False,
+    transposed: bool = False,
+    tiling: TilingChoice = "auto",
+    check: bool = False,
+) -> tuple[Candidate, ...]:
+    """The ways to compute a pattern that a choice of tiling leaves, with their counted costs.
+
+    Arguments and errors as in `lower_passes`.
+    """
+    if tiling not in CHOICES:
+        raise ConfigError(f"there is no tiling {tiling!r}", CHOICES)
+    ways = list(decompositions(specialise(pattern.body, sizes or {})))
+    if tiling == "dense":
+        ways = ways[:1]
+    elif tiling == "strided":
+        if len(ways) < 2:
+            raise ConfigError("this pattern has no term with a stride", ("auto", "dense"))
+        ways = ways[1:2]
+    found: list[Candidate] = []
+    refusal: UnsupportedError | None = None
+    for parts in ways:
+        try:
+            passes = tuple(
+                lower_part(
+                    pattern,
+                    part.body,
+                    block_q,
+                    block_k,
+                    within=within,
+                    tiling=part.tiling,
+                    transposed=transposed,
+                    check=check,
+                )
+                for part in parts
+            )
+        except UnsupportedError as error:
+            refusal = refusal or error
+            found.append(Candidate(parts, (), float("inf"), error.message))
+            continue
+        cost = _cost(pattern, passes, sizes or {}) if len(ways) > 1 else 0.0
+        found.append(Candidate(parts, passes, cost))
+    if refusal is not None and not any(candidate.passes for candidate in found):
+        raise refusal
+    return tuple(found)
+
+
+def _cost(pattern: Pattern, passes: Passes, sizes: Mapping[str, int]) -> float:
+    """Tiles of a call at the reference length; partial ones and further passes weigh more."""
+    env: dict[str, int] = {
+        "heads": 8,
+        "kv_heads": 8,
+        "layers": 1,
+        **sizes,
+        "q_len": REFERENCE_LENGTH,
+        "kv_len": REFERENCE_LENGTH,
+        "q_offset": 0,
+        "head": 0,
+        "kv_head": 0,
+        "layer": 0,
+        "batch": 0,
+    }
+    for number in pattern.numbers:
+        env[number.name] = REFERENCE_NUMBER if number.value is None else number.value
+    total = 0.0
+    for program in passes:
+        step = program.tiling.q_step
+        counted = [
+            part
+            for part in row_classes(program, env)
+            if part.first_row % max(step // _CLASSES_COUNTED, 1) == 0
+        ]
+        for part in counted:
+            full, partial = tile_counts(program, part.env)
+            tiles = float(full.sum()) + PARTIAL_COST * float(partial.sum())
+            total += (tiles + PASS_COST * (len(passes) > 1) * len(full)) * step / len(counted)
+    return total
+
+
+def tiling_names(passes: Passes) -> str:
+    """The variables of each pass in a few words: `dense + every 8th row and key`."""
+    return " + ".join(_tiling_name(program) for program in passes)
+
+
+def _tiling_name(program: BlockProgram) -> str:
+    tiling = program.tiling
+    if tiling == DENSE:
+        return "dense"
+    if tiling.q_step == tiling.k_step:
+        return f"residue {tiling.q_step}"
+    if tiling.q_step == 1:
+        return f"key stride {tiling.k_step}"
+    return f"rows {tiling.q_step} apart, keys {tiling.k_step} apart"

@@ -1,0 +1,223 @@
+"""Ways to split a mask into parts, each in the variables that suit it.
+
+A term that asks `(q - k) % s == 0` is a dense pattern among the rows and keys of one remainder, and
+one that asks `k % s == c` is a dense pattern over every `s`-th key. A union of such terms with
+others becomes several parts over disjoint pairs, whose results are merged by log-sum-exp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from patterncc.codegen.ir import DENSE, Q_CLASS, Tiling
+from patterncc.codegen.scalars import is_scalar
+from patterncc.dsl.build import (
+    add,
+    all_of,
+    any_of,
+    compare,
+    modulo,
+    multiply,
+    negate,
+    substitute,
+    subtract,
+)
+from patterncc.dsl.mask import (
+    TRUE,
+    And,
+    Compare,
+    Const,
+    IntExpr,
+    K,
+    Mod,
+    Or,
+    Predicate,
+    Product,
+    Q,
+    Sum,
+    Var,
+)
+
+MOST_TERMS = 16  # of a union that is split
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Pairs of a mask, and the variables to lower them in.
+
+    Attributes:
+        body: The pairs, among those that lie within the classes of the tiling.
+        tiling: The variables.
+    """
+
+    body: Predicate
+    tiling: Tiling = DENSE
+
+
+def decompositions(body: Predicate) -> Iterator[tuple[Part, ...]]:
+    """Ways to compute a mask as disjoint parts; the first is the mask as it is.
+
+    Then come the ways that take all terms with a stride apart, or those of one stride alone.
+    """
+    yield (Part(body),)
+    terms = _terms(body)
+    if not 1 <= len(terms) <= MOST_TERMS:
+        return
+    strided: dict[Tiling, list[Predicate]] = {}
+    dense: list[Predicate] = []
+    for term in terms:
+        found = _stride(term)
+        if found is None:
+            dense.append(term)
+        else:
+            tiling, rest = found
+            strided.setdefault(tiling, []).append(rest)
+    groups = list(strided.items())
+    chosen = [groups] if len(groups) < 2 else [groups, *([group] for group in groups)]
+    for some in chosen:
+        if some:
+            others = [group for group in groups if group not in some]
+            yield _disjoint([*dense, *(_undone(*group) for group in others)], some)
+
+
+def _disjoint(
+    dense: list[Predicate], strided: list[tuple[Tiling, list[Predicate]]]
+) -> tuple[Part, ...]:
+    """The dense terms as one part, then each stride, without what earlier parts hold."""
+    parts: list[Part] = []
+    before: list[Predicate] = []
+    if dense:
+        parts.append(Part(any_of(*dense)))
+        before.append(parts[0].body)
+    for tiling, terms in strided:
+        body = any_of(*terms)
+        parts.append(Part(all_of(body, *map(negate_all, before)), tiling))
+        before.append(_undone(tiling, terms))
+    return tuple(parts)
+
+
+def _undone(tiling: Tiling, terms: list[Predicate]) -> Predicate:
+    """Terms of a stride with the condition on the class put back."""
+    return all_of(any_of(*terms), class_condition(tiling))
+
+
+def class_condition(tiling: Tiling) -> Predicate:
+    """Which pairs lie within the classes of a tiling, as a mask."""
+    rows = modulo(Q, Const(tiling.q_step))
+    first = substitute(tiling.k_class, {Q_CLASS: rows})
+    key = modulo(subtract(K, first), Const(tiling.k_step))
+    return Compare("==", key, Const(0))
+
+
+def negate_all(expr: Predicate) -> Predicate:
+    """The negation, moved inwards, so that terms stay visible."""
+    match expr:
+        case And(args):
+            return any_of(*map(negate_all, args))
+        case Or(args):
+            return all_of(*map(negate_all, args))
+    return negate(expr)
+
+
+def _terms(body: Predicate) -> list[Predicate]:
+    """The mask as a union of terms; one term where that would be too many."""
+
+    def go(expr: Predicate) -> list[Predicate] | None:
+        match expr:
+            case Or(args):
+                parts = [go(arg) for arg in args]
+                if any(part is None for part in parts):
+                    return None
+                flat = [term for part in parts if part for term in part]
+                return flat if len(flat) <= MOST_TERMS else None
+            case And(args):
+                product: list[Predicate] = [all_of()]
+                for arg in args:
+                    part = go(arg)
+                    if part is None or len(product) * len(part) > MOST_TERMS:
+                        return None
+                    product = [all_of(left, right) for left in product for right in part]
+                return product
+        return [expr]
+
+    return go(body) or [body]
+
+
+def _stride(term: Predicate) -> tuple[Tiling, Predicate] | None:
+    """The tiling with the widest stride that a term allows, and the rest of the term."""
+    conjuncts = term.args if isinstance(term, And) else (term,)
+    found: list[tuple[Tiling, Predicate]] = []
+    for conjunct in conjuncts:
+        congruence = _congruence(conjunct)
+        tiling = None if congruence is None else _tiling(congruence, conjuncts)
+        if congruence is not None and tiling is not None:
+            others = (other for other in conjuncts if other is not conjunct)
+            found.append((tiling, all_of(*others, congruence.possible)))
+    return max(found, key=lambda each: each[0].k_step, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Congruence:
+    """`value == 0 (mod modulus)` wherever `possible`, which reads no position, holds."""
+
+    modulus: int
+    value: IntExpr
+    possible: Predicate = TRUE
+
+
+def _tiling(congruence: _Congruence, conjuncts: tuple[Predicate, ...]) -> Tiling | None:
+    """The variables in which a congruence holds everywhere: it fixes the remainder of the key."""
+    modulus = congruence.modulus
+    q, k, rest = _split(congruence.value)
+    if k not in (1, -1) or not is_scalar(rest):
+        return None
+    if q == 0 and any(_fixes_rows(other, modulus) for other in conjuncts):
+        q_step = modulus  # rows of other remainders see nothing
+    else:
+        q_step = modulus if q else 1
+    rows = multiply(Const(q), Q_CLASS)
+    # value == 0 (mod m) with a key's factor of 1 or -1
+    first = multiply(Const(-k), add(rows, rest))
+    if q_step == modulus and first == Q_CLASS:
+        return Tiling(modulus, modulus, Q_CLASS)
+    return Tiling(q_step, modulus, modulo(first, Const(modulus)))
+
+
+def _fixes_rows(conjunct: Predicate, modulus: int) -> bool:
+    congruence = _congruence(conjunct)
+    if congruence is None or congruence.modulus != modulus:
+        return False
+    q, k, rest = _split(congruence.value)
+    return q in (1, -1) and k == 0 and is_scalar(rest)
+
+
+def _congruence(conjunct: Predicate) -> _Congruence | None:
+    """What a conjunct says of a remainder, if it is about one."""
+    match conjunct:
+        case Compare("==", Mod(left, Const(a)), Mod(right, Const(b))) if a == b > 1:
+            return _Congruence(a, subtract(left, right))
+        case Compare("==", Mod(value, Const(modulus)), other) if modulus > 1 and is_scalar(other):
+            pass
+        case Compare("==", other, Mod(value, Const(modulus))) if modulus > 1 and is_scalar(other):
+            pass
+        case _:
+            return None
+    # No remainder equals a number that is none.
+    possible = compare("==", other, modulo(other, Const(modulus)))
+    return _Congruence(modulus, subtract(value, other), possible)
+
+
+def _split(value: IntExpr) -> tuple[int, int, IntExpr]:
+    """Factors of `q` and `k` in a sum, and the rest."""
+    factors = {Q: 0, K: 0}
+    rest: list[IntExpr] = []
+    for term in value.terms if isinstance(value, Sum) else (value,):
+        match term:
+            case Var("q" | "k"):
+                factors[term] = 1
+            case Product((Const(factor), Var("q" | "k") as position)):
+                factors[position] = factor
+            case _:
+                rest.append(term)
+    return factors[Q], factors[K], add(*rest)

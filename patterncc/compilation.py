@@ -1,0 +1,248 @@
+"""A pattern on its way to a kernel, stage by stage, for people to look at.
+
+Holds no tensor and imports no torch; what a stage means is in `codegen`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, NamedTuple
+
+from patterncc.codegen.config import KernelConfig, check_config, default_config
+from patterncc.codegen.forward_source import emit_forward
+from patterncc.codegen.lower import initial_program
+from patterncc.codegen.passes import PASSES, after_each
+from patterncc.codegen.printer import format_program
+from patterncc.codegen.problem import Problem
+from patterncc.dsl import load
+from patterncc.dsl.codes import error_for
+from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.loader import source_of
+from patterncc.dsl.parser import parse
+from patterncc.dsl.pattern import Pattern
+from patterncc.listing import format_pattern, format_tree
+from patterncc.pipeline import kernel_folder
+from patterncc.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from patterncc.codegen.ir import BlockProgram
+    from patterncc.codegen.launch import CompiledKernel
+    from patterncc.codegen.triton_source import KernelSource
+    from patterncc.dsl.syntax import Program
+
+DEFAULT_PROBLEM = Problem("bfloat16", 128, 128)
+DEFAULT_TARGET = "cuda:90"
+
+
+class Stage(NamedTuple):
+    """One text that compilation goes through.
+
+    Attributes:
+        name: As in `--emit NAME`.
+        meaning: What it is, in a few words.
+        suffix: Of a file that holds it.
+    """
+
+    name: str
+    meaning: str
+    suffix: str
+
+
+STAGES = (
+    Stage("ast", "syntax tree of the text", ".txt"),
+    Stage(
+        "mask", "checked pattern: its numbers, and the mask with lets and calls written out", ".txt"
+    ),
+    Stage("ir", "block program: which tiles are visited, full or partial", ".txt"),
+    Stage("triton", "source of the forward kernel", ".py"),
+    Stage("ttir", "Triton IR", ".mlir"),
+    Stage("ttgir", "Triton GPU IR", ".mlir"),
+    Stage("ptx", "assembly of NVIDIA GPUs", ".ptx"),
+    Stage("amdgcn", "assembly of AMD GPUs", ".s"),
+)
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+
+
+def pass_names() -> tuple[str, ...]:
+    """What `--after` can name: lowering, then the passes in their order."""
+    return ("lower", *(name for name, _ in PASSES))
+
+
+class Compilation:
+    """A pattern on its way to a kernel, for one problem and one target.
+
+    Each stage is computed when it is asked for, once, and kept.
+
+    Attributes:
+        source: The text it is read from; the canonical text where it came as a `Pattern`.
+        problem: Shape class of the calls.
+        target: What machine code is for.
+        sizes: `heads`, `kv_heads`, `layers`, where the pattern divides by them.
+        within: Whether rows are taken to end within the keys, as they do in most calls.
+    """
+
+    def __init__(
+        self,
+        source: str | Pattern,
+        *,
+        name: str | None = None,
+        file: str | None = None,
+        values: Mapping[str, int] | None = None,
+        problem: Problem = DEFAULT_PROBLEM,
+        target: str = DEFAULT_TARGET,
+        config: KernelConfig | None = None,
+        sizes: Mapping[str, int] | None = None,
+        within: bool = True,
+    ) -> None:
+        """Keeps the arguments; nothing is computed and nothing is checked yet.
+
+        Args:
+            source: A text, the name of a library pattern, or a checked pattern.
+            name: Which pattern of a text, if not the last.
+            file: What messages call a text.
+            values: Parameters of a text by name.
+            problem: Shape class of the calls.
+            target: Such as `cuda:90` or `hip:gfx942`; no such device is needed.
+            config: Tile shape and other choices; the default of problem and target if not given.
+            sizes: `heads`, `kv_heads`, `layers`, where the pattern divides by them.
+            within: Whether rows may be taken to end within the keys.
+        """
+        if isinstance(source, Pattern):
+            self.__dict__["pattern"] = source  # the cached property below, known already
+            source = source.text
+        self.source = source_of(source, file)
+        self.problem = problem
+        self.target = target
+        self.sizes = dict(sizes or {})
+        self.within = within
+        self._name = name
+        self._values = dict(values or {})
+        self._config = config
+        self._programs: dict[tuple[int, int], dict[str, BlockProgram]] = {}
+
+    @functools.cached_property
+    def syntax(self) -> Program:
+        """The syntax tree of the whole text.
+
+        Raises:
+            PatternError: The text does not parse.
+        """
+        parsed = parse(self.source)
+        if parsed.diagnostics:
+            raise error_for(parsed.diagnostics)
+        return parsed.program
+
+    @functools.cached_property
+    def pattern(self) -> Pattern:
+        """The checked pattern.
+
+        Raises:
+            PatternError: The text is wrong.
+        """
+        return load(self.source.text, name=self._name, file=self.source.name, **self._values)
+
+    @functools.cached_property
+    def config(self) -> KernelConfig:
+        """Tile shape and other choices of the kernel.
+
+        Raises:
+            ConfigError: It cannot work for this problem on this target.
+        """
+        config = self._config
+        if config is None:
+            tile = default_config(self.problem, self.target)
+            config = default_config(self.problem, self.target, self._lowered(tile)["lower"])
+        check_config(config, self.problem, self.target)
+        return config
+
+    def program(self, after: str | None = None) -> BlockProgram:
+        """The block program after a pass; after the last one if none is named.
+
+        Raises:
+            ConfigError: There is no such pass.
+            UnsupportedError: For a term that has no exact lowering yet.
+        """
+        names = pass_names()
+        if after is not None and after not in names:
+            raise ConfigError(f"there is no pass {after!r}", names)
+        return self._lowered(self.config)[after or names[-1]]
+
+    def _lowered(self, config: KernelConfig) -> dict[str, BlockProgram]:
+        tile = (config.block_q, config.block_k)
+        if tile not in self._programs:
+            lowered = initial_program(self.pattern, *tile, sizes=self.sizes, within=self.within)
+            self._programs[tile] = dict(after_each(lowered, check=settings().verify))
+        return self._programs[tile]
+
+    @functools.cached_property
+    def kernel(self) -> KernelSource:
+        """The source of the forward kernel.
+
+        Raises:
+            UnsupportedError: The problem has no kernel, or the pattern no exact lowering yet.
+        """
+        return emit_forward(self.program(), self.problem, self.config)
+
+    @functools.cached_property
+    def compiled(self) -> CompiledKernel:
+        """The kernel compiled for the target.
+
+        Raises:
+            ConfigError: The target is no target.
+            UnsupportedError: Triton is missing.
+        """
+        # Here, because it loads triton and torch.
+        from patterncc.codegen.launch import compile_for
+
+        return compile_for(self.kernel, self.target, folder=kernel_folder())
+
+    def text(self, stage: str, after: str | None = None) -> str:
+        """The text of a stage: the same at every run, with a final line end.
+
+        Args:
+            stage: One of `STAGE_NAMES`.
+            after: For `ir`: one of `pass_names()`; the last if not given.
+
+        Raises:
+            ConfigError: There is no such stage or pass, or the target has none or is wrong.
+            PatternError: The text is wrong.
+            UnsupportedError: The pattern cannot be compiled to that stage.
+        """
+        if stage not in STAGE_NAMES:
+            raise ConfigError(f"there is no stage {stage!r}", STAGE_NAMES)
+        if after is not None and stage != "ir":
+            raise ConfigError(f"a pass was named for the stage {stage!r}", ("ir",))
+        match stage:
+            case "ast":
+                return format_tree(self.syntax)
+            case "mask":
+                return format_pattern(self.pattern)
+            case "ir":
+                return format_program(self.program(after))
+            case "triton":
+                return self.kernel.text
+        if stage not in self.stages():
+            raise ConfigError(f"{self.target} has no stage {stage!r}", self.stages())
+        return str(self.compiled.stages[stage])
+
+    def stages(self) -> tuple[str, ...]:
+        """The stages that the target has, in their order."""
+        other = "ptx" if self.target.startswith("hip") else "amdgcn"
+        return tuple(name for name in STAGE_NAMES if name != other)
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Every stage of the target as the name and the text of a file, in order.
+
+        The program is there after each pass: `02-ir-after-lower.txt`; the last has the plain name.
+        """
+        number = 0
+        for stage in STAGES:
+            if stage.name not in self.stages():
+                continue
+            for after in pass_names() if stage.name == "ir" else (None,):
+                last = after is None or after == pass_names()[-1]
+                name = stage.name if last else f"{stage.name}-after-{after}"
+                yield f"{number:02}-{name}{stage.suffix}", self.text(stage.name, after)
+                number += 1
