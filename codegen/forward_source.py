@@ -49,7 +49,10 @@ PEAK_FLOOR = -1.0e38
 """Where `peak` starts: below any score that occurs; finite, so that `-inf - peak` is never NaN."""
 
 _COMPUTED = frozenset(
-    "q k head kv_head batch heads kv_heads q_first q_last residue q_len kv_len q_offset".split()
+    [
+        *("q", "k", "head", "kv_head", "batch", "heads", "kv_heads"),
+        *("q_first", "q_last", "residue", "q_len", "kv_len", "q_offset"),
+    ]
 )
 _INDENT = "    "
 

@@ -59,6 +59,8 @@ class Symbols:
             position, products).
     """
 
+    _facts: Sequence[str] = ()
+
     def __init__(
         self, bodies: Iterable[Predicate], extra: Sequence[str], facts: Sequence[Predicate] = ()
     ) -> None:
@@ -166,6 +168,14 @@ class Translator:
         self.local = isl.LocalSpace.from_space(self.space)
         self.position = {name: i for i, name in enumerate(symbols.names)}
 
+    def is_symbol(self, expr: IntExpr) -> bool:
+        """Whether a number is taken as one symbol, whatever it is made of."""
+        return is_scalar(expr) and not is_affine(expr)
+
+    def is_flag(self, expr: Predicate) -> bool:
+        """Whether a condition is taken as one symbol that is 0 or 1."""
+        return is_scalar(expr)
+
     def constant(self, value: int) -> isl.PwAff:
         return isl.PwAff.from_aff(isl.Aff.zero_on_domain(self.local).add_constant_val(value))
 
@@ -182,7 +192,7 @@ class Translator:
                 return isl.PwAff.from_aff(isl.Aff.var_on_domain(self.local, SET, 1))
             case Var(name) | Param(name):
                 return self.symbol(name)
-        if is_scalar(expr) and not is_affine(expr):
+        if self.is_symbol(expr):
             return self.symbol(self.symbols.scalars.opaque(expr))
         match expr:
             case Sum(terms):
@@ -217,7 +227,7 @@ class Translator:
             case Truth(value):
                 universe = isl.Set.universe(self.space)
                 return universe if value else universe.complement()
-        if is_scalar(expr):
+        if self.is_flag(expr):
             name, positive = self.symbols.scalars.flag(expr)
             return self.symbol(name).eq_set(self.constant(int(positive)))
         match expr:
