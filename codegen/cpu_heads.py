@@ -1,21 +1,25 @@
 """Plans for all heads of a call: one for those that see the same, kept between calls."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from threading import Lock
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from patterncc.codegen.classes import RowClass, row_classes
 from patterncc.codegen.cpu_plan import Plan, make_plan
 from patterncc.codegen.cpu_tiles import MaskedTiles, masked_tiles
-from patterncc.codegen.ir import Q_FIRST, Q_LAST, RESIDUE, BlockProgram
+from patterncc.codegen.head_kinds import PER_HEAD, Trait, kind, traits
+from patterncc.codegen.ir import Q_CLASS, Q_FIRST, Q_LAST, RESIDUE, BlockProgram
 from patterncc.dsl.errors import ArgumentError
-from patterncc.dsl.mask import Expr, Param, Var, walk
+from patterncc.dsl.mask import Entry, Expr, K, Member, Param, Q, Segment, Var, walk
 
-_MOST_KEPT = 256  # entries, however small
-_PER_HEAD = frozenset({"head", "kv_head", "batch"})
+_MOST_KEPT = 1024  # entries, however small: a call of a program with a tiling has several
 _ALWAYS = frozenset({"q_len", "kv_len", "q_offset", "heads", "kv_heads"})
+
+# What expressions read that is no number of a call or of one class of its rows.
+_NOT_OF_A_CALL = frozenset(var.name for var in (Q, K, Q_FIRST, Q_LAST, RESIDUE))
 
 # An index in the batch and a query head; `None` stands for all.
 Place: TypeAlias = tuple[int | None, int | None]
@@ -36,8 +40,51 @@ class _Kept:
     nbytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Reads:
+    """What a program reads, found once.
+
+    Attributes:
+        program: Held, so that its identity stays its own.
+        digest: Of the program.
+        scalars: Names of the numbers, coordinates and lengths.
+        tables: Names of the tables and segments.
+        traits: What tells its heads apart.
+        of_class: As `scalars`, of what tells the keys of a class of rows.
+    """
+
+    program: BlockProgram
+    digest: int
+    scalars: frozenset[str]
+    tables: tuple[str, ...]
+    traits: tuple[Trait, ...]
+    of_class: frozenset[str]
+
+    @staticmethod
+    def of(program: BlockProgram) -> "_Reads":
+        parts = [*_expressions(program)]
+        scalars, tables = _names(parts)
+        of_class, more_tables = _names([program.tiling.k_class])
+        return _Reads(
+            program,
+            hash(program),
+            scalars,
+            tuple(sorted(tables | more_tables)),
+            traits(parts) if scalars & PER_HEAD else (),
+            of_class - {Q_CLASS.name},
+        )
+
+    def check(self, names: Iterable[str], env: Mapping[str, Any]) -> None:
+        missing = sorted({*names, *self.tables} - env.keys() - PER_HEAD)
+        if missing:
+            raise ArgumentError(f"the pattern reads `{missing[0]}`, which was not given")
+
+
 class PlanStore:
     """The plans of recent calls, up to a number of bytes; the least recently used go first.
+
+    A table is known by a digest of its elements: it may have changed in place since the last call,
+    and a long one is not worth keeping.
 
     Attributes:
         nbytes: Held now.
@@ -50,36 +97,43 @@ class PlanStore:
         self._limit = limit
         self._lock = Lock()
         self._kept: OrderedDict[tuple[object, ...], _Kept] = OrderedDict()
-        # By identity, as hashing a whole program takes longer than a small call; each entry holds
-        # its program, so that the identity stays its own.
-        self._reads: OrderedDict[int, tuple[BlockProgram, frozenset[str]]] = OrderedDict()
+        # By identity, as hashing a whole program takes longer than a small call.
+        self._reads: OrderedDict[int, _Reads] = OrderedDict()
 
     def find(
-        self, program: BlockProgram, scalars: Mapping[str, int], batch: int
+        self,
+        program: BlockProgram,
+        env: Mapping[str, Any],
+        batch: int,
+        *,
+        digests: Mapping[str, bytes] | None = None,
+        places: tuple[Place, ...] | None = None,
     ) -> tuple[HeadPlan, ...]:
-        """The plans of a call, made if they are not kept.
+        """The plans of a call, or of one class of its rows; made if they are not kept.
 
         Args:
-            program: A lowered pattern.
-            scalars: `q_len`, `kv_len`, `q_offset`, `heads`, `kv_heads`, and what else the program
-                reads besides `head`, `kv_head` and `batch`.
+            program: A lowered pattern, or one pass of it.
+            env: `q_len`, `kv_len`, `q_offset`, `heads`, `kv_heads`, and what else the program
+                reads besides `head`, `kv_head` and `batch`; tables as arrays. Within a class where
+                the program has a tiling.
             batch: Size of the batch.
+            digests: For each of the tables, equal where the elements are.
+            places: The heads that are asked for; all if not given.
 
         Raises:
-            ArgumentError: A scalar is missing.
+            ArgumentError: A scalar or a table is missing.
             ConfigError: The call breaks what the program takes for granted.
         """
-        reads = self._names(program)
-        missing = sorted(reads - scalars.keys() - _PER_HEAD)
-        if missing:
-            raise ArgumentError(f"the pattern reads `{missing[0]}`, which was not given")
-        names = sorted((reads & scalars.keys()) | _ALWAYS)
+        reads = self._reads_of(program)
+        reads.check(reads.scalars, env)
+        names = sorted((reads.scalars - PER_HEAD) | _ALWAYS)
+        known = digests or {}
         place = (
-            program.structure,
-            program.block_q,
-            program.block_k,
-            batch if "batch" in reads else 0,
-            tuple((name, scalars[name]) for name in names),
+            reads.digest,
+            places,
+            batch if "batch" in reads.scalars else 0,
+            tuple((name, int(env[name])) for name in names),
+            tuple((name, known[name]) for name in reads.tables),
         )
         with self._lock:
             kept = self._kept.get(place)
@@ -87,8 +141,9 @@ class PlanStore:
                 self._kept.move_to_end(place)
                 return kept.plans
             self.misses += 1
-        plans = _make(program, {name: int(scalars[name]) for name in names}, batch, reads)
-        nbytes = sum(part.plan.nbytes for part in plans)
+        scope = {name: env[name] for name in (*names, *reads.tables)}
+        plans = _make(reads, scope, places or _places(reads.scalars, env["heads"], batch))
+        nbytes = sum(part.plan.nbytes + 100 * len(part.places) for part in plans)
         with self._lock:
             self._drop(place)
             if nbytes <= self._limit:
@@ -97,6 +152,32 @@ class PlanStore:
             while self.nbytes > self._limit or len(self._kept) > _MOST_KEPT:
                 self._drop(next(iter(self._kept)))
         return plans
+
+    def classes(
+        self, program: BlockProgram, env: Mapping[str, Any], batch: int
+    ) -> Iterator[tuple[RowClass, tuple[Place, ...] | None]]:
+        """The classes of rows of a call, each with the heads whose keys it has; `None` for all.
+
+        Arguments and errors as in `find`, `env` being that of the call.
+        """
+        reads = self._reads_of(program)
+        reads.check(reads.of_class, env)
+        if reads.of_class.isdisjoint(PER_HEAD):
+            for rows in row_classes(program, env):
+                yield rows, None
+            return
+        telling = traits([program.tiling.k_class], Q_CLASS)
+        kinds: dict[tuple[object, ...], tuple[dict[str, Any], list[Place]]] = {}
+        for place in _places(reads.scalars | reads.of_class, env["heads"], batch):
+            own = _own(place, env)
+            kinds.setdefault(kind(telling, own), (own, []))[1].append(place)
+        for own, places in kinds.values():
+            for rows in row_classes(program, own):
+                yield rows, tuple(places)
+
+    def tables(self, program: BlockProgram) -> tuple[str, ...]:
+        """Names of the tables and segments that a program reads."""
+        return self._reads_of(program).tables
 
     def clear(self) -> None:
         """Forgets all plans."""
@@ -109,42 +190,61 @@ class PlanStore:
         kept = self._kept.pop(place, None)
         self.nbytes -= 0 if kept is None else kept.nbytes
 
-    def _names(self, program: BlockProgram) -> frozenset[str]:
-        """The scalars that a program reads."""
+    def _reads_of(self, program: BlockProgram) -> _Reads:
         with self._lock:
             known = self._reads.get(id(program))
             if known is None:
-                known = self._reads[id(program)] = program, _scalars(program)
+                known = self._reads[id(program)] = _Reads.of(program)
                 if len(self._reads) > _MOST_KEPT:
                     self._reads.popitem(last=False)
-        return known[1]
+        return known
 
 
-def _scalars(program: BlockProgram) -> frozenset[str]:
-    """Names of the scalars that the mask and the forward bounds read."""
-    parts: list[Expr] = [program.mask, program.assume]
+def _names(exprs: Iterable[Expr]) -> tuple[frozenset[str], frozenset[str]]:
+    """The numbers of a call, and the tables and segments, that expressions read."""
+    nodes = [node for expr in exprs for node in walk(expr)]
+    scalars = {node.name for node in nodes if isinstance(node, Var | Param)}
+    tables = {node.table for node in nodes if isinstance(node, Entry | Member)}
+    tables |= {node.segments for node in nodes if isinstance(node, Segment)}
+    return frozenset(scalars - _NOT_OF_A_CALL), frozenset(tables)
+
+
+def _expressions(program: BlockProgram) -> Iterable[Expr]:
+    """The mask and all that decides which tiles are visited."""
+    yield program.mask
+    yield program.assume
     for sweep in program.forward:
-        parts += [sweep.lo, sweep.hi, sweep.guard, sweep.phase]
-    names = {node.name for part in parts for node in walk(part) if isinstance(node, Var | Param)}
-    return frozenset(names - {"q", "k", Q_FIRST.name, Q_LAST.name, RESIDUE.name})
+        yield from (sweep.lo, sweep.hi, sweep.guard, sweep.phase)
 
 
-def _make(
-    program: BlockProgram, scalars: Mapping[str, int], batch: int, reads: frozenset[str]
-) -> tuple[HeadPlan, ...]:
-    """Plans for all heads, one for those that visit the same tiles under the same masks."""
-    group = scalars["heads"] // scalars["kv_heads"]
-    batches: list[int | None] = [*range(batch)] if "batch" in reads else [None]
-    heads: list[int | None] = [None]
-    if not reads.isdisjoint({"head", "kv_head"}):
-        heads = [*range(scalars["heads"])]
+def _places(reads: frozenset[str], heads: int, batch: int) -> tuple[Place, ...]:
+    """All heads, told apart as far as what is read may differ."""
+    indexes: list[int | None] = [*range(batch)] if "batch" in reads else [None]
+    own: list[int | None] = [None] if reads.isdisjoint({"head", "kv_head"}) else [*range(heads)]
+    return tuple(product(indexes, own))
+
+
+def _own(place: Place, env: Mapping[str, Any]) -> dict[str, Any]:
+    """The scalars of a head."""
+    index, head = place
+    group = env["heads"] // env["kv_heads"]
+    return {**env, "batch": index or 0, "head": head or 0, "kv_head": (head or 0) // group}
+
+
+def _make(reads: _Reads, env: Mapping[str, Any], places: Iterable[Place]) -> tuple[HeadPlan, ...]:
+    """Plans for heads, one for those that visit the same tiles under the same masks."""
+    kinds: dict[tuple[object, ...], tuple[dict[str, Any], list[Place]]] = {}
+    for place in places:
+        own = _own(place, env)
+        kinds.setdefault(kind(reads.traits, own), (own, []))[1].append(place)
     seen: dict[tuple[bytes, ...], tuple[MaskedTiles, list[Place]]] = {}
-    for place in product(batches, heads):
-        index, head = place
-        own = {"batch": index or 0, "head": head or 0, "kv_head": (head or 0) // group}
-        tiles = masked_tiles(program, {**scalars, **own})
-        seen.setdefault(tiles.content(), (tiles, []))[1].append(place)
+    for own, alike in kinds.values():
+        tiles = masked_tiles(reads.program, own)
+        seen.setdefault(tiles.content(), (tiles, []))[1].extend(alike)
     return tuple(
-        HeadPlan(make_plan(tiles, scalars["q_len"], scalars["kv_len"]), tuple(places))
-        for tiles, places in seen.values()
+        HeadPlan(
+            make_plan(tiles, env["q_len"], env["kv_len"]),
+            tuple(sorted(alike, key=lambda place: (place[0] or 0, place[1] or 0))),
+        )
+        for tiles, alike in seen.values()
     )

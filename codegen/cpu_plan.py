@@ -24,6 +24,8 @@ _PER_GATHERED_KEY = 40  # copying it and its value
 _TALL = 192  # rows from which the kernel multiplies taller blocks
 _TALL_GAIN = 0.9
 
+_VECTOR = 16  # keys: matrix products of other widths end in slow remainders
+
 _FEW = 4  # a run whose shape and mask occur less often than this is split where tiles are full
 
 
@@ -290,7 +292,8 @@ def _assemble(pieces: Iterator[_Piece], tiles: MaskedTiles, q_len: int, kv_len: 
     calls = []
     for (size, _, _), group in alike.items():
         for part in _progressions(group):
-            calls.append(_repeated(_call(part[0], tiles, size, kv_len), part, tiles))
+            call = _call(part[0], tiles, size, _beyond(part[-1], tiles, kv_len))
+            calls.append(_repeated(call, part, tiles))
     # Rows are written before anything is merged into them; the sort is stable.
     calls.sort(key=lambda call: not call.first)
     merges = any(not call.first for call in calls)
@@ -326,8 +329,18 @@ def _progressions(group: list[_Piece]) -> list[list[_Piece]]:
     return best
 
 
-def _call(piece: _Piece, tiles: MaskedTiles, size: int, kv_len: int) -> Call:
-    """The call of one piece, without keys at its ends that no row sees."""
+def _beyond(piece: _Piece, tiles: MaskedTiles, kv_len: int) -> int:
+    """How many positions of its last tile come after the last key."""
+    last = piece.runs[-1]
+    return max(0, (last.start + last.width) * tiles.block_k - kv_len)
+
+
+def _call(piece: _Piece, tiles: MaskedTiles, size: int, beyond: int) -> Call:
+    """The call of one piece, without keys at its ends that no row sees.
+
+    If it needs a mask it keeps some of these, so that it begins and ends at whole vectors of the
+    tiles at its ends, but none of the `beyond` last positions.
+    """
     block = tiles.block_k
     spans = [(run.start * block, (run.start + run.width) * block) for run in piece.runs]
     row = piece.q_tile * tiles.block_q
@@ -339,14 +352,16 @@ def _call(piece: _Piece, tiles: MaskedTiles, size: int, kv_len: int) -> Call:
         masks = np.broadcast_to(line, (piece.tall, len(line)))
         allowed = _expand(masks, tiles.bank)[:size]
         seen = np.flatnonzero(allowed.any(axis=0))
-        skip, unseen = int(seen[0]), allowed.shape[1] - 1 - int(seen[-1])
-        spans[0] = (spans[0][0] + skip, spans[0][1])
-        spans[-1] = (spans[-1][0], spans[-1][1] - unseen)
-        if allowed[:, skip : allowed.shape[1] - unseen].all():
+        skip, stop = int(seen[0]), int(seen[-1]) + 1
+        if allowed[:, skip:stop].all():
             masks = None
-        elif not allowed.any(axis=1).all():
-            dead = np.logical_not(allowed.any(axis=1))
-    assert spans[-1][1] <= kv_len, "a full tile lies within the keys"
+        else:
+            skip -= skip % _VECTOR
+            stop = min(stop + -stop % _VECTOR, allowed.shape[1] - beyond)
+            if not allowed.any(axis=1).all():
+                dead = np.logical_not(allowed.any(axis=1))
+        spans[-1] = (spans[-1][0], spans[-1][1] - (allowed.shape[1] - stop))
+        spans[0] = (spans[0][0] + skip, spans[0][1])
     return Call(row, size, size, 1, tuple(spans), 0, masks, skip, dead, piece.first)
 
 
@@ -368,7 +383,8 @@ def _expand(masks: Ints, bank: Bools) -> Bools:
     """Mask numbers `[tall, wide]` as bool `[tall * rows, wide * block_k]`."""
     tall, wide = masks.shape
     _, rows, columns = bank.shape
-    full = np.ones((1, rows, columns), np.bool_)
-    blocks = np.concatenate([bank, full])[masks]  # FULL is the last entry
+    blocks = np.ones((tall, wide, rows, columns), np.bool_)
+    partial = masks != FULL
+    blocks[partial] = bank[masks[partial]]
     result: Bools = blocks.transpose(0, 2, 1, 3).reshape(tall * rows, wide * columns)
     return result

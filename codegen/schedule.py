@@ -12,23 +12,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from patterncc.codegen import lookup
 from patterncc.codegen.ir import BlockProgram, Direction, Sweep
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import (
+    MISSING,
     Abs,
     And,
     Branch,
     Compare,
     Const,
+    Entry,
     Expr,
     FloorDiv,
     Max,
+    Member,
     Min,
     Mod,
     Not,
     Or,
     Param,
     Product,
+    Segment,
     Select,
     Sum,
     Truth,
@@ -39,7 +44,12 @@ Env = Mapping[str, Any]
 
 
 def evaluate(expr: Expr, env: Env) -> Any:
-    """The value of a scalar expression; names may be bound to int64 arrays, which broadcast.
+    """The value of an expression; names may be bound to int64 arrays, which broadcast.
+
+    Args:
+        expr: Any but a cover.
+        env: What it reads by name: numbers or arrays of them; a table as an array of its shape
+            (bool for truth values); segments as their `cu_seqlens`, int64 `[documents + 1]`.
 
     Raises:
         KeyError: For a name that `env` does not bind.
@@ -69,6 +79,10 @@ def evaluate(expr: Expr, env: Env) -> Any:
             return abs(go(value))
         case Select(condition, then, otherwise):
             return np.where(go(condition), go(then), go(otherwise))
+        case Entry(table, indexes):
+            return lookup.read(env[table], [*map(go, indexes)], MISSING)
+        case Segment(kind, segments, position):
+            return lookup.segment(kind, env[segments], go(position))
         case Compare(op, left, right):
             a, b = go(left), go(right)
             return {"==": a == b, "!=": a != b, "<": a < b, "<=": a <= b}[op]
@@ -80,7 +94,9 @@ def evaluate(expr: Expr, env: Env) -> Any:
             return np.logical_not(go(arg))
         case Branch(condition, then, otherwise):
             return np.where(go(condition), go(then), go(otherwise))
-    raise TypeError(f"not a scalar expression: {expr!r}")
+        case Member(table, indexes):
+            return lookup.read(env[table], [*map(go, indexes)], False)
+    raise TypeError(f"a cover has no value here: {expr!r}")
 
 
 @dataclass(frozen=True, slots=True)

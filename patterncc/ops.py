@@ -216,7 +216,7 @@ def _attn_fwd_cpu(
     if query.numel() == 0 or key.numel() == 0:
         return _nothing(query, value)
     program = pipeline.program(pattern, *_CPU_TILE, call.sizes, call.within)
-    return cpu.attention(program, query, key, value, env=call.env, scale=call.scale)
+    return cpu.attention((program,), query, key, value, env=call.env, scale=call.scale)
 
 
 def _attn_fwd_cuda(

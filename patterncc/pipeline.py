@@ -21,6 +21,7 @@ from patterncc.settings import settings
 if TYPE_CHECKING:
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.launch import Forward
+    from patterncc.codegen.plan import Passes
     from patterncc.dsl.pattern import Pattern
 
 PATTERNS_KEPT = 256  # parsed texts
@@ -155,8 +156,8 @@ def program(
     )
 
 
-class _Programs(Sequence["BlockProgram"]):
-    """The programs of a structure for one tile shape, each lowered when it is looked at: for rows
+class _Programs(Sequence["Passes"]):
+    """The passes of a structure for one tile shape, each lowered when it is looked at: for rows
     within the keys, then for any rows.
     """
 
@@ -167,7 +168,7 @@ class _Programs(Sequence["BlockProgram"]):
         return 2
 
     def __getitem__(self, index: Any) -> Any:
-        return program(*self._arguments, (True, False)[index])
+        return (program(*self._arguments, (True, False)[index]),)
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
@@ -179,7 +180,7 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Forward:
     """
     from patterncc.codegen.launch import Forward  # here, because it loads triton and torch
 
-    def lowered(block_q: int, block_k: int) -> Sequence[BlockProgram]:
+    def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         return _Programs(structure, block_q, block_k, sizes)
 
     return Forward(lowered, folder=kernel_folder())

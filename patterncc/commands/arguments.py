@@ -112,6 +112,33 @@ def _run(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def _diff(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pattern", metavar="A", help=_PATTERN)
+    parser.add_argument("other", metavar="B", help="the pattern to compare it with, likewise")
+    parser.add_argument("--name", help="which pattern of A; the last one if not given")
+    parser.add_argument("--other-name", metavar="NAME", help="which pattern of B")
+    _param(parser, "value of a parameter, in each of the two that has it; can be repeated")
+    parser.add_argument(
+        "--defaults",
+        action="store_true",
+        help="run-time numbers have their defaults; else they stand for all values",
+    )
+    group = parser.add_argument_group("the call", "what is not given stands for all values")
+    for size, meaning in (
+        ("heads", "query heads"),
+        ("kv_heads", "key/value heads"),
+        ("layers", "layers of the model"),
+    ):
+        _size(group, size, meaning, None)
+    parser.add_argument(
+        "--expect",
+        choices=("equal", "within", "contains", "disjoint"),
+        default="equal",
+        help="what A should be to B for exit code 0 (equal)",
+    )
+    _json(parser)
+
+
 def _library(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     parser.add_argument("name", nargs="?", metavar="NAME", help="the pattern to show")
@@ -133,6 +160,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "plot": ("Draws the mask of a pattern with its tiles", _plot),
     "compile": ("Prints a stage of compilation", _compile),
     "run": ("Runs attention here, checks it and times it", _run),
+    "diff": ("Compares two patterns in all calls at once", _diff),
     "library": ("Lists the named patterns, or shows one", _library),
     "doctor": ("Says what works on this machine", _doctor),
     "completion": ("Prints the completion script of a shell", _completion),
@@ -149,6 +177,10 @@ def _json(parser: argparse.ArgumentParser) -> None:
 def _pattern(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", metavar="PATTERN", help=_PATTERN)
     parser.add_argument("--name", help="which pattern of the text; the last one if not given")
+    _param(parser, "value of a parameter of the pattern; can be given more than once")
+
+
+def _param(parser: argparse.ArgumentParser, meaning: str) -> None:
     parser.add_argument(
         "-p",
         "--param",
@@ -156,7 +188,7 @@ def _pattern(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_parameter,
         metavar="NAME=VALUE",
-        help="value of a parameter of the pattern; can be given more than once",
+        help=meaning,
     )
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from patterncc.codegen import cpu, cpu_kernels
+from patterncc.codegen import cpu, cpu_execute, cpu_kernels
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
 from patterncc.codegen.reference import allowed, dense_attention
@@ -92,7 +92,7 @@ def check(
 ) -> tuple[Tensor, Tensor]:
     """Holds a call against the dense reference and returns its results."""
     env = env or {}
-    out, lse = cpu.attention(program, query, key, value, env=env, scale=scale)
+    out, lse = cpu.attention((program,), query, key, value, env=env, scale=scale)
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     assert out.dtype == query.dtype
     assert lse.dtype == wide
@@ -251,7 +251,7 @@ def test_nothing_to_do(shape: tuple[int, int, int, int], kernel: str) -> None:
     batch, heads, q_len, kv_len = shape
     query = random(batch, heads, q_len, 8)
     key, value = random(batch, max(heads, 1), kv_len, 8), random(batch, max(heads, 1), kv_len, 4)
-    out, lse = cpu.attention(program_of("causal"), query, key, value)
+    out, lse = cpu.attention((program_of("causal"),), query, key, value)
     assert out.shape == (batch, heads, q_len, 4)
     assert not out.any()
     assert lse.shape == (batch, heads, q_len)
@@ -287,11 +287,11 @@ def test_one_token_of_a_long_cache() -> None:
 def test_unseen_keys_cannot_reach_a_row(text: str, where: str, poison: float, kernel: str) -> None:
     query, key, value = (random(2, 4, 150, 16, seed=seed) for seed in (1, 2, 3))
     program = program_of(text)
-    clean, clean_lse = cpu.attention(program, query, key, value)
+    clean, clean_lse = cpu.attention((program,), query, key, value)
     for tensor, name in ((key, "key"), (value, "value")):
         if where in (name, "both"):
             tensor[:, :, 60] = poison
-    out, lse = cpu.attention(program, query, key, value)
+    out, lse = cpu.attention((program,), query, key, value)
     blind = ~mask_of(program.mask, query, key, {})[..., 60]
     torch.testing.assert_close(out[blind], clean[blind], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(lse[blind], clean_lse[blind], rtol=1e-5, atol=1e-5)
@@ -305,9 +305,9 @@ def test_unseen_keys_cannot_reach_a_row_in_float64(poison: float) -> None:
     query *= 1e150
     key *= 1e-150
     program = program_of("window(20)")
-    clean, _ = cpu.attention(program, query, key, value)
+    clean, _ = cpu.attention((program,), query, key, value)
     key[:, :, 60] = value[:, :, 60] = poison
-    out, _ = cpu.attention(program, query, key, value)
+    out, _ = cpu.attention((program,), query, key, value)
     blind = ~mask_of(program.mask, query, key, {})[..., 60]
     torch.testing.assert_close(out[blind], clean[blind])
 
@@ -315,9 +315,9 @@ def test_unseen_keys_cannot_reach_a_row_in_float64(poison: float) -> None:
 def test_a_poisoned_row_reaches_no_other(kernel: str) -> None:
     query, key, value = (random(1, 2, 150, 16, seed=seed) for seed in (1, 2, 3))
     program = program_of("window(20)")
-    clean, _ = cpu.attention(program, query, key, value)
+    clean, _ = cpu.attention((program,), query, key, value)
     query[:, :, 40] = math.nan
-    out, _ = cpu.attention(program, query, key, value)
+    out, _ = cpu.attention((program,), query, key, value)
     others = torch.arange(150) != 40
     torch.testing.assert_close(out[:, :, others], clean[:, :, others], rtol=1e-5, atol=1e-5)
     assert bool(out[:, :, 40].isnan().all())
@@ -334,9 +334,9 @@ def test_large_scores_do_not_overflow_the_softmax(kernel: str) -> None:
 def test_repeated_runs_are_equal_bit_by_bit() -> None:
     query, key, value = (random(2, 4, 500, 32, seed=seed) for seed in (1, 2, 3))
     program = program_of("causal and (sinks(4) or window(100))")
-    runs = [cpu.attention(program, query, key, value) for _ in range(4)]
+    runs = [cpu.attention((program,), query, key, value) for _ in range(4)]
     cpu.plans.clear()
-    runs.append(cpu.attention(program, query, key, value))
+    runs.append(cpu.attention((program,), query, key, value))
     for out, lse in runs[1:]:
         assert torch.equal(out, runs[0][0])
         assert torch.equal(lse, runs[0][1])
@@ -345,14 +345,14 @@ def test_repeated_runs_are_equal_bit_by_bit() -> None:
 def test_inputs_stay_as_they_are(kernel: str) -> None:
     tensors = [random(1, 2, 100, 8, seed=seed) for seed in (1, 2, 3)]
     before = [tensor.clone() for tensor in tensors]
-    out, lse = cpu.attention(program_of("window(20)"), *tensors)
+    out, lse = cpu.attention((program_of("window(20)"),), *tensors)
     assert all(torch.equal(*pair) for pair in zip(tensors, before, strict=True))
     assert not {x.data_ptr() for x in tensors} & {out.data_ptr(), lse.data_ptr()}
 
 
 def test_no_gradient_is_recorded() -> None:
     query = random(1, 2, 100, 8).requires_grad_()
-    out, lse = cpu.attention(program_of("causal"), query, query, query)
+    out, lse = cpu.attention((program_of("causal"),), query, query, query)
     assert not out.requires_grad
     assert not lse.requires_grad
 
@@ -360,14 +360,14 @@ def test_no_gradient_is_recorded() -> None:
 def test_both_kernels_agree_on_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = (random(1, 4, 1000, 16, seed=seed) for seed in (1, 2, 3))
     program = program_of("causal and (sinks(4) or window(100))")
-    whole, whole_lse = cpu.attention(program, query, key, value)
-    monkeypatch.setattr(cpu, "_MAX_NUMBERS", 1 << 14)  # calls in parts
-    parts, parts_lse = cpu.attention(program, query, key, value)
+    whole, whole_lse = cpu.attention((program,), query, key, value)
+    monkeypatch.setattr(cpu_execute, "_MAX_NUMBERS", 1 << 14)  # calls in parts
+    parts, parts_lse = cpu.attention((program,), query, key, value)
     assert torch.equal(whole, parts)
     assert torch.equal(whole_lse, parts_lse)
     monkeypatch.setattr(cpu_kernels, "flash_works", lambda: False)
     monkeypatch.setattr(cpu_kernels, "_MAX_SCORES", 1 << 15)
-    products, products_lse = cpu.attention(program, query, key, value)
+    products, products_lse = cpu.attention((program,), query, key, value)
     torch.testing.assert_close(products, whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(products_lse, whole_lse, rtol=1e-5, atol=1e-5)
 
@@ -400,7 +400,7 @@ program = lower(load("causal and (sinks(4) or window(64))"), 64, 64)
 
 def peak(length):
     query = torch.ones(1, 1, length, 8)
-    cpu.attention(program, query, query, query)
+    cpu.attention((program,), query, query, query)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 print(peak(1024), peak(16384), cpu.plans.nbytes)
@@ -432,24 +432,24 @@ def test_shapes_that_do_not_fit(change: dict[str, tuple[int, ...]], message: str
     fitting = {"query": (2, 4, 5, 8), "key": (2, 2, 5, 8), "value": (2, 2, 5, 8)}
     query, key, value = (random(*shape) for shape in (fitting | change).values())
     with pytest.raises(ArgumentError, match=message):
-        cpu.attention(program_of("causal"), query, key, value)
+        cpu.attention((program_of("causal"),), query, key, value)
 
 
 def test_types_that_do_not_fit() -> None:
     program = program_of("causal")
     query = random(1, 1, 4, 8)
     with pytest.raises(ArgumentError, match=r"`value` is torch.float16; it must be torch.float32"):
-        cpu.attention(program, query, query, query.half())
+        cpu.attention((program,), query, query, query.half())
     with pytest.raises(UnsupportedError, match=r"cannot be done in torch\.int64"):
-        cpu.attention(program, *(query.long(),) * 3)
+        cpu.attention((program,), *(query.long(),) * 3)
     with pytest.raises(UnsupportedError, match="`query` is on meta"):
-        cpu.attention(program, *(query.to("meta"),) * 3)
+        cpu.attention((program,), *(query.to("meta"),) * 3)
 
 
 def test_scalars_that_are_missing() -> None:
     query = random(1, 1, 4, 8)
     with pytest.raises(ArgumentError, match="reads `layers`, which was not given"):
-        cpu.attention(program_of("layers > 3 and causal"), query, query, query)
+        cpu.attention((program_of("layers > 3 and causal"),), query, query, query)
 
 
 def test_the_default_tiles_lower() -> None:

@@ -13,6 +13,7 @@ from patterncc.codegen.reference import allowed, dense_attention, mask
 from patterncc.dsl import build
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import (
+    MISSING,
     Abs,
     And,
     Branch,
@@ -125,24 +126,24 @@ def test_documents() -> None:
         build.compare("==", Segment("id", "doc", Q), Segment("id", "doc", K)),
         Parameter("doc", SegmentsType()),
     )
-    # Documents of 2, 0 and 1 tokens; position 3 is in none and sees nothing, not even itself.
+    # Documents of 2, 0 and 1 tokens; position 3 is in none: one of its own.
     cu_seqlens = torch.tensor([0, 2, 2, 3], dtype=torch.int32)
     assert drawn(mask(document, q_len=4, tables={"doc": cu_seqlens})) == [
         "##..",
         "##..",
         "..#.",
-        "....",
+        "...#",
     ]
     other = pattern(build.negate(document.body), *document.parameters)
     assert drawn(mask(other, q_len=4, tables={"doc": cu_seqlens})) == [
         "..##",
         "..##",
         "##.#",
-        "####",
+        "###.",
     ]
 
 
-@pytest.mark.parametrize(("kind", "values"), [("start", [0, 0, 2, 3]), ("end", [2, 2, 3, 3])])
+@pytest.mark.parametrize(("kind", "values"), [("start", [0, 0, 2, 3]), ("end", [2, 2, 3, 4])])
 def test_where_documents_start_and_end(kind: str, values: list[int]) -> None:
     edge = Segment(kind, "doc", Q)  # type: ignore[arg-type]
     tables = {"doc": torch.tensor([0, 2, 3])}
@@ -319,35 +320,23 @@ def test_masks_mean_what_python_says(
 # ------------------------------------------------------------------------------ bad input
 
 
-def test_an_index_outside_a_table_is_an_error_only_where_it_matters() -> None:
+def test_outside_of_a_table_nothing_is_a_member_and_numbers_are_missing() -> None:
     keep = Parameter("keep", TableType("bool", (None,)))
-    read = Member("keep", (K,))
-    inside = build.compare("<", K, Const(2))
-    tables = {"keep": torch.tensor([True, False])}
-    with pytest.raises(ArgumentError, match=r"`keep` is read at 2 on axis 0, whose size is 2"):
-        mask(pattern(read, keep), q_len=1, kv_len=3, tables=tables)
-    with pytest.raises(ArgumentError, match="`keep` is read at -1"):
-        mask(
-            pattern(Member("keep", (build.subtract(K, Const(1)),)), keep),
-            q_len=1,
-            kv_len=2,
-            tables=tables,
-        )
-    for guarded in (
-        And((inside, read)),
-        And((read, inside)),
-        Branch(inside, read, Truth(False)),
-        Not(Or((Not(read), Not(inside)))),
-        Compare("==", Select(inside, Select(read, Const(1), Const(0)), Const(0)), Const(1)),
+    tables = {"keep": torch.tensor([True, True])}
+    for body, row in (
+        (Member("keep", (K,)), "##."),
+        (Not(Member("keep", (K,))), "..#"),
+        (Member("keep", (build.subtract(K, Const(1)),)), ".##"),
     ):
-        assert drawn(mask(pattern(guarded, keep), q_len=1, kv_len=3, tables=tables)) == ["#.."]
-    with pytest.raises(ArgumentError, match="`keep` is read at 0 on axis 0, whose size is 0"):
-        mask(
-            pattern(read, keep),
-            q_len=1,
-            kv_len=1,
-            tables={"keep": torch.zeros(0, dtype=torch.bool)},
-        )
+        assert drawn(mask(pattern(body, keep), q_len=1, kv_len=3, tables=tables)) == [row]
+    nothing = {"keep": torch.zeros(0, dtype=torch.bool)}
+    found = mask(pattern(Member("keep", (K,)), keep), q_len=1, kv_len=2, tables=nothing)
+    assert drawn(found) == [".."]
+
+    image = Parameter("image", TableType("int", ("token",)))
+    missing = build.compare("==", Entry("image", (K,)), Const(MISSING))
+    found = mask(pattern(missing, image), q_len=1, kv_len=3, tables={"image": [0, 5]})
+    assert drawn(found) == ["..#"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,230 @@
+"""Runs one call of a CPU plan on the views of some heads: the kernel, dead rows, merging.
+
+A key that a row does not see has no influence on it, NaN or infinite as the key or its value may
+be. The flash kernel adds its mask to the scores, which does not hide a NaN; so masked calls take
+the matrix products wherever the inputs admit a score or a value that is not finite.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from patterncc.codegen import cpu_kernels
+from patterncc.codegen.cpu_heads import HeadPlan
+from patterncc.codegen.cpu_kernels import Kernel
+from patterncc.codegen.cpu_plan import Call, Plan
+
+_MAX_NUMBERS = 1 << 24  # that a kernel call returns; more blocks are run in several calls
+
+# A range of blocks along an axis: where the first starts, from one to the next, their length, how
+# many.
+_Range: TypeAlias = tuple[int, int, int, int]
+
+
+@dataclass(slots=True)
+class Input:
+    """A tensor `[heads, length, dim]`, and a bound of how large numbers are in part of it.
+
+    Attributes:
+        numbers: The tensor.
+        low, high: The positions along `length` that were looked at.
+        square: The sum of squares there; not finite if a number there is not.
+    """
+
+    numbers: Tensor
+    low: int = 0
+    high: int = 0
+    square: float = 0.0
+
+    def norm(self, blocks: _Range) -> float:
+        """A bound of the norm of the blocks; looks at no position that is known already."""
+        start, step, size, count = blocks
+        stop = start + (count - 1) * step + size
+        if start > self.high or stop < self.low or self.low == self.high:
+            self.low = self.high = start
+            self.square = 0.0
+        for low, high in ((start, self.low), (self.high, stop)):
+            if low < high:
+                norm = _norm(self.numbers[:, low:high])
+                self.square += norm * norm  # `**` would raise where this is infinite
+        self.low, self.high = min(self.low, start), max(self.high, stop)
+        return math.sqrt(self.square)
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """Tensors of some heads that share a plan, batch and heads as one axis, all views.
+
+    Shapes: query `[heads, q_len, dim]`, key and value `[kv_heads, kv_len, dim]`, out
+    `[heads, q_len, value_dim]`, lse `[heads, q_len]`.
+    """
+
+    query: Input
+    key: Input
+    value: Input
+    out: Tensor
+    lse: Tensor
+
+
+def additive_mask(plan: Plan, call: Call, dtype: torch.dtype) -> Tensor | None:
+    """0 where a row of the call sees a key, -inf elsewhere: `[size, keys]`; None if it sees all."""
+    if call.masks is None:
+        return None
+    hidden = torch.from_numpy(~plan.call_mask(call))
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -math.inf)
+
+
+def operands(
+    part: HeadPlan, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor
+) -> Iterator[Operands]:
+    """The views of the heads of a plan, in as few pieces as strides and grouping allow."""
+    batch, heads = query.shape[:2]
+    group = heads // key.shape[1]
+    by_batch: dict[int | None, list[int]] = {}
+    for index, head in part.places:
+        by_batch.setdefault(index, []).extend(range(heads) if head is None else [head])
+    if list(by_batch) == [None] and len(by_batch[None]) == heads:
+        inputs = (query, key, value)
+        if batch == 1 or all(x.stride(0) == x.shape[1] * x.stride(1) for x in inputs):
+            q, k, v = (Input(x.flatten(0, 1)) for x in inputs)
+            yield Operands(q, k, v, out.flatten(0, 1), lse.flatten(0, 1))
+            return
+    for index, members in by_batch.items():
+        for b in range(batch) if index is None else [index]:
+            for own, shared in _head_ranges(members, group):
+                q, k, v = Input(query[b, own]), Input(key[b, shared]), Input(value[b, shared])
+                yield Operands(q, k, v, out[b, own], lse[b, own])
+
+
+def _head_ranges(heads: list[int], group: int) -> Iterator[tuple[slice, slice]]:
+    """Ranges of ascending query heads that hold whole groups, or lie within one; with key heads."""
+    at = 0
+    while at < len(heads):
+        first = heads[at]
+        stop = at + 1
+        while stop < len(heads) and heads[stop] == first + stop - at:
+            stop += 1
+        length = stop - at
+        if first % group == 0 and length >= group:
+            length -= length % group
+        else:
+            length = min(length, group - first % group)
+        yield (
+            slice(first, first + length),
+            slice(first // group, (first + length - 1) // group + 1),
+        )
+        at += length
+
+
+def run(
+    call: Call, mask: Tensor | None, on: Operands, kernel: Kernel, scale: float, first: bool
+) -> None:
+    """Runs a call on some heads: writes its rows if they hold nothing yet, else merges into them.
+
+    Args:
+        call: Of the plan of these heads.
+        mask: Its `additive_mask`, if it has a mask.
+        on: The heads.
+        kernel: What to run, of `cpu_kernels`.
+        scale: Factor of the scores.
+        first: Whether nothing but this plan has written these rows.
+    """
+    heads, _, dim = on.query.numbers.shape
+    few = max(1, _MAX_NUMBERS // (heads * call.size * dim))
+    for low in range(0, call.count, few):
+        count = min(few, call.count - low)
+        rows = (call.row + low * call.row_step, call.row_step, call.size, count)
+        keys = (call.spans[0][0] + low * call.key_step, call.key_step, call.keys, count)
+        key, value = on.key, on.value
+        if len(call.spans) > 1:
+            key, value = (
+                Input(torch.cat([x.numbers[:, slice(*span)] for span in call.spans], dim=1))
+                for x in (key, value)
+            )
+            keys = (0, 0, call.keys, 1)
+        hidden_stays_hidden = mask is None or (
+            _finite_scores(on.query.norm(rows), key.norm(keys), scale, key.numbers.dtype)
+            and math.isfinite(value.norm(keys))
+        )
+        out, lse = _attend(
+            kernel if hidden_stays_hidden else cpu_kernels.matmul,
+            _blocks(on.query.numbers, rows),
+            _blocks(key.numbers, keys),
+            _blocks(value.numbers, keys),
+            mask,
+            scale,
+        )
+        if call.dead is not None:
+            dead = torch.from_numpy(call.dead)
+            out.masked_fill_(dead[:, None], 0)
+            lse.masked_fill_(dead, -math.inf)
+        _put(
+            out[..., : on.out.shape[-1]],
+            lse,
+            _blocks(on.out, rows),
+            _blocks(on.lse[..., None], rows)[..., 0],
+            first and call.first,
+        )
+
+
+def _norm(numbers: Tensor) -> float:
+    """The Euclidean norm of `[heads, length, dim]`; infinite or not a number if a number there is.
+
+    Heads that lie apart in memory are reduced one by one: torch is four times as slow on all at
+    once, as they are not one stretch of memory.
+    """
+    wide = torch.float64 if numbers.dtype == torch.float64 else torch.float32
+    head, place, _ = numbers.stride()
+    if len(numbers) > 1 and (head == 0 or head > place):
+        numbers = torch.linalg.vector_norm(numbers, dim=(1, 2), dtype=wide)
+    return float(torch.linalg.vector_norm(numbers, dtype=wide))
+
+
+def _finite_scores(query: float, key: float, scale: float, dtype: torch.dtype) -> bool:
+    """Whether no score can overflow, by the norms of query and key and Cauchy and Schwarz."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return query * key * max(1.0, abs(scale)) < 0.25 * torch.finfo(wide).max
+
+
+def _attend(
+    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Runs a kernel on operands `[heads, blocks, length, dim]`, with fewer key heads or as many.
+
+    It is fastest with the blocks of a head side by side, as neighbours share keys, but finds the
+    key head of a query head only with the heads of a block side by side.
+    """
+    if len(query) == len(key):
+        return kernel(query, key, value, mask, scale)
+    out, lse = kernel(
+        query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), mask, scale
+    )
+    return out.transpose(0, 1), lse.transpose(0, 1)
+
+
+def _blocks(tensor: Tensor, blocks: _Range) -> Tensor:
+    """Blocks along the length of `[heads, length, dim]`: a view `[heads, count, size, dim]`."""
+    start, step, size, count = blocks
+    heads, _, dim = tensor.shape
+    head, place, _ = tensor.stride()
+    return tensor.as_strided(
+        (heads, count, size, dim),
+        (head, step * place, place, 1),
+        tensor.storage_offset() + start * place,
+    )
+
+
+def _put(out: Tensor, lse: Tensor, held: Tensor, held_lse: Tensor, first: bool) -> None:
+    """Writes results over what is held, or merges the two as parts of one softmax."""
+    if first:
+        held.copy_(out)
+        held_lse.copy_(lse)
+        return
+    # Both parts may be empty, and then the difference is not a number.
+    share = torch.where(lse == -math.inf, 0, (lse - held_lse).sigmoid())
+    held.lerp_(out.to(held.dtype), share[..., None])
+    held_lse.copy_(torch.logaddexp(held_lse, lse))
