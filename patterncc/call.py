@@ -3,13 +3,17 @@
 Loads no torch.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
+import numpy.typing as npt
+
+from patterncc.codegen.choice import Candidate, candidates
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
-from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import variables
 from patterncc.dsl.pattern import Pattern
 
@@ -31,6 +35,8 @@ class Call:
         kv_heads: Key/value heads; divides `heads`.
         layers: Layers of the model.
         batch: Index in the batch.
+        tables: The tables that the pattern reads, by name: int64 or bool arrays, `cu_seqlens` for
+            segments.
     """
 
     pattern: Pattern
@@ -41,6 +47,7 @@ class Call:
     kv_heads: int = 1
     layers: int = 1
     batch: int = 0
+    tables: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def of(
@@ -53,6 +60,7 @@ class Call:
         kv_heads: int | None = None,
         layers: int = 1,
         batch: int = 0,
+        tables: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> "Call":
         """A call with what was not given filled in: as many keys as rows, the rows last.
 
@@ -81,11 +89,23 @@ class Call:
         open_numbers = [number.name for number in pattern.numbers if number.value is None]
         if open_numbers:
             raise ConfigError(f"no value was given for {_names(open_numbers)}")
-        return Call(pattern, q_len, kv_len, q_offset, heads, kv_heads, layers, batch)
+        return Call(
+            pattern, q_len, kv_len, q_offset, heads, kv_heads, layers, batch, dict(tables or {})
+        )
 
-    def env(self, head: int = 0, layer: int = 0) -> dict[str, int]:
-        """The scalars of one head of one layer, by name."""
-        scalars = {
+    def env(self, head: int = 0, layer: int = 0) -> dict[str, Any]:
+        """The numbers of one head of one layer, and the tables, by name.
+
+        Raises:
+            UnsupportedError: A table was not given.
+        """
+        missing = [table.name for table in self.pattern.tables if table.name not in self.tables]
+        if missing:
+            raise UnsupportedError(
+                f"what this pattern does depends on {_names(missing)}, which was not given"
+            )
+        scalars: dict[str, Any] = {
+            **self.tables,
             "q_len": self.q_len,
             "kv_len": self.kv_len,
             "q_offset": self.q_offset,
@@ -126,12 +146,27 @@ class Call:
         return "layer" in self.reads
 
     def program(self, block_q: int, block_k: int) -> BlockProgram:
-        """The block program for a tile shape.
+        """The program for a tile shape in the positions of the call, both directions.
 
         Raises:
-            UnsupportedError: The pattern has a term that is not lowered yet.
+            UnsupportedError: The pattern has a term that has no lowering.
         """
         return lower(self.pattern, block_q, block_k, sizes=self.sizes, within=self.within)
+
+    def candidates(self, block_q: int, block_k: int) -> tuple[Candidate, ...]:
+        """The ways to compute the pattern in tiles of a shape, with their counted costs.
+
+        Raises:
+            UnsupportedError: The pattern has a term that has no lowering.
+        """
+        return candidates(
+            self.pattern,
+            block_q,
+            block_k,
+            sizes=self.sizes,
+            within=self.within,
+            transposed=True,
+        )
 
 
 def _names(names: Iterable[str]) -> str:
