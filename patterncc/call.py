@@ -13,7 +13,7 @@ import numpy.typing as npt
 from patterncc.codegen.choice import Candidate, candidates
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
-from patterncc.dsl.errors import ConfigError, UnsupportedError
+from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import variables
 from patterncc.dsl.pattern import Pattern
 
@@ -35,8 +35,9 @@ class Call:
         kv_heads: Key/value heads; divides `heads`.
         layers: Layers of the model.
         batch: Index in the batch.
-        tables: The tables that the pattern reads, by name: int64 or bool arrays, `cu_seqlens` for
-            segments.
+        tables: The tables that the pattern reads, int64 or bool, of its rank; of segments the
+            `cu_seqlens`. Without them a call can be described, not counted.
+        examples: Names of the tables and numbers that nobody gave, and where they are from.
     """
 
     pattern: Pattern
@@ -48,6 +49,7 @@ class Call:
     layers: int = 1
     batch: int = 0
     tables: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict, compare=False)
+    examples: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def of(
@@ -61,6 +63,7 @@ class Call:
         layers: int = 1,
         batch: int = 0,
         tables: Mapping[str, npt.NDArray[Any]] | None = None,
+        examples: Mapping[str, str] | None = None,
     ) -> "Call":
         """A call with what was not given filled in: as many keys as rows, the rows last.
 
@@ -90,22 +93,21 @@ class Call:
         if open_numbers:
             raise ConfigError(f"no value was given for {_names(open_numbers)}")
         return Call(
-            pattern, q_len, kv_len, q_offset, heads, kv_heads, layers, batch, dict(tables or {})
+            pattern,
+            q_len,
+            kv_len,
+            q_offset,
+            heads,
+            kv_heads,
+            layers,
+            batch,
+            tables or {},
+            examples or {},
         )
 
     def env(self, head: int = 0, layer: int = 0) -> dict[str, Any]:
-        """The numbers of one head of one layer, and the tables, by name.
-
-        Raises:
-            UnsupportedError: A table was not given.
-        """
-        missing = [table.name for table in self.pattern.tables if table.name not in self.tables]
-        if missing:
-            raise UnsupportedError(
-                f"what this pattern does depends on {_names(missing)}, which was not given"
-            )
+        """The scalars of one head of one layer and the tables, by name."""
         scalars: dict[str, Any] = {
-            **self.tables,
             "q_len": self.q_len,
             "kv_len": self.kv_len,
             "q_offset": self.q_offset,
@@ -114,6 +116,7 @@ class Call:
             "layer": layer,
             "batch": self.batch,
             **self.sizes,
+            **self.tables,
         }
         for number in self.pattern.numbers:
             assert number.value is not None, "checked by `of`"
@@ -124,6 +127,16 @@ class Call:
     def sizes(self) -> dict[str, int]:
         """What a pattern may divide by."""
         return {"heads": self.heads, "kv_heads": self.kv_heads, "layers": self.layers}
+
+    def require_tables(self) -> None:
+        """Checks that there is a table for each that the pattern reads.
+
+        Raises:
+            ConfigError: There is none for one.
+        """
+        missing = [table.name for table in self.pattern.tables if table.name not in self.tables]
+        if missing:
+            raise ConfigError(f"no table was given for {_names(missing)}")
 
     @property
     def within(self) -> bool:

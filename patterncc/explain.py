@@ -209,6 +209,7 @@ def explain(
         for layer in (range(call.layers) if layers is None else layers)
         for head in (range(call.heads) if heads is None else heads)
     ]
+    call.require_tables()
     ways = call.candidates(block_q, block_k)
     chosen = min(ways, key=lambda way: way.cost)
     passes = chosen.passes
@@ -257,7 +258,7 @@ def outline(call: Call, problem: Problem, block_q: int = 128, block_k: int = 128
         block_q,
         block_k,
         tuple(layout(call.pattern.body)),
-        tuple(_notes(call.pattern)),
+        tuple(_notes(call)),
         None,
         (),
         (),
@@ -265,11 +266,16 @@ def outline(call: Call, problem: Problem, block_q: int = 128, block_k: int = 128
     )
 
 
-def is_causal(call: Call) -> bool:
-    """Whether no row ever sees a later position, whatever the lengths and the run-time numbers."""
+def is_causal(call: Call) -> bool | None:
+    """Whether no row ever sees a later position, whatever the lengths and the run-time numbers;
+    `None` where that hangs on a table or is not known.
+    """
     later = all_of(call.pattern.body, compare("<", Q, K))
     pattern = Pattern("", call.pattern.parameters, (), later, "", "")
-    return not lower(pattern, 1, 1, sizes=call.sizes).forward
+    program = lower(pattern, 1, 1, sizes=call.sizes, transposed=False)
+    if not program.forward:
+        return True
+    return None if program.ignored or pattern.tables else False
 
 
 # ------------------------------------------------------------------------------------- one head
@@ -349,14 +355,29 @@ def _ranges(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
         yield int(start), int(end)
 
 
-def _notes(pattern: Pattern) -> Iterator[ParameterNote]:
-    for name, value in pattern.fixed:
+def _notes(call: Call) -> Iterator[ParameterNote]:
+    for name, value in call.pattern.fixed:
         yield ParameterNote(name, "fixed", value, FIXED)
-    for parameter in pattern.parameters:
+    for parameter in call.pattern.parameters:
+        name, example = parameter.name, call.examples.get(parameter.name, "")
+        note = f"; {example}" if example else ""
         match parameter.type:
             case IntType():
-                yield ParameterNote(parameter.name, "run-time", parameter.value, RUN_TIME)
+                yield ParameterNote(name, "run-time", parameter.value, RUN_TIME + note)
             case SegmentsType():
-                yield ParameterNote(parameter.name, "segments", None, TABLE)
+                yield ParameterNote(name, "segments", None, TABLE + _contents(call, name) + note)
             case _:
-                yield ParameterNote(parameter.name, "table", None, TABLE)
+                yield ParameterNote(name, "table", None, TABLE + _contents(call, name) + note)
+
+
+def _contents(call: Call, name: str) -> str:
+    """A table in a few words, as the end of a sentence; "" where there is none."""
+    table = call.tables.get(name)
+    if table is None:
+        return ""
+    shape = f"[{', '.join(map(str, table.shape))}]"
+    if table.dtype == np.bool_:
+        return f"; {shape}, {table.mean():.1%} true" if table.size else f"; {shape}"
+    if any(p.name == name and isinstance(p.type, SegmentsType) for p in call.pattern.tables):
+        return f"; {len(table) - 1} documents"
+    return f"; {shape}, {table.min()} … {table.max()}" if table.size else f"; {shape}"

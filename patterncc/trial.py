@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from patterncc.codegen import config, cpu, facts
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
-from patterncc.dsl.errors import ConfigError, UnsupportedError
+from patterncc.dsl.errors import ConfigError
 from patterncc.explain import is_causal
 from patterncc.timing import Timing, once, race
 from patterncc.verdict import Verdict, judge, mask_rows
@@ -143,9 +144,10 @@ def run(
     Raises:
         UnsupportedError: The pattern or the type has no kernel there.
     """
-    if call.pattern.tables:
-        names = ", ".join(f"`{table.name}`" for table in call.pattern.tables)
-        raise UnsupportedError(f"a command line cannot give {names}", "call the pattern in Python")
+    call.require_tables()
+    tables: dict[str, Any] = {
+        name: torch.from_numpy(table).to(device) for name, table in call.tables.items()
+    }
     query, key, value = random_input(call, problem, device, batch, seed)
     attention = Attention(call.pattern)
 
@@ -158,6 +160,7 @@ def run(
             layer=layer,
             layers=call.layers,
             q_offset=call.q_offset,
+            **tables,
         )
         return out, lse
 
