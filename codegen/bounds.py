@@ -16,9 +16,8 @@ from fractions import Fraction
 from math import gcd
 
 from patterncc.codegen.ir import RESIDUE, Kind, Sweep
-from patterncc.codegen.pieces import Constraint, Floor, Linear, Piece
+from patterncc.codegen.pieces import Constraint, Floor, Linear, Piece, TooIntricateError
 from patterncc.dsl.build import add, all_of, compare, floordiv, maximum, minimum, multiply, negate
-from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import TRUE, Const, IntExpr, Predicate, Product, Select, Sum
 
 UNROLLED_TILES = 4
@@ -29,7 +28,7 @@ def sweeps(piece: Piece, kind: Kind) -> list[Sweep]:
     """The loops that visit exactly the tiles of a piece.
 
     Raises:
-        UnsupportedError: If the pattern repeats only after more than `MOST_CLASSES` tiles.
+        TooIntricateError: If the pattern repeats only after more than `MOST_CLASSES` tiles.
     """
     ends = _Ends()
     mixed: list[Constraint] = []
@@ -133,7 +132,7 @@ def _classes(piece: Piece, kind: Kind) -> Sweep:
         for _, floor in constraint.value.floors:
             period = _common_period(floor, period)
     if period > MOST_CLASSES:
-        raise UnsupportedError(
+        raise TooIntricateError(
             f"the pattern repeats only every {period} tiles, more than {MOST_CLASSES}: "
             "choose strides whose common multiple with the tile is smaller"
         )

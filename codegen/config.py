@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 Load: TypeAlias = Literal["descriptor", "pointer"]
+Order: TypeAlias = Literal["forward", "reverse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class KernelConfig:
     num_warps: int = 8
     num_stages: int = 2
     load: Load = "pointer"
-    order: Literal["forward", "reverse"] = "forward"
+    order: Order = "forward"
     max_registers: int | None = None
 
 
@@ -47,6 +48,11 @@ INTERPRETER = "interpreter"
 _SMALL_SHARED_MEMORY = 101376
 _SHARED_MEMORY = {80: 166912, 87: 166912, 90: 232448, 100: 232448, 103: 232448}
 """Bytes of shared memory that one program can have, by compute capability; others have less."""
+
+_ALL_REGISTERS = 255
+"""What one thread can have. Shared and tensor memory let no more than two programs of a default
+config onto a multiprocessor of compute capability 10, and its registers suffice for as many of
+that size. Untold, the assembler keeps room for a third and spills for it."""
 
 
 def check_config(config: KernelConfig, problem: Problem, target: str) -> None:
@@ -122,9 +128,14 @@ def default_config(
         descriptors: Does the layout of the tensors allow them?
     """
     config = _fitting(_tiles(problem, target, descriptors), problem, target)
-    if program is not None and _grows(program):
-        config = replace(config, order="reverse")
-    return config
+    if _has_tensor_memory(target):
+        config = replace(config, max_registers=_ALL_REGISTERS)
+    return config if program is None else replace(config, order=tile_order(program))
+
+
+def tile_order(program: BlockProgram) -> Order:
+    """The order that starts with the longest query tiles."""
+    return "reverse" if _grows(program) else "forward"
 
 
 def _tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:
@@ -168,6 +179,12 @@ def _grows(program: BlockProgram) -> bool:
         bool(rows & variables(sweep.hi)) and not rows & variables(sweep.lo)
         for sweep in program.forward
     )
+
+
+def _has_tensor_memory(target: str) -> bool:
+    """Do accumulators lie in tensor memory there, instead of registers?"""
+    capability = _capability(target)
+    return capability is not None and 100 <= capability < 120
 
 
 def _capability(target: str) -> int | None:

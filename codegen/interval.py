@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from patterncc.dsl.errors import UnsupportedError
+from typing_extensions import assert_never
+
 from patterncc.dsl.mask import (
+    MISSING,
     Abs,
     Const,
+    Entry,
     FloorDiv,
     IntExpr,
     Max,
@@ -22,6 +25,8 @@ from patterncc.dsl.mask import (
     Mod,
     Param,
     Product,
+    Segment,
+    SegmentKind,
     Select,
     Sum,
     Var,
@@ -79,17 +84,20 @@ RANGES: Mapping[str, Interval] = {
     "k_first": _KEY,
     "k_last": _KEY,
     "residue": _KEY,
+    "q_class": _KEY,
+    "k_class": _KEY,
+    "row_class": _KEY,
+    "call_q_len": _KEY,
+    "call_kv_len": _KEY,
 }
-"""What each name of the language and of the block IR can be; the launcher refuses calls outside of
-it."""
+"""What each name of the language, of the block IR and of kernels can be; the launcher refuses calls
+outside of it."""
+
+_ENTRY = Interval(MISSING, 2**31 - 1)
 
 
 def interval(expr: IntExpr) -> Interval:
-    """The range of an expression's values, for existing rows and keys.
-
-    Raises:
-        UnsupportedError: The expression reads a table or a segment.
-    """
+    """The range of an expression's values, for existing rows and keys."""
     match expr:
         case Const(value):
             return Interval(value, value)
@@ -128,10 +136,24 @@ def interval(expr: IntExpr) -> Interval:
             return Interval(least, max(abs(inner.low), abs(inner.high)))
         case Select(_, then, otherwise):
             return interval(then) | interval(otherwise)
-    raise UnsupportedError(
-        f"no kernel reads {type(expr).__name__.lower()} terms yet",
-        "use a pattern without tables and segments",
-    )
+        case Entry():
+            return _ENTRY
+        case Segment(kind, _, position):
+            return _of_document(kind, interval(position))
+    assert_never(expr)
+
+
+def _of_document(kind: SegmentKind, position: Interval) -> Interval:
+    """What can be answered of the document of a position: there are less than `LIMIT` documents,
+    and none ends beyond `LIMIT`."""
+    match kind:
+        case "id":  # beyond the last document: position - its end + number of documents
+            return Interval(min(position.low, 0), max(position.high, 0) + LIMIT - 1)
+        case "start":
+            return Interval(min(position.low, 0), max(position.high, LIMIT))
+        case "end":
+            return Interval(min(position.low + 1, 0), max(position.high + 1, LIMIT))
+    assert_never(kind)
 
 
 def _divisor(expr: IntExpr) -> Interval:

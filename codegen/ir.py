@@ -109,6 +109,10 @@ class BlockProgram:
         scalars: Names of the run-time numbers of the pattern that bounds or mask read, in name
             order.
         tiling: The variables that all of the above is in.
+        ignored: Terms of the mask that the sweeps take no notice of: those that read a table at a
+            position, and those that are too intricate. Every tile with an allowed pair is still
+            visited, and full ones are full, but a visited tile may turn out empty and a partial
+            one full.
     """
 
     structure: str
@@ -120,6 +124,7 @@ class BlockProgram:
     assume: Predicate = TRUE
     scalars: tuple[str, ...] = ()
     tiling: Tiling = DENSE
+    ignored: tuple[Predicate, ...] = ()
 
     def sweeps(self, direction: Direction) -> tuple[Sweep, ...]:
         """The sweeps of one direction.
@@ -140,3 +145,7 @@ class BlockProgram:
             forward=tuple(function(self.forward)),
             transposed=None if self.transposed is None else tuple(function(self.transposed)),
         )
+
+
+Passes: TypeAlias = tuple[BlockProgram, ...]
+"""The programs that together compute a pattern, over disjoint pairs."""

@@ -14,17 +14,18 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import platformdirs
 import torch
 
 from patterncc.codegen.config import INTERPRETER
 from patterncc.codegen.layout import Layout
-from patterncc.codegen.plan import Planner
+from patterncc.codegen.plan import Launch, Planner
 from patterncc.codegen.problem import DType, Problem
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from patterncc.codegen.config import KernelConfig
-    from patterncc.codegen.plan import Launch, Lowered
+    from patterncc.codegen.plan import Lowered
+    from patterncc.codegen.table_source import Table, TableKind
     from patterncc.codegen.triton_source import KernelSource
 
 try:
@@ -52,6 +54,12 @@ _DTYPES: dict[torch.dtype, DType] = {
     torch.float32: "float32",
     torch.float64: "float64",
 }
+_TABLE_DTYPES: Mapping[TableKind, tuple[torch.dtype, ...]] = {
+    "int": (torch.int32,),
+    "bool": (torch.bool, torch.uint8),
+    "segments": (torch.int32,),
+}
+_NO_TABLES: Mapping[str, torch.Tensor] = MappingProxyType({})
 _PLANS_KEPT = 1024
 _modules: dict[str, ModuleType] = {}
 _kernels: dict[tuple[str, bool, str, int | None], Any] = {}
@@ -206,13 +214,16 @@ def _require_triton() -> None:
 
 # ------------------------------------------------------------------------------------ launching
 
+_Step: TypeAlias = tuple[Launch, Callable[..., None]]
+"""A launch and what runs its kernel over its grid."""
+
 
 class Forward:
     """Attention forward of one pattern on GPUs: compiles what a call needs once and launches it.
 
     Args:
-        lower: Gives the pattern's programs for a tile shape, from the most special to one that
-            assumes nothing.
+        lower: Gives the pattern's passes for a tile shape, from the most special alternative to
+            one that assumes nothing.
         config: Of every kernel; None takes the default for each problem and device, which loads by
             descriptors where the device has them and the tensors' layout allows them, else by
             pointers.
@@ -228,7 +239,7 @@ class Forward:
         _require_triton()
         self.planner = Planner(lower, config)
         self._folder = folder
-        self._plans: dict[tuple[Any, ...], tuple[Launch, Callable[..., None]]] = {}
+        self._plans: dict[tuple[Any, ...], tuple[_Step, ...]] = {}
 
     def __call__(
         self,
@@ -238,11 +249,12 @@ class Forward:
         *,
         env: Mapping[str, int],
         scale: float,
+        tables: Mapping[str, torch.Tensor] = _NO_TABLES,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Runs the kernel on the current stream.
+        """Runs the kernels of all passes on the current stream.
 
         Never waits for the device and allocates from torch alone, so a CUDA graph can capture it
-        once a first call has compiled the kernel.
+        once a first call has compiled the kernels.
 
         Args:
             query: `[batch, heads, q_len, head_dim]`, any strides; the last axis is copied where it
@@ -251,6 +263,9 @@ class Forward:
             value: `[batch, kv_heads, kv_len, value_head_dim]`.
             env: `q_offset`, and the other scalars that the pattern reads, by name.
             scale: Of the scores; finite.
+            tables: The tables that the pattern reads, by name, contiguous and on the query's
+                device: int32 for numbers and for `segments` (`cu_seqlens`: from 0, never falling),
+                bool or uint8 for truth values. What they hold is not looked at here.
 
         Returns:
             `out` `[batch, heads, q_len, value_head_dim]` of the query's dtype, and the natural
@@ -259,7 +274,7 @@ class Forward:
         Raises:
             UnsupportedError: The device, dtype, a size or a number has no kernel.
             ConfigError: The config given at construction is illegal for these tensors or this
-                device.
+                device; a number or table is missing, or a table of another kind.
         """
         if scale < 0:  # the kernel takes the largest score before it scales
             query, scale = -query, -scale
@@ -269,19 +284,18 @@ class Forward:
         lse = query.new_empty((batch, heads, q_len), dtype=torch.float32)
         if out.numel() == 0 or key.shape[2] == 0:
             return out.zero_(), lse.fill_(-math.inf)
-        tensors = (query, key, value)
-        launch, run = self._plan(tensors, out, env, scale)
-        arguments: list[Any] = [
-            _descriptor(tensors[which], *shape) for which, *shape in launch.described
-        ]
-        pointers = (out, lse) if launch.described else (*tensors, out, lse)
-        # An address as a number saves the launcher a question to the driver for each tensor.
-        arguments += pointers if interpreting() else [tensor.data_ptr() for tensor in pointers]
+        steps = self._plan((query, key, value), out, env, scale, tables)
+        # What passes hand on; float32 outputs can hold it themselves.
+        state = out
+        if len(steps) > 1 and out.dtype != torch.float32:
+            state = torch.empty_like(out, dtype=torch.float32)
+        operands = {"query": query, "key": key, "value": value, "out": out}
+        operands |= {"lse": lse, "state": state}
         if query.is_cuda and query.device.index != torch.cuda.current_device():
             with torch.cuda.device(query.device):
-                run(*arguments, *launch.rest)
+                _run(steps, operands, tables)
         else:
-            run(*arguments, *launch.rest)
+            _run(steps, operands, tables)
         return out, lse
 
     def _plan(
@@ -290,7 +304,8 @@ class Forward:
         out: torch.Tensor,
         env: Mapping[str, int],
         scale: float,
-    ) -> tuple[Launch, Callable[..., None]]:
+        tables: Mapping[str, torch.Tensor],
+    ) -> tuple[_Step, ...]:
         """All of a call that stays while shapes, strides, alignment and numbers do; remembered."""
         query, key, value = tensors
         signature = (
@@ -300,11 +315,15 @@ class Forward:
             (query.data_ptr() | key.data_ptr() | value.data_ptr()) & 15,
             scale,
             tuple(env.items()),
+            *(
+                (name, table.shape, table.dtype, table.device, table.is_contiguous())
+                for name, table in tables.items()
+            ),
         )
-        plan = self._plans.get(signature)
-        if plan is None:
+        steps = self._plans.get(signature)
+        if steps is None:
             named = zip(("query", "key", "value", "out"), (*tensors, out), strict=True)
-            launch = self.planner.plan(
+            launches = self.planner.plan(
                 _problem(query, key, value),
                 _target_of(query.device),
                 [
@@ -313,11 +332,15 @@ class Forward:
                 ],
                 env,
                 scale,
+                {name: tuple(table.shape) for name, table in tables.items()},
             )
+            for launch in launches:
+                _check_tables(launch.source.tables, tables, query.device)
             if len(self._plans) >= _PLANS_KEPT:  # a growing cache gives every step new lengths
                 self._plans.clear()
-            plan = self._plans[signature] = (launch, self._runner(launch, query.device))
-        return plan
+            steps = tuple((launch, self._runner(launch, query.device)) for launch in launches)
+            self._plans[signature] = steps
+        return steps
 
     def _runner(self, launch: Launch, device: torch.device) -> Callable[..., None]:
         """What runs a kernel over its grid; compiles it where this process has not yet."""
@@ -331,6 +354,52 @@ class Forward:
             if name not in _kernels:
                 _kernels[name] = _compile(source, target, launch.aligned, self._folder)
             return _kernels[name][launch.grid]  # type: ignore[no-any-return]
+
+
+def _run(
+    steps: tuple[_Step, ...],
+    operands: Mapping[str, torch.Tensor],
+    tables: Mapping[str, torch.Tensor],
+) -> None:
+    """Launches the kernels of a call one after another."""
+    tensors = (operands["query"], operands["key"], operands["value"])
+    numbers = not interpreting()
+    for launch, run in steps:
+        arguments: list[Any] = [
+            _descriptor(tensors[which], *shape) for which, *shape in launch.described
+        ]
+        for name in launch.pointers:
+            tensor = operands.get(name)
+            if tensor is None:
+                tensor = tables[name.removeprefix("table_")]
+            # An address as a number saves the launcher a question to the driver for each tensor.
+            arguments.append(tensor.data_ptr() if numbers else _plain(tensor))
+        run(*arguments, *launch.rest)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """What the interpreter takes: it knows no pointer to truth values."""
+    return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
+
+
+def _check_tables(
+    read: Iterable[Table], tables: Mapping[str, torch.Tensor], device: torch.device
+) -> None:
+    """Refuses tables that a kernel would misread.
+
+    Raises:
+        ConfigError: Names the table, what it is and what it must be.
+    """
+    for table in read:
+        given = tables[table.name]
+        if given.dtype not in _TABLE_DTYPES[table.kind]:
+            wanted = tuple(str(dtype) for dtype in _TABLE_DTYPES[table.kind])
+            raise ConfigError(f"the table {table.name} is {given.dtype}", wanted)
+        if given.device != device or not given.is_contiguous():
+            raise ConfigError(
+                f"the table {table.name} is on {given.device} with strides {given.stride()}",
+                (f"a contiguous tensor on {device}",),
+            )
 
 
 def _descriptor(

@@ -47,17 +47,19 @@ class Layout:
             step * self.itemsize % _LINE == 0 for step in self.steps
         )
 
-    def descriptor_obstacle(self) -> str | None:
-        """Why no tensor descriptor can describe it, or None."""
+    def descriptor_obstacle(self, step: int = 1) -> str | None:
+        """Why no tensor descriptor can describe it, in groups of `step` rows, or None."""
         if self.address % _LINE:
             return f"the address of {self.name} is no multiple of {_LINE} bytes"
-        for axis, size, step in zip(("batch", "head", "row"), self.sizes, self.steps, strict=False):
-            length = step * self.itemsize
-            stride = f"the {axis} stride of {self.name}, {length} bytes,"
+        axes = ("batch", "head", "row")
+        for axis, size, stride in zip(axes, self.sizes, self.steps, strict=False):
+            length = stride * self.itemsize
+            which = f"the {axis} stride of {self.name}, {length} bytes,"
             if length % _LINE:
-                return f"{stride} is no multiple of {_LINE}"
-            if size > 1 and not 0 < length < _LONGEST_STRIDE:
-                return f"{stride} is out of a descriptor's range"
+                return f"{which} is no multiple of {_LINE}"
+            reach = length * (step if axis == "row" else 1)
+            if size > 1 and (length <= 0 or reach >= _LONGEST_STRIDE):
+                return f"{which} is out of a descriptor's range"
         return None
 
     @property
@@ -65,3 +67,11 @@ class Layout:
         """The strides to describe it with: axes of one entry get any legal one."""
         row = -(-self.sizes[3] * self.itemsize // _LINE) * _LINE // self.itemsize
         return [*(step or row for step in self.steps), 1]
+
+    def in_groups(self, step: int) -> tuple[list[int], list[int]]:
+        """Sizes and strides of the view `[batch, heads, groups, step, head_dim]` whose last group
+        may reach past the end: whoever loads from it must not."""
+        batch, heads, length, head_dim = self.sizes
+        *outer, row, column = self.descriptor_strides
+        sizes = [batch, heads, -(-length // step), step, head_dim]
+        return sizes, [*outer, step * row, row, column]

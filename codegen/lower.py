@@ -4,12 +4,33 @@ symbolic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from patterncc.codegen import bounds
-from patterncc.codegen.ir import DENSE, Q_CLASS, Q_LAST, Q_OFFSET, BlockProgram, Sweep, Tiling
+from patterncc.codegen.approximate import (
+    Enclosure,
+    enclose,
+    intricate_terms,
+    reads_segments_alone,
+    reads_table_by_position,
+    terms,
+)
+from patterncc.codegen.documents import Tile, without_documents
+from patterncc.codegen.ir import (
+    DENSE,
+    K_LAST,
+    K_TILE,
+    Q_CLASS,
+    Q_FIRST,
+    Q_LAST,
+    Q_OFFSET,
+    BlockProgram,
+    Sweep,
+    Tiling,
+)
 from patterncc.codegen.passes import run_passes
-from patterncc.codegen.pieces import Piece
+from patterncc.codegen.pieces import Piece, TooIntricateError
 from patterncc.codegen.presburger import Relation
 from patterncc.codegen.tiling import change_variables, residue_tiling
 from patterncc.dsl.build import add, all_of, compare, multiply, substitute
@@ -19,8 +40,10 @@ from patterncc.dsl.mask import (
     Expr,
     FloorDiv,
     IntExpr,
+    K,
     Mod,
     Predicate,
+    Q,
     Var,
     parameters,
     variables,
@@ -128,19 +151,43 @@ def _program(
     transposed: bool,
 ) -> BlockProgram:
     body = change_variables(whole, tiling)
-    forward = _forward(body, block_q, block_k, within, tiling)
-    below = _transposed(body, block_q, block_k, within, tiling) if transposed else None
+    geometry = _Geometry(block_q, block_k, within, tiling)
+    forward, below, ignored = _loops(body, geometry, transposed)
     return BlockProgram(
         structure=structure,
         block_q=block_q,
         block_k=block_k,
         mask=body,
-        forward=_sweeps(forward),
-        transposed=None if below is None else _sweeps(below),
+        forward=forward,
+        transposed=below,
         assume=_rows_end_within_keys(tiling) if within else TRUE,
         scalars=tuple(sorted(parameters(body) | parameters(tiling.k_class))),
         tiling=tiling,
+        ignored=ignored,
     )
+
+
+def _loops(
+    body: Predicate, geometry: _Geometry, transposed: bool
+) -> tuple[tuple[Sweep, ...], tuple[Sweep, ...] | None, tuple[Predicate, ...]]:
+    """The sweeps of both directions, and the terms that they take no notice of.
+
+    Terms that read tables by position are such; where the others are too intricate together, those
+    that divide positions most are ignored as well, until the rest can be computed with.
+    """
+    tables = tuple(term for term in terms(body) if reads_table_by_position(term))
+    ignored = tuple(term for term in tables if not reads_segments_alone(term))
+    spare = [[term for term in group if term not in tables] for group in intricate_terms(body)]
+    while True:
+        try:
+            forward = _sweeps(_forward(body, ignored, geometry))
+            below = _sweeps(_transposed(body, ignored, geometry)) if transposed else None
+        except TooIntricateError:
+            if not spare:
+                raise
+            ignored += tuple(spare.pop(0))
+        else:
+            return forward, below, ignored
 
 
 def _rows_end_within_keys(tiling: Tiling) -> Predicate:
@@ -178,17 +225,59 @@ def _sweeps(pieces: tuple[list[Piece], list[Piece]]) -> tuple[Sweep, ...]:
     return tuple(loops)
 
 
+@dataclass(frozen=True, slots=True)
+class _Geometry:
+    """The tiles to lower for."""
+
+    block_q: int
+    block_k: int
+    within: bool
+    tiling: Tiling
+
+    @property
+    def query(self) -> IntExpr:
+        """The position of a row, in the call."""
+        return self.query_at(Q)
+
+    @property
+    def key(self) -> IntExpr:
+        """The position of a key, in the call."""
+        return self.key_at(K)
+
+    def query_at(self, row: IntExpr) -> IntExpr:
+        rows = multiply(Const(self.tiling.q_step), row)
+        return add(rows, Q_CLASS) if self.tiling.q_step > 1 else rows
+
+    def key_at(self, key: IntExpr) -> IntExpr:
+        return add(multiply(Const(self.tiling.k_step), key), self.tiling.k_class)
+
+
+def _relation(
+    body: Predicate, ignored: Sequence[Predicate], tile: Tile, extra: Sequence[str]
+) -> Relation:
+    """The pairs that the loops are made for."""
+    enclosure, facts = without_documents(body, tile)
+
+    def unknown(term: Predicate) -> bool:
+        return term in ignored or reads_table_by_position(term)
+
+    could, must = enclose(enclosure.could, unknown).could, enclose(enclosure.must, unknown).must
+    return Relation(Enclosure(could, must), extra, facts)
+
+
 def _forward(
-    body: Predicate, block_q: int, block_k: int, within: bool, tiling: Tiling
+    body: Predicate, ignored: Sequence[Predicate], geometry: _Geometry
 ) -> tuple[list[Piece], list[Piece]]:
-    relation = Relation(body, ["q_first", "q_last", "kv_len"])
+    block_q, block_k = geometry.block_q, geometry.block_k
+    tile = Tile(geometry.query, geometry.key, geometry.query_at(Q_FIRST), geometry.query_at(Q_LAST))
+    relation = _relation(body, ignored, tile, ["q_first", "q_last", "kv_len"])
     context = [
         *_facts(relation.names),
-        *_classes(relation.names, tiling),
+        *_classes(relation.names, geometry.tiling),
         f"q_first <= q_last < q_first + {block_q}",
     ]
-    if within:
-        inside = _before_last_key(tiling, add(Q_LAST, Const(1)))
+    if geometry.within:
+        inside = _before_last_key(geometry.tiling, add(Q_LAST, Const(1)))
         context += ["q_first >= 0", expression_text(inside)]
     return relation.tiles(
         region=["q_first <= q <= q_last", f"0 <= {block_k} tile <= k < {block_k} tile + {block_k}"],
@@ -199,18 +288,21 @@ def _forward(
 
 
 def _transposed(
-    body: Predicate, block_q: int, block_k: int, within: bool, tiling: Tiling
+    body: Predicate, ignored: Sequence[Predicate], geometry: _Geometry
 ) -> tuple[list[Piece], list[Piece]]:
-    relation = Relation(body, ["k_tile", "k_last", "q_offset", "q_len", "kv_len"])
+    block_q, block_k = geometry.block_q, geometry.block_k
+    first = geometry.key_at(multiply(Const(block_k), K_TILE))
+    tile = Tile(geometry.key, geometry.query, first, geometry.key_at(K_LAST))
+    relation = _relation(body, ignored, tile, ["k_tile", "k_last", "q_offset", "q_len", "kv_len"])
     last = f"{block_k} k_tile + {block_k - 1}"
     context = [
         *_facts(relation.names),
-        *_classes(relation.names, tiling),
+        *_classes(relation.names, geometry.tiling),
         f"0 <= {block_k} k_tile <= k_last <= {last}",
         "k_last < kv_len",
     ]
-    if within:
-        context.append(expression_text(_rows_end_within_keys(tiling)))
+    if geometry.within:
+        context.append(expression_text(_rows_end_within_keys(geometry.tiling)))
     rows = [f"tile >= 0 and q_offset + {block_q} tile <= q < q_offset + {block_q} tile + {block_q}"]
     return relation.tiles(
         region=[*rows, "q < q_offset + q_len", f"{block_k} k_tile <= k <= {last}"],

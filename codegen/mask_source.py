@@ -8,11 +8,12 @@ to fit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from patterncc.codegen.interval import interval
 from patterncc.codegen.scalar_source import ExpressionWriter, Text, is_predicate
 from patterncc.codegen.separate import is_bound, reads_key, reads_row, separate
+from patterncc.codegen.table_source import ANSWERS, find_document_text
 from patterncc.dsl.build import all_of, any_of, compare, maximum, minimum, subtract
 from patterncc.dsl.mask import (
     And,
@@ -25,6 +26,7 @@ from patterncc.dsl.mask import (
     Or,
     Param,
     Predicate,
+    Segment,
     Truth,
     Var,
 )
@@ -50,7 +52,7 @@ def emit_mask(mask: Predicate) -> MaskSource:
     """Writes the mask, and that the key exists, for one tile.
 
     Raises:
-        UnsupportedError: The mask reads a table, a segment or a cover.
+        UnsupportedError: The mask reads a cover.
     """
     exists = compare("<", K, Var("kv_len"))
     writer = _MaskWriter()
@@ -149,11 +151,15 @@ class _MaskWriter:
 
     def _computed(self, expr: Expr) -> Text | None:
         """The names for the vector writer: leaves, and what has been computed already."""
+        if isinstance(expr, Segment):
+            return self._document(expr)
         return self._named.get(expr) or _leaf(expr)
 
     def _hoisted(self, expr: Expr) -> Text | None:
         """The names for the tile writer: anything that reads only one of the two positions is
         computed outside."""
+        if isinstance(expr, Segment):
+            return self._document(expr)
         if reads_row(expr) and reads_key(expr):
             return None
         if is_predicate(expr):
@@ -161,6 +167,8 @@ class _MaskWriter:
         return self._hoist(expr)
 
     def _hoist(self, expr: IntExpr) -> Text:
+        if isinstance(expr, Segment):
+            return self._document(expr)
         leaf = _leaf(expr)
         if leaf is not None or isinstance(expr, Const):
             return leaf or self._vector.integer(expr)
@@ -171,6 +179,21 @@ class _MaskWriter:
             place = "key" if reads_key(expr) else "row"
             self._named[expr] = self._define(place, text.text, text.bits or 32)
         return self._named[expr]
+
+    def _document(self, node: Segment) -> Text:
+        """Looks a position's document up: one search answers all that is asked of it."""
+        if node not in self._named:
+            both = reads_row(node) and reads_key(node)
+            writer = self._tile if both else self._vector
+            place = "key" if reads_key(node) else "row"
+            lines = self.key_lines if place == "key" else self.row_lines
+            bits = writer.document_bits(node.position)
+            position = writer.integer(node.position).widened(bits).text
+            names = [f"{place}_term_{len(lines)}_{answer}" for answer in ANSWERS]
+            lines.append(f"{', '.join(names)} = {find_document_text(node, position)}")
+            for answer, name in zip(ANSWERS, names, strict=True):
+                self._named[replace(node, kind=answer)] = Text(name, bits)
+        return self._named[node]
 
     def _name_predicate(self, mask: Predicate, place: str) -> Text:
         if mask not in self._named:

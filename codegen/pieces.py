@@ -9,7 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from patterncc.dsl.build import add, floordiv, multiply
+from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import Const, IntExpr
+
+
+class TooIntricateError(UnsupportedError):
+    """Exact sets of tiles would take too long to find, or too many loops to visit."""
 
 
 @dataclass(frozen=True, slots=True)

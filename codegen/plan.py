@@ -1,4 +1,4 @@
-"""What a forward call launches: config, program, source, grid and arguments, from sizes and
+"""What a forward call launches: config, programs, sources, grids and arguments, from sizes and
 strides.
 
 Knows neither torch nor triton; `launch` compiles and runs what is planned here.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TypeAlias
 
-from patterncc.codegen.config import KernelConfig, check_config, default_config
+from patterncc.codegen.classes import row_classes
+from patterncc.codegen.config import KernelConfig, check_config, default_config, tile_order
 from patterncc.codegen.forward_source import emit_forward
 from patterncc.codegen.interval import LIMIT, MOST_PROGRAMS
-from patterncc.codegen.ir import BlockProgram
+from patterncc.codegen.ir import DENSE, BlockProgram, Passes
 from patterncc.codegen.layout import Layout
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.schedule import evaluate
@@ -21,9 +24,9 @@ from patterncc.codegen.triton_source import KernelSource
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import TRUE
 
-Lowered = Callable[[int, int], Sequence[BlockProgram]]
-"""Lowers for a tile shape `(block_q, block_k)`: the most special program first, one that assumes
-nothing last."""
+Lowered: TypeAlias = Callable[[int, int], Sequence[Passes]]
+"""Lowers for a tile shape `(block_q, block_k)`: alternatives, the most special one first, one that
+assumes nothing last."""
 
 _LEAST_SCALE = 1.0e-35
 """Stands for 0: so small that scaled scores vanish beside the logarithm of a count of keys."""
@@ -36,9 +39,10 @@ class Launch:
     Attributes:
         source: The kernel.
         aligned: Whether its variant for 16-byte aligned tensors may run.
-        grid: Programs along each axis: query tiles, heads, batch entries.
+        grid: Programs along each axis: query tiles of every class of rows, heads, batch entries.
         described: For each descriptor argument: which of query, key, value (0, 1, 2), and the
             sizes, strides and box to describe it with.
+        pointers: What the pointer arguments after them point to: `query`, `out`, `table_NAME`, ...
         rest: The arguments after the pointers.
     """
 
@@ -46,6 +50,7 @@ class Launch:
     aligned: bool
     grid: tuple[int, int, int]
     described: tuple[tuple[int, list[int], list[int], list[int]], ...]
+    pointers: tuple[str, ...]
     rest: tuple[float | int, ...]
 
 
@@ -53,7 +58,7 @@ class Planner:
     """Plans the forward calls of one pattern.
 
     Args:
-        lower: Gives the pattern's programs for a tile shape.
+        lower: Gives the pattern's passes for a tile shape.
         config: Of every kernel; None takes the default for each problem and target, which loads by
             descriptors where the target has them and the layout of the tensors allows them.
     """
@@ -61,41 +66,10 @@ class Planner:
     def __init__(self, lower: Lowered, config: KernelConfig | None = None) -> None:
         self._lower = lower
         self._config = config
-        self._programs: dict[tuple[int, int], Sequence[BlockProgram]] = {}
+        self._alternatives: dict[tuple[int, int], Sequence[Passes]] = {}
         self._sources: dict[
-            tuple[int, Problem, KernelConfig], tuple[BlockProgram, KernelSource]
+            tuple[int, Problem, KernelConfig, bool, bool], tuple[BlockProgram, KernelSource]
         ] = {}
-
-    def source(
-        self,
-        problem: Problem,
-        target: str,
-        env: Mapping[str, int],
-        obstacles: Sequence[str] = (),
-    ) -> KernelSource:
-        """The kernel that a call runs.
-
-        Args:
-            problem: The shape class.
-            target: `cuda:90`, `hip:gfx942`, or the interpreter's.
-            env: The scalars that decide between programs: `q_offset`, `q_len`, `kv_len`.
-            obstacles: Why tensor descriptors are impossible; empty where they are not.
-
-        Raises:
-            UnsupportedError: No kernel does this problem.
-            ConfigError: The config is illegal for the problem, the target or the layout.
-        """
-        if self._config is not None and self._config.load == "descriptor" and obstacles:
-            raise ConfigError(f"load='descriptor' is impossible: {obstacles[0]}", ("pointer",))
-        config = self._config or self._default(problem, target, not obstacles)
-        check_config(config, problem, target)
-        program = self._program(config, env)
-        # By identity, for a program is slow to hash; kept beside the source, so that no other
-        # program can come to have its identity.
-        place = (id(program), problem, config)
-        if place not in self._sources:
-            self._sources[place] = program, emit_forward(program, problem, config)
-        return self._sources[place][1]
 
     def plan(
         self,
@@ -104,70 +78,170 @@ class Planner:
         layouts: Sequence[Layout],
         env: Mapping[str, int],
         scale: float,
-    ) -> Launch:
-        """Plans one call.
+        shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    ) -> tuple[Launch, ...]:
+        """Plans one call: a launch for each pass, in the order in which they must run.
 
         Args:
             problem: The shape class.
-            target: As in `source`.
+            target: `cuda:90`, `hip:gfx942`, or the interpreter's.
             layouts: Of query, key, value and output, in this order.
             env: `q_offset`, and the other scalars that the pattern reads, by name.
             scale: Of the scores; not negative.
+            shapes: Of the tables that the pattern reads, by name.
 
         Raises:
-            UnsupportedError: A size or a number is beyond what kernels compute with.
-            ConfigError: As in `source`, or the pattern reads a scalar that `env` lacks.
+            UnsupportedError: A size or a number is beyond what kernels compute with, or no kernel
+                does this problem.
+            ConfigError: The config is illegal for the problem, the target or the layout, or the
+                pattern reads a scalar or a table that the call does not give.
         """
         query, key, *_ = layouts
         batch, heads, q_len, _ = query.sizes
         env = {**env, "q_len": q_len, "kv_len": key.sizes[2]}
         _check_limits(env, batch, heads)
-        obstacles = [o for layout in layouts[:3] if (o := layout.descriptor_obstacle()) is not None]
-        source = self.source(problem, target, env, obstacles)
-        described = tuple(
-            (which, list(layout.sizes), layout.descriptor_strides, list(parameter.box))
-            for parameter in source.parameters
-            for which, layout in enumerate(layouts[:3])
-            if parameter.box and parameter.name.startswith(layout.name)
-        )
-        return Launch(
-            source,
-            all(layout.aligned for layout in layouts),
-            (-(-q_len // source.config.block_q), heads, batch),
-            described,
-            _arguments(source, layouts, env, scale),
-        )
+        config, passes = self._choose(problem, target, layouts, env)
+        check_config(config, problem, target)
+        launches = []
+        for number, program in enumerate(passes):
+            resumes, hands_on = number > 0, number < len(passes) - 1
+            source = self._source(program, problem, config, resumes, hands_on)
+            step = program.tiling.q_step
+            tiles = _ceildiv(_ceildiv(q_len, step), source.config.block_q)
+            launches.append(
+                Launch(
+                    source,
+                    all(layout.aligned for layout in layouts),
+                    (step * tiles, heads, batch),
+                    tuple(_described(source, layouts, program.tiling.k_step)),
+                    tuple(
+                        parameter.name.removesuffix("_ptr")
+                        for parameter in source.parameters
+                        if parameter.type.startswith("*")
+                    ),
+                    _arguments(source, layouts, env, scale, shapes),
+                )
+            )
+        return tuple(launches)
 
-    def _default(self, problem: Problem, target: str, descriptors: bool) -> KernelConfig:
-        config = default_config(problem, target, descriptors=descriptors)
-        program = self._lowered(config)[0]
-        return default_config(problem, target, program, descriptors=descriptors)
+    def _choose(
+        self, problem: Problem, target: str, layouts: Sequence[Layout], env: Mapping[str, int]
+    ) -> tuple[KernelConfig, Passes]:
+        """Config and passes of a call: by descriptors if nothing stands against them."""
+        config = self._config or default_config(problem, target)
+        passes = self._passes(config, env)
+        obstacle = _obstacle(passes, layouts) if config.load == "descriptor" else None
+        if obstacle is None:
+            return config, passes
+        if self._config is not None:
+            raise ConfigError(f"load='descriptor' is impossible: {obstacle}", ("pointer",))
+        config = default_config(problem, target, descriptors=False)
+        return config, self._passes(config, env)
 
-    def _lowered(self, config: KernelConfig) -> Sequence[BlockProgram]:
+    def _passes(self, config: KernelConfig, env: Mapping[str, int]) -> Passes:
+        """The first alternative whose assumptions the call meets."""
         tile = (config.block_q, config.block_k)
-        if tile not in self._programs:
-            self._programs[tile] = self._lower(*tile)
-        return self._programs[tile]
-
-    def _program(self, config: KernelConfig, env: Mapping[str, int]) -> BlockProgram:
-        """The first program whose assumption the call meets."""
-        for program in self._lowered(config):
-            if program.assume == TRUE or bool(evaluate(program.assume, env)):
-                return program
+        if tile not in self._alternatives:
+            self._alternatives[tile] = self._lower(*tile)
+        for passes in self._alternatives[tile]:
+            if all(_holds(program, env) for program in passes):
+                return passes
         raise ConfigError("no program of the pattern was lowered for a call like this one")
+
+    def _source(
+        self,
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        resumes: bool,
+        hands_on: bool,
+    ) -> KernelSource:
+        """The kernel of a pass, written once; without a config of the caller's it starts with the
+        longest tiles."""
+        if self._config is None:
+            config = replace(config, order=tile_order(program))
+        # By identity, for a program is slow to hash; kept beside the source, so that no other
+        # program can come to have its identity.
+        place = (id(program), problem, config, resumes, hands_on)
+        if place not in self._sources:
+            source = emit_forward(program, problem, config, resumes=resumes, hands_on=hands_on)
+            self._sources[place] = program, source
+        return self._sources[place][1]
+
+
+def _ceildiv(value: int, divisor: int) -> int:
+    return -(-value // divisor)
+
+
+def _holds(program: BlockProgram, env: Mapping[str, int]) -> bool:
+    """Does the call, in each of its classes of rows, meet what the program takes for granted?"""
+    return program.assume == TRUE or all(
+        bool(evaluate(program.assume, part.env)) for part in row_classes(program, env)
+    )
+
+
+def _obstacle(passes: Passes, layouts: Sequence[Layout]) -> str | None:
+    """Why tensor descriptors are impossible for some pass, or None."""
+    query, key, value, *_ = layouts
+    for program in passes:
+        tiling = program.tiling
+        described = [key, value] if tiling != DENSE else [query, key, value]
+        for layout in described:
+            obstacle = layout.descriptor_obstacle(tiling.k_step)
+            if obstacle is not None:
+                return obstacle
+        least = key.sizes[2] // tiling.k_step
+        if tiling.k_step > 1 and least < program.block_k:
+            return (
+                f"of {key.sizes[2]} keys every {tiling.k_step}th are {least}, "
+                f"less than a tile of {program.block_k}"
+            )
+    return None
+
+
+def _described(
+    source: KernelSource, layouts: Sequence[Layout], k_step: int
+) -> list[tuple[int, list[int], list[int], list[int]]]:
+    """How to describe the tensors of a kernel's descriptor parameters."""
+    found = []
+    for parameter in source.parameters:
+        for which, layout in enumerate(layouts[:3]):
+            if parameter.box and parameter.name.startswith(layout.name):
+                grouped = len(parameter.box) == 5
+                sizes, strides = (
+                    layout.in_groups(k_step)
+                    if grouped
+                    else (list(layout.sizes), layout.descriptor_strides)
+                )
+                found.append((which, sizes, strides, list(parameter.box)))
+    return found
 
 
 def _arguments(
-    source: KernelSource, layouts: Sequence[Layout], env: Mapping[str, int], scale: float
+    source: KernelSource,
+    layouts: Sequence[Layout],
+    env: Mapping[str, int],
+    scale: float,
+    shapes: Mapping[str, Sequence[int]],
 ) -> tuple[float | int, ...]:
     """The values of a kernel's parameters that are neither descriptors nor pointers."""
     values: dict[str, float | int] = {f"number_{name}": value for name, value in env.items()}
     values |= env
+    values |= {f"call_{name}": env[name] for name in ("q_len", "kv_len", "q_offset")}
     # Kernels compute powers of two. They multiply masked scores, -inf, by the scale: never by 0.
     values["scale"] = max(scale * math.log2(math.e), _LEAST_SCALE)
     for layout in layouts:
         for axis, step in zip(("batch", "head", "row"), layout.steps, strict=True):
             values[f"{layout.name}_stride_{axis}"] = step
+    for table in source.tables:
+        if table.name not in shapes:
+            raise ConfigError(f"the pattern reads the table {table.name}, which was not given")
+        if len(shapes[table.name]) != table.axes:
+            raise ConfigError(
+                f"the table {table.name} has {len(shapes[table.name])} axes, the pattern reads "
+                f"{table.axes}"
+            )
+        values |= table.size_values(shapes[table.name])
     names = [p.name for p in source.parameters if not p.box and not p.type.startswith("*")]
     missing = [name.removeprefix("number_") for name in names if name not in values]
     if missing:

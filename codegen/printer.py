@@ -23,6 +23,8 @@ def format_program(program: BlockProgram) -> str:
         f"assume     {expression_text(program.assume)}",
         f"mask       {expression_text(program.mask)}",
     ]
+    if program.ignored:
+        lines.append(f"no bound   {'; '.join(map(expression_text, program.ignored))}")
     for direction, heading in _HEADINGS.items():
         if direction == "transposed" and program.transposed is None:
             continue

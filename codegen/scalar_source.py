@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from typing_extensions import TypeIs
+from typing_extensions import TypeIs, assert_never
 
 from patterncc.codegen.interval import Interval, interval
+from patterncc.codegen.table_source import ANSWERS, find_document_text, read_text
 from patterncc.dsl.errors import InternalError, UnsupportedError
 from patterncc.dsl.mask import (
     Abs,
@@ -23,6 +24,7 @@ from patterncc.dsl.mask import (
     Compare,
     Const,
     Cover,
+    Entry,
     Expr,
     FloorDiv,
     IntExpr,
@@ -35,6 +37,7 @@ from patterncc.dsl.mask import (
     Param,
     Predicate,
     Product,
+    Segment,
     Select,
     Sum,
     Truth,
@@ -112,7 +115,7 @@ class ExpressionWriter:
         """An integer expression.
 
         Raises:
-            UnsupportedError: It reads a table or segment, or could leave 64 bits.
+            UnsupportedError: It could leave 64 bits.
         """
         known = self._names(expr)
         if known is not None:
@@ -142,10 +145,18 @@ class ExpressionWriter:
                 return Text(f"tl.where({self.predicate(condition)}, {yes}, {no})", bits)
             case Var(name) | Param(name):
                 raise InternalError(f"the kernel has no value called {name}")
-        raise UnsupportedError(
-            f"no kernel reads {type(expr).__name__.lower()} terms yet",
-            "use a pattern without tables and segments",
-        )
+            case Entry(_, indexes):
+                element = read_text(expr, [self.integer(index).text for index in indexes])
+                return Text(element, 32).widened(self._least_bits)
+            case Segment(kind, _, position):
+                bits = self.document_bits(position)
+                found = find_document_text(expr, self.integer(position).widened(bits).text)
+                return Text(f"{found}[{ANSWERS.index(kind)}]", bits)
+        assert_never(expr)
+
+    def document_bits(self, position: IntExpr) -> Bits:
+        """The width in which the document of a position is looked up."""
+        return self._bits(*(interval(Segment(kind, "", position)) for kind in ANSWERS))
 
     def predicate(self, expr: Predicate) -> str:
         """A predicate whose negations have been pushed down to its comparisons, as one operand."""
@@ -162,10 +173,17 @@ class ExpressionWriter:
             case Branch(condition, then, otherwise):
                 parts = (self.predicate(part) for part in (condition, then, otherwise))
                 return f"tl.where({', '.join(parts)})"
+            case Member():
+                return f"({self._member(expr)} != 0)"
+            case Not(Member() as member):
+                return f"({self._member(member)} == 0)"
         raise UnsupportedError(
             f"no kernel reads {type(expr).__name__.lower()} terms yet",
-            "use a pattern without tables and covers",
+            "use a pattern without covers",
         )
+
+    def _member(self, expr: Member) -> str:
+        return read_text(expr, [self.integer(index).text for index in expr.indexes])
 
     def _bits(self, *values: Interval) -> Bits:
         if not all(value.fits(64) for value in values):

@@ -4,7 +4,7 @@ relation.
 
 from __future__ import annotations
 
-from patterncc.dsl.build import select
+from patterncc.dsl.build import negate, select
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import (
     And,
@@ -52,10 +52,15 @@ class Scalars:
     def opaque(self, expr: IntExpr) -> str:
         return self._new(expr)
 
-    def flag(self, predicate: Predicate) -> str:
+    def flag(self, predicate: Predicate) -> tuple[str, bool]:
+        """The yes/no symbol of a predicate or of its negation, and which of them it stands for."""
+        opposite = select(negate(predicate), Const(1), Const(0))
+        for name in self.flags:
+            if self.meaning[name] == opposite:
+                return name, False
         name = self._new(select(predicate, Const(1), Const(0)))
         self.flags.add(name)
-        return name
+        return name, True
 
     def _new(self, expr: IntExpr) -> str:
         for name, known in self.meaning.items():
@@ -95,23 +100,12 @@ def register(expr: Expr, scalars: Scalars) -> None:
             scalars.named(expr)
         case Truth() | Const():
             pass
-        case Entry() | Segment() | Member() | Cover():
-            raise UnsupportedError(
-                f"`{expression_text(expr)}` cannot be lowered yet: run-time tables, "
-                "segments and cover() are evaluated by the dense oracle (`mask`) only"
-            )
-        case Compare() | And() | Or() | Not() | Branch() if is_scalar(expr):
+        case Compare() | And() | Or() | Not() | Branch() | Member() if is_scalar(expr):
             scalars.flag(expr)
-            _refuse_tables(expr)
         case _ if is_scalar(expr) and not is_affine(expr):  # type: ignore[arg-type]
             scalars.opaque(expr)  # type: ignore[arg-type]
-            _refuse_tables(expr)
+        case Entry() | Segment() | Member() | Cover():
+            raise UnsupportedError(f"`{expression_text(expr)}` is no number of a whole tile")
         case _:
             for child in children(expr):
                 register(child, scalars)
-
-
-def _refuse_tables(expr: Expr) -> None:
-    for node in walk(expr):
-        if isinstance(node, (Entry, Segment, Member)):
-            register(node, Scalars())

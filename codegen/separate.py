@@ -25,6 +25,7 @@ from patterncc.dsl.build import (
     multiply,
     negate,
     select,
+    substitute,
     subtract,
 )
 from patterncc.dsl.mask import (
@@ -34,6 +35,7 @@ from patterncc.dsl.mask import (
     Compare,
     Const,
     Cover,
+    Expr,
     IntExpr,
     Member,
     Mod,
@@ -41,6 +43,7 @@ from patterncc.dsl.mask import (
     Or,
     Predicate,
     Product,
+    Segment,
     Sum,
     Truth,
     variables,
@@ -61,12 +64,12 @@ def separate(mask: Predicate) -> Predicate:
     """The mask without negations, with every comparison that allows it split into a row's and a
     key's side."""
     match mask:
-        case Truth() | Member() | Cover():
+        case Truth() | Member() | Cover() | Not(Member() | Cover()):
             return mask
         case Compare():
             return _comparison(mask)
         case And(args):
-            return _merge_bounds(all_of(*map(separate, args)))
+            return _merge_bounds(all_of(*map(separate, _in_one_document(args))))
         case Or(args):
             return _merge_bounds(any_of(*map(separate, args)))
         case Not(inner):
@@ -103,9 +106,10 @@ def _negation(arg: Predicate) -> Predicate:
 def _comparison(mask: Compare) -> Predicate:
     if not (reads_row(mask) and reads_key(mask)):
         return _bound(mask) if reads_key(mask) else mask
-    opened = _open_absolute(mask)
-    if opened is not None:
-        return separate(opened)
+    for open_up in (_open_document, _open_absolute):
+        opened = open_up(mask)
+        if opened is not None:
+            return separate(opened)
     return _bound(_split_modulo(mask))
 
 
@@ -117,6 +121,45 @@ def _open_absolute(mask: Compare) -> Predicate | None:
         case Compare("<" | "<=" as op, left, Abs(value)):
             return any_of(compare(op, left, value), compare(op, left, multiply(Const(-1), value)))
     return None
+
+
+def _open_document(mask: Compare) -> Predicate | None:
+    """`doc[q] == doc[k]` as `start(doc, q) <= k < end(doc, q)`: only the row's document is looked
+    up, once per row. None for other comparisons."""
+    same = _same_document(mask)
+    if same is None or mask.op not in ("==", "!="):
+        return None
+    of_row, of_key = same
+    start = Segment("start", of_row.segments, of_row.position)
+    end = Segment("end", of_row.segments, of_row.position)
+    inside = all_of(compare("<=", start, of_key.position), compare("<", of_key.position, end))
+    return inside if mask.op == "==" else negate(inside)
+
+
+def _same_document(mask: Predicate) -> tuple[Segment, Segment] | None:
+    """The row's and the key's document where a comparison is about those two; None elsewhere."""
+    match mask:
+        case Compare(_, Segment("id", left, _) as a, Segment("id", right, _) as b):
+            for of_row, of_key in ((a, b), (b, a)):
+                if left == right and reads_key(of_key) and not reads_row(of_key):
+                    return None if reads_key(of_row) else (of_row, of_key)
+    return None
+
+
+def _in_one_document(args: tuple[Predicate, ...]) -> tuple[Predicate, ...]:
+    """The arguments of a conjunction, asking the row's document what they ask the key's where
+    another one says that both are in the same."""
+    found = [(arg, same) for arg in args if (same := _same_document(arg)) is not None]
+    pairs = [(arg, same) for arg, same in found if isinstance(arg, Compare) and arg.op == "=="]
+    for equal, (of_row, of_key) in pairs:
+        replace: dict[Expr, IntExpr] = {
+            Segment(kind, of_key.segments, of_key.position): Segment(
+                kind, of_row.segments, of_row.position
+            )
+            for kind in ("id", "start", "end")
+        }
+        args = tuple(arg if arg == equal else substitute(arg, replace) for arg in args)
+    return args
 
 
 def _split_modulo(mask: Compare) -> Compare:

@@ -18,6 +18,7 @@ from patterncc.codegen.ir import RESIDUE, Kind, Sweep
 from patterncc.codegen.mask_source import scalar_name
 from patterncc.codegen.scalar_source import ExpressionWriter, Text
 from patterncc.codegen.separate import separate
+from patterncc.codegen.table_source import ANSWERS, find_document_text
 from patterncc.dsl.build import any_of, substitute
 from patterncc.dsl.mask import (
     FALSE,
@@ -27,6 +28,7 @@ from patterncc.dsl.mask import (
     IntExpr,
     Param,
     Product,
+    Segment,
     Var,
     children,
     walk,
@@ -105,11 +107,7 @@ class _Piece:
 
 
 def emit_loops(sweeps: Sequence[Sweep]) -> LoopNest:
-    """The loops that run all sweeps: at most two for each kind of tile.
-
-    Raises:
-        UnsupportedError: A bound reads a table or a segment.
-    """
+    """The loops that run all sweeps: at most two for each kind of tile."""
     pieces = list(_pieces(sweeps))
     common, writer = _share([piece.sweep for piece in pieces])
     loops = []
@@ -121,12 +119,17 @@ def emit_loops(sweeps: Sequence[Sweep]) -> LoopNest:
     return LoopNest(common, tuple(loops))
 
 
+def expressions(sweeps: Sequence[Sweep]) -> Iterator[Expr]:
+    """What the text computes of the sweeps."""
+    for sweep in sweeps:
+        yield from _parts(sweep)
+
+
 def scalars_read(sweeps: Sequence[Sweep]) -> tuple[Var | Param, ...]:
     """The scalars that the bounds of the sweeps read, by name; residues are not among them."""
     found = {
         leaf
-        for sweep in sweeps
-        for part in _parts(sweep)
+        for part in expressions(sweeps)
         for leaf in walk(part)
         if isinstance(leaf, (Var, Param)) and leaf != RESIDUE
     }
@@ -202,12 +205,27 @@ def _share(sweeps: Sequence[Sweep]) -> tuple[tuple[str, ...], ExpressionWriter]:
     writer = ExpressionWriter(lambda expr: named.get(expr) or _scalar(expr), least_bits=64)
     lines = []
     for expr in order:
-        if uses[expr] > 1 and _worth_a_name(expr):
+        if isinstance(expr, Segment) and RESIDUE not in walk(expr):
+            if expr not in named:
+                lines.append(_look_up(writer, expr, named))
+        elif uses[expr] > 1 and _worth_a_name(expr):
             text = writer.any(expr)
             name = f"bound_{len(named)}"
             named[expr] = Text(name, text.bits)
             lines.append(f"{name} = {text.text}")
     return tuple(lines), writer
+
+
+def _look_up(writer: ExpressionWriter, node: Segment, named: dict[Expr, Text]) -> str:
+    """The line that looks a position's document up; names all that can be asked of it."""
+    bits = writer.document_bits(node.position)
+    position = writer.integer(node.position).widened(bits).text
+    names = [f"bound_{len(named)}_{answer}" for answer in ANSWERS]
+    named |= {
+        replace(node, kind=answer): Text(name, bits)
+        for answer, name in zip(ANSWERS, names, strict=True)
+    }
+    return f"{', '.join(names)} = {find_document_text(node, position)}"
 
 
 def _worth_a_name(expr: Expr) -> bool:

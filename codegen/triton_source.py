@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from patterncc.codegen.config import KernelConfig
     from patterncc.codegen.problem import Problem
+    from patterncc.codegen.table_source import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class KernelParameter:
     Attributes:
         name: As in the kernel's text.
         type: Triton's name of its type: `*bf16`, `i64`, `fp32`, `tensordesc<bf16[1, 1, 128, 64]>`.
+            Pointers are called after their tensor, `out_ptr`.
         multiple: What its value is a multiple of in the aligned variant (bytes of an address,
             elements of a stride);
             1 where nothing is promised. Nothing else about a value ever specialises a kernel.
@@ -40,6 +42,7 @@ class KernelSource:
         text: The Python module that holds it.
         parameters: In the order of the function's signature.
         problem, config: What it was generated for.
+        tables: The pattern's tables that it reads.
     """
 
     name: str
@@ -47,6 +50,7 @@ class KernelSource:
     parameters: tuple[KernelParameter, ...]
     problem: Problem
     config: KernelConfig
+    tables: tuple[Table, ...] = ()
 
     @property
     def digest(self) -> str:

@@ -18,12 +18,9 @@ from patterncc.dsl.mask import (
     SIZES,
     Const,
     Cover,
-    Entry,
     Expr,
     FloorDiv,
-    Member,
     Mod,
-    Segment,
     parameters,
     variables,
     walk,
@@ -73,7 +70,7 @@ def _problem(program: BlockProgram, direction: Direction, sweep: Sweep) -> str |
         if unknown:
             return f"reads run-time numbers that are not listed: {', '.join(sorted(unknown))}"
         for node in walk(part):
-            if isinstance(node, (Entry, Member, Segment, Cover)):
+            if isinstance(node, Cover):
                 return "bounds are scalar arithmetic"
             if isinstance(node, (FloorDiv, Mod)) and not _positive(node.divisor):
                 return "divides by something that is not a positive constant"

@@ -257,19 +257,22 @@ def branch(condition: Predicate, then: Predicate, otherwise: Predicate) -> Predi
     return then if then == otherwise else Branch(condition, then, otherwise)
 
 
-def substitute(expr: E, replace: Mapping[Expr, IntExpr]) -> E:
-    """The expression with leaves (`Var`, `Param`) replaced, rebuilt through the constructors above.
+def substitute(expr: E, replace: Mapping[Expr, Expr]) -> E:
+    """The expression with parts of it replaced, rebuilt through the constructors above.
 
     The body of a `Cover` binds its own `q` and `k`, so replacements of those two reach only the
     place it is seen from.
     """
-    return _substitute(expr, replace)  # type: ignore[return-value]
+    leaves = all(isinstance(part, (Var, Param)) for part in replace)
+    return _substitute(expr, replace, leaves)  # type: ignore[return-value]
 
 
-def _substitute(expr: Expr, replace: Mapping[Expr, IntExpr]) -> Expr:
+def _substitute(expr: Expr, replace: Mapping[Expr, Expr], leaves: bool) -> Expr:
     def go(inner: Expr) -> Expr:
-        return _substitute(inner, replace)
+        return _substitute(inner, replace, leaves)
 
+    if not leaves and expr in replace:
+        return replace[expr]
     match expr:
         case Const() | Truth():
             return expr
@@ -310,5 +313,5 @@ def _substitute(expr: Expr, replace: Mapping[Expr, IntExpr]) -> Expr:
         case Cover(block_q, block_k, body, causal, q, k):
             inside = {leaf: value for leaf, value in replace.items() if leaf not in (Q, K)}
             seen_from = (go(q), go(k))
-            return Cover(block_q, block_k, _substitute(body, inside), causal, *seen_from)  # type: ignore[arg-type]
+            return Cover(block_q, block_k, _substitute(body, inside, leaves), causal, *seen_from)  # type: ignore[arg-type]
     raise TypeError(f"not an expression: {expr!r}")

@@ -8,7 +8,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from patterncc.api import attention, compile
+    from patterncc.api import attention, compile, diff
+    from patterncc.codegen.compare import Comparison
     from patterncc.compiled import Attention
     from patterncc.dsl.errors import (
         ArgumentError,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "Attention",
+    "Comparison",
     "ConfigError",
     "InternalError",
     "Pattern",
@@ -42,12 +44,14 @@ __all__ = [
     "__version__",
     "attention",
     "compile",
+    "diff",
 ]
 
 # Public name -> the module that defines it.
 _EXPORTS: dict[str, str] = {
     "ArgumentError": "patterncc.dsl.errors",
     "Attention": "patterncc.compiled",
+    "Comparison": "patterncc.codegen.compare",
     "ConfigError": "patterncc.dsl.errors",
     "InternalError": "patterncc.dsl.errors",
     "Pattern": "patterncc.dsl.pattern",
@@ -60,6 +64,7 @@ _EXPORTS: dict[str, str] = {
     "UnsupportedError": "patterncc.dsl.errors",
     "attention": "patterncc.api",
     "compile": "patterncc.api",
+    "diff": "patterncc.api",
 }
 
 

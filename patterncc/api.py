@@ -15,7 +15,9 @@ from patterncc.pipeline import Signature
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Attention", "Source", "attention", "compile"]
+    from patterncc.codegen.compare import Comparison
+
+__all__ = ["Attention", "Source", "attention", "compile", "diff"]
 
 Source: TypeAlias = "str | os.PathLike[str] | Pattern"
 
@@ -116,3 +118,45 @@ def attention(
         values=values,
     )
     return results if return_lse else results[0]
+
+
+def diff(
+    left: Source | Attention,
+    right: Source | Attention,
+    *,
+    defaults: bool = False,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    layers: int | None = None,
+    **values: int,
+) -> Comparison:
+    """Compares two patterns in all calls at once: all lengths, offsets, heads and layers.
+
+    Run-time numbers of one name are one symbol that stands for every value. A claim is proved; a
+    denial comes with the smallest pair of positions that shows it.
+
+    Args:
+        left, right: What `compile` takes, or a compiled pattern.
+        defaults: Whether run-time numbers with a default have that value instead.
+        heads, kv_heads, layers: Sizes that are known.
+        **values: Parameters by name, bound in each of the two patterns that has them.
+
+    Raises:
+        PatternError: A text or a value is wrong.
+        ConfigError: A size cannot be, or no pattern has a parameter of that name.
+        UnsupportedError: A pattern reads a table, or the question is beyond integer sets or their
+            budget; the message names the term.
+        OSError: A file cannot be read.
+    """
+    from patterncc.codegen.compare import compare_patterns
+    from patterncc.pairing import known_sizes, load_pair
+
+    texts = [
+        (source.text, None)
+        if isinstance(source, (Attention, Pattern))
+        else pipeline.read_source(source)
+        for source in (left, right)
+    ]
+    first, second = load_pair(texts[0], texts[1], (None, None), values)
+    sizes = known_sizes(heads, kv_heads, layers)
+    return compare_patterns(first, second, sizes=sizes, defaults=defaults)

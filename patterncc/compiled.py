@@ -256,6 +256,79 @@ class Attention:
         env = scalars | dict(zip(resolved.numbers, numbers, strict=True))
         return torch.from_numpy(schedule.block_map(program, env))
 
+    def live_keys(
+        self,
+        /,
+        t: int,
+        layer: int = 0,
+        head: int = 0,
+        *,
+        kv_len: int | None = None,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        layers: int | None = None,
+        batch: int = 0,
+        **values: int,
+    ) -> Tensor:
+        """Which keys a cache must keep at a time: those that a query at `t` or later may read.
+
+        Args:
+            t: The time: the position of the query that comes next.
+            layer: Layer number.
+            head: Query head.
+            kv_len: Length of all calls to come. If not given, calls to come have any length: where
+                the pattern reads `kv_len`, a key is live if it is read under any that is possible.
+            heads, kv_heads, layers, batch: As for `mask`.
+            **values: Run-time numbers by name.
+
+        Returns:
+            bool `[t + 1]`, on the CPU.
+
+        Raises:
+            ArgumentError: An argument is missing, unknown or does not fit.
+            UnsupportedError: The live keys are not known; the message names the term.
+        """
+        import torch
+
+        from patterncc.arguments import integer
+        from patterncc.dsl.mask import SIZES
+        from patterncc.live import MOST_TIME, live_set
+
+        t = integer("t", t, 0, MOST_TIME)
+        kv_len = None if kv_len is None else integer("kv_len", kv_len, least=t + 1)
+        env, pattern = self._head(
+            kv_len or t + 1, head, layer, heads, kv_heads, layers, batch, values
+        )
+        sizes = {name: value for name, value in env.items() if name in SIZES}
+        live = live_set(pattern, sizes, kv_len)
+        return torch.from_numpy(live.keys(t, env).copy())
+
+    def live_text(self, /, *, kv_len: int | None = None, **values: int) -> str:
+        """Which keys `live_keys` says are live at `t`, in closed form: `k < 4, or k ≥ t − 4095`.
+
+        Args:
+            kv_len: As for `live_keys`.
+            **values: Run-time numbers, and coordinates and sizes that are known, by name; what has
+                no value is written by its name.
+
+        Raises:
+            ArgumentError: An argument is unknown or no integer.
+            UnsupportedError: The live keys are not known; the message names the term.
+        """
+        from patterncc import live_text
+        from patterncc.arguments import integer
+        from patterncc.dsl.mask import COORDINATES, SIZES
+        from patterncc.live import live_set
+        from patterncc.parameters import check_names
+
+        known = {*COORDINATES, *SIZES} - {"q", "k", "q_len", "kv_len"}
+        check_names(self._signature, values.keys() - known)
+        given = {name: integer(name, value) for name, value in values.items()}
+        numbers = {name: value for name, value in given.items() if name not in known}
+        pattern = load(self.text, name=None, file=None, **numbers)
+        sizes = {name: value for name, value in given.items() if name in known}
+        return live_text.live_text(live_set(pattern, sizes, kv_len).form)
+
     def explain(
         self,
         /,
@@ -351,6 +424,29 @@ class Attention:
         call = self._call(q_len, kv_len, q_offset, heads, kv_heads, layers, batch, values)
         taken = picture.take(call, layer=layer, head=head, block_q=block_q, block_k=block_k)
         plot.save([taken], Path(path))
+
+    def _head(
+        self,
+        kv_len: int,
+        head: int,
+        layer: int,
+        heads: int | None,
+        kv_heads: int | None,
+        layers: int | None,
+        batch: int,
+        values: Mapping[str, int],
+    ) -> tuple[dict[str, int], Pattern]:
+        """The scalars of one head without the lengths, and the pattern with its numbers."""
+        from patterncc.parameters import bind_numbers
+        from patterncc.sizes import head_scalars
+
+        reads = pipeline.resolve(self.pattern.structure).reads
+        env = head_scalars(reads, kv_len, kv_len, 0, head, layer, heads, kv_heads, layers, batch)
+        numbers = bind_numbers(self._signature, values)
+        given = dict(zip(self._signature.numbers, numbers, strict=True))
+        for name in ("q_len", "kv_len", "q_offset"):
+            del env[name]
+        return env | given, load(self.text, name=None, file=None, **given)
 
     def _call(
         self,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from patterncc import live
 from patterncc.call import Call
 from patterncc.codegen import facts, schedule
 from patterncc.codegen.facts import Work
@@ -18,9 +19,11 @@ from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.build import all_of, compare, substitute
-from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Const, Expr, IntExpr, K, Predicate, Q, Var
 from patterncc.dsl.pattern import IntType, Pattern, SegmentsType
+from patterncc.live import LiveReport
+from patterncc.live_text import live_text
 from patterncc.loops import Loop, loops
 from patterncc.notation import layout
 
@@ -77,6 +80,8 @@ class Explanation:
         parameters: In declared order, fixed ones first.
         causal: Whether no row sees a later position, at any length; `None` where it is not known.
         groups: The heads of the layers looked at; none in an outline.
+        live: Which keys a cache must keep, counted at the last row of the call; or why that is not
+            known.
     """
 
     call: Call
@@ -87,6 +92,7 @@ class Explanation:
     parameters: tuple[ParameterNote, ...]
     causal: bool | None
     groups: tuple[Group, ...]
+    live: LiveReport | str
 
     def as_json(self) -> dict[str, Any]:
         """All of it as what `json.dumps` takes."""
@@ -123,6 +129,9 @@ class Explanation:
                 }
                 for group in self.groups
             ],
+            "live": {"unknown": self.live}
+            if isinstance(self.live, str)
+            else {"form": live_text(self.live.form), **self.live.as_json()},
         }
 
 
@@ -175,7 +184,23 @@ def explain(
         outline(call, problem, block_q, block_k),
         causal=is_causal(call),
         groups=tuple(_group(call, program, groups[key], first[key]) for key in groups),
+        live=_live(call, layers, heads),
     )
+
+
+def _live(
+    call: Call, layers: Sequence[int] | None, heads: Sequence[int] | None
+) -> LiveReport | str:
+    """The live keys at the last row of a call, or why they are not known."""
+    share = call.heads // call.kv_heads
+    kv_heads = None if heads is None else sorted({head // share for head in heads})
+    times = [call.q_offset + call.q_len - 1]
+    try:
+        return live.report(
+            call.pattern, call.sizes, times, layers=layers, kv_heads=kv_heads, batch=call.batch
+        )
+    except (ConfigError, UnsupportedError) as error:
+        return error.message
 
 
 def outline(call: Call, problem: Problem, block_q: int = 128, block_k: int = 128) -> Explanation:
@@ -189,6 +214,7 @@ def outline(call: Call, problem: Problem, block_q: int = 128, block_k: int = 128
         tuple(_notes(call.pattern)),
         None,
         (),
+        "it is not lowered",
     )
 
 

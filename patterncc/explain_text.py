@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from patterncc.explain import Explanation, Group
+from patterncc.live import LiveReport
+from patterncc.live_text import form_lines, growth_text
+from patterncc.live_text import members as live_members
 from patterncc.loops import Loop
 from patterncc.notation import display_text, percent
 
@@ -33,7 +36,25 @@ def format_explanation(explanation: Explanation) -> str:
     if len(groups) > MOST_GROUPS:
         rest = len(groups) - MOST_GROUPS
         lines += ["", f"The loops of {rest} more groups are printed when --layer or --head asks."]
+    if groups:
+        lines += ["", *_live(explanation.live)]
     return "\n".join(lines) + "\n"
+
+
+def _live(live: LiveReport | str) -> Iterator[str]:
+    yield "keys that a cache keeps at time t, for queries at t or later"
+    if isinstance(live, str):
+        yield f"  not known: {live}"
+        return
+    yield from (f"  {line}" for line in form_lines(live.form))
+    for group in live.groups:
+        (now,) = group.counts
+        who = f"{live_members(live, group)}: " if len(live.groups) > 1 else ""
+        growth = growth_text(group)
+        yield (
+            f"  {who}{now.keys:,} of {now.t + 1:,} keys at t = {now.t:,}, in {now.pages:,} of "
+            f"{now.all_pages:,} pages of {live.page_size}" + (f"; {growth}" if growth else "")
+        )
 
 
 def members(explanation: Explanation, group: Group) -> str:

@@ -12,7 +12,7 @@ from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.pattern import Pattern, SegmentsType, TableType
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from patterncc.pipeline import Signature
 
@@ -46,9 +46,7 @@ def bind_numbers(signature: Signature, values: Mapping[str, object]) -> list[int
     Raises:
         ArgumentError: One is missing, unknown or no integer.
     """
-    for name in values:
-        if name not in signature.numbers and name not in signature.tables:
-            _refuse_name(signature, name)
+    check_names(signature, values)
     bound = []
     for name, default in zip(signature.numbers, signature.defaults, strict=True):
         given = values.get(name, default)
@@ -58,6 +56,17 @@ def bind_numbers(signature: Signature, values: Mapping[str, object]) -> list[int
             )
         bound.append(integer(name, given))
     return bound
+
+
+def check_names(signature: Signature, names: Iterable[str]) -> None:
+    """Checks that a pattern has parameters of some names that a call can give.
+
+    Raises:
+        ArgumentError: It has not.
+    """
+    for name in names:
+        if name not in signature.numbers and name not in signature.tables:
+            _refuse_name(signature, name)
 
 
 def _refuse_name(signature: Signature, name: str) -> NoReturn:

@@ -32,10 +32,17 @@ def config() -> dict[str, Any]:
     return parsed
 
 
+def front_packages() -> list[Path]:
+    """The folders of the package itself, not the links."""
+    inits = (ROOT / "patterncc").glob("*/__init__.py")
+    return sorted(init.parent for init in inits if not init.parent.is_symlink())
+
+
 def package_files() -> Iterator[Path]:
     """The Python files of the package, each once."""
     yield from sorted((ROOT / "patterncc").glob("*.py"))
-    yield from sorted((ROOT / "patterncc" / "commands").glob("*.py"))
+    for folder in front_packages():
+        yield from sorted(folder.glob("*.py"))
     for package in PACKAGES:
         yield from sorted((ROOT / package).rglob("*.py"))
 
@@ -58,7 +65,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_packages_are_the_folders() -> None:
-    found = {"patterncc", "patterncc.commands"}
+    found = {"patterncc", *(f"patterncc.{folder.name}" for folder in front_packages())}
     for package in PACKAGES:
         for init in (ROOT / package).rglob("__init__.py"):
             found.add(".".join(["patterncc", *init.parent.relative_to(ROOT).parts]))

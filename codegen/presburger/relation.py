@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import islpy as isl
 
+from patterncc.codegen.approximate import Enclosure
 from patterncc.codegen.pieces import Piece
 from patterncc.codegen.presburger.export import pieces
 from patterncc.codegen.presburger.translate import DIV, QUOTA, SET, Symbols
@@ -18,19 +19,24 @@ class Relation:
     """The allowed pairs (q, k) of a mask, with lengths, offsets and run-time numbers symbolic.
 
     Args:
-        body: The mask.
+        mask: The mask, or two masks that enclose it.
         extra: Symbols that the tile geometry needs besides those of the mask (`q_first`, `kv_len`,
             ...).
+        facts: Comparisons that hold of the numbers that the mask reads.
 
     Raises:
-        UnsupportedError: For a term outside what can be computed with exactly (tables, segments,
-            products), or a computation that outgrows its budget.
+        UnsupportedError: For a term outside what can be computed with exactly (a table read at a
+            position, products).
+        TooIntricateError: A computation outgrows its budget.
     """
 
-    def __init__(self, body: Predicate, extra: Sequence[str]) -> None:
-        self.symbols = Symbols(body, extra)
+    def __init__(
+        self, mask: Enclosure, extra: Sequence[str], facts: Sequence[Predicate] = ()
+    ) -> None:
+        self.symbols = Symbols([mask.could, mask.must], extra, facts)
         with self.symbols.budget():
-            self.pairs = self.symbols.pairs(body)
+            self.could = self.symbols.pairs(mask.could)
+            self.must = self.could if mask.exact else self.symbols.pairs(mask.must)
 
     @property
     def names(self) -> list[str]:
@@ -46,6 +52,9 @@ class Relation:
     ) -> tuple[list[Piece], list[Piece]]:
         """Full and partial tiles, each as disjoint pieces that together are exact.
 
+        Of an enclosed mask that is not exact, every tile with an allowed pair is among them, and
+        those that are called full are.
+
         Args:
             region: Which (q, k) belong to which tile, in isl's syntax over `tile, q, k` and the
                 symbols.
@@ -56,15 +65,15 @@ class Relation:
         with self.symbols.budget():
             context_set = self.symbols.conditions(context)
             base = self.symbols.region(region).intersect_params(context_set)
-            allowed = self._lift(self.pairs)
+            could, must = self._lift(self.could), self._lift(self.must)
             present = self.symbols.region(exists) if exists else isl.Set.universe(base.get_space())
             entire = self.symbols.region(whole) if whole else isl.Set.universe(base.get_space())
-            visited = _project(base.intersect(allowed).intersect(present))
-            full = visited.subtract(_project(base.subtract(allowed.intersect(entire)))).coalesce()
+            visited = _project(base.intersect(could).intersect(present))
+            full = visited.subtract(_project(base.subtract(must.intersect(entire)))).coalesce()
             # One term of a union that alone makes a tile full gives the loops a person would write;
             # only what no single term explains is left to isl's own decomposition.
             natural = []
-            terms = allowed.get_basic_sets()
+            terms = must.get_basic_sets()
             if 1 < len(terms) <= 16:
                 for term in terms:
                     alone = visited.subtract(

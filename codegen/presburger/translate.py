@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 
 import islpy as isl
 
+from patterncc.codegen.pieces import TooIntricateError
 from patterncc.codegen.scalars import Scalars, is_affine, is_scalar, register
 from patterncc.dsl.build import add, floordiv, multiply
 from patterncc.dsl.errors import UnsupportedError
@@ -31,10 +32,11 @@ from patterncc.dsl.mask import (
     Sum,
     Truth,
     Var,
+    children,
 )
 from patterncc.dsl.printer import expression_text
 
-OPERATION_BUDGET = 2_000_000  # isl's own count: a second or two
+OPERATION_BUDGET = 500_000  # isl's own count: half a second; the library needs up to 200,000
 QUOTA = "maximal number of operations"  # what isl says when the budget is used up
 
 SET = isl.dim_type.set
@@ -43,35 +45,46 @@ DIV = isl.dim_type.div
 
 
 class Symbols:
-    """The symbolic numbers of one mask and of what is asked of it, with the isl context they live
+    """The symbolic numbers of masks and of what is asked of it, with the isl context they live
     in.
 
     Args:
-        body: The mask.
-        extra: Symbols that the questions need besides those of the mask (`q_first`, `kv_len`, ...).
+        bodies: The masks.
+        extra: Symbols that the questions need besides those of the masks (`q_first`, `kv_len`,
+            ...).
+        facts: Comparisons of affine expressions in symbols that hold at every call.
 
     Raises:
-        UnsupportedError: For a term outside what can be computed with exactly (tables, segments,
-            products).
+        UnsupportedError: For a term outside what can be computed with exactly (a table read at a
+            position, products).
     """
 
-    def __init__(self, body: Predicate, extra: Sequence[str]) -> None:
+    _facts: Sequence[str] = ()
+
+    def __init__(
+        self, bodies: Iterable[Predicate], extra: Sequence[str], facts: Sequence[Predicate] = ()
+    ) -> None:
         self.scalars = Scalars()
-        register(body, self.scalars)
+        for body in bodies:
+            register(body, self.scalars)
+        for fact in facts:
+            for side in children(fact):
+                register(side, self.scalars)
         for name in extra:
             self.scalars.named(Var(name))
         self.names = sorted(self.scalars.meaning)
         self.context = isl.Context()
         self.context.set_max_operations(OPERATION_BUDGET)
+        self._facts = [self._condition(fact) for fact in facts]
 
     @contextmanager
     def budget(self) -> Iterator[None]:
-        """Where isl computes: the end of its budget becomes an UnsupportedError."""
+        """Where isl computes: the end of its budget becomes a TooIntricateError."""
         try:
             yield
         except isl.Error as error:
             if QUOTA in str(error):
-                raise UnsupportedError(
+                raise TooIntricateError(
                     "this pattern is too intricate to lower exactly within the compiler's budget"
                 ) from error
             raise
@@ -81,9 +94,11 @@ class Symbols:
         return Translator(self).predicate(body).coalesce()
 
     def conditions(self, texts: Sequence[str]) -> isl.Set:
-        """What holds of the symbols, as a set without dimensions; yes/no symbols are 0 or 1."""
+        """What holds of the symbols, as a set without dimensions: conditions in isl's syntax, the
+        facts, and that yes/no symbols are 0 or 1.
+        """
         flags = [f"0 <= {name} <= 1" for name in sorted(self.scalars.flags)]
-        return self._read("", [*texts, *flags])
+        return self._read("", [*texts, *self._facts, *flags])
 
     def region(self, texts: Sequence[str]) -> isl.Set:
         """The triples `[tile, q, k]` that meet conditions written in isl's syntax."""
@@ -94,6 +109,23 @@ class Symbols:
         return isl.Set.read_from_str(
             self.context, f"[{', '.join(self.names)}] -> {{ {dimensions} : {condition} }}"
         )
+
+    def _condition(self, fact: Predicate) -> str:
+        """A comparison of affine expressions in known symbols, in isl's syntax."""
+        assert isinstance(fact, Compare), fact
+        return f"{self._text(fact.left)} {fact.op} {self._text(fact.right)}"
+
+    def _text(self, expr: IntExpr) -> str:
+        match expr:
+            case Const(value):
+                return str(value)
+            case Var(name) | Param(name):
+                return name
+            case Sum(terms):
+                return " + ".join(map(self._text, terms))
+            case Product((Const(factor), inner)):
+                return f"{factor} * ({self._text(inner)})"
+        return self.scalars.opaque(expr)
 
     # -- back to expressions
 
@@ -136,6 +168,14 @@ class Translator:
         self.local = isl.LocalSpace.from_space(self.space)
         self.position = {name: i for i, name in enumerate(symbols.names)}
 
+    def is_symbol(self, expr: IntExpr) -> bool:
+        """Whether a number is taken as one symbol, whatever it is made of."""
+        return is_scalar(expr) and not is_affine(expr)
+
+    def is_flag(self, expr: Predicate) -> bool:
+        """Whether a condition is taken as one symbol that is 0 or 1."""
+        return is_scalar(expr)
+
     def constant(self, value: int) -> isl.PwAff:
         return isl.PwAff.from_aff(isl.Aff.zero_on_domain(self.local).add_constant_val(value))
 
@@ -152,7 +192,7 @@ class Translator:
                 return isl.PwAff.from_aff(isl.Aff.var_on_domain(self.local, SET, 1))
             case Var(name) | Param(name):
                 return self.symbol(name)
-        if is_scalar(expr) and not is_affine(expr):
+        if self.is_symbol(expr):
             return self.symbol(self.symbols.scalars.opaque(expr))
         match expr:
             case Sum(terms):
@@ -187,9 +227,9 @@ class Translator:
             case Truth(value):
                 universe = isl.Set.universe(self.space)
                 return universe if value else universe.complement()
-        if is_scalar(expr):
-            flag = self.symbol(self.symbols.scalars.flag(expr))
-            return flag.eq_set(self.constant(1))
+        if self.is_flag(expr):
+            name, positive = self.symbols.scalars.flag(expr)
+            return self.symbol(name).eq_set(self.constant(int(positive)))
         match expr:
             case Compare(op, left, right):
                 a, b = self.integer(left), self.integer(right)

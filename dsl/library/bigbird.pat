@@ -1,5 +1,6 @@
 # BigBird: a window of three blocks, the first and the last block as global ones, and random blocks.
-# arXiv:2007.14062, the block-sparse form of Hugging Face; PATTERNS 4.2. random[h, i, j]: does block row i see block j?
+# random[h, i, j]: does block row i see block j? `patterncc.selection.bigbird_random` draws such a plan.
+# Source: arXiv:2007.14062, the block-sparse form of Hugging Face transformers.
 pattern bigbird(block = 64, random: bool[head, *, *]):
     let row = q // block
     let column = k // block

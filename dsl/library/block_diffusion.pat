@@ -1,5 +1,6 @@
 # Block diffusion in training: a noisy copy of the sequence, then the sequence itself.
-# BD3-LM (arXiv:2503.09573); PATTERNS 8.3. Noisy blocks see themselves and the clean blocks before; clean blocks are causal.
+# Noisy blocks see themselves and the clean blocks before; clean blocks are causal.
+# Source: BD3-LM, arXiv:2503.09573, kuleshov-group/bd3lms.
 pattern block_diffusion(block = 16):
     let length = kv_len // 2
     let row = (if q < length then q else q - length) // block

@@ -1,4 +1,5 @@
 # Chunks of n positions, each attending within itself.
-# Llama 4's chunked layers, Megalodon (arXiv:2404.08801); PATTERNS 3.2, 3.6. Not causal by itself.
+# Not causal by itself.
+# Source: Mega, arXiv:2209.10655; Llama 4's chunked layers, transformers.
 pattern chunked(n = 8192):
     q // n == k // n

@@ -1,5 +1,5 @@
 # Causal blocks: the nearest `local` ones, and every stride-th one, shifted from head to head.
-# Phi-3-small's block-sparse attention (arXiv:2404.14219) as dkernel counts it; vLLM has offset = 1; PATTERNS 3.4.
+# Source: Phi-3-small, arXiv:2404.14219, as linxihui/dkernel counts it; vLLM has offset = 1 and steps by query head.
 pattern local_stride(block = 64, local = 16, stride = 8, offset = 0):
     let step = max(1, stride // heads)
     causal and

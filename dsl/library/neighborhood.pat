@@ -1,5 +1,6 @@
 # Neighborhood attention on an image in raster order: kernel x kernel keys around the query.
-# NATTEN (arXiv:2204.07143; strides arXiv:2504.16922); PATTERNS 9.1. kernel * dilation <= height, width.
+# kernel * dilation <= height, width.
+# Source: NATTEN, arXiv:2204.07143, SHI-Labs/NATTEN; strides: arXiv:2504.16922.
 pattern near(a, b, size, kernel, stride, dilation):
     let length = (size - a % dilation + dilation - 1) // dilation
     let left = kernel // 2

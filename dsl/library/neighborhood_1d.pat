@@ -1,5 +1,6 @@
 # Neighborhood attention in one dimension: `kernel` keys around the query, moved inwards at the ends.
-# NATTEN (arXiv:2204.07143; strides arXiv:2504.16922); PATTERNS 9.1. kernel * dilation <= kv_len.
+# kernel * dilation <= kv_len.
+# Source: NATTEN, arXiv:2204.07143, SHI-Labs/NATTEN; strides: arXiv:2504.16922.
 pattern near(a, b, size, kernel, stride, dilation):
     let length = (size - a % dilation + dilation - 1) // dilation
     let left = kernel // 2

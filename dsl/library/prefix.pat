@@ -1,4 +1,5 @@
 # Prefix LM: causal, and the first n keys are seen by every query.
-# PATTERNS 8.2. The length of the prefix is a run-time value.
+# The length of the prefix is a run-time value.
+# Source: prefix LM, arXiv:1910.10683.
 pattern prefix(n):
     k <= q or k < n

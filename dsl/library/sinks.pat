@@ -1,4 +1,5 @@
 # Attention sinks: the first n keys.
-# StreamingLLM (arXiv:2309.17453); PATTERNS 2.1. Not causal by itself.
+# Not causal by itself.
+# Source: StreamingLLM, arXiv:2309.17453.
 pattern sinks(n = 4):
     k < n

@@ -1,6 +1,7 @@
 # Sliding tile attention: a window of whole tiles on a video in tile order, text at the end.
-# STA (arXiv:2502.04507); PATTERNS 9.3. `tile` tokens a tile; a canvas of depth x rows x columns tiles; the windows count
-# tiles and are odd. The `text` tokens see all and are seen by all; padding after them is seen by none.
+# `tile` tokens a tile; a canvas of depth x rows x columns tiles; the windows count tiles and are odd. The `text` tokens
+# see all and are seen by all; padding after them is seen by none.
+# Source: STA, arXiv:2502.04507, hao-ai-lab/FastVideo.
 pattern near(a, b, size, window):
     abs(clamp(a, window // 2, size - 1 - window // 2) - b) <= window // 2
 

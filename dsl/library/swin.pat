@@ -1,6 +1,7 @@
 # Swin: square windows on an image in raster order, shifted by half a window in odd layers.
-# arXiv:2103.14030; PATTERNS 9.2. `height` and `width` are multiples of `window`. Swin rolls the image and then masks what
-# comes from both sides of the edge; what is left is a grid that begins half a window earlier.
+# `height` and `width` are multiples of `window`. Swin rolls the image and then masks what comes from both sides of the
+# edge; what is left is a grid that begins half a window earlier.
+# Source: arXiv:2103.14030, microsoft/Swin-Transformer.
 pattern same(a, b, window, shift):
     (a - shift) // window == (b - shift) // window
 

@@ -1,4 +1,5 @@
 # The last n queries of the sequence attend to every key.
-# The dense last rows of tri-shape attention, MInference; PATTERNS 2.4. Not causal by itself.
+# Not causal by itself.
+# Source: the dense last rows of tri-shape attention, microsoft/MInference.
 pattern tail(n = 100):
     q >= kv_len - n

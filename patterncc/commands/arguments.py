@@ -112,6 +112,57 @@ def _run(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def _diff(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pattern", metavar="A", help=_PATTERN)
+    parser.add_argument("other", metavar="B", help="the pattern to compare it with, likewise")
+    parser.add_argument("--name", help="which pattern of A; the last one if not given")
+    parser.add_argument("--other-name", metavar="NAME", help="which pattern of B")
+    _param(parser, "value of a parameter, in each of the two that has it; can be repeated")
+    parser.add_argument(
+        "--defaults",
+        action="store_true",
+        help="run-time numbers have their defaults; else they stand for all values",
+    )
+    group = parser.add_argument_group("the call", "what is not given stands for all values")
+    for size, meaning in (
+        ("heads", "query heads"),
+        ("kv_heads", "key/value heads"),
+        ("layers", "layers of the model"),
+    ):
+        _size(group, size, meaning, None)
+    parser.add_argument(
+        "--expect",
+        choices=("equal", "within", "contains", "disjoint"),
+        default="equal",
+        help="what A should be to B for exit code 0 (equal)",
+    )
+    _json(parser)
+
+
+def _live(parser: argparse.ArgumentParser) -> None:
+    _pattern(parser)
+    parser.add_argument(
+        "--at",
+        type=_lengths,
+        metavar="LIST",
+        default=(1023, 4095, 16383, 65535),
+        help="times to count at, such as 1023,64K (1023,4095,16383,65535)",
+    )
+    parser.add_argument(
+        "--page-size", type=_count, default=16, metavar="N", help="keys of a page (16)"
+    )
+    group = parser.add_argument_group("the model")
+    _size(group, "heads", "query heads", 8)
+    _size(group, "kv_heads", "key/value heads", None, "as many as query heads")
+    _size(group, "layers", "layers of the model", 12)
+    group.add_argument("--layer", type=_numbers, metavar="LIST", help="layers to look at")
+    group.add_argument("--kv-head", type=_numbers, metavar="LIST", help="heads to look at")
+    group.add_argument(
+        "--kv-len", type=_count, metavar="N", help="length of all calls to come (any)"
+    )
+    _json(parser)
+
+
 def _library(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     parser.add_argument("name", nargs="?", metavar="NAME", help="the pattern to show")
@@ -133,6 +184,8 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "plot": ("Draws the mask of a pattern with its tiles", _plot),
     "compile": ("Prints a stage of compilation", _compile),
     "run": ("Runs attention here, checks it and times it", _run),
+    "diff": ("Compares two patterns in all calls at once", _diff),
+    "live": ("Says which keys a cache must keep", _live),
     "library": ("Lists the named patterns, or shows one", _library),
     "doctor": ("Says what works on this machine", _doctor),
     "completion": ("Prints the completion script of a shell", _completion),
@@ -149,6 +202,10 @@ def _json(parser: argparse.ArgumentParser) -> None:
 def _pattern(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", metavar="PATTERN", help=_PATTERN)
     parser.add_argument("--name", help="which pattern of the text; the last one if not given")
+    _param(parser, "value of a parameter of the pattern; can be given more than once")
+
+
+def _param(parser: argparse.ArgumentParser, meaning: str) -> None:
     parser.add_argument(
         "-p",
         "--param",
@@ -156,7 +213,7 @@ def _pattern(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_parameter,
         metavar="NAME=VALUE",
-        help="value of a parameter of the pattern; can be given more than once",
+        help=meaning,
     )
 
 
@@ -247,6 +304,11 @@ def _parameter(text: str) -> tuple[str, int]:
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     return name, _integer(value)
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    """`1023,64K`: the numbers, in the order given."""
+    return tuple(map(_integer, text.split(",")))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from patterncc.commands.arguments import build_parser
 
-_WORDS_FOR_FILES = ("pattern", "files", "output")
+_WORDS_FOR_FILES = ("pattern", "other", "files", "output")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,26 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from patterncc.codegen.ir import BlockProgram
+from patterncc.codegen.ir import BlockProgram, Sweep, Tiling
 from patterncc.codegen.lower import lower
-from patterncc.codegen.plan import Lowered
+from patterncc.codegen.plan import Lowered, Passes
+from patterncc.dsl.build import add, floordiv
+from patterncc.dsl.evaluate import allows
+from patterncc.dsl.mask import Const, Predicate, Var
 from patterncc.dsl.pattern import Pattern
 from tests.codegen.drawing import dense
 
 
 def lowered(pattern: Pattern, sizes: Mapping[str, int] | None = None) -> Lowered:
-    """The pair of programs that a caller of the kernels prepares for each tile shape."""
+    """The alternatives that a caller of the kernels prepares for each tile shape, one pass each."""
 
-    def both(block_q: int, block_k: int) -> tuple[BlockProgram, BlockProgram]:
+    def both(block_q: int, block_k: int) -> tuple[Passes, Passes]:
         special = lower(pattern, block_q, block_k, sizes=sizes, within=True)
-        return special, lower(pattern, block_q, block_k, sizes=sizes)
+        return (special,), (lower(pattern, block_q, block_k, sizes=sizes),)
 
     return both
+
+
+def in_passes(
+    parts: Sequence[tuple[Pattern, Tiling]], sizes: Mapping[str, int] | None = None
+) -> Lowered:
+    """The same, a pass for each pattern in its variables; their pairs must be disjoint."""
+
+    def both(block_q: int, block_k: int) -> tuple[Passes, Passes]:
+        def passes(within: bool) -> Passes:
+            return tuple(
+                lower(pattern, block_q, block_k, sizes=sizes, within=within, tiling=tiling)
+                for pattern, tiling in parts
+            )
+
+        return passes(True), passes(False)
+
+    return both
+
+
+def all_partial(mask: Predicate) -> Lowered:
+    """A program that applies the mask in every tile, for masks that are hard to lower."""
+
+    def masked(block_q: int, block_k: int) -> tuple[Passes]:
+        tiles = floordiv(add(Var("kv_len"), Const(block_k - 1)), Const(block_k))
+        sweeps = (Sweep("partial", Const(0), tiles),)
+        return ((BlockProgram(repr(mask), block_q, block_k, mask, sweeps, ()),),)
+
+    return masked
 
 
 def expected(
@@ -32,6 +64,7 @@ def expected(
     value: torch.Tensor,
     env: Mapping[str, int],
     scale: float,
+    tables: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output `[batch, heads, q_len, value_head_dim]` and lse `[batch, heads, q_len]` in float64."""
     batch, heads, q_len, _ = query.shape
@@ -43,14 +76,28 @@ def expected(
     for b in range(batch):
         for h in range(heads):
             place = {"batch": b, "head": h, "kv_head": h // group}
-            allowed = dense(pattern.body, {**env, **sizes, **place})
-            mask = torch.from_numpy(allowed.copy()).to(query.device)
+            scope = {**env, **sizes, **place}
+            allowed = (
+                _pair_by_pair(pattern, scope, tables)
+                if tables
+                else torch.from_numpy(dense(pattern.body, scope).copy())
+            )
+            mask = allowed.to(query.device)
             scores = query[b, h].double() @ key[b, h // group].double().T * scale
             scores = scores.masked_fill(~mask, -math.inf)
             lse[b, h] = scores.logsumexp(1)
             weights = scores.softmax(1).nan_to_num(0.0)  # rows without keys
             out[b, h] = weights @ value[b, h // group].double()
     return out, lse
+
+
+def _pair_by_pair(
+    pattern: Pattern, env: Mapping[str, int], tables: Mapping[str, Sequence[Any]]
+) -> torch.Tensor:
+    """The mask `[q_len, kv_len]`, where it reads tables."""
+    rows = range(env["q_offset"], env["q_offset"] + env["q_len"])
+    keys = range(env["kv_len"])
+    return torch.tensor([[allows(pattern, q, k, env, tables) for k in keys] for q in rows])
 
 
 @dataclass(frozen=True)

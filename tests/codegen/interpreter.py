@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.codegen.config import KernelConfig
-from patterncc.codegen.ir import BlockProgram
+from patterncc.codegen.ir import BlockProgram, Tiling
 from patterncc.codegen.mask_source import emit_mask, scalar_name
 from patterncc.codegen.scalar_source import HELPERS, ExpressionWriter, Text
 from patterncc.codegen.sweep_source import emit_loops, scalars_read, wide_name
@@ -58,7 +58,11 @@ def _interprets() -> bool:
 
 @dataclass(frozen=True)
 class Call:
-    """One attention call; `offset` None aligns the last row with the last key."""
+    """One attention call; `offset` None aligns the last row with the last key.
+
+    With `passes`, texts and their variables, these are run instead of the text; with `tables`, the
+    text's mask in every tile.
+    """
 
     text: str
     q_len: int
@@ -72,6 +76,8 @@ class Call:
     batch: int = 1
     scale: float = 0.25
     config: KernelConfig | None = None
+    passes: tuple[tuple[str, Tiling], ...] = ()
+    tables: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 def attend(call: Call) -> Errors:
@@ -80,7 +86,14 @@ def attend(call: Call) -> Errors:
 
     from patterncc.codegen.launch import Forward
     from patterncc.dsl import load
-    from tests.codegen.attention import errors, expected, lowered, poisoned
+    from tests.codegen.attention import (
+        all_partial,
+        errors,
+        expected,
+        in_passes,
+        lowered,
+        poisoned,
+    )
 
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)  # among others, new memory is filled with NaN
@@ -94,10 +107,24 @@ def attend(call: Call) -> Errors:
     numbers = {p.name: p.value for p in pattern.numbers if p.value is not None}
     env = {"q_offset": offset, "layer": 0, **numbers, **call.values}
     sizes = {"heads": heads, "kv_heads": kv_heads, "layers": env.get("layers", 4)}
+    tables = {name: _table(rows) for name, rows in call.tables.items()}
+    if call.passes:
+        lower = in_passes([(load(text), tiling) for text, tiling in call.passes], sizes)
+    else:
+        lower = all_partial(pattern.body) if tables else lowered(pattern, sizes)
     with tempfile.TemporaryDirectory() as folder:
-        forward = Forward(lowered(pattern, sizes), config=call.config, folder=Path(folder))
-        got = forward(query, key, value, env=env, scale=call.scale)
-    return errors(got, expected(pattern, query, key, value, {**env, **sizes}, call.scale))
+        forward = Forward(lower, config=call.config, folder=Path(folder))
+        got = forward(query, key, value, env=env, scale=call.scale, tables=tables)
+    scope = {**env, **sizes}
+    return errors(got, expected(pattern, query, key, value, scope, call.scale, call.tables))
+
+
+def _table(rows: Sequence[Any]) -> Any:
+    """A table as kernels take it, whatever lies behind it in memory."""
+    import torch
+
+    table = torch.tensor(rows)
+    return table if table.dtype == torch.bool else table.to(torch.int32)
 
 
 # ------------------------------------------------------------------------------------ probes

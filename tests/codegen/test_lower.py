@@ -44,8 +44,21 @@ def check(body: Predicate, shape: Shape, values: dict[str, int]) -> None:
         for row in range(len(lists.indptr) - 1):
             tiles = lists.tiles[lists.indptr[row] : lists.indptr[row + 1]]
             assert len(set(tiles.tolist())) == len(tiles), f"row {row} visits a tile twice"
-        np.testing.assert_array_equal(schedule.block_map(program, env), expected)
-        np.testing.assert_array_equal(transposed_map(program, env), expected)
+        assert_exact(schedule.block_map(program, env), expected, program)
+        assert_exact(transposed_map(program, env), expected, program)
+
+
+def assert_exact(
+    found: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8], program: BlockProgram
+) -> None:
+    """The map is the expected one; with terms ignored it visits no less and has no tile full that
+    is not.
+    """
+    if program.ignored:
+        assert (found[expected > 0] > 0).all()
+        assert (expected[found == 2] == 2).all()
+    else:
+        np.testing.assert_array_equal(found, expected)
 
 
 @settings(max_examples=100)

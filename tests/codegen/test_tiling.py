@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -29,7 +28,7 @@ from tests.codegen.drawing import (
     pattern_of,
     shapes,
 )
-from tests.codegen.test_lower import transposed_map
+from tests.codegen.test_lower import assert_exact, transposed_map
 
 minus_layer = modulo(multiply(Const(-1), Var("layer")), Const(4))
 tilings = st.sampled_from(
@@ -60,8 +59,8 @@ def check(body: Predicate, tiling: Tiling, shape: Shape, values: dict[str, int])
             rows += len(mine)
             local = replace(shape, q_len=mine.shape[0], kv_len=mine.shape[1])
             expected = brute_block_map(mine, local)
-            np.testing.assert_array_equal(schedule.block_map(program, part.env), expected)
-            np.testing.assert_array_equal(transposed_map(program, dict(part.env)), expected)
+            assert_exact(schedule.block_map(program, part.env), expected, program)
+            assert_exact(transposed_map(program, dict(part.env)), expected, program)
         assert rows == shape.q_len
 
 

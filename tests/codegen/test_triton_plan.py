@@ -16,11 +16,15 @@ from patterncc.codegen.config import (
 )
 from patterncc.codegen.head_dim import parts
 from patterncc.codegen.layout import Layout
-from patterncc.codegen.plan import Planner
+from patterncc.codegen.lower import lower
+from patterncc.codegen.plan import Passes, Planner
 from patterncc.codegen.problem import DType, Problem
+from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl import load
+from patterncc.dsl.build import all_of, compare, subtract
 from patterncc.dsl.errors import ConfigError, UnsupportedError
-from tests.codegen.attention import lowered
+from patterncc.dsl.mask import Entry, K, Member, Q, Var
+from tests.codegen.attention import all_partial, lowered
 
 TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "cuda:120", "hip:gfx942", INTERPRETER)
 DTYPES: tuple[DType, ...] = ("float16", "bfloat16", "float32")
@@ -79,7 +83,7 @@ def test_defaults_are_legal(target: str) -> None:
 
 def test_default_starts_with_the_longest_tiles() -> None:
     for text, order in (("causal", "reverse"), ("window", "forward"), ("full", "forward")):
-        program = lowered(load(text))(128, 128)[0]
+        program = lowered(load(text))(128, 128)[0][0]
         assert default_config(BFLOAT16, "cuda:90", program).order == order
 
 
@@ -173,7 +177,7 @@ PROBLEM = Problem("bfloat16", 64, 64, 4)
 def test_plan() -> None:
     planner = Planner(lowered(load("streaming")), KernelConfig(128, 64, 4, 2, "descriptor"))
     env = {"q_offset": 0, "sinks": 4, "window": 100}
-    launch = planner.plan(PROBLEM, "cuda:90", _layouts(), env, 0.125)
+    (launch,) = planner.plan(PROBLEM, "cuda:90", _layouts(), env, 0.125)
     assert launch.grid == (3, 8, 2)
     assert launch.aligned
     assert [(which, box) for which, _, _, box in launch.described] == [
@@ -191,19 +195,22 @@ def test_plan() -> None:
 
 def test_rows_past_the_keys_get_the_general_program() -> None:
     planner = Planner(lowered(load("causal")))
-    inside = planner.source(PROBLEM, "cuda:90", {"q_offset": 5, "q_len": 5, "kv_len": 10})
-    beyond = planner.source(PROBLEM, "cuda:90", {"q_offset": 6, "q_len": 5, "kv_len": 10})
-    before = planner.source(PROBLEM, "cuda:90", {"q_offset": -1, "q_len": 5, "kv_len": 10})
-    assert inside.digest != beyond.digest
-    assert before.digest == beyond.digest
+
+    def digest(q_offset: int) -> str:
+        env = {"q_offset": q_offset}
+        (launch,) = planner.plan(PROBLEM, "cuda:90", _layouts(5, 10), env, 1.0)
+        return launch.source.digest
+
+    assert digest(5) != digest(6)
+    assert digest(-1) == digest(6)
 
 
 def test_pointers_only_where_descriptors_are_impossible() -> None:
     planner = Planner(lowered(load("causal")))
     env = {"q_offset": 0}
-    even = planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0)
-    odd = planner.plan(PROBLEM, "cuda:90", _layouts(address=4098), env, 1.0)
-    older = planner.plan(PROBLEM, "cuda:80", _layouts(), env, 1.0)
+    (even,) = planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0)
+    (odd,) = planner.plan(PROBLEM, "cuda:90", _layouts(address=4098), env, 1.0)
+    (older,) = planner.plan(PROBLEM, "cuda:80", _layouts(), env, 1.0)
     assert even.source.config.load == "descriptor"
     assert odd.source.config.load == older.source.config.load == "pointer"
     assert (odd.aligned, older.aligned) == (False, True)
@@ -233,6 +240,91 @@ def test_missing_number() -> None:
 def test_float64_is_refused() -> None:
     planner = Planner(lowered(load("causal")))
     with pytest.raises(UnsupportedError, match="float64"):
-        planner.source(
-            Problem("float64", 64, 64), "cuda:80", {"q_offset": 0, "q_len": 1, "kv_len": 1}
-        )
+        planner.plan(Problem("float64", 64, 64), "cuda:80", _layouts(), {"q_offset": 0}, 1.0)
+
+
+# ------------------------------------------------------------------------------------ classes
+
+
+def _dilated(block_q: int, block_k: int) -> tuple[Passes, Passes]:
+    pattern, tiling = load("dilated(40, 8)"), residue_tiling(8)
+    special = lower(pattern, block_q, block_k, within=True, tiling=tiling)
+    return (special,), (lower(pattern, block_q, block_k, tiling=tiling),)
+
+
+def test_classes_of_rows() -> None:
+    """301 rows: classes of 38 and 37, each a tile of 64 for every head and batch entry."""
+    (launch,) = Planner(_dilated).plan(
+        PROBLEM, "cuda:90", _layouts(301, 1111), {"q_offset": 810}, 1.0
+    )
+    assert launch.grid == (8, 8, 2)
+    assert launch.source.config.load == "descriptor"
+    sizes, strides = [2, 2, 139, 8, 64], [2 * 1111 * 64, 1111 * 64, 512, 64, 1]
+    box = [1, 1, 64, 1, 64]
+    assert list(launch.described) == [(which, sizes, strides, box) for which in (1, 2)]
+    assert launch.pointers == ("query", "out", "lse")
+    names = [p.name for p in launch.source.parameters if not p.box and not p.type.startswith("*")]
+    given = dict(zip(names, launch.rest, strict=True))
+    assert (given["call_q_len"], given["call_kv_len"], given["call_q_offset"]) == (301, 1111, 810)
+
+
+def test_assumptions_hold_in_every_class() -> None:
+    planner = Planner(_dilated)
+
+    def digest(q_offset: int) -> str:
+        env = {"q_offset": q_offset}
+        (launch,) = planner.plan(PROBLEM, "cuda:90", _layouts(20, 600), env, 1.0)
+        return launch.source.digest
+
+    assert digest(0) == digest(7) == digest(580)
+    assert digest(-1) == digest(581) != digest(0)
+
+
+def test_boxes_longer_than_a_class_are_pointers() -> None:
+    planner, env = Planner(_dilated), {"q_offset": 0}
+    (enough,) = planner.plan(PROBLEM, "cuda:90", _layouts(512, 512), env, 1.0)
+    (less,) = planner.plan(PROBLEM, "cuda:90", _layouts(511, 511), env, 1.0)
+    assert (enough.source.config.load, less.source.config.load) == ("descriptor", "pointer")
+    asked = Planner(_dilated, KernelConfig(64, 64, 4, 2, "descriptor"))
+    with pytest.raises(ConfigError, match="of 511 keys every 8th are 63, less than a tile of 64"):
+        asked.plan(PROBLEM, "cuda:90", _layouts(511, 511), env, 1.0)
+
+
+def test_passes_hand_on_their_state() -> None:
+    def lower_both(block_q: int, block_k: int) -> tuple[Passes]:
+        near = lower(load("window(30)"), block_q, block_k)
+        far = lower(load("dilated(40, 8) and q - k >= 30"), block_q, block_k)
+        return ((near, near, far),)
+
+    first, middle, last = Planner(lower_both).plan(
+        PROBLEM, "cuda:90", _layouts(), {"q_offset": 0}, 1.0
+    )
+    assert first.pointers[-2:] == middle.pointers[-2:] == ("lse", "state")
+    assert "load(state_rows" not in first.source.text
+    assert "load(state_rows" in middle.source.text
+    assert "store(state_rows" in middle.source.text
+    assert "store(state_rows" not in last.source.text
+    assert "store(out_base" in last.source.text
+
+
+def test_tables_of_a_call() -> None:
+    mask = all_of(
+        compare("<", subtract(Q, K), Entry("w", (Var("layer"), Var("head")))),
+        Member("keep", (Var("kv_head"),)),
+    )
+    planner = Planner(all_partial(mask))
+    env = {"q_offset": 0, "layer": 3}
+    shapes = {"w": (5, 8), "keep": (2,), "unused": (7,)}
+    (launch,) = planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0, shapes)
+    assert launch.pointers[-2:] == ("table_keep", "table_w")
+    names = [p.name for p in launch.source.parameters if not p.box and not p.type.startswith("*")]
+    given = dict(zip(names, launch.rest, strict=True))
+    assert (given["table_w_size_0"], given["table_w_size_1"], given["table_keep_size_0"]) == (
+        5,
+        8,
+        2,
+    )
+    with pytest.raises(ConfigError, match="reads the table w, which was not given"):
+        planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0, {"keep": (2,)})
+    with pytest.raises(ConfigError, match="the table w has 1 axes, the pattern reads 2"):
+        planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0, {"keep": (2,), "w": (8,)})

@@ -27,10 +27,10 @@ def test_all_blocks_are_of_the_language() -> None:
     assert {language for language, _ in BLOCKS} == {"pat"}
 
 
-def test_the_library_is_listed_with_its_parameters() -> None:
+def test_patterns_of_the_library_are_listed_with_their_parameters() -> None:
     section = TEXT.partition("## The library")[2]
     listed = dict(re.findall(r"^\| `(\w+)\((.*?)\)` \|", section, flags=re.MULTILINE))
-    assert sorted(listed) == list(library.names())
+    assert {"causal", "window", "streaming", "document"} < listed.keys() <= set(library.names())
     for name, parameters in listed.items():
         definition: Definition = parse(library.source(name)).program.definitions[-1]
         declared = [parameter.name.text for parameter in definition.parameters]

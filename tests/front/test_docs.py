@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = (ROOT / "docs" / "cli.md", ROOT / "README.md")
+FILES = (ROOT / "docs" / "cli.md", ROOT / "docs" / "facts.md", ROOT / "README.md")
 
 # A block whose first line is a command; `<!-- output varies -->` before it says not to compare.
 BLOCK = re.compile(

@@ -1,0 +1,231 @@
+"""How a kernel reaches its tensors, as Triton text: parameters, addresses, loads and stores.
+
+Keys and values come by tensor descriptors or by pointers, dense or in classes of rows that lie
+apart; rows go out by pointers. A descriptor of classes views the length as `[groups, k_step]`, and
+a tile is a box of one class. The last group may be incomplete, and past it lies the memory of
+another head, or nobody's. So the box of a tile that hangs over the last key of its class is moved
+back until it ends there; the mask leaves out what the move brings in again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from patterncc.codegen.class_source import rows_of_call
+from patterncc.codegen.head_dim import query_key_value_parts
+from patterncc.codegen.ir import DENSE
+from patterncc.codegen.triton_source import KernelParameter
+
+if TYPE_CHECKING:
+    from patterncc.codegen.config import KernelConfig
+    from patterncc.codegen.head_dim import Part
+    from patterncc.codegen.ir import Tiling
+    from patterncc.codegen.problem import Problem
+
+TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+
+
+class Access:
+    """The texts for one kernel.
+
+    Args:
+        problem: Dtype and head dimensions.
+        config: Tile shape and the way to load.
+        tiling: The classes of rows and keys.
+    """
+
+    def __init__(self, problem: Problem, config: KernelConfig, tiling: Tiling) -> None:
+        self._problem = problem
+        self._config = config
+        self._tiling = tiling
+        self._element = TYPES[problem.dtype]
+        self.key_parts, self.value_parts = query_key_value_parts(problem)
+        self._described = config.load == "descriptor"
+        # Rows of a class are loaded once, by pointers, which need no complete group of them.
+        self._query_described = self._described and tiling == DENSE
+        self._strided = tiling.k_step > 1
+        self._rows = rows_of_call(tiling)
+
+    @property
+    def moves_boxes(self) -> bool:
+        """Are boxes moved back that hang over the last key? Masks must then ask `k_first <= k`."""
+        return self._described and self._strided
+
+    # -------------------------------------------------------------------------------- signature
+
+    def descriptors(self) -> Iterator[KernelParameter]:
+        """The descriptor parameters."""
+        if not self._described:
+            return
+        classes = (1,) if self._strided else ()
+        for name, rows, cut in (
+            ("query", self._config.block_q, self.key_parts),
+            ("key", self._config.block_k, self.key_parts),
+            ("value", self._config.block_k, self.value_parts),
+        ):
+            if name == "query" and not self._query_described:
+                continue
+            for number, part in enumerate(cut):
+                box = (1, 1, rows, *classes, part.width)
+                kind = f"tensordesc<{self._element}[{', '.join(map(str, box))}]>"
+                yield KernelParameter(f"{name}_desc_{number}", kind, box=box)
+
+    @property
+    def strided(self) -> tuple[str, ...]:
+        """The tensors that are reached by pointers and strides."""
+        query = () if self._query_described else ("query",)
+        return (*query, "out") if self._described else ("query", "key", "value", "out")
+
+    def pointers(self) -> Iterator[KernelParameter]:
+        """The pointer parameters to those."""
+        for name in self.strided:
+            yield KernelParameter(f"{name}_ptr", f"*{self._element}", 16)
+
+    def strides(self) -> Iterator[KernelParameter]:
+        """Their strides."""
+        line = 4 if self._problem.dtype == "float32" else 8  # elements in 16 bytes
+        for name in self.strided:
+            for axis in ("batch", "head", "row"):
+                yield KernelParameter(f"{name}_stride_{axis}", "i64", line)
+
+    # -------------------------------------------------------------------------------- rows
+
+    def query_lines(self) -> Iterator[str]:
+        """Loads the query tile."""
+        if self._query_described:
+            for number, part in enumerate(self.key_parts):
+                place = f"[batch, head, row_first, {part.start}]"
+                shape = f"(BLOCK_Q, {part.width})"
+                yield f"query_{number} = query_desc_{number}.load({place}).reshape{shape}"
+            return
+        yield self._base("query", "head")
+        yield self._row_offsets("query")
+        for number, part in enumerate(self.key_parts):
+            place = f"query_base + query_rows + {_columns(part)}"
+            mask = _mask("row_exists[:, None]", part)
+            yield f"query_{number} = tl.load({place}, mask={mask}, other=0.0)"
+
+    def out_address(self) -> Iterator[str]:
+        """What `store_out` adds to."""
+        yield self._base("out", "head")
+        yield self._row_offsets("out")
+
+    def store_out(self, number: int, part: Part) -> str:
+        """Stores a part of the output, rounded to its dtype."""
+        place = f"out_base + out_rows + {_columns(part)}"
+        value = f"out_{number}.to(tl.{self._problem.dtype})"
+        return f"tl.store({place}, {value}, mask={_mask('row_exists[:, None]', part)})"
+
+    def state_address(self) -> str:
+        """Where the rows of the float32 state between passes lie, `[batch, heads, q_len,
+        value_head_dim]` without gaps."""
+        first = f"((batch.to(tl.int64) * tl.num_programs(1) + head) * {self._call_q_len}"
+        return f"state_rows = state_ptr + {first} + {self._rows}[:, None]) * {self._width}"
+
+    def load_state(self, number: int, part: Part) -> str:
+        """Loads a part of the state."""
+        mask = _mask("row_exists[:, None]", part)
+        place = f"state_rows + {_columns(part)}"
+        return f"out_{number} = tl.load({place}, mask={mask}, other=0.0)"
+
+    def store_state(self, number: int, part: Part) -> str:
+        """Stores a part of the state."""
+        mask = _mask("row_exists[:, None]", part)
+        return f"tl.store(state_rows + {_columns(part)}, out_{number}, mask={mask})"
+
+    def lse_address(self) -> str:
+        """Where the head's logarithms start."""
+        head = "batch.to(tl.int64) * tl.num_programs(1) + head"
+        return f"lse_base = lse_ptr + ({head}) * {self._call_q_len}"
+
+    def store_lse(self) -> str:
+        """Stores the rows' logarithms."""
+        return f"tl.store(lse_base + {self._rows}, lse, mask=row_exists)"
+
+    def load_lse(self) -> str:
+        """Loads what an earlier pass stored there."""
+        return f'tl.load(lse_base + {self._rows}, mask=row_exists, other=float("-inf"))'
+
+    # -------------------------------------------------------------------------------- keys
+
+    def key_lines(self) -> Iterator[str]:
+        """What the loads of key and value tiles need, before the loops."""
+        if self._described:
+            return
+        yield "key_rows = tl.arange(0, BLOCK_K)[:, None]"
+        for name, cut in (("key", self.key_parts), ("value", self.value_parts)):
+            yield self._base(name, "kv_head", "k_class" if self._strided else "")
+            if self._strided:
+                yield f"{name}_step = {name}_stride_row * {self._tiling.k_step}"
+            for number, part in enumerate(cut):
+                offsets = f"key_rows.to(tl.int64) * {self._step(name)} + {_columns(part)}"
+                yield f"{name}_offsets_{number} = {offsets}"
+
+    def tile_start(self, masked: bool) -> Iterator[str]:
+        """Where the box of a key tile starts, and which of its keys exist."""
+        if not masked:
+            return
+        if self.moves_boxes:
+            yield "k_box = tl.minimum(k_first, kv_len - BLOCK_K)"
+        elif not self._described:
+            yield "key_exists = k_first + key_rows < kv_len"
+
+    def tile_keys(self) -> str:
+        """The numbers of a masked tile's keys."""
+        first = "k_box" if self.moves_boxes else "k_first"
+        return f"k = {first} + tl.arange(0, BLOCK_K)[None, :]"
+
+    def tile_loads(self, name: str, cut: Iterable[Part], masked: bool) -> Iterator[str]:
+        """Loads a tile of keys or values; past the last key it is 0, for 0 * NaN would be NaN."""
+        if not self._described:
+            yield f"{name}_first = {name}_base + k_first.to(tl.int64) * {self._step(name)}"
+        for number, part in enumerate(cut):
+            if self._described:
+                first = "k_box" if masked and self.moves_boxes else "k_first"
+                classes = "k_class, " if self._strided else ""
+                place = f"[batch, kv_head, {first}, {classes}{part.start}]"
+                load = f"{name}_desc_{number}.load({place}).reshape(BLOCK_K, {part.width})"
+            else:
+                mask = _mask("key_exists" if masked else "", part)
+                guard = f", mask={mask}, other=0.0" if mask else ""
+                load = f"tl.load({name}_first + {name}_offsets_{number}{guard})"
+            yield f"{name}_{number} = {load}"
+
+    # -------------------------------------------------------------------------------- addresses
+
+    @property
+    def _call_q_len(self) -> str:
+        return "q_len" if self._tiling == DENSE else "call_q_len"
+
+    @property
+    def _width(self) -> int:
+        return self._problem.value_head_dim
+
+    def _step(self, name: str) -> str:
+        """From one key of the class to the next."""
+        return f"{name}_step" if self._strided else f"{name}_stride_row"
+
+    def _base(self, name: str, head: str, row: str = "") -> str:
+        """Where a head starts; in 64 bits, for a tensor may hold more than 2**31 elements."""
+        batch_offset = f"batch.to(tl.int64) * {name}_stride_batch"
+        head_offset = f"{head}.to(tl.int64) * {name}_stride_head"
+        row_offset = f" + {row}.to(tl.int64) * {name}_stride_row" if row else ""
+        return f"{name}_base = {name}_ptr + {batch_offset} + {head_offset}{row_offset}"
+
+    def _row_offsets(self, name: str) -> str:
+        return f"{name}_rows = {self._rows}[:, None].to(tl.int64) * {name}_stride_row"
+
+
+def _columns(part: Part) -> str:
+    """The columns of a part, `[1, width]`."""
+    columns = f"tl.arange(0, {part.width})[None, :]"
+    return f"({part.start} + {columns})" if part.start else columns
+
+
+def _mask(rows: str, part: Part) -> str:
+    """What to load or store: the rows' mask and, where the part is padded, the columns'."""
+    tests = [rows] if rows else []
+    if part.padded:
+        tests.append(f"(tl.arange(0, {part.width})[None, :] < {part.size})")
+    return " & ".join(tests)

@@ -1,0 +1,109 @@
+"""Which rows and keys a program of the grid works on, as Triton text: the classes of a `Tiling`.
+
+The grid's first axis counts query tiles, and with a tiling the classes of rows within each, so that
+neighbouring programs read neighbouring rows and the tiles with most keys still come first. From the
+class follow the numbers that all else in the kernel counts with, under the names that a dense
+kernel has as parameters: `q_len`, `kv_len`, `q_offset`. The call's own are `call_q_len`,
+`call_kv_len`, `call_q_offset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from patterncc.codegen.ir import CALL_KV_LEN, DENSE, Q_CLASS, Q_OFFSET
+from patterncc.codegen.mask_source import scalar_name
+from patterncc.codegen.scalar_source import ExpressionWriter, Text
+from patterncc.dsl.build import add, floordiv, modulo, multiply
+from patterncc.dsl.mask import Const, Expr, IntExpr, Param, Var
+
+if TYPE_CHECKING:
+    from patterncc.codegen.config import Order
+    from patterncc.codegen.ir import Tiling
+
+ROW_CLASS = Var("row_class")
+"""Which of the call's rows are the program's: `row_class, row_class + q_step, ...`."""
+
+CLASS_NAMES = ("q_class", "k_class", "row_class", "call_rows")
+"""What the lines below define besides the lengths and the offset."""
+
+
+def length_parameters(tiling: Tiling) -> tuple[str, str, str]:
+    """What the kernel's parameters for `q_len`, `kv_len` and `q_offset` are called."""
+    names = ("q_len", "kv_len", "q_offset")
+    return names if tiling == DENSE else tuple(f"call_{name}" for name in names)  # type: ignore[return-value]
+
+
+def tile_lines(tiling: Tiling, order: Order) -> Iterator[str]:
+    """The query tile of a program of the grid, and its class of rows."""
+    forward, step = order == "forward", tiling.q_step
+    end = "." if forward else ", the last tiles first."
+    if step == 1:
+        yield f"# One program: a query tile of a head of a batch entry{end}"
+        yield f"q_tile = {'' if forward else 'tl.num_programs(0) - 1 - '}tl.program_id(0)"
+        return
+    yield f"# One program: a query tile of every {step}th row of a head of a batch entry{end}"
+    yield f"row_class = tl.program_id(0) % {step}"
+    last = "" if forward else f"tl.num_programs(0) // {step} - 1 - "
+    yield f"q_tile = {last}tl.program_id(0) // {step}"
+
+
+def class_lines(tiling: Tiling) -> Iterator[str]:
+    """Lengths and offset of the class, as `Tiling` defines them; nothing for dense programs."""
+    if tiling == DENSE:
+        return
+    yield ""
+    yield "# From here on positions and lengths count the rows and keys of the class alone."
+    first = add(Q_OFFSET, ROW_CLASS)
+    step = Const(tiling.q_step)
+    if tiling.q_step == 1:
+        yield "q_offset = call_q_offset"
+        yield "q_len = call_q_len"
+    else:
+        yield f"q_class = {_number(modulo(first, step))}"
+        yield f"q_offset = {_number(floordiv(first, step))}"
+        left = f"call_q_len - row_class + {tiling.q_step - 1}"
+        yield f"q_len = tl.maximum({left}, 0) // {tiling.q_step}"
+    if tiling.k_step == 1:
+        yield "kv_len = call_kv_len"
+        return
+    yield f"k_class = {_number(tiling.k_class)}"
+    keys = add(CALL_KV_LEN, multiply(Const(-1), Var("k_class")), Const(tiling.k_step - 1))
+    count = f"tl.maximum({_writer().integer(keys).text}, 0) // {tiling.k_step}"
+    yield f"kv_len = ({count}).to(tl.int32)"
+
+
+def row_lines(tiling: Tiling) -> Iterator[str]:
+    """The rows of the tile; with a tiling also which rows of the call they are, and whether the
+    program has anything to do (classes differ in length, and a call may lack some)."""
+    yield "row_first = q_tile * BLOCK_Q"
+    yield "rows = row_first + tl.arange(0, BLOCK_Q)"
+    yield "row_exists = rows < q_len"
+    if tiling != DENSE:
+        yield "has_work = (row_first < q_len) & (kv_len > 0)"
+    if tiling.q_step > 1:
+        yield f"call_rows = rows * {tiling.q_step} + row_class"
+
+
+def rows_of_call(tiling: Tiling) -> str:
+    """The vector of the rows' numbers in the call."""
+    return "rows" if tiling.q_step == 1 else "call_rows"
+
+
+def _number(expr: IntExpr) -> str:
+    """A scalar of the class: computed in 64 bits, small enough for 32."""
+    text = _writer().integer(expr)
+    if text.bits is None:
+        return f"tl.cast({text.text}, tl.int32)"
+    return text.text if expr == Q_CLASS else f"{text.operand()}.to(tl.int32)"
+
+
+def _writer() -> ExpressionWriter:
+    return ExpressionWriter(_call_scalar, least_bits=64)
+
+
+def _call_scalar(expr: Expr) -> Text | None:
+    if expr == Q_OFFSET:
+        return Text("call_q_offset", 32)
+    return Text(scalar_name(expr), 32) if isinstance(expr, (Var, Param)) else None

@@ -1,0 +1,142 @@
+"""Masks as integer sets in which the arithmetic of scalars stays exact too.
+
+Lowering takes `layer % 6 == 5` as one unknown truth value, which makes it the guard of a loop. Here
+it is a condition on `layer` like any other, so that two spellings of it are known to agree and a
+point of a set is a point of the mask. Only a product or quotient of two unknowns is left a symbol
+of its own: `Symbols.opaque` names those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import islpy as isl
+
+from patterncc.codegen.presburger.translate import OPERATION_BUDGET, QUOTA, Symbols, Translator
+from patterncc.codegen.scalars import Scalars, is_scalar, register
+from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.mask import (
+    Const,
+    Cover,
+    Entry,
+    Expr,
+    FloorDiv,
+    IntExpr,
+    Member,
+    Mod,
+    Param,
+    Predicate,
+    Product,
+    Segment,
+    Var,
+    children,
+    walk,
+)
+from patterncc.dsl.printer import expression_text
+
+
+class ExactSymbols(Symbols):
+    """The symbolic numbers of some masks, scalars taken apart as far as integer sets can.
+
+    Args:
+        bodies: The masks and conditions that will be made sets of.
+        extra: Symbols that are needed besides.
+        budget: Operations of isl that all questions together may take.
+
+    Raises:
+        UnsupportedError: A mask reads a table or segments; the message names the term.
+    """
+
+    def __init__(
+        self,
+        bodies: Iterable[Predicate],
+        extra: Iterable[str] = (),
+        budget: int = OPERATION_BUDGET,
+    ) -> None:
+        self.scalars = Scalars()
+        for body in bodies:
+            _register(body, self.scalars)
+        for name in extra:
+            self.scalars.named(Var(name))
+        self.names = sorted(self.scalars.meaning)
+        self.context = isl.Context()
+        self.context.set_max_operations(budget)
+
+    @contextmanager
+    def budget(self) -> Iterator[None]:
+        """Where isl computes: the end of its budget becomes an UnsupportedError."""
+        try:
+            yield
+        except isl.Error as error:
+            if QUOTA in str(error):
+                raise UnsupportedError(
+                    "this question is too intricate to answer exactly within the budget of "
+                    "operations"
+                ) from error
+            raise
+
+    @property
+    def opaque(self) -> dict[str, IntExpr]:
+        """The symbols that stand for a product or quotient of unknowns, with what they mean."""
+        return {
+            name: meaning
+            for name, meaning in self.scalars.meaning.items()
+            if not isinstance(meaning, (Var, Param))
+        }
+
+    def pairs(self, body: Predicate) -> isl.Set:
+        """The pairs `[q, k]` at which a predicate holds, if it reads no other symbols."""
+        return _ExactTranslator(self).predicate(body).coalesce()
+
+
+class _ExactTranslator(Translator):
+    def is_symbol(self, expr: IntExpr) -> bool:
+        return is_nonlinear(expr) and is_scalar(expr)
+
+    def is_flag(self, expr: Predicate) -> bool:
+        return False
+
+
+def is_nonlinear(expr: Expr) -> bool:
+    """Whether the node itself, not what is inside, is a product or quotient of two unknowns."""
+    match expr:
+        case Product(factors):
+            return sum(not isinstance(factor, Const) for factor in factors) > 1
+        case FloorDiv(_, divisor) | Mod(_, divisor):
+            return not isinstance(divisor, Const)
+    return False
+
+
+def _register(expr: Expr, scalars: Scalars) -> None:
+    """Registers every symbol that translating `expr` will need."""
+    refuse_tables(expr)
+    stack = [expr]
+    while stack:
+        node = stack.pop()
+        match node:
+            case Var("q" | "k"):
+                pass
+            case Var() | Param():
+                scalars.named(node)
+            case Cover():
+                register(node, scalars)
+            case Product() | FloorDiv() | Mod() if is_nonlinear(node) and is_scalar(node):
+                scalars.opaque(node)
+            case _:
+                stack.extend(children(node))
+
+
+def refuse_tables(expr: Expr) -> None:
+    """Refuses what is only known at run time.
+
+    Raises:
+        UnsupportedError: The expression reads a table or segments; the message names the term.
+    """
+    for node in walk(expr):
+        if isinstance(node, (Entry, Member, Segment)):
+            raise UnsupportedError(
+                f"`{expression_text(node)}` reads a run-time table, of which nothing is known "
+                "before a call",
+                "only patterns without tables and segments have facts that hold for all lengths",
+            )

@@ -1,0 +1,201 @@
+"""Run-time tables and packed documents as Triton text: parameters, gathers, the search for a
+position's document.
+
+An integer table is int32, a table of truth values uint8, both contiguous; `segments` are the int32
+bounds `cu_seqlens` `[documents + 1]`. Outside of its axes an integer table reads as `MISSING` and a
+truth table as false, and a position outside of all documents is a document of its own: nothing is
+ever read out of bounds, whatever the tables hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from patterncc.codegen.triton_source import KernelParameter
+from patterncc.dsl.mask import (
+    MISSING,
+    Entry,
+    Expr,
+    Member,
+    Segment,
+    SegmentKind,
+    variables,
+    walk,
+)
+
+TableKind: TypeAlias = Literal["int", "bool", "segments"]
+
+ANSWERS: tuple[SegmentKind, ...] = ("id", "start", "end")
+"""What is found out of a position at once."""
+
+_VECTORS = frozenset({"q", "k", "residue"})  # names that stand for tensors
+_POINTERS: Mapping[TableKind, str] = {"int": "*i32", "bool": "*u8", "segments": "*i32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table that a kernel reads.
+
+    Attributes:
+        name: The pattern's name of it.
+        kind: What it holds.
+        axes: How many it has; 1 for `segments`.
+    """
+
+    name: str
+    kind: TableKind
+    axes: int
+
+    @property
+    def pointer(self) -> KernelParameter:
+        """Where it lies."""
+        return KernelParameter(f"table_{self.name}_ptr", _POINTERS[self.kind], 4)
+
+    @property
+    def sizes(self) -> tuple[KernelParameter, ...]:
+        """Its sizes; of `segments` the number of documents."""
+        if self.kind == "segments":
+            return (KernelParameter(f"table_{self.name}_count", "i32"),)
+        return tuple(
+            KernelParameter(f"table_{self.name}_size_{axis}", "i32") for axis in range(self.axes)
+        )
+
+    def size_values(self, shape: Sequence[int]) -> dict[str, int]:
+        """The values of `sizes` for a table of a shape."""
+        taken = [shape[0] - 1] if self.kind == "segments" else shape
+        return {size.name: value for size, value in zip(self.sizes, taken, strict=True)}
+
+
+def tables_read(exprs: Iterable[Expr]) -> tuple[Table, ...]:
+    """The tables that expressions read, by name."""
+    found = {table for expr in exprs for node in walk(expr) if (table := _table(node)) is not None}
+    return tuple(sorted(found, key=lambda table: table.name))
+
+
+def _table(node: Expr) -> Table | None:
+    match node:
+        case Entry(name, indexes):
+            return Table(name, "int", len(indexes))
+        case Member(name, indexes):
+            return Table(name, "bool", len(indexes))
+        case Segment(_, name, _):
+            return Table(name, "segments", 1)
+    return None
+
+
+def read_text(node: Entry | Member, indexes: Sequence[str]) -> str:
+    """Reads an element of a table; a truth value comes as int32, 0 or 1.
+
+    Args:
+        node: The element.
+        indexes: Texts of its indexes, scalars or tensors that broadcast together.
+    """
+    table = _table(node)
+    assert table is not None
+    missing = MISSING if table.kind == "int" else 0
+    sizes = [size.name for size in table.sizes]
+    arguments = [table.pointer.name, *sizes, *indexes, str(missing)]
+    return f"read_table_{table.axes}({', '.join(arguments)})"
+
+
+def find_document_text(node: Segment, position: str) -> str:
+    """Looks up the document of a position: its id, start and end, in the order of `ANSWERS`.
+
+    Args:
+        node: Any of the questions about the position.
+        position: The text of it.
+    """
+    table = _table(node)
+    assert table is not None
+    several = bool(variables(node.position) & _VECTORS)
+    function = "find_documents" if several else "find_document"
+    return f"{function}({table.pointer.name}, {table.sizes[0].name}, {position})"
+
+
+def helpers(body: str) -> Iterator[str]:
+    """The functions that a kernel's text calls, each once."""
+    for axes in range(1, 9):
+        if f"read_table_{axes}(" in body:
+            yield _reader(axes)
+    if "find_document" in body:
+        yield _FIND_DOCUMENT
+    if "find_documents(" in body:
+        yield _FIND_DOCUMENTS
+
+
+def _reader(axes: int) -> str:
+    sizes = [f"size_{axis}" for axis in range(axes)]
+    indexes = [f"index_{axis}" for axis in range(axes)]
+    lines = [
+        "@triton.jit",
+        f"def read_table_{axes}(table, {', '.join(sizes)}, {', '.join(indexes)}, missing):",
+        '    """An element of a table, `missing` outside of it."""',
+        "    place = tl.cast(index_0, tl.int64)",
+        "    inside = (place >= 0) & (place < size_0)",
+    ]
+    for size, index in zip(sizes[1:], indexes[1:], strict=True):
+        lines += [
+            f"    {index}_wide = tl.cast({index}, tl.int64)",
+            f"    inside = inside & ({index}_wide >= 0) & ({index}_wide < {size})",
+            f"    place = place * {size} + {index}_wide",
+        ]
+    lines.append("    return tl.load(table + place, mask=inside, other=missing)")
+    return "\n".join(lines) + "\n"
+
+
+_FIND_DOCUMENT = '''\
+@triton.jit
+def document_before(bounds, documents, position):
+    """How many documents end at or before a position: the number of its own, if it has one."""
+    low = tl.cast(0, tl.int32)
+    high = documents
+    while low < high:
+        middle = low + (high - low) // 2
+        ended = tl.load(bounds + middle + 1) <= position
+        low = tl.where(ended, middle + 1, low)
+        high = tl.where(ended, high, middle)
+    return low
+
+
+@triton.jit
+def describe_document(bounds, documents, position, document):
+    """Id, start and end of the document of a position; outside of all of them it is one alone."""
+    inside = (position >= 0) & (document < documents)
+    start = tl.load(bounds + document, mask=inside, other=0)
+    end = tl.load(bounds + document + 1, mask=inside, other=0)
+    beyond = position - tl.load(bounds + documents) + documents
+    alone = tl.where(position < 0, position, beyond)
+    return (
+        tl.where(inside, document, alone),
+        tl.where(inside, start, position),
+        tl.where(inside, end, position + 1),
+    )
+
+
+@triton.jit
+def find_document(bounds, documents, position):
+    """Id, start and end of the document of one position."""
+    document = document_before(bounds, documents, position)
+    return describe_document(bounds, documents, position, document)
+'''
+
+_FIND_DOCUMENTS = '''\
+@triton.jit
+def find_documents(bounds, documents, positions):
+    """Id, start and end of the documents of a tensor of positions, found between those of the
+    first and the last position."""
+    low = document_before(bounds, documents, tl.min(positions))
+    span = document_before(bounds, documents, tl.max(positions)) - low
+    low = low + tl.zeros_like(positions)
+    high = low + span
+    while span > 0:
+        undecided = low < high
+        middle = low + (high - low) // 2
+        ended = tl.load(bounds + middle + 1, mask=undecided, other=0) <= positions
+        low = tl.where(undecided & ended, middle + 1, low)
+        high = tl.where(undecided & ~ended, middle, high)
+        span = span // 2
+    return describe_document(bounds, documents, positions, low)
+'''
