@@ -19,7 +19,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,15 @@ import numpy as np
 import torch
 import triton
 
-from patterncc.codegen.config import KernelConfig, check_config, default_config
+from patterncc.codegen.config import KernelConfig, check_config, default_config, tile_order
 from patterncc.codegen.facts import visible_keys
 from patterncc.codegen.forward_source import emit_forward
-from patterncc.codegen.ir import BlockProgram
+from patterncc.codegen.ir import DENSE, Tiling
 from patterncc.codegen.launch import CompiledKernel, Forward, compile_for
 from patterncc.codegen.lower import lower
+from patterncc.codegen.plan import Lowered, Passes
 from patterncc.codegen.problem import Problem
-from patterncc.codegen.schedule import evaluate
+from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.pattern import Pattern
@@ -43,12 +44,17 @@ from patterncc.dsl.pattern import Pattern
 
 @dataclass(frozen=True)
 class Case:
-    """A pattern, the numbers of the call, and the same mask for FlexAttention."""
+    """A pattern, the numbers of the call, and the same mask for FlexAttention.
+
+    `passes` are texts of disjoint parts of the pattern and the variables they are lowered in; none:
+    the pattern in one dense pass.
+    """
 
     name: str
     text: str
     flex: Callable[..., Any]
     values: Mapping[str, int] = field(default_factory=dict)
+    passes: tuple[tuple[str, Tiling], ...] = ()
 
 
 def _ladder(batch: Any, head: Any, q: Any, k: Any) -> Any:
@@ -58,6 +64,25 @@ def _ladder(batch: Any, head: Any, q: Any, k: Any) -> Any:
 def _local_strided(batch: Any, head: Any, q: Any, k: Any) -> Any:
     return (q >= k) & ((q // 64 - k // 64 < 16) | ((k // 64 + 1) % 8 == 0))
 
+
+def _dilated(keys: int, step: int) -> Case:
+    def flex(batch: Any, head: Any, q: Any, k: Any) -> Any:
+        return (q >= k) & (q - k < keys * step) & ((q - k) % step == 0)
+
+    text = f"dilated({keys}, {step})"
+    return Case(f"dilated {keys} step {step}", text, flex, passes=((text, residue_tiling(step)),))
+
+
+def _window_strided(batch: Any, head: Any, q: Any, k: Any) -> Any:
+    return (q >= k) & ((q - k < 512) | ((q - k) % 64 == 0))
+
+
+def _window_dilated(batch: Any, head: Any, q: Any, k: Any) -> Any:
+    return (q >= k) & ((q - k < 512) | ((q - k < 4096) & ((q - k) % 8 == 0)))
+
+
+WINDOW_STRIDED = "causal and (q - k < 512 or (q - k) % 64 == 0)"
+WINDOW_DILATED = "window(512) or dilated(512, 8)"
 
 CASES = (
     Case("full", "full", lambda b, h, q, k: k >= 0),
@@ -71,11 +96,30 @@ CASES = (
     ),
     Case("local strided", "local_strided(64, 16, 8)", _local_strided),
     Case("ladder", "ladder(64, 1024, 128, 8)", _ladder, {"layer": 0}),
+    _dilated(512, 8),
+    _dilated(512, 4),
+    _dilated(256, 16),
+    replace(_dilated(512, 8), name="dense tiles: dilated 512 step 8", passes=()),
     Case(
-        "dilated 512 step 8",
-        "dilated(512, 8)",
-        lambda b, h, q, k: (q >= k) & (q - k < 4096) & ((q - k) % 8 == 0),
+        "window 512, strided 64",
+        WINDOW_STRIDED,
+        _window_strided,
+        passes=(
+            ("window(512)", DENSE),
+            ("causal and q - k >= 512 and (q - k) % 64 == 0", residue_tiling(64)),
+        ),
     ),
+    Case("dense tiles: window 512, strided 64", WINDOW_STRIDED, _window_strided),
+    Case(
+        "window 512, dilated 512 step 8",
+        WINDOW_DILATED,
+        _window_dilated,
+        passes=(
+            ("window(512)", DENSE),
+            ("dilated(512, 8) and q - k >= 512", residue_tiling(8)),
+        ),
+    ),
+    Case("dense tiles: window 512, dilated 512 step 8", WINDOW_DILATED, _window_dilated),
 )
 
 CONFIGS = (
@@ -99,28 +143,42 @@ def _pattern(text: str) -> Pattern:
 
 
 @cache
-def _program(text: str, block_q: int, block_k: int) -> BlockProgram:
-    return lower(_pattern(text), block_q, block_k, within=True)
-
-
-def _programs(text: str) -> Callable[[int, int], tuple[BlockProgram, ...]]:
-    return lambda block_q, block_k: (_program(text, block_q, block_k),)
-
-
-def compile_one(text: str, problem: Problem, config: KernelConfig, target: str) -> CompiledKernel:
-    """Fills Triton's cache with one kernel; runs in another process."""
-    return compile_for(
-        emit_forward(_program(text, config.block_q, config.block_k), problem, config), target
+def _passes(name: str, block_q: int, block_k: int) -> Passes:
+    (case,) = (case for case in CASES if case.name == name)
+    return tuple(
+        lower(_pattern(text), block_q, block_k, within=True, tiling=tiling)
+        for text, tiling in case.passes or ((case.text, DENSE),)
     )
+
+
+def _lowered(name: str) -> Lowered:
+    return lambda block_q, block_k: (_passes(name, block_q, block_k),)
+
+
+def compile_one(
+    name: str, problem: Problem, config: KernelConfig, target: str
+) -> list[CompiledKernel]:
+    """Fills Triton's cache with the kernels of a case; runs in another process."""
+    passes = _passes(name, config.block_q, config.block_k)
+    return [
+        compile_for(
+            emit_forward(
+                program, problem, config, resumes=number > 0, hands_on=number < len(passes) - 1
+            ),
+            target,
+        )
+        for number, program in enumerate(passes)
+    ]
 
 
 def configs_of(case: Case, problem: Problem, target: str) -> list[KernelConfig]:
     """The configs to try, the default first."""
     first = default_config(problem, target)
-    first = default_config(problem, target, _program(case.text, first.block_q, first.block_k))
+    orders = {tile_order(p) for p in _passes(case.name, first.block_q, first.block_k)}
+    first = replace(first, order="reverse" if "reverse" in orders else "forward")
     found = [first]
     for config in CONFIGS:
-        candidate = KernelConfig(**{**asdict(config), "order": first.order})
+        candidate = replace(config, order=first.order)
         try:
             check_config(candidate, problem, target)
         except ConfigError:
@@ -154,13 +212,10 @@ def error_on_rows(
     length = key.shape[2]
     generator = np.random.default_rng(0)
     rows = np.unique(np.r_[0, length - 1, generator.integers(0, query.shape[2], 46)])
-    env = environment(case, length) | {"q_len": length, "kv_len": length, "head": 0}
-    env |= {"q": rows[:, None], "k": np.arange(length)[None, :]}
-    allowed = np.broadcast_to(
-        np.asarray(evaluate(_pattern(case.text).body, env), bool), (len(rows), length)
-    )
-    mask = torch.from_numpy(np.ascontiguousarray(allowed)).to(query.device)
     picked = torch.from_numpy(rows).to(query.device)
+    heads = torch.arange(query.shape[1], device=query.device)[:, None, None]
+    keys_at = torch.arange(length, device=query.device)
+    mask = case.flex(0, heads, picked[:, None], keys_at[None, :])  # written by hand, unlike ours
     group = query.shape[1] // key.shape[1]
     keys, values = (t.double().repeat_interleave(group, 1) for t in (key, value))
     scores = query[:, :, picked].double() @ keys.transpose(-1, -2) * scale
@@ -241,7 +296,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--kv-heads", type=int, default=None)
     parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--only", default="", help="run cases whose name contains this")
+    parser.add_argument(
+        "--only", default="", help="run cases whose name contains one of these, with commas between"
+    )
     parser.add_argument("--no-flex", action="store_true")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     return parser.parse_args()
@@ -255,7 +312,8 @@ def main() -> None:
     target = f"cuda:{10 * major + minor}"
     kv_heads = options.kv_heads or options.heads
     problem = Problem("bfloat16", options.head_dim, options.head_dim, options.heads // kv_heads)
-    cases = [case for case in CASES if options.only in case.name]
+    only = options.only.split(",")
+    cases = [case for case in CASES if any(part in case.name for part in only)]
     tried = {case.name: configs_of(case, problem, target) for case in cases}
     start = time.perf_counter()
     kernels = compile_all(cases, tried, problem, target, options.jobs)
@@ -270,13 +328,14 @@ def main() -> None:
         for size in (shape, kv_shape, kv_shape)
     )
     results = []
-    print(f"{'pattern':24}{'density':>8}{'default':>9}{'best':>7}  {'config':28}", end="")
+    flex_ms: dict[str, float] = {}
+    print(f"{'pattern':44}{'density':>8}{'default':>9}{'best':>7}  {'config':28}", end="")
     print(f"{'flex':>6}{'x':>6}  sdpa")
     for case in cases:
-        result = run_case(case, tensors, tried[case.name], kernels, options)  # type: ignore[arg-type]
+        result = run_case(case, tensors, tried[case.name], kernels, options, flex_ms)  # type: ignore[arg-type]
         results.append(result)
         print_row(result)
-    overhead = launch_microseconds(Forward(_programs("causal")), device)
+    overhead = launch_microseconds(Forward(_lowered("causal")), device)
     print(f"host time of a call: {overhead:.1f} us; all of it: {time.perf_counter() - start:.0f} s")
     report = {
         "device": torch.cuda.get_device_name(device),
@@ -296,12 +355,12 @@ def compile_all(
     problem: Problem,
     target: str,
     jobs: int,
-) -> dict[tuple[str, KernelConfig], CompiledKernel]:
+) -> dict[tuple[str, KernelConfig], list[CompiledKernel]]:
     """Compiles every kernel in other processes; Triton's cache on disk carries them over."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         futures = {
-            (case.name, config): pool.submit(compile_one, case.text, problem, config, target)
+            (case.name, config): pool.submit(compile_one, case.name, problem, config, target)
             for case in cases
             for config in tried[case.name]
         }
@@ -312,10 +371,11 @@ def run_case(
     case: Case,
     tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     configs: list[KernelConfig],
-    kernels: dict[tuple[str, KernelConfig], CompiledKernel],
+    kernels: dict[tuple[str, KernelConfig], list[CompiledKernel]],
     options: argparse.Namespace,
+    flex_ms: dict[str, float],
 ) -> dict[str, Any]:
-    """Checks and times one pattern in every config, and its peers."""
+    """Checks and times one pattern in every config, and its peers; `flex_ms` keeps times by text."""
     scale = options.head_dim**-0.5
     env = environment(case, options.length)
     lengths = {"q_len": options.length, "kv_len": options.length, "head": 0}
@@ -323,8 +383,8 @@ def run_case(
     flops = 4 * pairs * options.head_dim
     runs = []
     for config in configs:
-        kernel = kernels[(case.name, config)]
-        forward = Forward(_programs(case.text), config=config)
+        compiled = kernels[(case.name, config)]
+        forward = Forward(_lowered(case.name), config=config)
         out, lse = forward(*tensors, env=env, scale=scale)
         out_error, lse_error = error_on_rows(case, tensors, out, lse, scale)
         if not (out_error < 2e-2 and lse_error < 2e-3):
@@ -333,7 +393,11 @@ def run_case(
         runs.append(
             asdict(config)
             | {"ms": ms, "tflops": flops / ms / 1e9, "out_error": out_error, "lse_error": lse_error}
-            | {"registers": kernel.registers, "spilled": kernel.spilled, "shared": kernel.shared}
+            | {
+                "registers": [kernel.registers for kernel in compiled],
+                "spilled": [kernel.spilled for kernel in compiled],
+                "shared": [kernel.shared for kernel in compiled],
+            }
         )
     result: dict[str, Any] = {
         "case": case.name,
@@ -342,7 +406,9 @@ def run_case(
         "runs": runs,
     }
     if not options.no_flex:
-        ms = flex_times(case, tensors, scale)
+        if case.text not in flex_ms:  # one mask, lowered in several ways
+            flex_ms[case.text] = flex_times(case, tensors, scale)
+        ms = flex_ms[case.text]
         result["flex"] = {"ms": ms, "tflops": flops / ms / 1e9}
     if case.name in ("full", "causal"):
         result["sdpa"] = {
@@ -355,7 +421,7 @@ def run_case(
 def print_row(result: dict[str, Any]) -> None:
     default, best = result["runs"][0], max(result["runs"], key=lambda run: run["tflops"])
     config = "{block_q}x{block_k} w{num_warps} s{num_stages} {load} {order}".format(**best)
-    print(f"{result['case']:24}{result['density']:8.3f}{default['tflops']:9.0f}", end="")
+    print(f"{result['case']:44}{result['density']:8.3f}{default['tflops']:9.0f}", end="")
     print(f"{best['tflops']:7.0f}  {config:28}", end="")
     if "flex" in result:
         flex = result["flex"]["tflops"]

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.decompose import Part, decompositions
-from patterncc.codegen.ir import DENSE, BlockProgram
+from patterncc.codegen.ir import DENSE, BlockProgram, Passes
 from patterncc.codegen.lower import lower_part, specialise
 from patterncc.codegen.schedule import tile_counts
 from patterncc.dsl.errors import ConfigError, UnsupportedError
@@ -26,8 +26,6 @@ REFERENCE_NUMBER = 1024  # for a run-time number without a default
 PASS_COST = 2.0  # tiles that merging a row tile of a further pass into the result is worth
 PARTIAL_COST = 1.2  # of a full tile
 _CLASSES_COUNTED = 4
-
-Passes: TypeAlias = tuple[BlockProgram, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,12 +48,9 @@ EMITTER = 1
 PEAK_FLOOR = -1.0e38
 """Where `peak` starts: below any score that occurs; finite, so that `-inf - peak` is never NaN."""
 
-_COMPUTED = frozenset(
-    [
-        *("q", "k", "head", "kv_head", "batch", "heads", "kv_heads"),
-        *("q_first", "q_last", "residue", "q_len", "kv_len", "q_offset"),
-    ]
-)
+_TILE_NAMES = frozenset({"q", "k", "q_first", "q_last", "residue"})
+_CALL_NAMES = frozenset({"head", "kv_head", "batch", "heads", "kv_heads"})
+_LENGTHS = frozenset({"q_len", "kv_len", "q_offset"})
 _INDENT = "    "
 
 
@@ -180,8 +177,9 @@ class _ForwardWriter:
         yield from self._access.strides()
         for table in self._tables:
             yield from table.sizes
-        given = {*length_parameters(self._program.tiling), *_COMPUTED, *CLASS_NAMES}
-        for name in sorted({scalar_name(leaf) for leaf in self._scalars()} - given):
+        known = {*_TILE_NAMES, *_CALL_NAMES, *_LENGTHS, *CLASS_NAMES}
+        known |= {*length_parameters(self._program.tiling)}
+        for name in sorted({scalar_name(leaf) for leaf in self._scalars()} - known):
             yield KernelParameter(name, "i32")
 
     def _expressions(self) -> Iterator[Expr]:

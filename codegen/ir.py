@@ -145,3 +145,7 @@ class BlockProgram:
             forward=tuple(function(self.forward)),
             transposed=None if self.transposed is None else tuple(function(self.transposed)),
         )
+
+
+Passes: TypeAlias = tuple[BlockProgram, ...]
+"""The programs that together compute a pattern, over disjoint pairs."""

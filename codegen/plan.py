@@ -16,16 +16,13 @@ from patterncc.codegen.classes import row_classes
 from patterncc.codegen.config import KernelConfig, check_config, default_config, tile_order
 from patterncc.codegen.forward_source import emit_forward
 from patterncc.codegen.interval import LIMIT, MOST_PROGRAMS
-from patterncc.codegen.ir import DENSE, BlockProgram
+from patterncc.codegen.ir import DENSE, BlockProgram, Passes
 from patterncc.codegen.layout import Layout
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.schedule import evaluate
 from patterncc.codegen.triton_source import KernelSource
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import TRUE
-
-Passes: TypeAlias = tuple[BlockProgram, ...]
-"""Programs over disjoint sets of pairs, which together are the pattern."""
 
 Lowered: TypeAlias = Callable[[int, int], Sequence[Passes]]
 """Lowers for a tile shape `(block_q, block_k)`: alternatives, the most special one first, one that

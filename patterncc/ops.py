@@ -215,8 +215,8 @@ def _attn_fwd_cpu(
     call = _prepare(query, key, value, pattern, *rest)
     if query.numel() == 0 or key.numel() == 0:
         return _nothing(query, value)
-    program = pipeline.program(pattern, *_CPU_TILE, call.sizes, call.within)
-    return cpu.attention((program,), query, key, value, env=call.env, scale=call.scale)
+    passes = pipeline.passes(pattern, *_CPU_TILE, call.sizes, call.within)
+    return cpu.attention(passes, query, key, value, env=call.env, scale=call.scale)
 
 
 def _attn_fwd_cuda(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.lower import DIVIDING_SIZES, lower
 from patterncc.dsl import load
 from patterncc.dsl.errors import ArgumentError
@@ -19,9 +20,8 @@ from patterncc.dsl.mask import FloorDiv, Mod, variables, walk
 from patterncc.settings import settings
 
 if TYPE_CHECKING:
-    from patterncc.codegen.ir import BlockProgram
+    from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.codegen.launch import Forward
-    from patterncc.codegen.plan import Passes
     from patterncc.dsl.pattern import Pattern
 
 PATTERNS_KEPT = 256  # parsed texts
@@ -129,10 +129,10 @@ def resolve(structure: str) -> Resolved:
 
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
-def program(
+def passes(
     structure: str, block_q: int, block_k: int, sizes: tuple[tuple[str, int], ...], within: bool
-) -> BlockProgram:
-    """The block program of a structure, its forward direction; kept for those used last.
+) -> Passes:
+    """The programs of a structure, their forward direction; kept for those used last.
 
     Args:
         structure: Canonical text without run-time defaults.
@@ -142,11 +142,10 @@ def program(
         within: Whether the rows of the calls end within the keys.
 
     Raises:
-        UnsupportedError: For a term that has no exact lowering yet.
+        UnsupportedError: For a term that has no lowering.
     """
-    pattern = resolve(structure).pattern
-    return lower(
-        pattern,
+    return lower_passes(
+        resolve(structure).pattern,
         block_q,
         block_k,
         sizes=dict(sizes),
@@ -156,8 +155,27 @@ def program(
     )
 
 
-class _Programs(Sequence["Passes"]):
-    """The passes of a structure for one tile shape, each lowered when it is looked at: for rows
+@functools.lru_cache(maxsize=PROGRAMS_KEPT)
+def program(
+    structure: str, block_q: int, block_k: int, sizes: tuple[tuple[str, int], ...], within: bool
+) -> BlockProgram:
+    """The one program of a structure in the positions of the call, its forward direction.
+
+    Arguments and errors as in `passes`.
+    """
+    return lower(
+        resolve(structure).pattern,
+        block_q,
+        block_k,
+        sizes=dict(sizes),
+        within=within,
+        transposed=False,
+        check=settings().verify,
+    )
+
+
+class _Alternatives(Sequence["Passes"]):
+    """The passes of a structure for one tile shape, lowered when they are looked at: for rows
     within the keys, then for any rows.
     """
 
@@ -168,7 +186,7 @@ class _Programs(Sequence["Passes"]):
         return 2
 
     def __getitem__(self, index: Any) -> Any:
-        return (program(*self._arguments, (True, False)[index]),)
+        return passes(*self._arguments, (True, False)[index])
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
@@ -181,7 +199,7 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Forward:
     from patterncc.codegen.launch import Forward  # here, because it loads triton and torch
 
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
-        return _Programs(structure, block_q, block_k, sizes)
+        return _Alternatives(structure, block_q, block_k, sizes)
 
     return Forward(lowered, folder=kernel_folder())
 
@@ -201,11 +219,12 @@ class Counts(NamedTuple):
 
 def caches() -> tuple[Any, ...]:
     """The caches of this module; each is bounded."""
-    return (_signature, resolve, program, launcher)
+    return (_signature, resolve, passes, program, launcher)
 
 
 def cache_counts() -> Counts:
     """The texts that were parsed and the programs that were lowered so far."""
     return Counts(
-        _signature.cache_info().misses + resolve.cache_info().misses, program.cache_info().misses
+        _signature.cache_info().misses + resolve.cache_info().misses,
+        passes.cache_info().misses + program.cache_info().misses,
     )

@@ -1,5 +1,5 @@
 # LaCache: a ladder of kept keys through the layers, compacted again and again.
-# lifetime: for how many positions a key is seen, `patterncc.selectors.lacache` computes it with `recent` and `reach`, the
+# lifetime: for how many positions a key is seen, `patterncc.selection.lacache` computes it with `recent` and `reach`, the
 # least of them and the most of any but a pinned key. docs/patterns.md says why this is the recurrence.
 # Source: arXiv:2507.14204, GATECH-EIC/LaCache.
 pattern lacache(lifetime: int[token], recent, reach, capacity = 256, span = 16, overlap = 0,

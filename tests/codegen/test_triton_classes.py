@@ -30,7 +30,7 @@ def worker() -> Iterator[ProcessPoolExecutor]:
 
 
 def _in(text: str, tiling: Tiling, *lengths: int, **options: object) -> Call:
-    return Call(text, *lengths, passes=((text, tiling),), **options)  # type: ignore[arg-type]
+    return Call(text, *lengths, passes=((text, tiling),), **options)  # type: ignore
 
 
 EIGHT = residue_tiling(8)

@@ -1,6 +1,6 @@
 """LaCache's cache, simulated call by call as its compaction is defined: lists of positions.
 
-The slow judge of the pattern `lacache` and of what `patterncc.selectors` computes for it. Knows
+The slow judge of the pattern `lacache` and of what `patterncc.selection` computes for it. Knows
 nothing of either. Slots are places in a layer's list, oldest first.
 """
 

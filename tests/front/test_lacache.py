@@ -8,9 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import patterncc
-from patterncc import selectors
+from patterncc import selection
 from patterncc.dsl.errors import ArgumentError
-from patterncc.selectors.ladder import FOREVER, Ladder
+from patterncc.selection.ladder import FOREVER, Ladder
 from tests.dsl.lacache_cache import LadderCache, lifetimes, streamed
 
 
@@ -33,7 +33,7 @@ def configurations(draw: st.DrawFn) -> tuple[int, int, int, int, int]:
 def test_lifetimes_say_what_the_cache_holds(configuration: tuple[int, int, int, int, int]) -> None:
     layers, capacity, span, overlap, sinks = configuration
     ladder = Ladder.of(*configuration)
-    found = selectors.lacache(*configuration)
+    found = selection.lacache(*configuration)
     table, recent, reach = found["lifetime"], found["recent"], found["reach"]
     assert isinstance(table, torch.Tensor) and isinstance(recent, int) and isinstance(reach, int)
     start, period = sinks + ladder.kept * ladder.rungs, ladder.rungs * ladder.freed
@@ -66,9 +66,9 @@ def test_after_a_prompt(configuration: tuple[int, int, int, int, int], prompt: i
         wrong = "reads place"
     if wrong:
         with pytest.raises(ArgumentError, match=f"compaction of the prompt {wrong}|{wrong}"):
-            selectors.lacache_after_prompt(prompt, length, *configuration)
+            selection.lacache_after_prompt(prompt, length, *configuration)
         return
-    until = selectors.lacache_after_prompt(prompt, length, *configuration).tolist()
+    until = selection.lacache_after_prompt(prompt, length, *configuration).tolist()
     seen = streamed(layers, span, overlap, capacity, sinks, length, prompt)
     for layer in range(layers):
         for q in range(length):
@@ -89,7 +89,7 @@ def test_published_configurations(
     configuration: tuple[int, int, int, int, int], entries: int
 ) -> None:
     layers, capacity, span, overlap, sinks = configuration
-    found = selectors.lacache(*configuration)
+    found = selection.lacache(*configuration)
     table = found["lifetime"]
     assert isinstance(table, torch.Tensor) and table.shape == (entries,)
     length = 700
@@ -104,7 +104,7 @@ def test_published_configurations(
 
 
 def test_its_lifetimes_are_those_of_the_simulation() -> None:
-    found = selectors.lacache(8, 22, 4, 0, 2)
+    found = selection.lacache(8, 22, 4, 0, 2)
     table = found["lifetime"]
     assert isinstance(table, torch.Tensor)
     lived = lifetimes(streamed(8, 4, 0, 22, 2, 300))
@@ -116,7 +116,7 @@ def test_the_oldest_key_of_a_published_configuration() -> None:
     # 1,712 tokens back and more is gone but for what is pinned, as its definition has it.
     ladder = Ladder.of(32, 256, 16, 0, 4)
     assert (ladder.slots, ladder.kept, ladder.freed, ladder.rungs) == (2, 1, 1, 220)
-    reach = selectors.lacache(32, 256, 16, 0, 4)["reach"]
+    reach = selection.lacache(32, 256, 16, 0, 4)["reach"]
     assert isinstance(reach, int) and 1712 <= reach < 2000
 
 
@@ -134,9 +134,9 @@ def test_the_oldest_key_of_a_published_configuration() -> None:
 )
 def test_no_such_ladder(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        selectors.lacache(**arguments)
+        selection.lacache(**arguments)
 
 
 def test_the_least_capacity_works() -> None:
-    found = selectors.lacache(32, 37)
+    found = selection.lacache(32, 37)
     assert isinstance(found["lifetime"], torch.Tensor)

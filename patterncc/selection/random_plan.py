@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from patterncc.dsl.errors import ArgumentError
-from patterncc.selectors.inputs import at_least
+from patterncc.selection.inputs import at_least
 
 
 def bigbird_random(
     heads: int, length: int, *, block: int = 64, count: int = 3, seed: int = 0
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Random blocks for the library pattern `bigbird`: a draw of its distribution, from a seed.
 
     Each block row but the first and the last draws blocks that are neither in its window nor at an

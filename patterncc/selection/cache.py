@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
 from patterncc.dsl.errors import ArgumentError
-from patterncc.selectors.inputs import at_least, check, largest, per_query_head, wide
+from patterncc.selection.inputs import at_least, check, largest, per_query_head, wide
 
 
 def quest_pages(
     query: Tensor, key: Tensor, budget: int, *, page: int = 16, parts: int = 1
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """The pages of the cache with the largest bounds of a query's scores, for `quest` and `lserve`.
 
     A page's bound is the largest product that a key within its channels' extremes could have with
@@ -65,7 +65,7 @@ def snapkv(
     window: int = 32,
     kernel: int = 5,
     pooling: Literal["avg", "max"] = "avg",
-) -> dict[str, int | Tensor]:
+) -> dict[str, Any]:
     """The keys of a prompt that SnapKV keeps, for the library pattern `snapkv`.
 
     The weights that the prompt's last queries give to each key, summed and smoothed along the keys;

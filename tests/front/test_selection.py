@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import patterncc
-from patterncc import selectors
+from patterncc import selection
 from patterncc.dsl.errors import ArgumentError
 from tests.front.inputs import tensors
 
@@ -52,7 +52,7 @@ def attention_of_last(
 def test_vertical_slash(verticals: int, slashes: int, last: int) -> None:
     query, key, _ = tensors(130, batch=1)
     asked = [verticals, verticals + 1, verticals, 500]
-    found = selectors.vertical_slash(
+    found = selection.vertical_slash(
         query, key, asked, slashes, last=last, first_keys=5, first_distances=8
     )
     for head in range(4):
@@ -74,7 +74,7 @@ def test_minference_kernel(seed: int) -> None:
     length, block = 50 + seed, (4, 8, 5)[seed % 3]
     verticals = torch.rand(2, length, generator=generator) < 0.1
     slashes = torch.rand(2, length, generator=generator) < (0.02, 0.15, 0.6)[seed % 3]
-    keep = selectors.minference_kernel(verticals, slashes, block=block)["keep"]
+    keep = selection.minference_kernel(verticals, slashes, block=block)["keep"]
     exact = patterncc.compile("vertical_slash")
     for head in range(2):
         ideal = exact.mask(length, head=head, heads=2, verticals=verticals, slashes=slashes)
@@ -98,7 +98,7 @@ def test_minference_kernel(seed: int) -> None:
 @pytest.mark.parametrize(("length", "size", "top"), [(64, 8, 3), (61, 8, 1), (40, 64, 2)])
 def test_block_topk(length: int, size: int, top: int) -> None:
     query, key, _ = tensors(length, batch=1)
-    keep = selectors.block_topk(query, key, top, size=size)["keep"]
+    keep = selection.block_topk(query, key, top, size=size)["keep"]
     count = -(-length // size)
     assert keep.shape == (4, count, count)
     for head in range(4):
@@ -115,7 +115,7 @@ def test_block_topk(length: int, size: int, top: int) -> None:
 )
 def test_moba(q_len: int, kv_len: int, top: int) -> None:
     query, key, _ = tensors(q_len, kv_len)
-    keep = selectors.moba(query, key, top, chunk=8)["keep"]
+    keep = selection.moba(query, key, top, chunk=8)["keep"]
     assert keep.shape == (2, 4, kv_len, -(-kv_len // 8))
     assert not keep[:, :, : kv_len - q_len].any()
     for batch in range(2):
@@ -135,7 +135,7 @@ def test_moba(q_len: int, kv_len: int, top: int) -> None:
 )
 def test_quest_pages(kv_len: int, page: int, parts: int, budget: int) -> None:
     query, key, _ = tensors(1, kv_len)
-    pages = selectors.quest_pages(query, key, budget, page=page, parts=parts)["pages"]
+    pages = selection.quest_pages(query, key, budget, page=page, parts=parts)["pages"]
     count = -(-kv_len // page)
     step = page // parts
     for batch in range(2):
@@ -155,7 +155,7 @@ def test_quest_pages(kv_len: int, page: int, parts: int, budget: int) -> None:
 @pytest.mark.parametrize(("length", "capacity"), [(60, 20), (60, 59), (20, 20)])
 def test_snapkv(length: int, capacity: int, pooling: Any) -> None:
     query, key, _ = tensors(length)
-    found = selectors.snapkv(query, key, capacity, window=6, pooling=pooling)
+    found = selection.snapkv(query, key, capacity, window=6, pooling=pooling)
     kept = found["kept"]
     assert isinstance(kept, Tensor) and isinstance(found["prompt"], Tensor)
     assert found["prompt"].tolist() == [length, length] and found["window"] == 6
@@ -181,50 +181,51 @@ def test_snapkv(length: int, capacity: int, pooling: Any) -> None:
 
 
 def test_bigbird_random() -> None:
-    plan = selectors.bigbird_random(3, 20 * 8 - 3, block=8, count=3)["random"]
+    plan = selection.bigbird_random(3, 20 * 8 - 3, block=8, count=3)["random"]
     assert plan.shape == (3, 20, 20)
     for head in range(3):
         assert not plan[head, 0].any() and not plan[head, 19].any()
         for row in range(1, 19):
             drawn = chosen(plan[head, row])
             assert len(drawn) == 3 and not drawn & {0, 19, row - 1, row, row + 1}
-    assert torch.equal(plan, selectors.bigbird_random(3, 157, block=8)["random"])
-    assert not torch.equal(plan, selectors.bigbird_random(3, 157, block=8, seed=1)["random"])
+    assert torch.equal(plan, selection.bigbird_random(3, 157, block=8)["random"])
+    assert not torch.equal(plan, selection.bigbird_random(3, 157, block=8, seed=1)["random"])
 
 
 def test_equal_scores_go_to_the_first() -> None:
     query, key, _ = tensors(64, batch=1)
     key = torch.zeros_like(key)
-    assert chosen(selectors.block_topk(query, key, 3, size=8)["keep"][0, 7]) == {0, 1, 2}
-    assert chosen(selectors.moba(query, key, 3, chunk=8)["keep"][0, 0, 63]) == {0, 1, 7}
-    pages = selectors.quest_pages(query[:, :, -1:], key, 3, page=8)["pages"]
+    assert chosen(selection.block_topk(query, key, 3, size=8)["keep"][0, 7]) == {0, 1, 2}
+    assert chosen(selection.moba(query, key, 3, chunk=8)["keep"][0, 0, 63]) == {0, 1, 7}
+    pages = selection.quest_pages(query[:, :, -1:], key, 3, page=8)["pages"]
     assert chosen(pages[0, 0]) == {0, 1, 7}
 
 
+ANY: Any = "sum"
 SQUARE, _, _ = tensors(16, batch=1)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: selectors.block_topk(SQUARE[0], SQUARE), r"is torch.float32 \[4, 16, 16\]"),
-        (lambda: selectors.block_topk(SQUARE.int(), SQUARE), "`query` is torch.int32"),
-        (lambda: selectors.block_topk(SQUARE[:, :, 1:], SQUARE), "15 positions; it needs as many"),
-        (lambda: selectors.block_topk(SQUARE.repeat(2, 1, 1, 1), SQUARE), "one batch"),
-        (lambda: selectors.moba(SQUARE[:, :3], SQUARE[:, :2]), "3 heads and `key` 2"),
-        (lambda: selectors.moba(SQUARE, SQUARE[:, :, 1:]), "no more than `key`, 15"),
-        (lambda: selectors.moba(SQUARE, SQUARE, 0), "`top` is 0"),
-        (lambda: selectors.vertical_slash(SQUARE, SQUARE, [1, 2]), "2 numbers; it needs 4"),
-        (lambda: selectors.vertical_slash(SQUARE, SQUARE, 3, [1, 2, -1, 0]), "-1 for head 2"),
-        (lambda: selectors.vertical_slash(SQUARE.repeat(2, 1, 1, 1), SQUARE.repeat(2, 1, 1, 1)),
+        (lambda: selection.block_topk(SQUARE[0], SQUARE), r"is torch.float32 \[4, 16, 16\]"),
+        (lambda: selection.block_topk(SQUARE.int(), SQUARE), "`query` is torch.int32"),
+        (lambda: selection.block_topk(SQUARE[:, :, 1:], SQUARE), "15 positions; it needs as many"),
+        (lambda: selection.block_topk(SQUARE.repeat(2, 1, 1, 1), SQUARE), "one batch"),
+        (lambda: selection.moba(SQUARE[:, :3], SQUARE[:, :2]), "3 heads and `key` 2"),
+        (lambda: selection.moba(SQUARE, SQUARE[:, :, 1:]), "no more than `key`, 15"),
+        (lambda: selection.moba(SQUARE, SQUARE, 0), "`top` is 0"),
+        (lambda: selection.vertical_slash(SQUARE, SQUARE, [1, 2]), "2 numbers; it needs 4"),
+        (lambda: selection.vertical_slash(SQUARE, SQUARE, 3, [1, 2, -1, 0]), "-1 for head 2"),
+        (lambda: selection.vertical_slash(SQUARE.repeat(2, 1, 1, 1), SQUARE.repeat(2, 1, 1, 1)),
          "looks at one sequence"),
-        (lambda: selectors.quest_pages(SQUARE, SQUARE, 2), "chosen for one"),
-        (lambda: selectors.quest_pages(SQUARE[:, :, -1:], SQUARE, 2, page=6, parts=4), "divide"),
-        (lambda: selectors.snapkv(SQUARE, SQUARE, 8), "`capacity` is 8; it must be 33"),
-        (lambda: selectors.snapkv(SQUARE, SQUARE, kernel=4), "`kernel` is 4; it must be odd"),
-        (lambda: selectors.snapkv(SQUARE, SQUARE, pooling="sum"), "`pooling` is 'sum'"),
-        (lambda: selectors.bigbird_random(2, 11 * 64), "full attention up to 11 blocks"),
-        (lambda: selectors.minference_kernel(SQUARE, SQUARE), r"bool \[heads, length\]"),
+        (lambda: selection.quest_pages(SQUARE, SQUARE, 2), "chosen for one"),
+        (lambda: selection.quest_pages(SQUARE[:, :, -1:], SQUARE, 2, page=6, parts=4), "divide"),
+        (lambda: selection.snapkv(SQUARE, SQUARE, 8), "`capacity` is 8; it must be 33"),
+        (lambda: selection.snapkv(SQUARE, SQUARE, kernel=4), "`kernel` is 4; it must be odd"),
+        (lambda: selection.snapkv(SQUARE, SQUARE, pooling=ANY), "`pooling` is 'sum'"),
+        (lambda: selection.bigbird_random(2, 11 * 64), "full attention up to 11 blocks"),
+        (lambda: selection.minference_kernel(SQUARE, SQUARE), r"bool \[heads, length\]"),
     ],
 )  # fmt: skip
 def test_bad_input(call: Any, message: str) -> None:

@@ -12,6 +12,7 @@ entries for each of the `freed + 1` kinds of layers says all, at any length.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ class Ladder:
 
 def lacache(
     layers: int, capacity: int = 256, span: int = 16, overlap: int = 0, sinks: int = 4
-) -> dict[str, int | Tensor]:
+) -> dict[str, Any]:
     """The table and the numbers of the library pattern `lacache`, for tokens that come one by one.
 
     Args:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from patterncc.dsl.errors import ArgumentError
-from patterncc.selectors.inputs import at_least, check, largest, per_query_head, pooled, wide
+from patterncc.selection.inputs import at_least, check, largest, per_query_head, pooled, wide
 
 LEAST_VERTICALS, LEAST_SLASHES = 30, 50  # that MInference chooses however few are asked for
 
@@ -22,7 +23,7 @@ def vertical_slash(
     last: int = 64,
     first_keys: int = 30,
     first_distances: int = 100,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """MInference's choice of keys and distances, for the library pattern `vertical_slash`.
 
     From the attention of the last queries: the keys and the distances with the most weight, some
@@ -79,7 +80,7 @@ def _per_head(name: str, counts: int | Sequence[int], heads: int) -> list[int]:
     return listed
 
 
-def minference_kernel(verticals: Tensor, slashes: Tensor, *, block: int = 64) -> dict[str, Tensor]:
+def minference_kernel(verticals: Tensor, slashes: Tensor, *, block: int = 64) -> dict[str, Any]:
     """What MInference's kernel computes for chosen keys and distances, for `minference`.
 
     For each block of queries, every distance asks for the `block` keys before the place where it
@@ -139,7 +140,7 @@ def _intervals(distances: list[int], rows: int, block: int) -> Tensor:
     return (changes.cumsum(-1) > 0)[:, : rows * block]
 
 
-def block_topk(query: Tensor, key: Tensor, top: int = 100, *, size: int = 64) -> dict[str, Tensor]:
+def block_topk(query: Tensor, key: Tensor, top: int = 100, *, size: int = 64) -> dict[str, Any]:
     """The key blocks that look most like each query block, for `causal_blocks(size = 64)`.
 
     Blocks are compared by the product of their means, unscaled, as MInference's block-sparse heads
@@ -167,7 +168,7 @@ def block_topk(query: Tensor, key: Tensor, top: int = 100, *, size: int = 64) ->
     return {"keep": largest(scores.masked_fill(later, -torch.inf), top)}
 
 
-def moba(query: Tensor, key: Tensor, top: int = 12, *, chunk: int = 4096) -> dict[str, Tensor]:
+def moba(query: Tensor, key: Tensor, top: int = 12, *, chunk: int = 4096) -> dict[str, Any]:
     """MoBA's chunks of keys for each token and head, for the library pattern `moba`.
 
     A token's own chunk counts among the `top`; of the chunks before it, those whose mean key has
