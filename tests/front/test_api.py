@@ -270,7 +270,7 @@ def test_explain_with_other_numbers() -> None:
 def test_explain_with_tables() -> None:
     attn = patterncc.compile("pattern p(w: int[head]): 0 <= q - k < w[head]")
     text = attn.explain(64, heads=2, w=torch.tensor([8, 64]))
-    assert "head 0" in text and "keys of a row          1 … 8" in text
+    assert "head 0" in text and "keys of a row         1 … 8" in text
     assert attn.explain(64, heads=2, w=[8, 64]) == text
     with pytest.raises(ConfigError, match="no table was given for `w`"):
         attn.explain(64)
