@@ -177,8 +177,10 @@ class Attention:
         Raises:
             ArgumentError: An argument is missing, unknown or does not fit.
         """
+        import torch
+
         from patterncc.codegen import reference
-        from patterncc.parameters import bind, check_tables
+        from patterncc.parameters import bind, check_entries, check_tables
         from patterncc.sizes import head_scalars
 
         reads = pipeline.resolve(self.pattern.structure).reads
@@ -186,7 +188,11 @@ class Attention:
             reads, q_len, kv_len, q_offset, head, layer, heads, kv_heads, layers, batch
         )
         numbers, tables = bind(self._signature, values)
-        check_tables(self.pattern, tables, scalars)
+        declared = self.pattern.tables
+        check_tables(declared, tables, scalars, torch.device("cpu"))
+        check_entries(
+            declared, tables, max(scalars["kv_len"], scalars["q_offset"] + scalars["q_len"])
+        )
         return reference.mask(
             self.pattern,
             **scalars,
