@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -81,29 +80,64 @@ def check_names(signature: Signature, names: Iterable[str]) -> None:
             _refuse_name(signature, name)
 
 
+def bind_on_host(
+    signature: Signature,
+    declared: Sequence[Parameter],
+    values: Mapping[str, object],
+    scalars: Mapping[str, int],
+) -> tuple[list[int], list[Tensor]]:
+    """As `bind`, for what looks at one head on the CPU; the tables and their entries are checked.
+
+    Args:
+        signature: Of the pattern.
+        declared: Its tables and segments, in name order.
+        values: Of its parameters by name.
+        scalars: `q_len`, `kv_len`, `q_offset` and what else is known, as in `check_tables`.
+
+    Raises:
+        ArgumentError: One is missing, unknown or not as the pattern declares it.
+    """
+    numbers, tables = bind(signature, values)
+    check_tables(declared, tables, scalars, torch.device("cpu"))
+    positions = max(scalars["kv_len"], scalars["q_offset"] + scalars["q_len"])
+    check_entries(declared, tables, positions)
+    return numbers, tables
+
+
 def bind_arrays(
-    pattern: Pattern, values: Mapping[str, object], sizes: Mapping[str, int]
+    declared: Sequence[Parameter],
+    values: Mapping[str, object],
+    sizes: Mapping[str, int],
+    positions: int,
 ) -> dict[str, npt.NDArray[Any]]:
     """The tables among the values of a call as arrays, int64 or bool; those not given are left out.
 
     Args:
-        pattern: What declares them.
-        values: Of the parameters; tables as tensors or as anything that an array can be made of.
+        declared: The tables and segments of a pattern.
+        values: Of its parameters; tables as tensors or as anything that an array can be made of.
         sizes: `heads`, `kv_heads`, `layers`.
+        positions: As in `check_entries`.
 
     Raises:
         ArgumentError: One is not as the pattern declares it.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
-    for parameter in pattern.tables:
+    for parameter in declared:
         given = values.get(parameter.name)
         if given is None:
             continue
         table = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
-        check_tables(replace(pattern, parameters=(parameter,)), [table], sizes)
-        array = table.detach().cpu().numpy()
-        arrays[parameter.name] = array if array.dtype == np.bool_ else array.astype(np.int64)
+        table = table.cpu()
+        check_tables((parameter,), (table,), sizes, table.device)
+        check_entries((parameter,), (table,), positions)
+        arrays[parameter.name] = as_array(table)
     return arrays
+
+
+def as_array(table: Tensor) -> npt.NDArray[Any]:
+    """A table on the CPU as programs evaluate it: bool, or int64."""
+    array: npt.NDArray[Any] = table.detach().numpy()
+    return array if array.dtype == np.bool_ else array.astype(np.int64, copy=False)
 
 
 def _refuse_name(signature: Signature, name: str) -> NoReturn:
