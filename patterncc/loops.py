@@ -80,8 +80,9 @@ def loops(program: BlockProgram, env: Env, direction: Direction) -> list[Loop]:
     rows = length // block
     row = Var(ROW[direction])
     replace: dict[Expr, IntExpr] = {}
-    for name, value in env.items():
-        replace[Var(name)] = replace[Param(name)] = Const(int(value))
+    tables = {name: value for name, value in env.items() if isinstance(value, np.ndarray)}
+    for name in env.keys() - tables.keys():
+        replace[Var(name)] = replace[Param(name)] = Const(int(env[name]))
     if rows:
         first, last = _multiple(block, row, offset), _multiple(block, row, offset + block - 1)
     else:
@@ -98,7 +99,7 @@ def loops(program: BlockProgram, env: Env, direction: Direction) -> list[Loop]:
         live = []
         for residue in range(sweep.classes):
             scope = {**replace, RESIDUE: Const(residue)} if sweep.classes > 1 else replace
-            run = _run(sweep, scope, row, rows, VISITED[direction])
+            run = _run(sweep, scope, row, rows, VISITED[direction], tables)
             if run is not None:
                 live.append(run)
         runs += live[:MOST_CLASSES]
@@ -147,10 +148,15 @@ def _joined(runs: list[_Run]) -> list[_Run]:
 
 
 def _run(
-    sweep: Sweep, replace: Mapping[Expr, IntExpr], row: Var, rows: int, visited: str
+    sweep: Sweep,
+    replace: Mapping[Expr, IntExpr],
+    row: Var,
+    rows: int,
+    visited: str,
+    tables: Mapping[str, Any],
 ) -> _Run | None:
     """One loop with its symbols replaced; `None` if it visits nothing."""
-    scope = {row.name: np.arange(rows, dtype=np.int64)}
+    scope = {**tables, row.name: np.arange(rows, dtype=np.int64)}
 
     def array(expr: Expr) -> npt.NDArray[Any]:
         return np.broadcast_to(np.asarray(evaluate(expr, scope)), (rows,))
@@ -163,7 +169,7 @@ def _run(
         return None
     order = int((sweep.stride * (array(high) - 1) + array(phase))[live][-1])
     # Tiles that do not run the loop have no say in how its ends are written.
-    within = {row.name: scope[row.name][live]}
+    within = {**tables, row.name: scope[row.name][live]}
     if sweep.stride == 1:
         low, high, phase = add(low, phase), add(high, phase), Const(0)
     low, high, phase = (_simplify(expr, within) for expr in (low, high, phase))
