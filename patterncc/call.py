@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from patterncc.codegen.choice import Candidate, candidates
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
 from patterncc.dsl.errors import ConfigError
@@ -158,12 +159,27 @@ class Call:
         return "layer" in self.reads
 
     def program(self, block_q: int, block_k: int) -> BlockProgram:
-        """The block program for a tile shape.
+        """The program for a tile shape in the positions of the call, both directions.
 
         Raises:
-            UnsupportedError: The pattern has a term that is not lowered yet.
+            UnsupportedError: The pattern has a term that has no lowering.
         """
         return lower(self.pattern, block_q, block_k, sizes=self.sizes, within=self.within)
+
+    def candidates(self, block_q: int, block_k: int) -> tuple[Candidate, ...]:
+        """The ways to compute the pattern in tiles of a shape, with their counted costs.
+
+        Raises:
+            UnsupportedError: The pattern has a term that has no lowering.
+        """
+        return candidates(
+            self.pattern,
+            block_q,
+            block_k,
+            sizes=self.sizes,
+            within=self.within,
+            transposed=True,
+        )
 
 
 def _names(names: Iterable[str]) -> str:

@@ -457,14 +457,16 @@ class Attention:
         kv_heads: int | None,
         layers: int,
         batch: int,
-        values: Mapping[str, int],
+        values: Mapping[str, object],
     ) -> Call:
         """A call of the pattern for what looks at it without tensors."""
         from patterncc.call import Call
-        from patterncc.parameters import bind_numbers
+        from patterncc.parameters import bind_arrays, bind_numbers
 
         numbers = bind_numbers(self._signature, values)
         given = dict(zip(self._signature.numbers, numbers, strict=True))
+        sizes = {"heads": heads, "kv_heads": kv_heads or heads, "layers": layers}
+        tables = bind_arrays(self.pattern, values, sizes)
         pattern = load(self.text, name=None, file=None, **given)
         return Call.of(
             replace(pattern, name=self.pattern.name),
@@ -475,6 +477,7 @@ class Attention:
             kv_heads=kv_heads,
             layers=layers,
             batch=batch,
+            tables=tables,
         )
 
     def emit(

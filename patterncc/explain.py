@@ -13,15 +13,18 @@ import numpy.typing as npt
 
 from patterncc import live
 from patterncc.call import Call
-from patterncc.codegen import facts, pair_counts, schedule
+from patterncc.codegen import facts, schedule
+from patterncc.codegen.choice import Candidate, tiling_name, tiling_names
+from patterncc.codegen.classes import row_classes
 from patterncc.codegen.facts import Work
-from patterncc.codegen.ir import BlockProgram
+from patterncc.codegen.ir import BlockProgram, Passes
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.build import all_of, compare, substitute
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Const, Expr, IntExpr, K, Predicate, Q, Var
 from patterncc.dsl.pattern import IntType, Pattern, SegmentsType
+from patterncc.dsl.printer import expression_text
 from patterncc.live import LiveReport
 from patterncc.live_text import live_text
 from patterncc.loops import Loop, loops
@@ -45,6 +48,29 @@ class ParameterNote:
 
 
 @dataclass(frozen=True, slots=True)
+class PassLoops:
+    """One pass over some of the pairs.
+
+    Attributes:
+        tiling: Its variables, in a few words.
+        q_step, k_step: How far apart its rows and keys are; loops count within the first class.
+        visited, full: Tiles, of all classes.
+        ignored: Terms of the mask that decide only inside of the tiles.
+        forward: Loops of a query tile.
+        transposed: Loops of a key tile.
+    """
+
+    tiling: str
+    q_step: int
+    k_step: int
+    visited: int
+    full: int
+    ignored: tuple[str, ...]
+    forward: tuple[Loop, ...]
+    transposed: tuple[Loop, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """Heads of layers that do exactly the same: row by row the same counts of keys and tiles.
 
@@ -54,8 +80,7 @@ class Group:
         density: Visible pairs of all pairs.
         keys: The fewest, the mean and the most keys of a row.
         dead: Half-open ranges of rows that see no key; their output is 0, their lse -inf.
-        forward: Loops of a query tile.
-        transposed: Loops of a key tile.
+        passes: How the pairs are computed.
     """
 
     members: tuple[tuple[int, int], ...]
@@ -63,8 +88,24 @@ class Group:
     density: float
     keys: tuple[int, float, int]
     dead: tuple[tuple[int, int], ...]
-    forward: tuple[Loop, ...]
-    transposed: tuple[Loop, ...]
+    passes: tuple[PassLoops, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to compute the pattern that was considered.
+
+    Attributes:
+        tiling: Its passes, in a few words.
+        cost: Counted at the reference length, in full tiles; `None` where it is not possible.
+        chosen: Whether it is the one.
+        reason: Why it is not possible.
+    """
+
+    tiling: str
+    cost: float | None
+    chosen: bool
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +120,7 @@ class Explanation:
         mathematics: The mask, line by line.
         parameters: In declared order, fixed ones first.
         causal: Whether no row sees a later position, at any length; `None` where it is not known.
+        ways: What the passes were chosen from.
         groups: The heads of the layers looked at; none in an outline.
         live: Which keys a cache must keep, counted at the last row of the call; or why that is not
             known.
@@ -91,6 +133,7 @@ class Explanation:
     mathematics: tuple[str, ...]
     parameters: tuple[ParameterNote, ...]
     causal: bool | None
+    ways: tuple[Way, ...]
     groups: tuple[Group, ...]
     live: LiveReport | str
 
@@ -115,6 +158,7 @@ class Explanation:
                 "block_q": self.block_q,
                 "block_k": self.block_k,
             },
+            "tilings": [asdict(way) for way in self.ways],
             "groups": [
                 {
                     "layers": sorted({layer for layer, _ in group.members}),
@@ -124,8 +168,7 @@ class Explanation:
                     "keys": dict(zip(("least", "mean", "most"), group.keys, strict=True)),
                     "dead_rows": [list(rows) for rows in group.dead],
                     **asdict(group.work),
-                    "forward": [asdict(loop) for loop in group.forward],
-                    "transposed": [asdict(loop) for loop in group.transposed],
+                    "passes": [asdict(each) for each in group.passes],
                 }
                 for group in self.groups
             ],
@@ -167,10 +210,10 @@ def explain(
         for head in (range(call.heads) if heads is None else heads)
     ]
     call.require_tables()
-    program = call.program(block_q, block_k)
-    pairs = None
-    if not pair_counts.is_needed(program):
-        pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within)
+    ways = call.candidates(block_q, block_k)
+    chosen = min(ways, key=lambda way: way.cost)
+    passes = chosen.passes
+    pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within)
     # Most heads differ from others in nothing that the mask reads.
     measured: dict[Predicate, _Measured] = {}
     groups: dict[bytes, list[tuple[int, int]]] = {}
@@ -179,14 +222,15 @@ def explain(
         env = call.env(head, layer)
         body = _specialised(call.pattern.body, env)
         if body not in measured:
-            measured[body] = _measure(call, program, pairs, problem, env)
+            measured[body] = _measure(call, passes, pairs, problem, env)
         digest = measured[body].digest
         groups.setdefault(digest, []).append((layer, head))
         first.setdefault(digest, measured[body])
     return replace(
         outline(call, problem, block_q, block_k),
         causal=is_causal(call),
-        groups=tuple(_group(call, program, groups[key], first[key]) for key in groups),
+        ways=tuple(_way(way, way is chosen) for way in ways),
+        groups=tuple(_group(call, passes, groups[key], first[key]) for key in groups),
         live=_live(call, layers, heads),
     )
 
@@ -217,19 +261,21 @@ def outline(call: Call, problem: Problem, block_q: int = 128, block_k: int = 128
         tuple(_notes(call)),
         None,
         (),
+        (),
         "it is not lowered",
     )
 
 
 def is_causal(call: Call) -> bool | None:
     """Whether no row ever sees a later position, whatever the lengths and the run-time numbers;
-    `None` where that hangs on a table or is not known."""
+    `None` where that hangs on a table or is not known.
+    """
     later = all_of(call.pattern.body, compare("<", Q, K))
     pattern = Pattern("", call.pattern.parameters, (), later, "", "")
     program = lower(pattern, 1, 1, sizes=call.sizes, transposed=False)
     if not program.forward:
         return True
-    return None if pair_counts.is_needed(program) else False
+    return None if program.ignored or pattern.tables else False
 
 
 # ------------------------------------------------------------------------------------- one head
@@ -253,25 +299,20 @@ def _specialised(body: Predicate, env: dict[str, Any]) -> Predicate:
 
 
 def _measure(
-    call: Call,
-    program: BlockProgram,
-    pairs: BlockProgram | None,
-    problem: Problem,
-    env: dict[str, Any],
+    call: Call, passes: Passes, pairs: BlockProgram, problem: Problem, env: dict[str, Any]
 ) -> _Measured:
-    if pairs is None:
-        visible = pair_counts.visible_keys(program, env)
-    else:
-        visible = facts.visible_keys(call.pattern, env, pairs)
+    visible = facts.visible_keys(call.pattern, env, pairs)
     digest = hashlib.sha256(visible.tobytes())
-    for counts in schedule.tile_counts(program, env):
-        digest.update(counts.tobytes())
-    work = facts.work(call.pattern, program, problem, env, visible)
+    for program in passes:
+        for part in row_classes(program, env):
+            for counts in schedule.tile_counts(program, part.env):
+                digest.update(counts.tobytes())
+    work = facts.work(call.pattern, passes, problem, env, pairs, visible)
     return _Measured(work, visible, digest.digest())
 
 
 def _group(
-    call: Call, program: BlockProgram, members: Sequence[tuple[int, int]], measured: _Measured
+    call: Call, passes: Passes, members: Sequence[tuple[int, int]], measured: _Measured
 ) -> Group:
     layer, head = members[0]
     env = call.env(head, layer)
@@ -282,9 +323,29 @@ def _group(
         measured.work.pairs / (call.q_len * call.kv_len),
         (int(visible.min()), float(visible.mean()), int(visible.max())),
         tuple(_ranges(visible == 0)),
-        tuple(loops(program, env, "forward")),
-        tuple(loops(program, env, "transposed")),
+        tuple(_pass_loops(program, env) for program in passes),
     )
+
+
+def _pass_loops(program: BlockProgram, env: dict[str, Any]) -> PassLoops:
+    tiling = program.tiling
+    counts = facts.count_tiles(program, env)
+    first = next(iter(row_classes(program, env)))
+    return PassLoops(
+        tiling_names((program,)),
+        tiling.q_step,
+        tiling.k_step,
+        counts.visited,
+        counts.full,
+        tuple(map(expression_text, program.ignored)),
+        tuple(loops(program, first.env, "forward")),
+        tuple(loops(program, first.env, "transposed")),
+    )
+
+
+def _way(candidate: Candidate, chosen: bool) -> Way:
+    names = " + ".join(tiling_name(part.tiling) for part in candidate.parts)
+    return Way(names, candidate.cost if candidate.passes else None, chosen, candidate.reason)
 
 
 def _ranges(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

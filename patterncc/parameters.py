@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -67,6 +70,31 @@ def check_names(signature: Signature, names: Iterable[str]) -> None:
     for name in names:
         if name not in signature.numbers and name not in signature.tables:
             _refuse_name(signature, name)
+
+
+def bind_arrays(
+    pattern: Pattern, values: Mapping[str, object], sizes: Mapping[str, int]
+) -> dict[str, npt.NDArray[Any]]:
+    """The tables among the values of a call as arrays, int64 or bool; those not given are left out.
+
+    Args:
+        pattern: What declares them.
+        values: Of the parameters; tables as tensors or as anything that an array can be made of.
+        sizes: `heads`, `kv_heads`, `layers`.
+
+    Raises:
+        ArgumentError: One is not as the pattern declares it.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for parameter in pattern.tables:
+        given = values.get(parameter.name)
+        if given is None:
+            continue
+        table = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+        check_tables(replace(pattern, parameters=(parameter,)), [table], sizes)
+        array = table.detach().cpu().numpy()
+        arrays[parameter.name] = array if array.dtype == np.bool_ else array.astype(np.int64)
+    return arrays
 
 
 def _refuse_name(signature: Signature, name: str) -> NoReturn:

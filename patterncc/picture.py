@@ -10,15 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.call import Call
-from patterncc.codegen import facts, pair_counts, schedule
+from patterncc.codegen import facts, schedule
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
-from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.errors import ConfigError, UnsupportedError
 
 MOST_TOKENS = 512  # rows and keys up to which every pair is drawn
 MOST_TILES = 1 << 14  # tiles a side that are counted; longer calls are shown in larger tiles
 MOST_COUNTS = 1 << 26  # rows times loops up to which visible pairs are counted
-MOST_LOOKED_AT = 1 << 28  # pairs up to which they are looked at one by one where that is needed
 _CHUNK = 1 << 22  # tiles listed at a time
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
@@ -106,29 +105,28 @@ def take(
     full, partial = (int(count.sum()) for count in counts)
     cell_q, cell_k = (_sharing(count, most_cells) for count in (rows, columns))
     cells = shares(program, env, cell_q, cell_k)
-    visible = _visible(call, program, env)
+    visible = _visible(call, env)
     shape = (block_q, block_k, full, partial, rows * columns, visible, cells, cell_q, cell_k)
     if max(call.q_len, call.kv_len) > MOST_TOKENS:
         return Picture(call, layer, head, *shape)
     rows_of_call = call.q_offset + np.arange(call.q_len)
     places = {"q": rows_of_call[:, None], "k": np.arange(call.kv_len)}
     shape_of_call = (call.q_len, call.kv_len)
-    allowed = np.broadcast_to(pair_counts.allowed(program, env | places), shape_of_call)
+    allowed = np.broadcast_to(schedule.evaluate(program.mask, env | places), shape_of_call)
     states = schedule.block_map(program, env)
     states = states.repeat(block_q, axis=0)[: call.q_len].repeat(block_k, axis=1)[:, : call.kv_len]
     return Picture(call, layer, head, *shape, allowed, states)
 
 
-def _visible(call: Call, program: BlockProgram, env: dict[str, Any]) -> int | None:
+def _visible(call: Call, env: dict[str, Any]) -> int | None:
     """The visible pairs; `None` where counting them would take too long."""
-    if pair_counts.is_needed(program):
-        if pair_counts.partial_pairs(program, env) > MOST_LOOKED_AT:
-            return None
-        return int(pair_counts.visible_keys(program, env).sum())
     pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within, transposed=False)
     if call.q_len * sum(sweep.classes for sweep in pairs.forward) > MOST_COUNTS:
         return None
-    return int(facts.visible_keys(call.pattern, env, pairs).sum())
+    try:
+        return int(facts.visible_keys(call.pattern, env, pairs).sum())
+    except UnsupportedError:  # more open pairs than can be looked at
+        return None
 
 
 def _sharing(tiles: int, most: int) -> int:

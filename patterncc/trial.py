@@ -13,7 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from patterncc.api import Attention
 from patterncc.call import Call
-from patterncc.codegen import config, cpu, facts, pair_counts, schedule
+from patterncc.codegen import config, cpu, facts
+from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
@@ -230,22 +231,25 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
         shape = config.default_config(problem, vendor)
     else:
         shape = cpu.default_config()
-    program = call.program(shape.block_q, shape.block_k)
-    pairs = None
-    if not pair_counts.is_needed(program):
-        pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within, transposed=False)
+    passes = lower_passes(
+        call.pattern,
+        shape.block_q,
+        shape.block_k,
+        sizes=call.sizes,
+        within=call.within,
+        transposed=False,
+    )
+    pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within, transposed=False)
     visible = full = visited = 0
     heads = range(call.heads) if call.differs_by_head else [0]
     share = call.heads // len(heads)
     for head in heads:
         env = call.env(head, layer)
-        full_counts, partial_counts = schedule.tile_counts(program, env)
-        if pairs is None:
-            visible += share * int(pair_counts.visible_keys(program, env).sum())
-        else:
-            visible += share * int(facts.visible_keys(call.pattern, env, pairs).sum())
-        full += share * int(full_counts.sum())
-        visited += share * int(full_counts.sum() + partial_counts.sum())
+        visible += share * int(facts.visible_keys(call.pattern, env, pairs).sum())
+        for program in passes:
+            counts = facts.count_tiles(program, env)
+            full += share * counts.full
+            visited += share * counts.visited
     rows, columns = -(-call.q_len // shape.block_q), -(-call.kv_len // shape.block_k)
     every = call.heads * rows * columns
     return Tiles(shape.block_q, shape.block_k, visible, visited, full, every)

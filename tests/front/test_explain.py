@@ -287,7 +287,7 @@ def test_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (group,) = document["groups"]
     assert group["heads"] == [0, 1] and group["dead_rows"] == []
     assert group["pairs"] == sum(min(5, row // 4 + 1) for row in range(100))
-    assert {"tiles", "kind", "when", "visits"} == set(group["forward"][0])
+    assert {"tiles", "kind", "when", "visits"} == set(group["passes"][0]["forward"][0])
 
 
 def test_dead_rows_are_named() -> None:
