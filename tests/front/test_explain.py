@@ -40,7 +40,7 @@ CASES = {
 }
 
 
-def call(text: str, **sizes: int) -> Call:
+def call(text: str, **sizes: Any) -> Call:
     q_len = sizes.pop("q_len", 75)
     return Call.of(load(text), q_len, heads=4, layers=5, **sizes)
 

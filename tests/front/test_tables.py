@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from patterncc import cli, example_values, table_values
 from patterncc.codegen import reference
@@ -119,7 +120,13 @@ def test_examples_are_what_patterns_declare(name: str, sizes: Mapping[str, int])
     # And the pattern can be read with them.
     length = min(sizes["kv_len"], 40)
     size = {size: sizes[size] for size in ("heads", "kv_heads", "layers")}
-    mask = reference.mask(pattern, q_len=length, **size, values=found.numbers, tables=checked)
+    mask = reference.mask(
+        pattern,
+        q_len=length,
+        **size,
+        values=found.numbers,
+        tables={table: torch.from_numpy(values) for table, values in checked.items()},
+    )
     assert mask.shape == (length, length)
 
 
