@@ -136,9 +136,8 @@ def _parameters(explanation: Explanation) -> Iterator[str]:
         yield "  none"
     width = max((len(note.name) for note in notes), default=0)
     for note in notes:
-        value = "not given" if note.value is None else str(note.value)
-        if note.name in explanation.call.tables:
-            value = ""
+        number = "" if note.value is None else str(note.value)
+        value = number if note.given else "not given"
         yield f"  {note.name:<{width}}  {note.kind:<8}  {value:>9}  {note.why}"
 
 

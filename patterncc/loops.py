@@ -18,6 +18,7 @@ from patterncc.codegen.schedule import Env, evaluate
 from patterncc.dsl.build import add, floordiv, maximum, minimum, modulo, multiply, substitute
 from patterncc.dsl.mask import (
     Const,
+    Entry,
     Expr,
     FloorDiv,
     IntExpr,
@@ -26,9 +27,12 @@ from patterncc.dsl.mask import (
     Mod,
     Param,
     Product,
+    Segment,
     Select,
     Sum,
     Var,
+    variables,
+    walk,
 )
 from patterncc.notation import mathematics
 
@@ -80,9 +84,12 @@ def loops(program: BlockProgram, env: Env, direction: Direction) -> list[Loop]:
     rows = length // block
     row = Var(ROW[direction])
     replace: dict[Expr, IntExpr] = {}
-    tables = {name: value for name, value in env.items() if isinstance(value, np.ndarray)}
-    for name in env.keys() - tables.keys():
-        replace[Var(name)] = replace[Param(name)] = Const(int(env[name]))
+    tables: dict[str, Any] = {}
+    for name, value in env.items():
+        if np.ndim(value):
+            tables[name] = value
+        else:
+            replace[Var(name)] = replace[Param(name)] = Const(int(value))
     if rows:
         first, last = _multiple(block, row, offset), _multiple(block, row, offset + block - 1)
     else:
@@ -99,7 +106,7 @@ def loops(program: BlockProgram, env: Env, direction: Direction) -> list[Loop]:
         live = []
         for residue in range(sweep.classes):
             scope = {**replace, RESIDUE: Const(residue)} if sweep.classes > 1 else replace
-            run = _run(sweep, scope, row, rows, VISITED[direction], tables)
+            run = _run(sweep, scope, tables, row, rows, VISITED[direction])
             if run is not None:
                 live.append(run)
         runs += live[:MOST_CLASSES]
@@ -150,10 +157,10 @@ def _joined(runs: list[_Run]) -> list[_Run]:
 def _run(
     sweep: Sweep,
     replace: Mapping[Expr, IntExpr],
+    tables: Env,
     row: Var,
     rows: int,
     visited: str,
-    tables: Mapping[str, Any],
 ) -> _Run | None:
     """One loop with its symbols replaced; `None` if it visits nothing."""
     scope = {**tables, row.name: np.arange(rows, dtype=np.int64)}
@@ -161,7 +168,9 @@ def _run(
     def array(expr: Expr) -> npt.NDArray[Any]:
         return np.broadcast_to(np.asarray(evaluate(expr, scope)), (rows,))
 
-    low, high, phase = (substitute(expr, replace) for expr in (sweep.lo, sweep.hi, sweep.phase))
+    low, high, phase = (
+        _looked_up(substitute(expr, replace), tables) for expr in (sweep.lo, sweep.hi, sweep.phase)
+    )
     guard = array(substitute(sweep.guard, replace)).astype(bool)
     trips = np.where(guard, np.maximum(array(high) - array(low), 0), 0)
     live = trips > 0
@@ -217,6 +226,16 @@ def _progression(numbers: npt.NDArray[np.int64]) -> str:
 
 
 # ---------------------------------------------------------------------------- simplification
+
+
+def _looked_up(expr: IntExpr, tables: Env) -> IntExpr:
+    """The expression with the entries of tables that are the same for every tile as numbers."""
+    entries: dict[Expr, Expr] = {
+        node: Const(int(evaluate(node, tables)))
+        for node in walk(expr)
+        if isinstance(node, (Entry, Segment)) and not variables(node)
+    }
+    return substitute(expr, entries)
 
 
 def _simplify(expr: IntExpr, scope: Env) -> IntExpr:

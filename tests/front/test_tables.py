@@ -1,168 +1,157 @@
-"""Tables at the command line: what is read, what is refused, and the examples of the library."""
+"""Tables and packed documents at a call: the operator, torch.compile, fake mode and vmap."""
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from patterncc import cli, example_values, table_values
-from patterncc.codegen import reference
-from patterncc.dsl import library, load
-from patterncc.dsl.errors import ConfigError
-from tests.front.conftest import Run
+import patterncc
+from patterncc import ops
+from tests.front.inputs import assert_right, expected, tensors
 
-SIZES = {"heads": 4, "kv_heads": 2, "layers": 3, "kv_len": 40, "batch": 1}
-
-
-def read(name: str, text: str, pattern: str) -> Any:
-    return table_values.check(load(pattern), {name: table_values.read(name, text)}, SIZES)[name]
-
-
-W = "pattern p(w: int[head]): q - k < w[head]"
-KEEP = "pattern p(keep: bool[kv_head, *, *]): keep[kv_head, q // 8, k // 8]"
-DOC = "pattern p(doc: segments): doc[q] == doc[k]"
-
-
-def test_lists_and_files(tmp_path: Path) -> None:
-    assert read("w", "1,2,3,4", W).tolist() == [1, 2, 3, 4]
-    assert read("doc", "0,10,10,40", DOC).tolist() == [0, 10, 10, 40]
-    assert read("doc", "0", DOC).tolist() == [0]
-    nested = [[[True, False]], [[False, True]]]
-    found = read("keep", json.dumps(nested), KEEP)
-    assert found.dtype == np.bool_ and found.tolist() == nested
-    ones = [[[1, 0]], [[0, 1]]]
-    path = tmp_path / "keep.json"
-    path.write_text(json.dumps(ones), encoding="utf-8")
-    assert read("keep", str(path), KEEP).tolist() == nested
-    for dtype in (np.bool_, np.uint8, np.int64):
-        np.save(tmp_path / "keep.npy", np.array(ones, dtype))
-        found = read("keep", str(tmp_path / "keep.npy"), KEEP)
-        assert found.dtype == np.bool_ and found.tolist() == nested
-
-
-@pytest.mark.parametrize(
-    ("pattern", "name", "text", "message"),
-    [
-        (W, "w", "1,2,x", "--table w is '1,2,x'"),
-        (W, "w", "[1, 2", "the list is not JSON"),
-        (W, "w", "[[1, 2], [3]]", r"w\[1\] has the shape \[1\], the one before it \[2\]"),
-        (W, "w", "[1, 2.5]", r"w\[1\] is 2\.5; it must be an integer"),
-        (W, "w", '[1, "2"]', r"w\[1\] is '2'"),
-        (W, "w", "1,2,3", r"3 entries on axis 0, \[head\]; the call has 4 heads"),
-        (W, "w", "[[1, 2, 3, 4]]", r"2 axes, \[1, 4\]; the pattern needs 1, \[head\]"),
-        (W, "w", f"1,2,3,{1 << 40}", r"w\[3\] is 1099511627776; the most is"),
-        (W, "w", "[true, false, true, true]", "values of bool; it needs integers"),
-        (W, "v", "1", "no such table; legal: w"),
-        ("window", "n", "5", "`n` is a number; give it with -p"),
-        (KEEP, "keep", "[[[2]], [[0]]]", r"keep\[0, 0, 0\] is 2; it must be true or false"),
-        (KEEP, "keep", "[[[1]]]", r"1 entries on axis 0, \[kv_head\]; the call has 2 kv_heads"),
-        (DOC, "doc", "1,40", r"doc\[0\] is 1; the first document is at 0"),
-        (DOC, "doc", "0,30,20,40", r"doc\[2\] is 20, less than the one before, 30"),
-        (DOC, "doc", "0,41", r"doc\[1\] is 41; the documents end beyond the keys, 40"),
-        (DOC, "doc", "[[0, 40]]", r"has the shape \[1, 2\]"),
-        (DOC, "doc", "[]", "segments are one list|needs integers"),
-    ],
+WINDOWS = patterncc.compile("pattern p(w: int[head]): 0 <= q - k < w[head]")
+PACKED = patterncc.compile(
+    "pattern p(doc: segments, window: int[head], n = 4):\n"
+    "    causal and doc[q] == doc[k] and (q - k < window[head] or k - start(doc, k) < n)"
 )
-def test_what_is_refused(pattern: str, name: str, text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        read(name, text, pattern)
+BLOCKS = patterncc.compile("pattern p(keep: bool[head, *, *]): keep[head, q // 8, k // 8]")
+IMAGES = patterncc.compile("pattern p(image: int[token]): k <= q or image[q] == image[k]")
+LENGTHS = patterncc.compile("pattern p(n: int[batch]): k < n[batch]")
+LAYERED = patterncc.compile("pattern p(w: int[layer, head]): 0 <= q - k < w[layer, head]")
+
+TABLES: dict[str, tuple[patterncc.Attention, dict[str, Tensor]]] = {
+    "windows": (WINDOWS, {"w": torch.tensor([3, 40, 3, 9])}),
+    "packed": (
+        PACKED,
+        {
+            "doc": torch.tensor([0, 7, 7, 30, 38], dtype=torch.int32),
+            "window": torch.tensor([5, 6, 6, 50], dtype=torch.int32),
+        },
+    ),
+    "blocks": (BLOCKS, {"keep": torch.arange(4 * 5 * 5).view(4, 5, 5) % 3 == 0}),
+    "images": (IMAGES, {"image": torch.arange(35) // 6 % 4}),
+    "lengths": (LENGTHS, {"n": torch.tensor([40, 11])}),
+    "layered": (LAYERED, {"w": torch.tensor([[1, 2, 3, 4], [9, 9, 1, 40]])}),
+}
 
 
-def test_files_that_are_no_tables(tmp_path: Path) -> None:
-    path = tmp_path / "w.npy"
-    path.write_bytes(b"no numbers")
-    with pytest.raises(ConfigError, match=r"w\.npy is no \.npy file of numbers"):
-        read("w", str(path), W)
-    np.save(path, np.array([1.5] * 4))
-    with pytest.raises(ConfigError, match="values of float64"):
-        read("w", str(path), W)
-    np.save(path, np.array([object()]), allow_pickle=True)
-    with pytest.raises(ConfigError, match=r"no \.npy file"):
-        read("w", str(path), W)
-    with pytest.raises(OSError, match="nowhere"):
-        read("w", str(tmp_path / "nowhere.json"), W)
+@pytest.mark.parametrize("case", TABLES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tables_against_the_mask(case: str, dtype: torch.dtype) -> None:
+    attn, tables = TABLES[case]
+    inputs = tensors(dtype=dtype)
+    results = attn(*inputs, return_lse=True, layer=1, **tables)
+    assert_right(results, expected(attn, *inputs, layer=1, **tables), inputs[0])
+    rows = (inputs[0][:, :, :9], inputs[1], inputs[2])
+    results = attn(*rows, return_lse=True, layer=1, q_offset=12, **tables)
+    answer = expected(attn, *rows, layer=1, q_offset=12, **tables)
+    assert_right(results, answer, rows[0])
 
 
-# ----------------------------------------------------------------------------------- examples
+def test_a_table_may_change_between_calls() -> None:
+    attn, tables = TABLES["packed"]
+    inputs = tensors()
+    tables = {name: table.clone() for name, table in tables.items()}
+    for change in (lambda: tables["doc"][1].fill_(3), lambda: tables["window"].fill_(2)):
+        change()
+        results = attn(*inputs, return_lse=True, **tables)
+        assert_right(results, expected(attn, *inputs, **tables), inputs[0])
 
 
-def needs_values(name: str) -> bool:
-    pattern = load(name)
-    return bool(pattern.tables) or any(number.value is None for number in pattern.numbers)
+def test_tables_of_any_strides() -> None:
+    attn, tables = TABLES["blocks"]
+    turned = tables["keep"].mT.contiguous().mT
+    assert not turned.is_contiguous()
+    inputs = tensors()
+    assert torch.equal(attn(*inputs, keep=turned), attn(*inputs, **tables))
 
 
-def test_each_library_pattern_that_needs_values_has_an_example() -> None:
-    assert {name for name in library.names() if needs_values(name)} == set(example_values.names())
-    assert example_values.example("causal", load("causal"), SIZES) is None
+# -------------------------------------------------------------------------------------- transforms
 
 
-@pytest.mark.parametrize("name", example_values.names())
-@pytest.mark.parametrize("sizes", [
-    {"heads": 4, "kv_heads": 2, "layers": 32, "kv_len": 700, "batch": 2},
-    {"heads": 1, "kv_heads": 1, "layers": 32, "kv_len": 1, "batch": 1},
-])  # fmt: skip
-def test_examples_are_what_patterns_declare(name: str, sizes: Mapping[str, int]) -> None:
-    pattern = load(name)
-    found = example_values.example(name, pattern, sizes, seed=3)
-    assert found is not None
-    checked = table_values.check(pattern, found.tables, sizes)
-    assert {table.name for table in pattern.tables} == set(checked)
-    missing = {number.name for number in pattern.numbers if number.value is None}
-    assert missing == set(found.numbers)
-    again = example_values.example(name, pattern, sizes, seed=3)
-    assert again is not None
-    for table, values in found.tables.items():
-        assert np.array_equal(values, again.tables[table])
-    # And the pattern can be read with them.
-    length = min(sizes["kv_len"], 40)
-    size = {size: sizes[size] for size in ("heads", "kv_heads", "layers")}
-    mask = reference.mask(
-        pattern,
-        q_len=length,
-        **size,
-        values=found.numbers,
-        tables={table: torch.from_numpy(values) for table, values in checked.items()},
-    )
-    assert mask.shape == (length, length)
+def operands(case: str) -> tuple[Any, ...]:
+    attn, tables = TABLES[case]
+    listed = [tables[parameter.name] for parameter in attn.pattern.tables]
+    numbers = [parameter.value for parameter in attn.pattern.numbers]
+    return (*tensors(), attn.pattern.structure, None, None, 1, None, numbers, listed)
 
 
-def test_examples_are_named(run: Run) -> None:
-    out = run("explain", "document", "--q-len", "300").out
-    assert "read at run time; 9 documents; an example, seed 0" in out
-    given = run("explain", "document", "--q-len", "300", "--table", "doc=0,100,300").out
-    assert "2 documents" in given and "an example" not in given
-    assert "n  run-time         37" in run("explain", "prefix", "--q-len", "300").out
-    own = run("explain", "prefix", "--q-len", "300", "-p", "n=5").out
-    assert "n  run-time          5" in own and "an example" not in own
+@pytest.mark.parametrize("case", TABLES)
+def test_opcheck(case: str) -> None:
+    torch.library.opcheck(torch.ops.patterncc.attn_fwd.default, operands(case))
 
 
-def test_counts_with_tables_are_those_of_the_mask(run: Run) -> None:
-    found = run("explain", "document", "--q-len", "300", "--table", "doc=0,100,300", "--json").json
-    assert [group["pairs"] for group in found["groups"]] == [100**2 + 200**2]
-    duo = run(
-        *("explain", "duo", "--q-len", "300", "--heads", "4", "--kv-heads", "2", "--json"),
-        *("-p", "sinks=4", "-p", "window=20", "--table", "retrieval=1,0"),
-    ).json
-    groups = {tuple(group["heads"]): group["pairs"] for group in duo["groups"]}
-    kept = sum(len({*range(min(4, q + 1)), *range(max(0, q - 19), q + 1)}) for q in range(300))
-    assert groups == {(0, 1): 300 * 301 // 2, (2, 3): kept}
+def test_fake_tables_are_checked_as_far_as_they_are_known() -> None:
+    *rest, listed = operands("packed")
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = [mode.from_tensor(tensor) for tensor in rest[:3]]
+        tables = [mode.from_tensor(table) for table in listed]
+        out, _ = torch.ops.patterncc.attn_fwd.default(*fakes, *rest[3:], tables)
+        assert out.shape == rest[0].shape
+        with pytest.raises(patterncc.ArgumentError, match="`window` is float32"):
+            torch.ops.patterncc.attn_fwd.default(*fakes, *rest[3:], [tables[0], tables[1].float()])
+        with pytest.raises(patterncc.ArgumentError, match="the pattern takes 2: doc, window"):
+            torch.ops.patterncc.attn_fwd.default(*fakes, *rest[3:], tables[:1])
 
 
-@pytest.mark.parametrize("name", example_values.names())
-def test_explain_and_plot_work_by_themselves(run: Run, name: str) -> None:
-    assert run("explain", name, "--q-len", "256", "--heads", "2").code == cli.OK
-    assert run("plot", name, "--q-len", "96", "--heads", "2", "--ascii").code == cli.OK
+def test_compiled_calls_take_other_tables_without_compiling_again() -> None:
+    attn, tables = TABLES["packed"]
+    counter = CompileCounter()
+
+    def model(query: Tensor, key: Tensor, value: Tensor, **given: Tensor) -> Tensor:
+        return attn(query * 2, key, value, **given) + 1
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    inputs = tensors()
+    for doc in ([0, 7, 7, 30, 38], [0, 1, 2, 3, 40]):
+        given = tables | {"doc": torch.tensor(doc, dtype=torch.int32)}
+        torch.testing.assert_close(compiled(*inputs, **given), model(*inputs, **given))
+    assert counter.frame_count == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", library.names())
-def test_every_pattern_runs_by_itself(run: Run, name: str) -> None:
-    assert run("explain", name, "--q-len", "512", "--heads", "4").code == cli.OK
-    options = ("--q-len", "300", "--heads", "4", "--kv-heads", "2", "--head-dim", "16")
-    found = run("run", name, *options, "--batch", "2", "--repeats", "1", "--device", "cpu")
-    assert found.code == cli.OK, found.out + found.err
-    assert "right" in found.out
+def test_vmap_over_tables() -> None:
+    inputs = tensors()
+    widths = torch.tensor([[3, 40, 3, 9], [1, 2, 3, 4], [9, 9, 9, 9]])
+    mapped = torch.func.vmap(lambda w: WINDOWS(*inputs, w=w))(widths)
+    for index, w in enumerate(widths):
+        torch.testing.assert_close(mapped[index], WINDOWS(*inputs, w=w))
+    queries = torch.stack([inputs[0], inputs[0] + 1, inputs[0] + 2])
+    both = torch.func.vmap(lambda q, w: WINDOWS(q, *inputs[1:], w=w), in_dims=(0, 1))
+    for index, w in enumerate(widths):
+        answer = WINDOWS(queries[index], *inputs[1:], w=w)
+        torch.testing.assert_close(both(queries, widths.mT)[index], answer)
+
+
+# ----------------------------------------------------------------------------------- other devices
+
+
+def test_kernels_get_narrow_tables() -> None:
+    wide = torch.arange(12).view(3, 4).mT
+    narrow = ops._narrow(wide)
+    assert narrow.dtype == torch.int32
+    assert narrow.is_contiguous()
+    assert torch.equal(narrow, wide.int())
+    right = torch.arange(4, dtype=torch.int32)
+    assert ops._narrow(right) is right
+    assert ops._narrow(torch.ones(3).bool()).dtype == torch.bool
+
+
+def test_entries_elsewhere_are_looked_at_once_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Tensor] = []
+    monkeypatch.setattr(ops, "check_entries", lambda _, tables, __: looked.extend(tables))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    call = ops._resolve(WINDOWS.pattern.structure, 4, 4, 9, 9, 1.0, None, 0, None, ())
+    table = torch.empty(4, dtype=torch.int32, device="meta")
+    ops._look_into(call, [table])
+    assert not looked
+    monkeypatch.setattr(ops, "settings", lambda: type("", (), {"verify": True}))
+    ops._look_into(call, [table])
+    ops._look_into(call, [table])
+    assert looked == [table]
+    table.add_(1)
+    ops._look_into(call, [table])
+    assert len(looked) == 2
