@@ -134,17 +134,10 @@ def test_a_pattern_with_mistakes(run: Run, command: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["explain", "plot", "run"])
-<<<<<<< HEAD
 def test_a_pattern_whose_table_is_missing(run: Run, command: str) -> None:
     found = run(command, "pattern packed(doc: segments): causal and doc[q] == doc[k]")
     assert found.code == cli.USAGE
     assert "no table was given for `doc`; --table doc=FILE is one" in found.err
-=======
-def test_a_table_that_is_not_given(run: Run, command: str) -> None:
-    found = run(command, "pattern packed(doc: segments): causal and doc[q] == doc[k]")
-    assert found.code == cli.USAGE
-    assert "no table was given for `doc`" in found.err
->>>>>>> main
     assert "Traceback" not in found.err
     # What it means is said all the same.
     assert ("doc[q] = doc[k]" in found.out) == (command == "explain")

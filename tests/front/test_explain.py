@@ -2,8 +2,8 @@
 
 import json
 import re
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
