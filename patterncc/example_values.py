@@ -18,7 +18,7 @@ import numpy.typing as npt
 from patterncc.dsl.pattern import Pattern
 
 Array = npt.NDArray[Any]
-LENGTH = 4096  # of a call of a pattern with tables, where no other is asked for
+USUAL_LAYERS = {"lacache": 32}  # of a model to look at a pattern in, where it needs more than a few
 
 
 @dataclass(frozen=True, slots=True)

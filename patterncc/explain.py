@@ -45,6 +45,7 @@ class ParameterNote:
     kind: Literal["fixed", "run-time", "table", "segments"]
     value: int | None
     why: str
+    given: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,11 +364,20 @@ def _notes(call: Call) -> Iterator[ParameterNote]:
         note = f"; {example}" if example else ""
         match parameter.type:
             case IntType():
-                yield ParameterNote(name, "run-time", parameter.value, RUN_TIME + note)
+                given = parameter.value is not None
+                yield ParameterNote(name, "run-time", parameter.value, RUN_TIME + note, given)
             case SegmentsType():
-                yield ParameterNote(name, "segments", None, TABLE + _contents(call, name) + note)
+                yield ParameterNote(
+                    name,
+                    "segments",
+                    None,
+                    TABLE + _contents(call, name) + note,
+                    name in call.tables,
+                )
             case _:
-                yield ParameterNote(name, "table", None, TABLE + _contents(call, name) + note)
+                yield ParameterNote(
+                    name, "table", None, TABLE + _contents(call, name) + note, name in call.tables
+                )
 
 
 def _contents(call: Call, name: str) -> str:

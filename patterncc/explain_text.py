@@ -136,7 +136,8 @@ def _parameters(explanation: Explanation) -> Iterator[str]:
         yield "  none"
     width = max((len(note.name) for note in notes), default=0)
     for note in notes:
-        value = "not given" if note.value is None else str(note.value)
+        number = "" if note.value is None else str(note.value)
+        value = number if note.given else "not given"
         yield f"  {note.name:<{width}}  {note.kind:<8}  {value:>9}  {note.why}"
 
 

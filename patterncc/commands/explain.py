@@ -4,7 +4,7 @@ import argparse
 
 from patterncc.commands import console
 from patterncc.commands.inputs import call_of, pattern_of, problem_of
-from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.explain import explain, outline
 from patterncc.explain_text import format_explanation
 
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
                 block_q=block_q,
                 block_k=block_k,
             )
-    except UnsupportedError:
+    except (ConfigError, UnsupportedError):
         # What it means can be said all the same; the error follows.
         if not args.json:
             print(format_explanation(outline(call, problem, block_q, block_k)))

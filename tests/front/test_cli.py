@@ -165,10 +165,10 @@ def test_a_pattern_with_mistakes(run: Run, command: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["explain", "plot", "run"])
-def test_a_pattern_that_is_not_lowered_yet(run: Run, command: str) -> None:
+def test_a_table_that_is_not_given(run: Run, command: str) -> None:
     found = run(command, "pattern packed(doc: segments): causal and doc[q] == doc[k]")
-    assert found.code == cli.FAILED
-    assert "doc" in found.err
+    assert found.code == cli.USAGE
+    assert "no table was given for `doc`" in found.err
     assert "Traceback" not in found.err
 
 
