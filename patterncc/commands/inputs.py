@@ -127,6 +127,22 @@ def call_of(pattern: Pattern, args: argparse.Namespace) -> Call:
     )
 
 
+class MissingTableError(ConfigError):
+    """A pattern reads a table that the command line does not give."""
+
+
+def require_tables(call: Call) -> None:
+    """Checks that there is a table for each that the pattern reads.
+
+    Raises:
+        MissingTableError: There is none for one.
+    """
+    missing = [table.name for table in call.pattern.tables if table.name not in call.tables]
+    if missing:
+        names = ", ".join(f"`{name}`" for name in missing)
+        raise MissingTableError(f"no table was given for {names}; --table {missing[0]}=FILE is one")
+
+
 def _library_name(args: argparse.Namespace) -> str:
     """The library pattern that the command line names; "" for another text."""
     source = read(args.pattern) if args.pattern in library.names() else None

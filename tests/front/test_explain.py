@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,7 @@ CASES = {
 }
 
 
-def call(text: str, **sizes: int) -> Call:
+def call(text: str, **sizes: Any) -> Call:
     q_len = sizes.pop("q_len", 75)
     return Call.of(load(text), q_len, heads=4, layers=5, **sizes)
 
