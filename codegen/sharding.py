@@ -8,14 +8,16 @@ from the relation, projected over the queries of a rank.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from patterncc.codegen import calls, facts
+from patterncc.codegen import calls, schedule
 from patterncc.codegen.facts import BYTES
+from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
 from patterncc.codegen.presburger.images import Image
 from patterncc.codegen.problem import Problem
@@ -326,10 +328,9 @@ class _Visible:
         self._env = {**values, "q_offset": 0}
         self._counts: dict[Predicate, npt.NDArray[np.int64]] = {}
         sizes = {name: values[name] for name in ("heads", "kv_heads", "layers")}
-        try:
-            self._lowered = lower(pattern, 1, 1, sizes=sizes, within=True)
-        except UnsupportedError:
-            self._lowered = None
+        self._lowered: BlockProgram | None = None
+        with suppress(UnsupportedError):
+            self._lowered = lower(pattern, 1, 1, sizes=sizes, within=True, transposed=False)
 
     def by_rank(
         self, places: Sequence[Mapping[str, int]], owners: npt.NDArray[np.int64], ranks: int
@@ -340,8 +341,11 @@ class _Visible:
         for place in places:
             body = _put_in(self._pattern.body, place)
             if body not in self._counts:
-                env = {**self._env, **place}
-                self._counts[body] = facts.visible_keys(self._pattern, env, self._lowered)
+                full, partial = schedule.tile_counts(self._lowered, {**self._env, **place})
+                if partial.any():  # too intricate: what is in these tiles is up to the mask
+                    self._lowered = None
+                    return None
+                self._counts[body] = full
             total = total + self._counts[body]
         # Sums of doubles would round above 2**53.
         result = np.zeros(ranks, dtype=np.int64)
@@ -389,7 +393,7 @@ def _kind(
     if not any(each.any() for each in fetched):
         return "local"
     # Fetched by every rank that does not hold it.
-    readers = np.sum(fetched, axis=0, dtype=np.int64)
+    readers: npt.NDArray[np.int64] = np.stack(fetched).sum(axis=0, dtype=np.int64)
     shared = readers == shards.ranks - 1
     if shared.all():
         return "all-gather"

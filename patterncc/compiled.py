@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from patterncc.call import Call
     from patterncc.codegen.config import KernelConfig
     from patterncc.codegen.problem import DType
+    from patterncc.codegen.sharding import Placement, ShardPlan
     from patterncc.dsl.pattern import Pattern
 
 
@@ -328,6 +329,56 @@ class Attention:
         pattern = load(self.text, name=None, file=None, **numbers)
         sizes = {name: value for name, value in given.items() if name in known}
         return live_text.live_text(live_set(pattern, sizes, kv_len).form)
+
+    def shard_plan(
+        self,
+        /,
+        ranks: int,
+        q_len: int,
+        *,
+        placement: Placement = "contiguous",
+        stripe: int = 1,
+        heads: int = 1,
+        kv_heads: int | None = None,
+        layers: int = 1,
+        batch: int = 0,
+        dtype: DType = "bfloat16",
+        head_dim: int = 128,
+        value_head_dim: int | None = None,
+        **values: int,
+    ) -> ShardPlan:
+        """Plans context parallelism: which keys each rank fetches from which others.
+
+        Args:
+            ranks: Ranks that share one sequence.
+            q_len: Tokens of the whole sequence, all of them queries and keys.
+            placement: How tokens are dealt out: `contiguous`, `zigzag` (two chunks a rank, one
+                from each end) or `striped`.
+            stripe: Tokens of a stripe.
+            heads: Number of query heads.
+            kv_heads: Number of key/value heads; `heads` if not given.
+            layers: Number of layers; all are planned for.
+            batch: Index in the batch.
+            dtype: Of keys and values, for the count of bytes.
+            head_dim: Of keys.
+            value_head_dim: Of values; `head_dim` if not given.
+            **values: Run-time numbers by name.
+
+        Raises:
+            ArgumentError: An argument is missing, unknown or does not fit.
+            ConfigError: A size cannot be.
+            UnsupportedError: The plan is not known; the message names the term.
+        """
+        from patterncc.codegen.sharding import Shards, shard_plan
+
+        call = self._call(q_len, None, None, heads, kv_heads, layers, batch, values)
+        return shard_plan(
+            call.pattern,
+            Shards(ranks, q_len, placement, stripe),
+            Problem(dtype, head_dim, value_head_dim or head_dim),
+            call.sizes,
+            batch=batch,
+        )
 
     def explain(
         self,

@@ -164,6 +164,32 @@ def _live(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def _shard(parser: argparse.ArgumentParser) -> None:
+    _pattern(parser)
+    parser.add_argument(
+        "--ranks", type=_count, required=True, metavar="N", help="ranks that share a sequence"
+    )
+    parser.add_argument(
+        "--placement",
+        choices=("contiguous", "zigzag", "striped"),
+        default="contiguous",
+        help="how tokens are dealt out (contiguous)",
+    )
+    parser.add_argument(
+        "--stripe", type=_count, default=1, metavar="N", help="tokens of a stripe (1)"
+    )
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "--q-len", type=_count, default=65536, metavar="N", help="tokens of the sequence (65536)"
+    )
+    _size(group, "heads", "query heads", 8)
+    _size(group, "kv_heads", "key/value heads", None, "as many as query heads")
+    _size(group, "layers", "layers of the model", 12)
+    group.add_argument("--layer", type=_numbers, metavar="LIST", help="layers to look at")
+    _shape(parser)
+    _json(parser)
+
+
 def _library(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     parser.add_argument("name", nargs="?", metavar="NAME", help="the pattern to show")
@@ -187,6 +213,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "run": ("Runs attention here, checks it and times it", _run),
     "diff": ("Compares two patterns in all calls at once", _diff),
     "live": ("Says which keys a cache must keep", _live),
+    "shard": ("Plans which keys ranks fetch from each other", _shard),
     "library": ("Lists the named patterns, or shows one", _library),
     "doctor": ("Says what works on this machine", _doctor),
     "completion": ("Prints the completion script of a shell", _completion),
