@@ -17,110 +17,22 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import triton
+from gpu_cases import CASES, Case, Mask, lowered, passes, pattern
 
 from patterncc.codegen.config import KernelConfig, check_config, default_config, tile_order
-from patterncc.codegen.facts import visible_keys
 from patterncc.codegen.forward_source import emit_forward
-from patterncc.codegen.ir import DENSE, Tiling
 from patterncc.codegen.launch import CompiledKernel, Forward, compile_for
-from patterncc.codegen.lower import lower
-from patterncc.codegen.plan import Lowered, Passes
 from patterncc.codegen.problem import Problem
-from patterncc.codegen.tiling import residue_tiling
-from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
-from patterncc.dsl.pattern import Pattern
-
-
-@dataclass(frozen=True)
-class Case:
-    """A pattern, the numbers of the call, and the same mask for FlexAttention.
-
-    `passes` are texts of disjoint parts of the pattern and the variables they are lowered in; none:
-    the pattern in one dense pass.
-    """
-
-    name: str
-    text: str
-    flex: Callable[..., Any]
-    values: Mapping[str, int] = field(default_factory=dict)
-    passes: tuple[tuple[str, Tiling], ...] = ()
-
-
-def _ladder(batch: Any, head: Any, q: Any, k: Any) -> Any:
-    return (q >= k) & ((k < 64) | (q - k < 1024) | ((k // 128) % 8 == 0))
-
-
-def _local_strided(batch: Any, head: Any, q: Any, k: Any) -> Any:
-    return (q >= k) & ((q // 64 - k // 64 < 16) | ((k // 64 + 1) % 8 == 0))
-
-
-def _dilated(keys: int, step: int) -> Case:
-    def flex(batch: Any, head: Any, q: Any, k: Any) -> Any:
-        return (q >= k) & (q - k < keys * step) & ((q - k) % step == 0)
-
-    text = f"dilated({keys}, {step})"
-    return Case(f"dilated {keys} step {step}", text, flex, passes=((text, residue_tiling(step)),))
-
-
-def _window_strided(batch: Any, head: Any, q: Any, k: Any) -> Any:
-    return (q >= k) & ((q - k < 512) | ((q - k) % 64 == 0))
-
-
-def _window_dilated(batch: Any, head: Any, q: Any, k: Any) -> Any:
-    return (q >= k) & ((q - k < 512) | ((q - k < 4096) & ((q - k) % 8 == 0)))
-
-
-WINDOW_STRIDED = "causal and (q - k < 512 or (q - k) % 64 == 0)"
-WINDOW_DILATED = "window(512) or dilated(512, 8)"
-
-CASES = (
-    Case("full", "full", lambda b, h, q, k: k >= 0),
-    Case("causal", "causal", lambda b, h, q, k: q >= k),
-    Case("window 4096", "window(4096)", lambda b, h, q, k: (q >= k) & (q - k < 4096)),
-    Case("window 1024", "window(1024)", lambda b, h, q, k: (q >= k) & (q - k < 1024)),
-    Case(
-        "sinks 64 + window 4096",
-        "streaming(64, 4096)",
-        lambda b, h, q, k: (q >= k) & ((k < 64) | (q - k < 4096)),
-    ),
-    Case("local strided", "local_strided(64, 16, 8)", _local_strided),
-    Case("ladder", "ladder(64, 1024, 128, 8)", _ladder, {"layer": 0}),
-    _dilated(512, 8),
-    _dilated(512, 4),
-    _dilated(256, 16),
-    replace(_dilated(512, 8), name="dense tiles: dilated 512 step 8", passes=()),
-    Case(
-        "window 512, strided 64",
-        WINDOW_STRIDED,
-        _window_strided,
-        passes=(
-            ("window(512)", DENSE),
-            ("causal and q - k >= 512 and (q - k) % 64 == 0", residue_tiling(64)),
-        ),
-    ),
-    Case("dense tiles: window 512, strided 64", WINDOW_STRIDED, _window_strided),
-    Case(
-        "window 512, dilated 512 step 8",
-        WINDOW_DILATED,
-        _window_dilated,
-        passes=(
-            ("window(512)", DENSE),
-            ("dilated(512, 8) and q - k >= 512", residue_tiling(8)),
-        ),
-    ),
-    Case("dense tiles: window 512, dilated 512 step 8", WINDOW_DILATED, _window_dilated),
-)
 
 CONFIGS = (
     KernelConfig(128, 128, 8, 2, "descriptor"),
@@ -137,44 +49,26 @@ CONFIGS = (
 )
 
 
-@cache
-def _pattern(text: str) -> Pattern:
-    return load(text)
-
-
-@cache
-def _passes(name: str, block_q: int, block_k: int) -> Passes:
-    (case,) = (case for case in CASES if case.name == name)
-    return tuple(
-        lower(_pattern(text), block_q, block_k, within=True, tiling=tiling)
-        for text, tiling in case.passes or ((case.text, DENSE),)
-    )
-
-
-def _lowered(name: str) -> Lowered:
-    return lambda block_q, block_k: (_passes(name, block_q, block_k),)
-
-
 def compile_one(
     name: str, problem: Problem, config: KernelConfig, target: str
 ) -> list[CompiledKernel]:
     """Fills Triton's cache with the kernels of a case; runs in another process."""
-    passes = _passes(name, config.block_q, config.block_k)
+    parts = passes(name, config.block_q, config.block_k)
     return [
         compile_for(
             emit_forward(
-                program, problem, config, resumes=number > 0, hands_on=number < len(passes) - 1
+                program, problem, config, resumes=number > 0, hands_on=number < len(parts) - 1
             ),
             target,
         )
-        for number, program in enumerate(passes)
+        for number, program in enumerate(parts)
     ]
 
 
 def configs_of(case: Case, problem: Problem, target: str) -> list[KernelConfig]:
     """The configs to try, the default first."""
     first = default_config(problem, target)
-    orders = {tile_order(p) for p in _passes(case.name, first.block_q, first.block_k)}
+    orders = {tile_order(p) for p in passes(case.name, first.block_q, first.block_k)}
     first = replace(first, order="reverse" if "reverse" in orders else "forward")
     found = [first]
     for config in CONFIGS:
@@ -193,45 +87,57 @@ def milliseconds(run: Callable[[], Any]) -> float:
     return float(triton.testing.do_bench(run, warmup=20, rep=100, return_mode="median"))
 
 
-def environment(case: Case, length: int) -> dict[str, int]:
+def environment(case: Case) -> dict[str, int]:
     """The scalars of a call without offset."""
-    pattern = _pattern(case.text)
-    numbers = {p.name: p.value for p in pattern.numbers if p.value is not None}
+    numbers = {p.name: p.value for p in pattern(case.text).numbers if p.value is not None}
     return {"q_offset": 0, "layer": 0, **numbers, **case.values}
 
 
+def visible_pairs(mask: Mask, heads: int, length: int, device: torch.device) -> int:
+    """How many pairs all heads see, counted one by one on the device."""
+    head = torch.arange(heads, device=device)[:, None, None]
+    k = torch.arange(length, device=device, dtype=torch.int32)[None, :]
+    total = 0
+    for first in range(0, length, 512):
+        q = torch.arange(first, min(first + 512, length), device=device, dtype=torch.int32)[:, None]
+        total += int(mask(0, head, q, k).expand(heads, len(q), length).sum())
+    return total
+
+
 def error_on_rows(
-    case: Case,
+    mask: Mask,
     tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     out: torch.Tensor,
     lse: torch.Tensor,
     scale: float,
 ) -> tuple[float, float]:
-    """Largest error of output and lse against float64, on 48 rows of every head."""
+    """Largest error of output and lse against float64, on 48 rows of every head.
+
+    The mask is FlexAttention's, written by hand.
+    """
     query, key, value = tensors
     length = key.shape[2]
     generator = np.random.default_rng(0)
     rows = np.unique(np.r_[0, length - 1, generator.integers(0, query.shape[2], 46)])
     picked = torch.from_numpy(rows).to(query.device)
-    heads = torch.arange(query.shape[1], device=query.device)[:, None, None]
-    keys_at = torch.arange(length, device=query.device)
-    mask = case.flex(0, heads, picked[:, None], keys_at[None, :])  # written by hand, unlike ours
+    head = torch.arange(query.shape[1], device=query.device)[:, None, None]
+    allowed = mask(0, head, picked[:, None], torch.arange(length, device=query.device)[None, :])
     group = query.shape[1] // key.shape[1]
     keys, values = (t.double().repeat_interleave(group, 1) for t in (key, value))
     scores = query[:, :, picked].double() @ keys.transpose(-1, -2) * scale
-    scores = scores.masked_fill(~mask, -math.inf)
+    scores = scores.masked_fill(~allowed, -math.inf)
     total = scores.logsumexp(-1)
     expected = torch.softmax(scores, -1).nan_to_num(0.0) @ values
     alive = total.isfinite()
     out_error = (out[:, :, picked].double() - expected).abs().max().item()
     lse_error = (lse[:, :, picked].double() - total)[alive].abs().max().item()
     if not torch.equal(lse[:, :, picked].isneginf(), ~alive):
-        raise AssertionError(f"{case.name}: rows without keys differ")
+        raise AssertionError("rows without keys differ")
     return out_error, lse_error
 
 
 def flex_times(
-    case: Case, tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scale: float
+    mask_of: Mask, tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scale: float
 ) -> float:
     """FlexAttention, compiled, its block mask built beforehand."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -239,9 +145,7 @@ def flex_times(
     query, key, value = tensors
     torch._dynamo.reset()
     q_len, kv_len = query.shape[2], key.shape[2]
-    mask = torch.compile(create_block_mask)(
-        case.flex, None, None, q_len, kv_len, device=query.device
-    )
+    mask = torch.compile(create_block_mask)(mask_of, None, None, q_len, kv_len, device=query.device)
     compiled = torch.compile(flex_attention)
     gqa = query.shape[1] != key.shape[1]
     return milliseconds(
@@ -327,26 +231,26 @@ def main() -> None:
         torch.randn(size, dtype=torch.bfloat16, device=device)
         for size in (shape, kv_shape, kv_shape)
     )
-    results = []
+    results: list[dict[str, Any]] = []
     flex_ms: dict[str, float] = {}
     print(f"{'pattern':44}{'density':>8}{'default':>9}{'best':>7}  {'config':28}", end="")
     print(f"{'flex':>6}{'x':>6}  sdpa")
-    for case in cases:
-        result = run_case(case, tensors, tried[case.name], kernels, options, flex_ms)  # type: ignore[arg-type]
-        results.append(result)
-        print_row(result)
-    overhead = launch_microseconds(Forward(_lowered("causal")), device)
-    print(f"host time of a call: {overhead:.1f} us; all of it: {time.perf_counter() - start:.0f} s")
-    report = {
+    report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "host": platform.node(),
         "options": {k: str(v) for k, v in vars(options).items()},
-        "host_us": overhead,
+        "host_us": launch_microseconds(Forward(lowered("causal")), device),
         "results": results,
     }
-    (options.out / "gpu_forward.json").write_text(json.dumps(report, indent=1))
+    for case in cases:
+        result = run_case(case, tensors, tried[case.name], kernels, options, flex_ms)  # type: ignore[arg-type]
+        result["seconds"] = time.perf_counter() - start
+        results.append(result)
+        print_row(result)
+        (options.out / "gpu_forward.json").write_text(json.dumps(report, indent=1))
+    print(f"host time of a call: {report['host_us']:.1f} us")
 
 
 def compile_all(
@@ -375,21 +279,28 @@ def run_case(
     options: argparse.Namespace,
     flex_ms: dict[str, float],
 ) -> dict[str, Any]:
-    """Checks and times one pattern in every config, and its peers; `flex_ms` keeps times by text."""
-    scale = options.head_dim**-0.5
-    env = environment(case, options.length)
-    lengths = {"q_len": options.length, "kv_len": options.length, "head": 0}
-    pairs = int(visible_keys(_pattern(case.text), env | lengths).sum()) * options.heads
+    """Checks and times one pattern in every config, and its peers.
+
+    `flex_ms` keeps FlexAttention's times by text.
+    """
+    scale, device = options.head_dim**-0.5, tensors[0].device
+    env = environment(case)
+    tables = case.tables_on(device, options.length, options.heads)
+    mask = case.flex(tables)
+    pairs = visible_pairs(mask, options.heads, options.length, device)
     flops = 4 * pairs * options.head_dim
     runs = []
     for config in configs:
         compiled = kernels[(case.name, config)]
-        forward = Forward(_lowered(case.name), config=config)
-        out, lse = forward(*tensors, env=env, scale=scale)
-        out_error, lse_error = error_on_rows(case, tensors, out, lse, scale)
+        forward = Forward(lowered(case.name), config=config)
+
+        def run(forward: Forward = forward) -> tuple[torch.Tensor, torch.Tensor]:
+            return forward(*tensors, env=env, scale=scale, tables=tables)
+
+        out_error, lse_error = error_on_rows(mask, tensors, *run(), scale)
         if not (out_error < 2e-2 and lse_error < 2e-3):
             raise AssertionError(f"{case.name} {config}: errors {out_error}, {lse_error}")
-        ms = milliseconds(lambda forward=forward: forward(*tensors, env=env, scale=scale))  # type: ignore[misc]
+        ms = milliseconds(run)
         runs.append(
             asdict(config)
             | {"ms": ms, "tflops": flops / ms / 1e9, "out_error": out_error, "lse_error": lse_error}
@@ -402,12 +313,13 @@ def run_case(
     result: dict[str, Any] = {
         "case": case.name,
         "text": case.text,
+        "passes": len(kernels[(case.name, configs[0])]),
         "density": pairs / (options.heads * options.length**2),
         "runs": runs,
     }
     if not options.no_flex:
-        if case.text not in flex_ms:  # one mask, lowered in several ways
-            flex_ms[case.text] = flex_times(case, tensors, scale)
+        if case.text not in flex_ms or tables:  # one mask, lowered in several ways
+            flex_ms[case.text] = flex_times(mask, tensors, scale)
         ms = flex_ms[case.text]
         result["flex"] = {"ms": ms, "tflops": flops / ms / 1e9}
     if case.name in ("full", "causal"):
@@ -428,7 +340,7 @@ def print_row(result: dict[str, Any]) -> None:
         print(f"{flex:6.0f}{best['tflops'] / flex:6.2f}", end="")
     for name, sdpa in result.get("sdpa", {}).items():
         print(f"  {name} {sdpa['tflops']:.0f}", end="")
-    print(flush=True)
+    print(f"  ({result['seconds']:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

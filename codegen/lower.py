@@ -11,6 +11,7 @@ from patterncc.codegen import bounds
 from patterncc.codegen.approximate import (
     Enclosure,
     enclose,
+    intricacy,
     intricate_terms,
     reads_segments_alone,
     reads_table_by_position,
@@ -31,7 +32,7 @@ from patterncc.codegen.ir import (
 )
 from patterncc.codegen.passes import run_passes
 from patterncc.codegen.pieces import Piece, TooIntricateError
-from patterncc.codegen.presburger import Relation
+from patterncc.codegen.presburger import Relation, without_covers
 from patterncc.codegen.tiling import change_variables, residue_tiling
 from patterncc.dsl.build import add, all_of, compare, multiply, substitute
 from patterncc.dsl.mask import (
@@ -51,6 +52,8 @@ from patterncc.dsl.mask import (
 )
 from patterncc.dsl.pattern import Pattern
 from patterncc.dsl.printer import expression_text
+
+MOST_INTRICATE = 16  # of `approximate.intricacy`, with which an exact lowering is tried
 
 DIVIDING_SIZES = ("heads", "kv_heads", "layers")
 
@@ -178,6 +181,9 @@ def _loops(
     tables = tuple(term for term in terms(body) if reads_table_by_position(term))
     ignored = tuple(term for term in tables if not reads_segments_alone(term))
     spare = [[term for term in group if term not in tables] for group in intricate_terms(body)]
+    # Beyond this nothing was ever found exactly, only after a second of trying.
+    while spare and intricacy(body, ignored) > MOST_INTRICATE:
+        ignored += tuple(spare.pop(0))
     while True:
         try:
             forward = _sweeps(_forward(body, ignored, geometry))
@@ -207,7 +213,12 @@ def _before_last_key(tiling: Tiling, end: IntExpr) -> Predicate:
 
 
 def specialise(body: Predicate, sizes: Mapping[str, int]) -> Predicate:
-    """The mask with the sizes that divide something replaced by their values."""
+    """The mask with the sizes that divide something replaced by their values, covers written out.
+
+    Raises:
+        UnsupportedError: A cover is of a pattern that reads a table at a position.
+        TooIntricateError: A cover cannot be found within the compiler's budget.
+    """
     dividing: set[str] = set()
     for node in walk(body):
         if isinstance(node, (FloorDiv, Mod)):
@@ -215,7 +226,7 @@ def specialise(body: Predicate, sizes: Mapping[str, int]) -> Predicate:
     replace: dict[Expr, IntExpr] = {
         Var(name): Const(sizes[name]) for name in dividing if name in sizes
     }
-    return substitute(body, replace)
+    return without_covers(substitute(body, replace))
 
 
 def _sweeps(pieces: tuple[list[Piece], list[Piece]]) -> tuple[Sweep, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from patterncc import pipeline
 from patterncc.codegen.problem import Problem
@@ -178,15 +178,14 @@ class Attention(Facts):
             ArgumentError: An argument is missing, unknown or does not fit.
         """
         from patterncc.codegen import reference
-        from patterncc.parameters import bind, check_tables
+        from patterncc.parameters import bind_on_host
         from patterncc.sizes import head_scalars
 
         reads = pipeline.resolve(self.pattern.structure).reads
         scalars = head_scalars(
             reads, q_len, kv_len, q_offset, head, layer, heads, kv_heads, layers, batch
         )
-        numbers, tables = bind(self._signature, values)
-        check_tables(self.pattern, tables, scalars)
+        numbers, tables = bind_on_host(self._signature, self.pattern.tables, values, scalars)
         return reference.mask(
             self.pattern,
             **scalars,
@@ -236,7 +235,7 @@ class Attention(Facts):
 
         from patterncc.arguments import integer
         from patterncc.codegen import schedule
-        from patterncc.parameters import bind_numbers
+        from patterncc.parameters import as_array, bind_on_host
         from patterncc.sizes import head_scalars
 
         block_q = integer("block_q", block_q, least=1)
@@ -245,7 +244,7 @@ class Attention(Facts):
         scalars = head_scalars(
             resolved.reads, q_len, kv_len, q_offset, head, layer, heads, kv_heads, layers, batch
         )
-        numbers = bind_numbers(self._signature, values)
+        numbers, tables = bind_on_host(self._signature, self.pattern.tables, values, scalars)
         program = pipeline.program(
             self.pattern.structure,
             block_q,
@@ -253,7 +252,8 @@ class Attention(Facts):
             tuple((size, scalars[size]) for size in resolved.sizes),
             0 <= scalars["q_offset"] <= scalars["kv_len"] - scalars["q_len"],
         )
-        env = scalars | dict(zip(resolved.numbers, numbers, strict=True))
+        env: dict[str, Any] = scalars | dict(zip(resolved.numbers, numbers, strict=True))
+        env |= dict(zip(self._signature.tables, map(as_array, tables), strict=True))
         return torch.from_numpy(schedule.block_map(program, env))
 
     def explain(

@@ -228,14 +228,18 @@ class Facts:
         kv_heads: int | None,
         layers: int,
         batch: int,
-        values: Mapping[str, int],
+        values: Mapping[str, object],
     ) -> Call:
         """A call of the pattern for what looks at it without tensors."""
         from patterncc.call import Call
-        from patterncc.parameters import bind_numbers
+        from patterncc.parameters import bind_arrays, bind_numbers
 
         numbers = bind_numbers(self._signature, values)
         given = dict(zip(self._signature.numbers, numbers, strict=True))
+        sizes = {"heads": heads, "kv_heads": kv_heads or heads, "layers": layers}
+        keys = q_len if kv_len is None else kv_len
+        positions = keys if q_offset is None else max(keys, q_offset + q_len)
+        tables = bind_arrays(self._pattern.tables, values, sizes, positions)
         pattern = load(self._pattern.text, name=None, file=None, **given)
         return Call.of(
             replace(pattern, name=self._pattern.name),
@@ -246,4 +250,5 @@ class Facts:
             kv_heads=kv_heads,
             layers=layers,
             batch=batch,
+            tables=tables,
         )

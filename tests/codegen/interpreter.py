@@ -60,8 +60,8 @@ def _interprets() -> bool:
 class Call:
     """One attention call; `offset` None aligns the last row with the last key.
 
-    With `passes`, texts and their variables, these are run instead of the text; with `tables`, the
-    text's mask in every tile.
+    With `passes`, texts and their variables, these are run instead of the text; with `every_tile`,
+    all tiles are visited and masked.
     """
 
     text: str
@@ -78,6 +78,7 @@ class Call:
     config: KernelConfig | None = None
     passes: tuple[tuple[str, Tiling], ...] = ()
     tables: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    every_tile: bool = False
 
 
 def attend(call: Call) -> Errors:
@@ -111,7 +112,7 @@ def attend(call: Call) -> Errors:
     if call.passes:
         lower = in_passes([(load(text), tiling) for text, tiling in call.passes], sizes)
     else:
-        lower = all_partial(pattern.body) if tables else lowered(pattern, sizes)
+        lower = all_partial(pattern.body) if call.every_tile else lowered(pattern, sizes)
     with tempfile.TemporaryDirectory() as folder:
         forward = Forward(lower, config=call.config, folder=Path(folder))
         got = forward(query, key, value, env=env, scale=call.scale, tables=tables)

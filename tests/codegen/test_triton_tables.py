@@ -106,9 +106,11 @@ CALLS = (
 )
 
 
+@pytest.mark.parametrize("every_tile", [False, True], ids=["lowered", "every tile"])
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.text.removeprefix("pattern p"))
-def test_attention(worker: ProcessPoolExecutor, call: Call) -> None:
-    _attends(worker, Call(**{**vars(call), "config": call.config or SMALL}))
+def test_attention(worker: ProcessPoolExecutor, call: Call, every_tile: bool) -> None:
+    config = call.config or SMALL
+    _attends(worker, Call(**{**vars(call), "config": config, "every_tile": every_tile}))
 
 
 def _attends(worker: ProcessPoolExecutor, call: Call) -> None:

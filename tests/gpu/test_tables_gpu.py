@@ -11,7 +11,7 @@ import torch
 from patterncc.codegen.launch import Forward, kernel_count
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
-from tests.codegen.attention import all_partial, errors, expected, poisoned
+from tests.codegen.attention import all_partial, errors, expected, lowered, poisoned
 
 pytestmark = pytest.mark.gpu
 
@@ -48,10 +48,14 @@ def _tables(given: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("every_tile", [False, True], ids=["lowered", "every tile"])
 @pytest.mark.parametrize(("text", "given"), CASES)
-def test_patterns(text: str, given: dict[str, Any], dtype: torch.dtype, tmp_path: Path) -> None:
+def test_patterns(
+    text: str, given: dict[str, Any], every_tile: bool, dtype: torch.dtype, tmp_path: Path
+) -> None:
     pattern = load(text)
-    forward = Forward(all_partial(pattern.body), folder=tmp_path)
+    lower = all_partial(pattern.body) if every_tile else lowered(pattern)
+    forward = Forward(lower, folder=tmp_path)
     like = torch.empty(0, dtype=dtype, device="cuda")
     for q_len, kv_len, offset in ((200, 200, 0), (77, 196, 119)):
         query = poisoned((1, 4, q_len, 64), like)
@@ -65,7 +69,7 @@ def test_patterns(text: str, given: dict[str, Any], dtype: torch.dtype, tmp_path
 
 def test_values_and_sizes_compile_nothing(tmp_path: Path) -> None:
     pattern = load("pattern p(doc: segments): causal and doc[q] == doc[k]")
-    forward = Forward(all_partial(pattern.body), folder=tmp_path)
+    forward = Forward(lowered(pattern), folder=tmp_path)
     before = kernel_count()
     query, key, value = (
         torch.randn(1, 2, 90, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)
@@ -81,7 +85,7 @@ def test_values_and_sizes_compile_nothing(tmp_path: Path) -> None:
 
 def test_wrong_tables(tmp_path: Path) -> None:
     pattern = load("pattern p(w: int[head]): window(w[head])")
-    forward = Forward(all_partial(pattern.body), folder=tmp_path)
+    forward = Forward(lowered(pattern), folder=tmp_path)
     tensors = [torch.randn(1, 2, 90, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
 
     def call(table: torch.Tensor) -> None:
