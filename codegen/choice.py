@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.decompose import Part, decompositions
@@ -16,7 +19,7 @@ from patterncc.codegen.ir import DENSE, Passes, Tiling
 from patterncc.codegen.lower import lower_part, specialise
 from patterncc.codegen.schedule import tile_counts
 from patterncc.dsl.errors import ConfigError, UnsupportedError
-from patterncc.dsl.pattern import Pattern
+from patterncc.dsl.pattern import ParameterType, Pattern, TableType
 
 TilingChoice: TypeAlias = Literal["auto", "dense", "strided"]
 CHOICES: tuple[TilingChoice, ...] = ("auto", "dense", "strided")
@@ -140,7 +143,7 @@ def candidates(
 
 def _cost(pattern: Pattern, passes: Passes, sizes: Mapping[str, int]) -> float:
     """Tiles of a call at the reference length; partial ones and further passes weigh more."""
-    env: dict[str, int] = {
+    env: dict[str, Any] = {
         "heads": 8,
         "kv_heads": 8,
         "layers": 1,
@@ -155,6 +158,8 @@ def _cost(pattern: Pattern, passes: Passes, sizes: Mapping[str, int]) -> float:
     }
     for number in pattern.numbers:
         env[number.name] = REFERENCE_NUMBER if number.value is None else number.value
+    for table in pattern.tables:
+        env[table.name] = _reference_table(table.type)
     total = 0.0
     for program in passes:
         step = program.tiling.q_step
@@ -168,6 +173,16 @@ def _cost(pattern: Pattern, passes: Passes, sizes: Mapping[str, int]) -> float:
             tiles = float(full.sum()) + PARTIAL_COST * float(partial.sum())
             total += (tiles + PASS_COST * (len(passes) > 1) * len(full)) * step / len(counted)
     return total
+
+
+def _reference_table(kind: ParameterType) -> npt.NDArray[Any]:
+    """A table that a call at the reference length may have; holds one element, whatever its shape:
+    numbers as without a default, tokens alike, all true, one document."""
+    if not isinstance(kind, TableType):
+        return np.array([0, REFERENCE_LENGTH], np.int64)
+    shape = [REFERENCE_LENGTH if axis in (None, "token") else 1 for axis in kind.axes]
+    element = np.bool_(True) if kind.element == "bool" else np.int64(REFERENCE_NUMBER)
+    return np.broadcast_to(element, shape)
 
 
 def tiling_names(passes: Passes) -> str:
