@@ -8,7 +8,7 @@ lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from patterncc.codegen.scalars import is_scalar
@@ -122,12 +122,33 @@ def intricate_terms(body: Predicate) -> list[list[Predicate]]:
     """The terms of a mask that divide positions, in groups, the most intricate first."""
     groups: dict[int, list[Predicate]] = {}
     for term in terms(body):
-        divisions = (node for node in walk(term) if isinstance(node, (FloorDiv, Mod)))
-        # A remainder is a quotient and more.
-        weight = sum(2 + isinstance(node, Mod) for node in divisions if not is_scalar(node))
-        if weight:
-            groups.setdefault(weight, []).append(term)
+        if _divisions(term):
+            groups.setdefault(_divisions(term), []).append(term)
     return [groups[weight] for weight in sorted(groups, reverse=True)]
+
+
+def intricacy(body: Predicate, ignored: Collection[Predicate] = ()) -> int:
+    """How many divisions of positions meet in one conjunction; remainders count more."""
+
+    def go(expr: Predicate) -> int:
+        match expr:
+            case And(args):
+                return sum(map(go, args))
+            case Or(args):
+                return max(map(go, args))
+            case Not(arg):
+                return go(arg)
+            case Branch(condition, then, otherwise):
+                return go(condition) + max(go(then), go(otherwise))
+        return 0 if expr in ignored else _divisions(expr)
+
+    return go(body)
+
+
+def _divisions(term: Predicate) -> int:
+    divisions = (node for node in walk(term) if isinstance(node, (FloorDiv, Mod)))
+    # A remainder is a quotient and more.
+    return sum(2 + isinstance(node, Mod) for node in divisions if not is_scalar(node))
 
 
 def terms(expr: Predicate) -> list[Predicate]:

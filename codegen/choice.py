@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.decompose import Part, decompositions
-from patterncc.codegen.ir import DENSE, BlockProgram, Passes
+from patterncc.codegen.ir import DENSE, Passes, Tiling
 from patterncc.codegen.lower import lower_part, specialise
 from patterncc.codegen.schedule import tile_counts
 from patterncc.dsl.errors import ConfigError, UnsupportedError
@@ -171,12 +171,12 @@ def _cost(pattern: Pattern, passes: Passes, sizes: Mapping[str, int]) -> float:
 
 
 def tiling_names(passes: Passes) -> str:
-    """The variables of each pass in a few words: `dense + every 8th row and key`."""
-    return " + ".join(_tiling_name(program) for program in passes)
+    """The variables of each pass in a few words: `dense + residue 8`."""
+    return " + ".join(tiling_name(program.tiling) for program in passes)
 
 
-def _tiling_name(program: BlockProgram) -> str:
-    tiling = program.tiling
+def tiling_name(tiling: Tiling) -> str:
+    """Variables in a few words: `dense`, `residue 8` (rows and keys), `key stride 4`."""
     if tiling == DENSE:
         return "dense"
     if tiling.q_step == tiling.k_step:

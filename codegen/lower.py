@@ -11,6 +11,7 @@ from patterncc.codegen import bounds
 from patterncc.codegen.approximate import (
     Enclosure,
     enclose,
+    intricacy,
     intricate_terms,
     reads_segments_alone,
     reads_table_by_position,
@@ -51,6 +52,8 @@ from patterncc.dsl.mask import (
 )
 from patterncc.dsl.pattern import Pattern
 from patterncc.dsl.printer import expression_text
+
+MOST_INTRICATE = 16  # of `approximate.intricacy`, with which an exact lowering is tried
 
 DIVIDING_SIZES = ("heads", "kv_heads", "layers")
 
@@ -178,6 +181,9 @@ def _loops(
     tables = tuple(term for term in terms(body) if reads_table_by_position(term))
     ignored = tuple(term for term in tables if not reads_segments_alone(term))
     spare = [[term for term in group if term not in tables] for group in intricate_terms(body)]
+    # Beyond this nothing was ever found exactly, only after a second of trying.
+    while spare and intricacy(body, ignored) > MOST_INTRICATE:
+        ignored += tuple(spare.pop(0))
     while True:
         try:
             forward = _sweeps(_forward(body, ignored, geometry))

@@ -19,6 +19,9 @@ from pydoc_data.topics import topics
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers reads it
+# Before torch is imported: threads that spin while they wait for each other take several times as
+# long where something else runs on the machine, and a model this small waits often.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from torch import Tensor

@@ -3,10 +3,14 @@
 Loads no torch.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
+import numpy.typing as npt
+
+from patterncc.codegen.choice import Candidate, candidates
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
 from patterncc.dsl.errors import ConfigError
@@ -31,6 +35,9 @@ class Call:
         kv_heads: Key/value heads; divides `heads`.
         layers: Layers of the model.
         batch: Index in the batch.
+        tables: The tables that the pattern reads, int64 or bool, of its rank; of segments the
+            `cu_seqlens`. Without them a call can be described, not counted.
+        examples: Names of the tables and numbers that nobody gave, and where they are from.
     """
 
     pattern: Pattern
@@ -41,6 +48,8 @@ class Call:
     kv_heads: int = 1
     layers: int = 1
     batch: int = 0
+    tables: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict, compare=False)
+    examples: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @staticmethod
     def of(
@@ -53,6 +62,8 @@ class Call:
         kv_heads: int | None = None,
         layers: int = 1,
         batch: int = 0,
+        tables: Mapping[str, npt.NDArray[Any]] | None = None,
+        examples: Mapping[str, str] | None = None,
     ) -> "Call":
         """A call with what was not given filled in: as many keys as rows, the rows last.
 
@@ -81,11 +92,22 @@ class Call:
         open_numbers = [number.name for number in pattern.numbers if number.value is None]
         if open_numbers:
             raise ConfigError(f"no value was given for {_names(open_numbers)}")
-        return Call(pattern, q_len, kv_len, q_offset, heads, kv_heads, layers, batch)
+        return Call(
+            pattern,
+            q_len,
+            kv_len,
+            q_offset,
+            heads,
+            kv_heads,
+            layers,
+            batch,
+            tables or {},
+            examples or {},
+        )
 
-    def env(self, head: int = 0, layer: int = 0) -> dict[str, int]:
-        """The scalars of one head of one layer, by name."""
-        scalars = {
+    def env(self, head: int = 0, layer: int = 0) -> dict[str, Any]:
+        """The scalars of one head of one layer and the tables, by name."""
+        scalars: dict[str, Any] = {
             "q_len": self.q_len,
             "kv_len": self.kv_len,
             "q_offset": self.q_offset,
@@ -94,6 +116,7 @@ class Call:
             "layer": layer,
             "batch": self.batch,
             **self.sizes,
+            **self.tables,
         }
         for number in self.pattern.numbers:
             assert number.value is not None, "checked by `of`"
@@ -104,6 +127,16 @@ class Call:
     def sizes(self) -> dict[str, int]:
         """What a pattern may divide by."""
         return {"heads": self.heads, "kv_heads": self.kv_heads, "layers": self.layers}
+
+    def require_tables(self) -> None:
+        """Checks that there is a table for each that the pattern reads.
+
+        Raises:
+            ConfigError: There is none for one.
+        """
+        missing = [table.name for table in self.pattern.tables if table.name not in self.tables]
+        if missing:
+            raise ConfigError(f"no table was given for {_names(missing)}")
 
     @property
     def within(self) -> bool:
@@ -126,12 +159,27 @@ class Call:
         return "layer" in self.reads
 
     def program(self, block_q: int, block_k: int) -> BlockProgram:
-        """The block program for a tile shape.
+        """The program for a tile shape in the positions of the call, both directions.
 
         Raises:
-            UnsupportedError: The pattern has a term that is not lowered yet.
+            UnsupportedError: The pattern has a term that has no lowering.
         """
         return lower(self.pattern, block_q, block_k, sizes=self.sizes, within=self.within)
+
+    def candidates(self, block_q: int, block_k: int) -> tuple[Candidate, ...]:
+        """The ways to compute the pattern in tiles of a shape, with their counted costs.
+
+        Raises:
+            UnsupportedError: The pattern has a term that has no lowering.
+        """
+        return candidates(
+            self.pattern,
+            block_q,
+            block_k,
+            sizes=self.sizes,
+            within=self.within,
+            transposed=True,
+        )
 
 
 def _names(names: Iterable[str]) -> str:

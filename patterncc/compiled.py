@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from patterncc import pipeline
 from patterncc.codegen.problem import Problem
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from patterncc.call import Call
     from patterncc.codegen.config import KernelConfig
     from patterncc.codegen.problem import DType
+    from patterncc.codegen.sharding import Placement, ShardPlan
     from patterncc.dsl.pattern import Pattern
 
 
@@ -178,15 +179,14 @@ class Attention:
             ArgumentError: An argument is missing, unknown or does not fit.
         """
         from patterncc.codegen import reference
-        from patterncc.parameters import bind, check_tables
+        from patterncc.parameters import bind_on_host
         from patterncc.sizes import head_scalars
 
         reads = pipeline.resolve(self.pattern.structure).reads
         scalars = head_scalars(
             reads, q_len, kv_len, q_offset, head, layer, heads, kv_heads, layers, batch
         )
-        numbers, tables = bind(self._signature, values)
-        check_tables(self.pattern, tables, scalars)
+        numbers, tables = bind_on_host(self._signature, self.pattern.tables, values, scalars)
         return reference.mask(
             self.pattern,
             **scalars,
@@ -236,7 +236,7 @@ class Attention:
 
         from patterncc.arguments import integer
         from patterncc.codegen import schedule
-        from patterncc.parameters import bind_numbers
+        from patterncc.parameters import as_array, bind_on_host
         from patterncc.sizes import head_scalars
 
         block_q = integer("block_q", block_q, least=1)
@@ -245,7 +245,7 @@ class Attention:
         scalars = head_scalars(
             resolved.reads, q_len, kv_len, q_offset, head, layer, heads, kv_heads, layers, batch
         )
-        numbers = bind_numbers(self._signature, values)
+        numbers, tables = bind_on_host(self._signature, self.pattern.tables, values, scalars)
         program = pipeline.program(
             self.pattern.structure,
             block_q,
@@ -253,7 +253,8 @@ class Attention:
             tuple((size, scalars[size]) for size in resolved.sizes),
             0 <= scalars["q_offset"] <= scalars["kv_len"] - scalars["q_len"],
         )
-        env = scalars | dict(zip(resolved.numbers, numbers, strict=True))
+        env: dict[str, Any] = scalars | dict(zip(resolved.numbers, numbers, strict=True))
+        env |= dict(zip(self._signature.tables, map(as_array, tables), strict=True))
         return torch.from_numpy(schedule.block_map(program, env))
 
     def live_keys(
@@ -328,6 +329,56 @@ class Attention:
         pattern = load(self.text, name=None, file=None, **numbers)
         sizes = {name: value for name, value in given.items() if name in known}
         return live_text.live_text(live_set(pattern, sizes, kv_len).form)
+
+    def shard_plan(
+        self,
+        /,
+        ranks: int,
+        q_len: int,
+        *,
+        placement: Placement = "contiguous",
+        stripe: int = 1,
+        heads: int = 1,
+        kv_heads: int | None = None,
+        layers: int = 1,
+        batch: int = 0,
+        dtype: DType = "bfloat16",
+        head_dim: int = 128,
+        value_head_dim: int | None = None,
+        **values: int,
+    ) -> ShardPlan:
+        """Plans context parallelism: which keys each rank fetches from which others.
+
+        Args:
+            ranks: Ranks that share one sequence.
+            q_len: Tokens of the whole sequence, all of them queries and keys.
+            placement: How tokens are dealt out: `contiguous`, `zigzag` (two chunks a rank, one
+                from each end) or `striped`.
+            stripe: Tokens of a stripe.
+            heads: Number of query heads.
+            kv_heads: Number of key/value heads; `heads` if not given.
+            layers: Number of layers; all are planned for.
+            batch: Index in the batch.
+            dtype: Of keys and values, for the count of bytes.
+            head_dim: Of keys.
+            value_head_dim: Of values; `head_dim` if not given.
+            **values: Run-time numbers by name.
+
+        Raises:
+            ArgumentError: An argument is missing, unknown or does not fit.
+            ConfigError: A size cannot be.
+            UnsupportedError: The plan is not known; the message names the term.
+        """
+        from patterncc.codegen.sharding import Shards, shard_plan
+
+        call = self._call(q_len, None, None, heads, kv_heads, layers, batch, values)
+        return shard_plan(
+            call.pattern,
+            Shards(ranks, q_len, placement, stripe),
+            Problem(dtype, head_dim, value_head_dim or head_dim),
+            call.sizes,
+            batch=batch,
+        )
 
     def explain(
         self,
@@ -457,14 +508,18 @@ class Attention:
         kv_heads: int | None,
         layers: int,
         batch: int,
-        values: Mapping[str, int],
+        values: Mapping[str, object],
     ) -> Call:
         """A call of the pattern for what looks at it without tensors."""
         from patterncc.call import Call
-        from patterncc.parameters import bind_numbers
+        from patterncc.parameters import bind_arrays, bind_numbers
 
         numbers = bind_numbers(self._signature, values)
         given = dict(zip(self._signature.numbers, numbers, strict=True))
+        sizes = {"heads": heads, "kv_heads": kv_heads or heads, "layers": layers}
+        keys = q_len if kv_len is None else kv_len
+        positions = keys if q_offset is None else max(keys, q_offset + q_len)
+        tables = bind_arrays(self.pattern.tables, values, sizes, positions)
         pattern = load(self.text, name=None, file=None, **given)
         return Call.of(
             replace(pattern, name=self.pattern.name),
@@ -475,6 +530,7 @@ class Attention:
             kv_heads=kv_heads,
             layers=layers,
             batch=batch,
+            tables=tables,
         )
 
     def emit(

@@ -14,14 +14,17 @@ import numpy.typing as npt
 from patterncc import live
 from patterncc.call import Call
 from patterncc.codegen import facts, schedule
+from patterncc.codegen.choice import Candidate, tiling_name, tiling_names
+from patterncc.codegen.classes import row_classes
 from patterncc.codegen.facts import Work
-from patterncc.codegen.ir import BlockProgram
+from patterncc.codegen.ir import BlockProgram, Passes
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.build import all_of, compare, substitute
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Const, Expr, IntExpr, K, Predicate, Q, Var
 from patterncc.dsl.pattern import IntType, Pattern, SegmentsType
+from patterncc.dsl.printer import expression_text
 from patterncc.live import LiveReport
 from patterncc.live_text import live_text
 from patterncc.loops import Loop, loops
@@ -42,6 +45,30 @@ class ParameterNote:
     kind: Literal["fixed", "run-time", "table", "segments"]
     value: int | None
     why: str
+    given: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PassLoops:
+    """One pass over some of the pairs.
+
+    Attributes:
+        tiling: Its variables, in a few words.
+        q_step, k_step: How far apart its rows and keys are; loops count within the first class.
+        visited, full: Tiles, of all classes.
+        ignored: Terms of the mask that decide only inside of the tiles.
+        forward: Loops of a query tile.
+        transposed: Loops of a key tile.
+    """
+
+    tiling: str
+    q_step: int
+    k_step: int
+    visited: int
+    full: int
+    ignored: tuple[str, ...]
+    forward: tuple[Loop, ...]
+    transposed: tuple[Loop, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +81,7 @@ class Group:
         density: Visible pairs of all pairs.
         keys: The fewest, the mean and the most keys of a row.
         dead: Half-open ranges of rows that see no key; their output is 0, their lse -inf.
-        forward: Loops of a query tile.
-        transposed: Loops of a key tile.
+        passes: How the pairs are computed.
     """
 
     members: tuple[tuple[int, int], ...]
@@ -63,8 +89,24 @@ class Group:
     density: float
     keys: tuple[int, float, int]
     dead: tuple[tuple[int, int], ...]
-    forward: tuple[Loop, ...]
-    transposed: tuple[Loop, ...]
+    passes: tuple[PassLoops, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to compute the pattern that was considered.
+
+    Attributes:
+        tiling: Its passes, in a few words.
+        cost: Counted at the reference length, in full tiles; `None` where it is not possible.
+        chosen: Whether it is the one.
+        reason: Why it is not possible.
+    """
+
+    tiling: str
+    cost: float | None
+    chosen: bool
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +121,7 @@ class Explanation:
         mathematics: The mask, line by line.
         parameters: In declared order, fixed ones first.
         causal: Whether no row sees a later position, at any length; `None` where it is not known.
+        ways: What the passes were chosen from.
         groups: The heads of the layers looked at; none in an outline.
         live: Which keys a cache must keep, counted at the last row of the call; or why that is not
             known.
@@ -91,6 +134,7 @@ class Explanation:
     mathematics: tuple[str, ...]
     parameters: tuple[ParameterNote, ...]
     causal: bool | None
+    ways: tuple[Way, ...]
     groups: tuple[Group, ...]
     live: LiveReport | str
 
@@ -115,6 +159,7 @@ class Explanation:
                 "block_q": self.block_q,
                 "block_k": self.block_k,
             },
+            "tilings": [asdict(way) for way in self.ways],
             "groups": [
                 {
                     "layers": sorted({layer for layer, _ in group.members}),
@@ -124,8 +169,7 @@ class Explanation:
                     "keys": dict(zip(("least", "mean", "most"), group.keys, strict=True)),
                     "dead_rows": [list(rows) for rows in group.dead],
                     **asdict(group.work),
-                    "forward": [asdict(loop) for loop in group.forward],
-                    "transposed": [asdict(loop) for loop in group.transposed],
+                    "passes": [asdict(each) for each in group.passes],
                 }
                 for group in self.groups
             ],
@@ -166,7 +210,10 @@ def explain(
         for layer in (range(call.layers) if layers is None else layers)
         for head in (range(call.heads) if heads is None else heads)
     ]
-    program = call.program(block_q, block_k)
+    call.require_tables()
+    ways = call.candidates(block_q, block_k)
+    chosen = min(ways, key=lambda way: way.cost)
+    passes = chosen.passes
     pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within)
     # Most heads differ from others in nothing that the mask reads.
     measured: dict[Predicate, _Measured] = {}
@@ -176,14 +223,15 @@ def explain(
         env = call.env(head, layer)
         body = _specialised(call.pattern.body, env)
         if body not in measured:
-            measured[body] = _measure(call, program, pairs, problem, env)
+            measured[body] = _measure(call, passes, pairs, problem, env)
         digest = measured[body].digest
         groups.setdefault(digest, []).append((layer, head))
         first.setdefault(digest, measured[body])
     return replace(
         outline(call, problem, block_q, block_k),
         causal=is_causal(call),
-        groups=tuple(_group(call, program, groups[key], first[key]) for key in groups),
+        ways=tuple(_way(way, way is chosen) for way in ways),
+        groups=tuple(_group(call, passes, groups[key], first[key]) for key in groups),
         live=_live(call, layers, heads),
     )
 
@@ -211,18 +259,24 @@ def outline(call: Call, problem: Problem, block_q: int = 128, block_k: int = 128
         block_q,
         block_k,
         tuple(layout(call.pattern.body)),
-        tuple(_notes(call.pattern)),
+        tuple(_notes(call)),
         None,
+        (),
         (),
         "it is not lowered",
     )
 
 
-def is_causal(call: Call) -> bool:
-    """Whether no row ever sees a later position, whatever the lengths and the run-time numbers."""
+def is_causal(call: Call) -> bool | None:
+    """Whether no row ever sees a later position, whatever the lengths and the run-time numbers;
+    `None` where that hangs on a table or is not known.
+    """
     later = all_of(call.pattern.body, compare("<", Q, K))
     pattern = Pattern("", call.pattern.parameters, (), later, "", "")
-    return not lower(pattern, 1, 1, sizes=call.sizes).forward
+    program = lower(pattern, 1, 1, sizes=call.sizes, transposed=False)
+    if not program.forward:
+        return True
+    return None if program.ignored or pattern.tables else False
 
 
 # ------------------------------------------------------------------------------------- one head
@@ -237,7 +291,7 @@ class _Measured:
     digest: bytes
 
 
-def _specialised(body: Predicate, env: dict[str, int]) -> Predicate:
+def _specialised(body: Predicate, env: dict[str, Any]) -> Predicate:
     """The mask of one head of one layer."""
     replace: dict[Expr, IntExpr] = {
         Var(name): Const(env[name]) for name in ("head", "kv_head", "layer", "heads", "layers")
@@ -246,18 +300,20 @@ def _specialised(body: Predicate, env: dict[str, int]) -> Predicate:
 
 
 def _measure(
-    call: Call, program: BlockProgram, pairs: BlockProgram, problem: Problem, env: dict[str, int]
+    call: Call, passes: Passes, pairs: BlockProgram, problem: Problem, env: dict[str, Any]
 ) -> _Measured:
     visible = facts.visible_keys(call.pattern, env, pairs)
     digest = hashlib.sha256(visible.tobytes())
-    for counts in schedule.tile_counts(program, env):
-        digest.update(counts.tobytes())
-    work = facts.work(call.pattern, program, problem, env, visible)
+    for program in passes:
+        for part in row_classes(program, env):
+            for counts in schedule.tile_counts(program, part.env):
+                digest.update(counts.tobytes())
+    work = facts.work(call.pattern, passes, problem, env, pairs, visible)
     return _Measured(work, visible, digest.digest())
 
 
 def _group(
-    call: Call, program: BlockProgram, members: Sequence[tuple[int, int]], measured: _Measured
+    call: Call, passes: Passes, members: Sequence[tuple[int, int]], measured: _Measured
 ) -> Group:
     layer, head = members[0]
     env = call.env(head, layer)
@@ -268,9 +324,29 @@ def _group(
         measured.work.pairs / (call.q_len * call.kv_len),
         (int(visible.min()), float(visible.mean()), int(visible.max())),
         tuple(_ranges(visible == 0)),
-        tuple(loops(program, env, "forward")),
-        tuple(loops(program, env, "transposed")),
+        tuple(_pass_loops(program, env) for program in passes),
     )
+
+
+def _pass_loops(program: BlockProgram, env: dict[str, Any]) -> PassLoops:
+    tiling = program.tiling
+    counts = facts.count_tiles(program, env)
+    first = next(iter(row_classes(program, env)))
+    return PassLoops(
+        tiling_names((program,)),
+        tiling.q_step,
+        tiling.k_step,
+        counts.visited,
+        counts.full,
+        tuple(map(expression_text, program.ignored)),
+        tuple(loops(program, first.env, "forward")),
+        tuple(loops(program, first.env, "transposed")),
+    )
+
+
+def _way(candidate: Candidate, chosen: bool) -> Way:
+    names = " + ".join(tiling_name(part.tiling) for part in candidate.parts)
+    return Way(names, candidate.cost if candidate.passes else None, chosen, candidate.reason)
 
 
 def _ranges(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
@@ -280,14 +356,38 @@ def _ranges(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
         yield int(start), int(end)
 
 
-def _notes(pattern: Pattern) -> Iterator[ParameterNote]:
-    for name, value in pattern.fixed:
+def _notes(call: Call) -> Iterator[ParameterNote]:
+    for name, value in call.pattern.fixed:
         yield ParameterNote(name, "fixed", value, FIXED)
-    for parameter in pattern.parameters:
+    for parameter in call.pattern.parameters:
+        name, example = parameter.name, call.examples.get(parameter.name, "")
+        note = f"; {example}" if example else ""
         match parameter.type:
             case IntType():
-                yield ParameterNote(parameter.name, "run-time", parameter.value, RUN_TIME)
+                given = parameter.value is not None
+                yield ParameterNote(name, "run-time", parameter.value, RUN_TIME + note, given)
             case SegmentsType():
-                yield ParameterNote(parameter.name, "segments", None, TABLE)
+                yield ParameterNote(
+                    name,
+                    "segments",
+                    None,
+                    TABLE + _contents(call, name) + note,
+                    name in call.tables,
+                )
             case _:
-                yield ParameterNote(parameter.name, "table", None, TABLE)
+                yield ParameterNote(
+                    name, "table", None, TABLE + _contents(call, name) + note, name in call.tables
+                )
+
+
+def _contents(call: Call, name: str) -> str:
+    """A table in a few words, as the end of a sentence; "" where there is none."""
+    table = call.tables.get(name)
+    if table is None:
+        return ""
+    shape = f"[{', '.join(map(str, table.shape))}]"
+    if table.dtype == np.bool_:
+        return f"; {shape}, {table.mean():.1%} true" if table.size else f"; {shape}"
+    if any(p.name == name and isinstance(p.type, SegmentsType) for p in call.pattern.tables):
+        return f"; {len(table) - 1} documents"
+    return f"; {shape}, {table.min()} … {table.max()}" if table.size else f"; {shape}"

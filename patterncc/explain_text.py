@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from patterncc.explain import Explanation, Group
+from patterncc.codegen.choice import REFERENCE_LENGTH
+from patterncc.explain import Explanation, Group, PassLoops, Way
 from patterncc.live import LiveReport
 from patterncc.live_text import form_lines, growth_text
 from patterncc.live_text import members as live_members
@@ -26,19 +27,53 @@ def format_explanation(explanation: Explanation) -> str:
     lines += ["", "parameters", *_parameters(explanation)]
     lines += ["", "call", *_call(explanation)]
     groups = explanation.groups
+    if len(explanation.ways) > 1:
+        lines += ["", *_ways(explanation.ways)]
     if len(groups) > 1:
         lines += ["", *_overview(explanation)]
     for group in groups[:MOST_GROUPS]:
         heading = members(explanation, group)
         lines += ["", heading, *_numbers(explanation, group)]
-        lines += ["", "  query tile i visits key tiles j", *_loops(group.forward)]
-        lines += ["", "  key tile j is visited by query tiles i", *_loops(group.transposed)]
+        for each in group.passes:
+            lines += ["", *_pass(each, len(group.passes))]
     if len(groups) > MOST_GROUPS:
         rest = len(groups) - MOST_GROUPS
         lines += ["", f"The loops of {rest} more groups are printed when --layer or --head asks."]
     if groups:
         lines += ["", *_live(explanation.live)]
     return "\n".join(lines) + "\n"
+
+
+def _ways(ways: Sequence[Way]) -> Iterator[str]:
+    yield f"tilings, by counted work at {REFERENCE_LENGTH:,} tokens"
+    width = max(len(way.tiling) for way in ways)
+    for way in ways:
+        cost = f"not possible: {way.reason}" if way.cost is None else f"{way.cost:>12,.0f} tiles"
+        yield f"  {way.tiling:<{width}}  {cost}" + ("   <- chosen" if way.chosen else "")
+
+
+def _pass(each: PassLoops, count: int) -> Iterator[str]:
+    """The loops of a pass, with a heading where they are not those of the call's own positions."""
+    if count > 1 or each.q_step > 1 or each.k_step > 1:
+        strides = [
+            f"every {_ordinal(step)} {what}"
+            for step, what in ((each.q_step, "row"), (each.k_step, "key"))
+            if step > 1
+        ]
+        among = f", tiles of {' and '.join(strides)}" if strides else ""
+        yield f"  pass {each.tiling}{among}: {each.visited:,} visited, {each.full:,} full"
+    for term in each.ignored:
+        yield f"  tiles are visited whatever this says: {term}"
+    yield "  query tile i visits key tiles j"
+    yield from _loops(each.forward)
+    yield ""
+    yield "  key tile j is visited by query tiles i"
+    yield from _loops(each.transposed)
+
+
+def _ordinal(number: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number % 100 // 10 != 1 else 0, "th")
+    return f"{number}{ending}"
 
 
 def _live(live: LiveReport | str) -> Iterator[str]:
@@ -101,7 +136,8 @@ def _parameters(explanation: Explanation) -> Iterator[str]:
         yield "  none"
     width = max((len(note.name) for note in notes), default=0)
     for note in notes:
-        value = "not given" if note.value is None else str(note.value)
+        number = "" if note.value is None else str(note.value)
+        value = number if note.given else "not given"
         yield f"  {note.name:<{width}}  {note.kind:<8}  {value:>9}  {note.why}"
 
 

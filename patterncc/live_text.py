@@ -1,6 +1,6 @@
 """Live keys as text for people."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from patterncc.dsl.mask import Compare, K, Or, Predicate, Truth
 from patterncc.live import LiveGroup, LiveReport
@@ -47,19 +47,22 @@ def format_report(report: LiveReport) -> str:
 def members(report: LiveReport, group: LiveGroup) -> str:
     """The layers and key/value heads of a group."""
     everyone = [member for each in report.groups for member in each.members]
+    return members_text(everyone, group.members)
+
+
+def members_text(everyone: Sequence[tuple[int, int]], chosen: Sequence[tuple[int, int]]) -> str:
+    """Some pairs of a layer and a key/value head among all: `layers 0, 8; every key/value head`."""
     parts = []
     for place, what in ((0, "layer"), (1, "key/value head")):
-        own = sorted({member[place] for member in group.members})
+        own = sorted({member[place] for member in chosen})
         known = {member[place] for member in everyone}
         if len(own) == len(known):
             parts.append(f"every {what}" if len(own) > 1 else f"{what} {own[0]}")
         else:
             parts.append(f"{what}{'s' if len(own) > 1 else ''} {ranges(own)}")
-    if len(group.members) != len({m[0] for m in group.members}) * len(
-        {m[1] for m in group.members}
-    ):
-        shown = ", ".join(f"{layer}.{head}" for layer, head in sorted(group.members)[:12])
-        more = len(group.members) - 12
+    if len(chosen) != len({layer for layer, _ in chosen}) * len({head for _, head in chosen}):
+        shown = ", ".join(f"{layer}.{head}" for layer, head in sorted(chosen)[:12])
+        more = len(chosen) - 12
         return f"layer.head {shown}" + (f" and {more} more" if more > 0 else "")
     return "; ".join(parts)
 

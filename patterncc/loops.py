@@ -18,6 +18,7 @@ from patterncc.codegen.schedule import Env, evaluate
 from patterncc.dsl.build import add, floordiv, maximum, minimum, modulo, multiply, substitute
 from patterncc.dsl.mask import (
     Const,
+    Entry,
     Expr,
     FloorDiv,
     IntExpr,
@@ -26,9 +27,12 @@ from patterncc.dsl.mask import (
     Mod,
     Param,
     Product,
+    Segment,
     Select,
     Sum,
     Var,
+    variables,
+    walk,
 )
 from patterncc.notation import mathematics
 
@@ -80,8 +84,12 @@ def loops(program: BlockProgram, env: Env, direction: Direction) -> list[Loop]:
     rows = length // block
     row = Var(ROW[direction])
     replace: dict[Expr, IntExpr] = {}
+    tables: dict[str, Any] = {}
     for name, value in env.items():
-        replace[Var(name)] = replace[Param(name)] = Const(int(value))
+        if np.ndim(value):
+            tables[name] = value
+        else:
+            replace[Var(name)] = replace[Param(name)] = Const(int(value))
     if rows:
         first, last = _multiple(block, row, offset), _multiple(block, row, offset + block - 1)
     else:
@@ -98,7 +106,7 @@ def loops(program: BlockProgram, env: Env, direction: Direction) -> list[Loop]:
         live = []
         for residue in range(sweep.classes):
             scope = {**replace, RESIDUE: Const(residue)} if sweep.classes > 1 else replace
-            run = _run(sweep, scope, row, rows, VISITED[direction])
+            run = _run(sweep, scope, tables, row, rows, VISITED[direction])
             if run is not None:
                 live.append(run)
         runs += live[:MOST_CLASSES]
@@ -147,15 +155,22 @@ def _joined(runs: list[_Run]) -> list[_Run]:
 
 
 def _run(
-    sweep: Sweep, replace: Mapping[Expr, IntExpr], row: Var, rows: int, visited: str
+    sweep: Sweep,
+    replace: Mapping[Expr, IntExpr],
+    tables: Env,
+    row: Var,
+    rows: int,
+    visited: str,
 ) -> _Run | None:
     """One loop with its symbols replaced; `None` if it visits nothing."""
-    scope = {row.name: np.arange(rows, dtype=np.int64)}
+    scope = {**tables, row.name: np.arange(rows, dtype=np.int64)}
 
     def array(expr: Expr) -> npt.NDArray[Any]:
         return np.broadcast_to(np.asarray(evaluate(expr, scope)), (rows,))
 
-    low, high, phase = (substitute(expr, replace) for expr in (sweep.lo, sweep.hi, sweep.phase))
+    low, high, phase = (
+        _looked_up(substitute(expr, replace), tables) for expr in (sweep.lo, sweep.hi, sweep.phase)
+    )
     guard = array(substitute(sweep.guard, replace)).astype(bool)
     trips = np.where(guard, np.maximum(array(high) - array(low), 0), 0)
     live = trips > 0
@@ -163,7 +178,7 @@ def _run(
         return None
     order = int((sweep.stride * (array(high) - 1) + array(phase))[live][-1])
     # Tiles that do not run the loop have no say in how its ends are written.
-    within = {row.name: scope[row.name][live]}
+    within = {**tables, row.name: scope[row.name][live]}
     if sweep.stride == 1:
         low, high, phase = add(low, phase), add(high, phase), Const(0)
     low, high, phase = (_simplify(expr, within) for expr in (low, high, phase))
@@ -211,6 +226,16 @@ def _progression(numbers: npt.NDArray[np.int64]) -> str:
 
 
 # ---------------------------------------------------------------------------- simplification
+
+
+def _looked_up(expr: IntExpr, tables: Env) -> IntExpr:
+    """The expression with the entries of tables that are the same for every tile as numbers."""
+    entries: dict[Expr, Expr] = {
+        node: Const(int(evaluate(node, tables)))
+        for node in walk(expr)
+        if isinstance(node, (Entry, Segment)) and not variables(node)
+    }
+    return substitute(expr, entries)
 
 
 def _simplify(expr: IntExpr, scope: Env) -> IntExpr:

@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from patterncc import pipeline
 from patterncc.arguments import check_tensors, integer, refuse_types, scale_factor
 from patterncc.codegen import cpu
 from patterncc.dsl.errors import ArgumentError, UnsupportedError
-from patterncc.parameters import bind
+from patterncc.parameters import bind, check_entries, check_tables
+from patterncc.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from patterncc.dsl.pattern import Parameter
     from patterncc.pipeline import Signature
 
 DEVICES = ("cpu", "cuda")
@@ -125,6 +128,7 @@ class _Call(NamedTuple):
     within: bool
     env: Mapping[str, int]
     scale: float
+    declared: tuple[Parameter, ...]
 
 
 def _prepare(
@@ -141,13 +145,45 @@ def _prepare(
 ) -> _Call:
     """Checks the arguments of an operator: a graph may call it with anything."""
     check_tensors(query, key, value)
-    _, heads, q_len, head_dim = query.shape
+    batch, heads, q_len, head_dim = query.shape
     _, kv_heads, kv_len, _ = key.shape
     if scale is None:
         scale = head_dim**-0.5
-    return _resolve(
+    call = _resolve(
         pattern, heads, kv_heads, q_len, kv_len, scale, q_offset, layer, layers, tuple(numbers)
     )
+    if tables or call.declared:
+        _check_count(call.declared, tables)
+        check_tables(call.declared, tables, {**call.env, "batches": batch}, query.device)
+        _look_into(call, tables)
+    return call
+
+
+def _check_count(declared: Sequence[Parameter], tables: Sequence[Tensor]) -> None:
+    if len(tables) != len(declared):
+        names = ", ".join(parameter.name for parameter in declared)
+        raise ArgumentError(
+            f"`tables` has {len(tables)} tensors; the pattern takes {len(declared)}: "
+            f"{names or 'none'}"
+        )
+
+
+# Tables on other devices whose entries were looked at: their version, and up to which position.
+_looked_into: Any = WeakIdKeyDictionary()
+
+
+def _look_into(call: _Call, tables: Sequence[Tensor]) -> None:
+    """Checks the entries of tables: on the CPU at every call; elsewhere, as the host has to wait
+    for them, only where `PATTERNCC_VERIFY` is set, and each tensor once."""
+    positions = max(call.env["kv_len"], call.env["q_offset"] + call.env["q_len"])
+    if not tables or tables[0].device.type == "cpu":
+        check_entries(call.declared, tables, positions)
+    elif settings().verify and not torch.cuda.is_current_stream_capturing():
+        for parameter, table in zip(call.declared, tables, strict=True):
+            state = (None if table.is_inference() else table._version, positions)
+            if _looked_into.get(table) != state:
+                check_entries((parameter,), (table,), positions)
+                _looked_into[table] = state
 
 
 @functools.lru_cache(maxsize=1024)
@@ -192,6 +228,7 @@ def _resolve(
         within=q_offset >= 0 and q_offset + q_len <= kv_len,
         env=MappingProxyType(env),
         scale=scale_factor(scale),
+        declared=resolved.pattern.tables,
     )
 
 
@@ -206,6 +243,11 @@ def _attn_fwd_fake(
     query: Tensor, key: Tensor, value: Tensor, pattern: str, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     check_tensors(query, key, value)
+    tables: list[Tensor] = rest[-1]
+    if tables:
+        declared = pipeline.resolve(pattern).pattern.tables
+        _check_count(declared, tables)
+        check_tables(declared, tables, {}, query.device)  # sizes may be symbols: no guards on them
     return _like(query, value)
 
 
@@ -216,7 +258,8 @@ def _attn_fwd_cpu(
     if query.numel() == 0 or key.numel() == 0:
         return _nothing(query, value)
     passes = pipeline.passes(pattern, *_CPU_TILE, call.sizes, call.within)
-    return cpu.attention(passes, query, key, value, env=call.env, scale=call.scale)
+    tables = _named(call, rest[-1])
+    return cpu.attention(passes, query, key, value, env=call.env, tables=tables, scale=call.scale)
 
 
 def _attn_fwd_cuda(
@@ -226,7 +269,18 @@ def _attn_fwd_cuda(
     if query.numel() == 0 or key.numel() == 0:
         return _nothing(query, value)
     forward = pipeline.launcher(pattern, call.sizes)
-    return forward(query, key, value, env=call.env, scale=call.scale)
+    tables = {name: _narrow(table) for name, table in _named(call, rest[-1]).items()}
+    return forward(query, key, value, env=call.env, scale=call.scale, tables=tables)
+
+
+def _named(call: _Call, tables: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {parameter.name: table for parameter, table in zip(call.declared, tables, strict=True)}
+
+
+def _narrow(table: Tensor) -> Tensor:
+    """What kernels read: contiguous, numbers as int32. It is made anew at each call, as what a
+    table holds may change between calls, or between replays of a graph."""
+    return (table.int() if table.dtype == torch.int64 else table).contiguous()
 
 
 def _attn_fwd_elsewhere(
@@ -266,14 +320,22 @@ def _attn_fwd_vmap(
     *rest: Any,
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     """vmap puts the new axis in front of the batch: one call of the operator, unless the pattern
-    reads `batch`."""
+    reads `batch` or a table has the axis, too."""
     size = info.batch_size
+    *others, tables = rest
+    table_dims: list[int | None] = in_dims[-1] or [None] * len(tables)
     tensors = [
         tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
         for tensor, dim in zip((query, key, value), in_dims, strict=False)
     ]
-    if "batch" in pipeline.resolve(pattern).reads:
-        slices = [_attn_fwd(*parts, pattern, *rest) for parts in zip(*tensors, strict=True)]
+    if "batch" in pipeline.resolve(pattern).reads or any(dim is not None for dim in table_dims):
+        slices = []
+        for index, parts in enumerate(zip(*tensors, strict=True)):
+            own = [
+                table if dim is None else table.select(dim, index)
+                for table, dim in zip(tables, table_dims, strict=True)
+            ]
+            slices.append(_attn_fwd(*parts, pattern, *others, own))
         outs, lses = zip(*slices, strict=True)
         return (torch.stack(outs), torch.stack(lses)), (0, 0)
     out, lse = _attn_fwd(*(tensor.flatten(0, 1) for tensor in tensors), pattern, *rest)

@@ -4,6 +4,7 @@ Drawing is `patterncc.plot`'s and `patterncc.terminal`'s. Loads no torch and no 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from patterncc.call import Call
 from patterncc.codegen import facts, schedule
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
-from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.errors import ConfigError, UnsupportedError
 
 MOST_TOKENS = 512  # rows and keys up to which every pair is drawn
 MOST_TILES = 1 << 14  # tiles a side that are counted; longer calls are shown in larger tiles
@@ -97,23 +98,35 @@ def take(
             raise ConfigError(
                 f"{name} is too small: {count} tiles a side, the most is {MOST_TILES}"
             )
+    call.require_tables()
     program = call.program(block_q, block_k)
     env = call.env(head, layer)
     counts = schedule.tile_counts(program, env)
     full, partial = (int(count.sum()) for count in counts)
     cell_q, cell_k = (_sharing(count, most_cells) for count in (rows, columns))
     cells = shares(program, env, cell_q, cell_k)
-    pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within)
-    visible = None
-    if call.q_len * sum(sweep.classes for sweep in pairs.forward) <= MOST_COUNTS:
-        visible = int(facts.visible_keys(call.pattern, env, pairs).sum())
+    visible = _visible(call, env)
     shape = (block_q, block_k, full, partial, rows * columns, visible, cells, cell_q, cell_k)
     if max(call.q_len, call.kv_len) > MOST_TOKENS:
         return Picture(call, layer, head, *shape)
-    allowed = schedule.block_map(pairs, env).astype(np.bool_)
+    rows_of_call = call.q_offset + np.arange(call.q_len)
+    places = {"q": rows_of_call[:, None], "k": np.arange(call.kv_len)}
+    shape_of_call = (call.q_len, call.kv_len)
+    allowed = np.broadcast_to(schedule.evaluate(program.mask, env | places), shape_of_call)
     states = schedule.block_map(program, env)
     states = states.repeat(block_q, axis=0)[: call.q_len].repeat(block_k, axis=1)[:, : call.kv_len]
     return Picture(call, layer, head, *shape, allowed, states)
+
+
+def _visible(call: Call, env: dict[str, Any]) -> int | None:
+    """The visible pairs; `None` where counting them would take too long."""
+    pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within, transposed=False)
+    if call.q_len * sum(sweep.classes for sweep in pairs.forward) > MOST_COUNTS:
+        return None
+    try:
+        return int(facts.visible_keys(call.pattern, env, pairs).sum())
+    except UnsupportedError:  # more open pairs than can be looked at
+        return None
 
 
 def _sharing(tiles: int, most: int) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from patterncc.api import Attention
 from patterncc.call import Call
-from patterncc.codegen import config, cpu, facts, schedule
+from patterncc.codegen import config, cpu, facts
+from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
-from patterncc.dsl.errors import ConfigError, UnsupportedError
+from patterncc.dsl.errors import ConfigError
 from patterncc.explain import is_causal
 from patterncc.timing import Timing, once, race
 from patterncc.verdict import Verdict, judge, mask_rows
@@ -142,9 +144,10 @@ def run(
     Raises:
         UnsupportedError: The pattern or the type has no kernel there.
     """
-    if call.pattern.tables:
-        names = ", ".join(f"`{table.name}`" for table in call.pattern.tables)
-        raise UnsupportedError(f"a command line cannot give {names}", "call the pattern in Python")
+    call.require_tables()
+    tables: dict[str, Any] = {
+        name: torch.from_numpy(table).to(device) for name, table in call.tables.items()
+    }
     query, key, value = random_input(call, problem, device, batch, seed)
     attention = Attention(call.pattern)
 
@@ -157,6 +160,7 @@ def run(
             layer=layer,
             layers=call.layers,
             q_offset=call.q_offset,
+            **tables,
         )
         return out, lse
 
@@ -227,17 +231,25 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
         shape = config.default_config(problem, vendor)
     else:
         shape = cpu.default_config()
-    program = call.program(shape.block_q, shape.block_k)
-    pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within)
+    passes = lower_passes(
+        call.pattern,
+        shape.block_q,
+        shape.block_k,
+        sizes=call.sizes,
+        within=call.within,
+        transposed=False,
+    )
+    pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within, transposed=False)
     visible = full = visited = 0
     heads = range(call.heads) if call.differs_by_head else [0]
     share = call.heads // len(heads)
     for head in heads:
         env = call.env(head, layer)
-        full_counts, partial_counts = schedule.tile_counts(program, env)
         visible += share * int(facts.visible_keys(call.pattern, env, pairs).sum())
-        full += share * int(full_counts.sum())
-        visited += share * int(full_counts.sum() + partial_counts.sum())
+        for program in passes:
+            counts = facts.count_tiles(program, env)
+            full += share * counts.full
+            visited += share * counts.visited
     rows, columns = -(-call.q_len // shape.block_q), -(-call.kv_len // shape.block_k)
     every = call.heads * rows * columns
     return Tiles(shape.block_q, shape.block_k, visible, visited, full, every)

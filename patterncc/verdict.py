@@ -5,6 +5,7 @@ Bounded in memory and time at every length; the sample is drawn from a seed, so 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,16 +122,18 @@ def sample(rows: int, most: int, seed: int) -> Tensor:
     return torch.cat([*ends, middle]).sort().values
 
 
-def mask_rows(call: Call, env: dict[str, int], rows: Tensor) -> Tensor:
+def mask_rows(call: Call, env: dict[str, Any], rows: Tensor) -> Tensor:
     """Rows of the mask of one head, straight from the pattern: bool `[len(rows), kv_len]`."""
     result = torch.empty(len(rows), call.kv_len, dtype=torch.bool, device=rows.device)
+    scalars = {name: value for name, value in env.items() if name not in call.tables}
+    tables = {name: torch.from_numpy(table).to(rows.device) for name, table in call.tables.items()}
     k = torch.arange(call.kv_len, device=rows.device)[None, :]
     step = max(1, _CHUNK // call.kv_len)
     with rows.device:  # where the oracle then makes its constants
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             q = rows[part, None] + call.q_offset
-            result[part] = reference.allowed(call.pattern.body, q, k, env)
+            result[part] = reference.allowed(call.pattern.body, q, k, scalars, tables)
     return result
 
 

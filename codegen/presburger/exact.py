@@ -8,13 +8,14 @@ of its own: `Symbols.opaque` names those.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import islpy as isl
 
-from patterncc.codegen.presburger.translate import OPERATION_BUDGET, QUOTA, Symbols, Translator
-from patterncc.codegen.scalars import Scalars, is_scalar, register
+from patterncc.codegen.pieces import TooIntricateError
+from patterncc.codegen.presburger.translate import QUOTA, Symbols, Translator
+from patterncc.codegen.scalars import Scalars, is_scalar
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import (
     Const,
@@ -35,6 +36,8 @@ from patterncc.dsl.mask import (
 )
 from patterncc.dsl.printer import expression_text
 
+OPERATIONS = 2_000_000  # isl's own count for one question: some seconds
+
 
 class ExactSymbols(Symbols):
     """The symbolic numbers of some masks, scalars taken apart as far as integer sets can.
@@ -52,7 +55,7 @@ class ExactSymbols(Symbols):
         self,
         bodies: Iterable[Predicate],
         extra: Iterable[str] = (),
-        budget: int = OPERATION_BUDGET,
+        budget: int = OPERATIONS,
     ) -> None:
         self.scalars = Scalars()
         for body in bodies:
@@ -65,12 +68,12 @@ class ExactSymbols(Symbols):
 
     @contextmanager
     def budget(self) -> Iterator[None]:
-        """Where isl computes: the end of its budget becomes an UnsupportedError."""
+        """Where isl computes: the end of its budget becomes a TooIntricateError."""
         try:
             yield
         except isl.Error as error:
             if QUOTA in str(error):
-                raise UnsupportedError(
+                raise TooIntricateError(
                     "this question is too intricate to answer exactly within the budget of "
                     "operations"
                 ) from error
@@ -97,6 +100,29 @@ class _ExactTranslator(Translator):
     def is_flag(self, expr: Predicate) -> bool:
         return False
 
+    def predicate(self, expr: Predicate) -> isl.Set:
+        return self._cover(expr) if isinstance(expr, Cover) else super().predicate(expr)
+
+    def _cover(self, cover: Cover) -> isl.Set:
+        """Pairs in a block of positions from 0 on that holds a pair of the body."""
+        sizes = (cover.block_q, cover.block_k)
+        local = [self.integer(Var(name)) for name in ("q", "k")]
+        held = self.predicate(cover.body)
+        for position in local:
+            held = held.intersect(position.ge_set(self.constant(0)))
+        blocks = held.apply(isl.Map.from_multi_pw_aff(self._blocks(local, sizes)))
+        seen = [self.integer(cover.q), self.integer(cover.k)]
+        pairs = blocks.preimage_multi_pw_aff(self._blocks(seen, sizes))
+        return pairs.intersect(seen[1].le_set(seen[0])) if cover.causal else pairs
+
+    def _blocks(self, positions: Sequence[isl.PwAff], sizes: Sequence[int]) -> isl.MultiPwAff:
+        """The numbers of the blocks that two positions are in."""
+        floors = isl.PwAffList.alloc(self.symbols.context, 2)
+        for position, size in zip(positions, sizes, strict=True):
+            floors = floors.add(position.scale_down_val(size).floor())
+        space = self.space.map_from_domain_and_range(self.space)
+        return isl.MultiPwAff.from_pw_aff_list(space, floors)
+
 
 def is_nonlinear(expr: Expr) -> bool:
     """Whether the node itself, not what is inside, is a product or quotient of two unknowns."""
@@ -119,8 +145,6 @@ def _register(expr: Expr, scalars: Scalars) -> None:
                 pass
             case Var() | Param():
                 scalars.named(node)
-            case Cover():
-                register(node, scalars)
             case Product() | FloorDiv() | Mod() if is_nonlinear(node) and is_scalar(node):
                 scalars.opaque(node)
             case _:

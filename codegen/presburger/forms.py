@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import islpy as isl
 
+from patterncc.codegen.pieces import TooIntricateError
 from patterncc.codegen.presburger.translate import DIV, PARAM, SET, Symbols, number
 from patterncc.dsl.build import add, all_of, any_of, compare, floordiv, modulo, multiply
-from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import FALSE, Const, IntExpr, Predicate, Var
 
 MOST_FLOORS = 8  # of one conjunction: isl can be stuck in resolving more, without counting a step
@@ -19,7 +19,7 @@ def project(points: isl.Set, positions: Sequence[str], symbols: Sequence[str]) -
     """The set without some of its positions and symbols: what has some value for them.
 
     Raises:
-        UnsupportedError: What remains depends on too many divisions at once.
+        TooIntricateError: What remains depends on too many divisions at once.
     """
     for names, kind in ((positions, SET), (symbols, PARAM)):
         for name in names:
@@ -27,7 +27,7 @@ def project(points: isl.Set, positions: Sequence[str], symbols: Sequence[str]) -
             if place >= 0:
                 points = points.project_out(kind, place, 1)
     if any(part.dim(DIV) > MOST_FLOORS for part in points.get_basic_sets()):
-        raise UnsupportedError(
+        raise TooIntricateError(
             f"more than {MOST_FLOORS} divisions of positions come together, which is too intricate "
             "to answer exactly within the budget of operations"
         )

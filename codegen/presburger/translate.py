@@ -36,7 +36,7 @@ from patterncc.dsl.mask import (
 )
 from patterncc.dsl.printer import expression_text
 
-OPERATION_BUDGET = 500_000  # isl's own count: half a second; the library needs up to 200,000
+OPERATION_BUDGET = 300_000  # isl's own count: a third of a second; the library needs up to 200,000
 QUOTA = "maximal number of operations"  # what isl says when the budget is used up
 
 SET = isl.dim_type.set

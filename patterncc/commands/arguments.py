@@ -6,6 +6,7 @@ from collections.abc import Callable
 from patterncc import __version__
 
 _PATTERN = "a file, - for standard input, the name of a library pattern, or a pattern's text"
+TABLE_LENGTH = 4096  # queries of a pattern with tables, of which each pair may have to be looked at
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -163,6 +164,32 @@ def _live(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def _shard(parser: argparse.ArgumentParser) -> None:
+    _pattern(parser)
+    parser.add_argument(
+        "--ranks", type=_count, required=True, metavar="N", help="ranks that share a sequence"
+    )
+    parser.add_argument(
+        "--placement",
+        choices=("contiguous", "zigzag", "striped"),
+        default="contiguous",
+        help="how tokens are dealt out (contiguous)",
+    )
+    parser.add_argument(
+        "--stripe", type=_count, default=1, metavar="N", help="tokens of a stripe (1)"
+    )
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "--q-len", type=_count, default=65536, metavar="N", help="tokens of the sequence (65536)"
+    )
+    _size(group, "heads", "query heads", 8)
+    _size(group, "kv_heads", "key/value heads", None, "as many as query heads")
+    _size(group, "layers", "layers of the model", 12)
+    group.add_argument("--layer", type=_numbers, metavar="LIST", help="layers to look at")
+    _shape(parser)
+    _json(parser)
+
+
 def _library(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     parser.add_argument("name", nargs="?", metavar="NAME", help="the pattern to show")
@@ -186,6 +213,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "run": ("Runs attention here, checks it and times it", _run),
     "diff": ("Compares two patterns in all calls at once", _diff),
     "live": ("Says which keys a cache must keep", _live),
+    "shard": ("Plans which keys ranks fetch from each other", _shard),
     "library": ("Lists the named patterns, or shows one", _library),
     "doctor": ("Says what works on this machine", _doctor),
     "completion": ("Prints the completion script of a shell", _completion),
@@ -218,11 +246,22 @@ def _param(parser: argparse.ArgumentParser, meaning: str) -> None:
 
 
 def _call(parser: argparse.ArgumentParser, *, q_len: int | None, heads: int, layers: int) -> None:
-    default = "4096 on a CPU, 16384 on a GPU" if q_len is None else str(q_len)
-    group = parser.add_argument_group("the call", "lengths can be written 4096, 64K or 1M")
-    group.add_argument(
-        "--q-len", type=_count, default=q_len, metavar="N", help=f"queries ({default})"
+    lengths = "4096 on a CPU, 16384 on a GPU"
+    if q_len is not None:
+        lengths = f"{q_len}, or {min(q_len, TABLE_LENGTH)} for a pattern with tables"
+        lengths = lengths if q_len > TABLE_LENGTH else str(q_len)
+    parser.set_defaults(usual_q_len=q_len, usual_layers=layers)
+    parser.add_argument(
+        "--table",
+        action="append",
+        default=[],
+        type=_table,
+        metavar="NAME=FILE",
+        help="a table of the pattern: a .npy or .json file, or a list such as doc=0,100,300; a "
+        "library pattern has an example",
     )
+    group = parser.add_argument_group("the call", "lengths can be written 4096, 64K or 1M")
+    group.add_argument("--q-len", type=_count, metavar="N", help=f"queries ({lengths})")
     group.add_argument("--kv-len", type=_count, metavar="N", help="keys (as many as queries)")
     group.add_argument(
         "--q-offset",
@@ -232,7 +271,7 @@ def _call(parser: argparse.ArgumentParser, *, q_len: int | None, heads: int, lay
     )
     _size(group, "heads", "query heads", heads)
     _size(group, "kv_heads", "key/value heads", None, "as many as query heads")
-    _size(group, "layers", "layers of the model", layers)
+    _size(group, "layers", "layers of the model", None, f"{layers}, or what a pattern needs")
 
 
 def _size(
@@ -309,6 +348,13 @@ def _parameter(text: str) -> tuple[str, int]:
 def _lengths(text: str) -> tuple[int, ...]:
     """`1023,64K`: the numbers, in the order given."""
     return tuple(map(_integer, text.split(",")))
+
+
+def _table(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier() or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE or NAME=LIST")
+    return name, value
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -5,11 +5,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from patterncc import example_values, table_values
 from patterncc.call import Call
 from patterncc.codegen.problem import Problem
-from patterncc.dsl import load
+from patterncc.commands.arguments import TABLE_LENGTH
+from patterncc.dsl import library, load
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.pattern import Pattern
+from patterncc.example_values import USUAL_LAYERS, Example
 
 STANDARD_INPUT = "-"
 
@@ -77,16 +80,40 @@ def pattern_of(args: argparse.Namespace) -> Pattern:
 
 
 def call_of(pattern: Pattern, args: argparse.Namespace) -> Call:
-    """The call of a command line.
+    """The call of a command line, with its tables.
+
+    A library pattern's tables and numbers that were not given are those of its example.
 
     Raises:
-        ConfigError: A size cannot be, or there is no such layer or head.
+        ConfigError: A size cannot be, there is no such layer or head, or a table is wrong.
+        OSError: The file of a table cannot be read.
     """
+    library_name = _library_name(args)
+    args.layers = args.layers or USUAL_LAYERS.get(library_name, args.usual_layers)
+    if args.q_len is None:
+        usual = args.usual_q_len or TABLE_LENGTH
+        args.q_len = min(usual, TABLE_LENGTH) if pattern.tables else usual
     for name, size in (("layer", args.layers), ("head", args.heads)):
         numbers = getattr(args, name, None)
         chosen = [numbers] if isinstance(numbers, int) else numbers or []
         if chosen and max(chosen) >= size:
             raise ConfigError(f"--{name} {max(chosen)}: there are {size}, from 0; see --{name}s")
+    sizes = {
+        "heads": args.heads,
+        "kv_heads": args.kv_heads or args.heads,
+        "layers": args.layers,
+        "kv_len": args.kv_len or args.q_len,
+        "batch": getattr(args, "batch", 1),
+    }
+    given = {name: table_values.read(name, text) for name, text in args.table}
+    tables = table_values.check(pattern, given, sizes)
+    seed = getattr(args, "seed", 0)
+    found = example_values.example(library_name, pattern, sizes, seed) or Example()
+    open_numbers = {number.name for number in pattern.numbers if number.value is None}
+    numbers = {name: value for name, value in found.numbers.items() if name in open_numbers}
+    if numbers:
+        pattern = load(library_name, **{**dict(args.param), **numbers})
+    added = {name: table for name, table in found.tables.items() if name not in tables}
     return Call.of(
         pattern,
         args.q_len,
@@ -95,7 +122,31 @@ def call_of(pattern: Pattern, args: argparse.Namespace) -> Call:
         heads=args.heads,
         kv_heads=args.kv_heads,
         layers=args.layers,
+        tables=tables | added,
+        examples=dict.fromkeys([*numbers, *added], f"an example, seed {seed}"),
     )
+
+
+class MissingTableError(ConfigError):
+    """A pattern reads a table that the command line does not give."""
+
+
+def require_tables(call: Call) -> None:
+    """Checks that there is a table for each that the pattern reads.
+
+    Raises:
+        MissingTableError: There is none for one.
+    """
+    missing = [table.name for table in call.pattern.tables if table.name not in call.tables]
+    if missing:
+        names = ", ".join(f"`{name}`" for name in missing)
+        raise MissingTableError(f"no table was given for {names}; --table {missing[0]}=FILE is one")
+
+
+def _library_name(args: argparse.Namespace) -> str:
+    """The library pattern that the command line names; "" for another text."""
+    source = read(args.pattern) if args.pattern in library.names() else None
+    return args.pattern if source is not None and source.file is None else ""
 
 
 def problem_of(args: argparse.Namespace) -> Problem:

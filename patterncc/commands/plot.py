@@ -8,7 +8,7 @@ from rich.text import Text
 from patterncc import picture, plot, terminal
 from patterncc.call import Call
 from patterncc.commands import console
-from patterncc.commands.inputs import call_of, pattern_of
+from patterncc.commands.inputs import call_of, pattern_of, require_tables
 from patterncc.dsl.errors import ConfigError
 from patterncc.picture import Picture
 
@@ -19,6 +19,7 @@ TERMINAL_CELLS = 64  # most cells a side in a terminal
 def run(args: argparse.Namespace) -> int:
     """Draws the picture, and says where it is."""
     call = call_of(pattern_of(args), args)
+    require_tables(call)
     out = console.output()
     if args.output is None:
         colour = out.is_terminal and out.color_system is not None and not args.ascii

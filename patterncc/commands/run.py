@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from patterncc.commands import console
-from patterncc.commands.inputs import call_of, pattern_of, problem_of
+from patterncc.commands.inputs import call_of, pattern_of, problem_of, require_tables
 from patterncc.explain_text import quantity
 from patterncc.notation import percent
 
@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     args.q_len = args.q_len or trial.DEFAULT_LENGTH[device.type]
     args.dtype = args.dtype or trial.DEFAULT_DTYPE[device.type]
     call = call_of(pattern, args)
+    require_tables(call)
     problem = replace(problem_of(args), group=call.heads // call.kv_heads)
     with console.progress().status("starting ...") as status:
         found = trial.run(

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from patterncc.codegen.compare import Comparison, Witness, compare_patterns
 from patterncc.dsl import load
-from patterncc.dsl.build import all_of, any_of, negate
+from patterncc.dsl.build import all_of, any_of, compare, negate
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.evaluate import allows
-from patterncc.dsl.mask import Predicate
+from patterncc.dsl.mask import Const, Cover, K, Predicate, Q
 from patterncc.dsl.pattern import Pattern
 from tests.codegen.drawing import (
     Shape,
@@ -108,6 +108,8 @@ def related(left: str, right: str, **sizes: int) -> Comparison:
         ("q - k < layer * 3", "q - k < layer + layer + layer"),
         ("block_causal(16) at (q // 2, k // 2)", "block_causal(32)"),
         ("pattern f(w): q - k < w", "pattern g(w): q - k <= w - 1"),
+        ("cover(4, 4, window(3))", "causal and q // 4 - k // 4 <= 1"),
+        ("cover(16, 16, dilated(4, 8))", "causal and q // 16 - k // 16 <= 2"),
         ("heads > head", "full"),
         ("layers > layer and kv_head <= head", "true"),
         ("pattern f(w): q - k < w * layer", "pattern g(w): q - k + 1 <= layer * w"),
@@ -117,7 +119,35 @@ def related(left: str, right: str, **sizes: int) -> Comparison:
 def test_equal(left: str, right: str) -> None:
     comparison = related(left, right)
     assert comparison.relation == "equal"
-    assert comparison.left_only is comparison.right_only is comparison.at_defaults is None
+    assert comparison.left_only is None and comparison.right_only is None
+    assert comparison.at_defaults is None
+
+
+@settings(max_examples=25)
+@given(
+    body=masks,
+    block_q=st.integers(1, 6),
+    block_k=st.integers(1, 6),
+    length=st.integers(1, 12),
+    values=numbers,
+)
+def test_covers(
+    body: Predicate, block_q: int, block_k: int, length: int, values: dict[str, int]
+) -> None:
+    cover = Cover(block_q, block_k, body, False)
+    positions = all_of(compare(">=", Q, Const(0)), compare(">=", K, Const(0)))
+    try:
+        whole = compare_patterns(pattern_of(all_of(body, positions)), pattern_of(cover))
+        assert whole.within
+        comparison = compare_patterns(pattern_of(cover), pattern_of(body))
+    except UnsupportedError:
+        return
+    confirm(comparison.left_only, cover, body)
+    env = {**values, "kv_len": length, "q_len": length}
+    if comparison.within:
+        for q in range(length):
+            for k in range(length):
+                assert allows(body, q, k, env) or not allows(cover, q, k, env)
 
 
 def test_smallest_witnesses() -> None:

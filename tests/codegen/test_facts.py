@@ -53,7 +53,7 @@ def test_tile_counts_equal_the_map(body: Predicate, shape: Shape, values: dict[s
 def test_work_of_streaming_by_hand() -> None:
     pattern = pattern_of(STREAMING)
     env = {"q_len": 512, "kv_len": 512, "q_offset": 0, "a": 4, "b": 128}
-    work = facts.work(pattern, lower(pattern, 128, 128), Problem("bfloat16", 64, 64), env)
+    work = facts.work(pattern, (lower(pattern, 128, 128),), Problem("bfloat16", 64, 64), env)
     # Rows 0..127 see q + 1 keys; the others 128 and those sinks that the window has left behind.
     rows = [min(q + 1, 128) + min(4, max(0, q - 127)) for q in range(512)]
     assert work.pairs == sum(rows)

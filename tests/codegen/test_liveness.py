@@ -29,7 +29,7 @@ def read_by(
     """Which keys some query in `[first, end)` reads, query by query."""
     q = np.arange(first, end, dtype=np.int64)[:, None]
     allowed = np.asarray(evaluate(body, {**env, "q": q, "k": keys[None, :]}), dtype=bool)
-    return np.broadcast_to(allowed, (len(q), len(keys))).any(axis=0)
+    return np.asarray(np.broadcast_to(allowed, (len(q), len(keys))).any(axis=0), dtype=bool)
 
 
 @settings(max_examples=150)

@@ -265,8 +265,17 @@ def test_explain_with_other_numbers() -> None:
     assert text != attn.explain(512)
     with pytest.raises(patterncc.ArgumentError, match="`windw` is not a parameter"):
         attn.explain(512, windw=3)
-    with pytest.raises(patterncc.UnsupportedError, match="w"):
-        patterncc.compile("pattern p(w: int[head]): q - k < w[head]").explain(64)
+
+
+def test_explain_with_tables() -> None:
+    attn = patterncc.compile("pattern p(w: int[head]): 0 <= q - k < w[head]")
+    text = attn.explain(64, heads=2, w=torch.tensor([8, 64]))
+    assert "head 0" in text and "keys of a row         1 … 8" in text
+    assert attn.explain(64, heads=2, w=[8, 64]) == text
+    with pytest.raises(ConfigError, match="no table was given for `w`"):
+        attn.explain(64)
+    with pytest.raises(patterncc.ArgumentError, match="`w` has 3 entries on axis 0"):
+        attn.explain(64, heads=2, w=torch.tensor([8, 64, 1]))
 
 
 def test_plot(tmp_path: Path) -> None:

@@ -262,24 +262,40 @@ def test_a_pattern_that_reads_heads_needs_them() -> None:
 # ------------------------------------------------------------------------------------------ tables
 
 TABLE = "pattern p(w: int[head]): 0 <= q - k < w[head]"
+LAYERS = "pattern p(w: int[layer, head]): 0 <= q - k < w[layer, head]"
 MEMBER = "pattern p(keep: bool[head, *, *]): keep[head, q // 4, k // 4]"
 PACKED = "pattern p(doc: segments): doc[q] == doc[k] and k <= q"
 
 TABLES: dict[str, tuple[str, Any, str]] = {
     "missing": (TABLE, None, "`w` is None; the pattern needs a tensor"),
     "list": (TABLE, [1, 2], r"`w` is list \[1, 2\]; the pattern needs a tensor"),
-    "float": (TABLE, torch.ones(4), "`w` is float32; the pattern needs a table of int"),
-    "bool": (TABLE, torch.ones(4).bool(), "`w` is bool; the pattern needs a table of int"),
+    "float": (TABLE, torch.ones(4), "`w` is float32; .* a table of int, int32 or int64"),
+    "short": (TABLE, torch.ones(4).short(), "`w` is int16; .* a table of int, int32 or int64"),
+    "bool": (TABLE, torch.ones(4).bool(), "`w` is bool; .* a table of int, int32 or int64"),
+    "device": (TABLE, torch.ones(4, device="meta").int(), "`w` is on meta; .* needs it on cpu"),
     "rank": (TABLE, torch.ones(4, 4).long(), r"`w` has 2 axes, \[4, 4\]; .* needs 1, \[head\]"),
     "size": (TABLE, torch.ones(3).long(), r"`w` has 3 entries on axis 0, \[head\]; it needs 4"),
-    "large": (TABLE, torch.full((4,), 2**40), f"`w` has an entry beyond {2**30}"),
-    "not bool": (MEMBER, torch.ones(4, 2, 2).int(), "`keep` is int32; .* a table of bool"),
+    "large": (TABLE, torch.tensor([1, 1, 2**40, 1]), rf"`w\[2\]` is {2**40}; .* in -{2**30} \.\."),
+    "small": (TABLE, torch.tensor([1, -(2**31), 2, 3]), rf"`w\[1\]` is -{2**31}; entries must"),
+    "layers": (LAYERS, torch.ones(2, 4).int(), r"`w` has 2 entries on axis 0, .*`layer` is 2"),
+    "layered": (LAYERS, torch.full((3, 4), 2**30 + 1), r"`w\[0, 0\]` is 1073741825"),
+    "not bool": (MEMBER, torch.ones(4, 2, 2).int(), "`keep` is int32; .* a table of bool, bool"),
     "member rank": (MEMBER, torch.ones(2, 2).bool(), r"`keep` has 2 axes.* 3, \[head, \*, \*\]"),
+    "kv heads": (MEMBER, torch.ones(3, 2, 2).bool(), r"`keep` has 3 entries on axis 0, \[head\]"),
     "segments dtype": (PACKED, torch.ones(3), "`doc` is float32; `cu_seqlens` must be int32 or"),
     "segments rank": (PACKED, torch.zeros(2, 2).int(), r"`doc` has shape \[2, 2\]; .* one axis"),
     "segments empty": (PACKED, torch.zeros(0).int(), r"`doc` has shape \[0\]"),
-    "segments start": (PACKED, torch.tensor([1, 8]), "`doc` must start at 0 and never fall"),
-    "segments fall": (PACKED, torch.tensor([0, 8, 4]), "`doc` must start at 0 and never fall"),
+    "segments start": (PACKED, torch.tensor([1, 8]), r"`doc\[0\]` is 1; `cu_seqlens` start at 0"),
+    "segments fall": (
+        PACKED,
+        torch.tensor([0, 6, 4, 8]),
+        r"`doc\[2\]` is 4, less than `doc\[1\]`, 6; `cu_seqlens` never fall",
+    ),
+    "segments beyond": (
+        PACKED,
+        torch.tensor([0, 8, 9, 11]),
+        r"`doc\[2\]` is 9; this call has only 8 positions for documents to end at",
+    ),
 }
 
 
@@ -287,24 +303,41 @@ TABLES: dict[str, tuple[str, Any, str]] = {
 def test_tables(case: str) -> None:
     text, table, message = TABLES[case]
     attn = patterncc.compile(text)
+    given = {attn.pattern.tables[0].name: table}
     with refused(message):
-        attn.mask(8, heads=4, **{attn.pattern.tables[0].name: table})
+        attn.mask(8, heads=4, layer=2, **given)
+    query, key, value = tensors(8)
+    with refused(message):
+        attn(query, key, value, layer=2, **given)
+
+
+def test_tables_of_a_batch() -> None:
+    attn = patterncc.compile(
+        "pattern p(n: int[batch], r: bool[kv_head]): k < n[batch] or r[kv_head]"
+    )
+    n, r = torch.ones(3).int(), torch.ones(2).bool()
+    query, key, value = tensors(8)
+    with refused(r"`n` has 3 entries on axis 0, \[batch\]; it needs 2"):
+        attn(query, key, value, n=n, r=r)
+    with refused(r"`n` has 3 entries on axis 0, \[batch\]; `batch` is 3"):
+        attn.mask(8, batch=3, heads=2, n=n, r=r)
+    with refused(r"`r` has 2 entries on axis 0, \[kv_head\]; it needs 4"):
+        attn.mask(8, heads=4, kv_heads=4, n=n, r=r)
+
+
+def test_the_operator_counts_its_tables() -> None:
+    query, key, value = tensors(8)
+    structure = patterncc.compile(TABLE).pattern.structure
+    operator = torch.ops.patterncc.attn_fwd.default
+    with refused("`tables` has 0 tensors; the pattern takes 1: w"):
+        operator(query, key, value, structure, None, None, 0, None, [], [])
+    with refused("`tables` has 1 tensors; the pattern takes 0: none"):
+        operator(query, key, value, "k <= q", None, None, 0, None, [], [torch.ones(4).int()])
 
 
 def test_a_missing_table() -> None:
     with refused("`w` was not given; the pattern needs a tensor at every call"):
         patterncc.compile(TABLE).mask(8, heads=4)
-
-
-def test_tables_are_evaluated_but_not_lowered() -> None:
-    attn = patterncc.compile(TABLE)
-    widths = torch.tensor([1, 2, 3, 4])
-    assert attn.mask(8, head=2, heads=4, w=widths).sum(-1).tolist() == [1, 2, 3, 3, 3, 3, 3, 3]
-    query, key, value = tensors()
-    with refused(r"w\[head\]", UnsupportedError):
-        attn(query, key, value, w=widths)
-    with refused(r"w\[head\]", UnsupportedError):
-        attn.block_map(8, heads=4, w=widths)
 
 
 # ------------------------------------------------------------------------------------------ sources

@@ -1,0 +1,94 @@
+"""What the library's patterns compute beyond their visible pairs is bounded, pattern by pattern.
+
+Waste is the area of visited tiles over visible pairs, in tiles of 128 x 128 at 4,096 tokens.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from patterncc import example_values
+from patterncc.call import Call
+from patterncc.codegen import facts
+from patterncc.codegen.choice import lower_passes
+from patterncc.dsl import library
+from patterncc.dsl.loader import load
+
+LENGTH, TILE = 4096, 128
+
+# Few keys to a row: tiles cannot be filled, however they are laid.
+NARROW = {
+    "around": 3.0,
+    "block_window": 8.0,
+    "deepspeed_variable": 4.5,
+    "modernbert": 3.0,
+    "neighborhood_1d": 3.0,
+    "neighborhood_causal": 2.1,
+    "sinks": 32.0,
+    "sparse_strided": 5.5,
+    "strided": 16.0,
+}
+# Columns of blocks much narrower than a tile: every tile meets one.
+COLUMNS = {"deepspeed_fixed": 4.0, "deepspeed_longformer": 13.0, "sparse_fixed": 3.9}
+# Rows of a raster: a tile of 128 positions is two or three of its rows, and sees all their columns.
+RASTERS = {"neighborhood": 5.5, "neighborhood_3d": 15.0, "sliding_tile": 3.5, "swin": 14.0}
+# Tables read by position say nothing about tiles: all that the rest of the mask allows is visited.
+TABLES = {
+    "bigbird": 7.0,
+    "blocks": 8.0,
+    "causal_blocks": 6.5,
+    "clustered": 9.0,
+    "deepspeed_bigbird": 45.0,
+    "eviction": 5.0,
+    "flexprefill": 4.0,
+    "gemma3_images": 3.5,
+    "h2o": 3.5,
+    "hip": 3.0,
+    "lacache": 6.5,
+    "landmark": 5.5,
+    "longformer_tokens": 8.0,
+    "minference": 3.0,
+    "nsa": 6.0,
+    "packed": 1.8,
+    "sale": 6.0,
+    "snapkv": 1.7,
+    "squeezed": 6.5,
+    "vertical_slash": 14.0,
+}
+BOUND = {**NARROW, **COLUMNS, **RASTERS, **TABLES}
+USUAL = 1.75  # where none of these apply
+
+
+def waste(name: str) -> float:
+    pattern = load(library.source(name).text)
+    layers = example_values.USUAL_LAYERS.get(name, 8)
+    sizes = {"heads": 8, "kv_heads": 8, "layers": layers, "kv_len": LENGTH, "batch": 1}
+    example = example_values.example(name, pattern, sizes)
+    tables, numbers = ({}, {}) if example is None else (example.tables, example.numbers)
+    open_numbers = {number.name: 512 for number in pattern.numbers if number.value is None}
+    pattern = load(library.source(name).text, **{**open_numbers, **numbers})
+    call = Call.of(pattern, LENGTH, heads=8, layers=layers, tables=tables)
+    passes = lower_passes(pattern, TILE, TILE, sizes=call.sizes, within=True, transposed=False)
+    visible = visited = 0
+    for head in (0, 5):
+        env = call.env(head, layer=1)
+        visible += int(facts.visible_keys(pattern, env).sum())
+        visited += sum(facts.count_tiles(program, env).visited for program in passes)
+    return visited * TILE * TILE / visible
+
+
+@pytest.mark.parametrize("name", library.names())
+def test_waste_is_bounded(name: str) -> None:
+    assert waste(name) <= BOUND.get(name, USUAL)
+
+
+def test_dilation_is_dense_work() -> None:
+    pattern = load("dilated(512, 8)")
+    call = Call.of(pattern, 16384)
+    passes = lower_passes(pattern, TILE, TILE, within=True, transposed=False)
+    (dense,) = lower_passes(pattern, TILE, TILE, within=True, transposed=False, tiling="dense")
+    env = call.env()
+    pairs = int(facts.visible_keys(pattern, env).sum())
+    area = TILE * TILE
+    assert sum(facts.count_tiles(each, env).visited for each in passes) * area <= 1.5 * pairs
+    assert facts.count_tiles(dense, env).visited * area >= 8 * pairs
