@@ -61,6 +61,10 @@ PATTERNS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
         "causal and chunked(512)",
         lambda q, k: (k <= q) & (q // 512 == k // 512),
     ),
+    "dilated": (
+        "dilated(128, 8)",
+        lambda q, k: (k <= q) & (q - k < 1024) & ((q - k) % 8 == 0),
+    ),
     "causal": (
         "causal",
         lambda q, k: k <= q,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from patterncc.codegen import cpu_execute, cpu_kernels
 from patterncc.codegen.config import KernelConfig
-from patterncc.codegen.cpu_execute import Operands
+from patterncc.codegen.cpu_execute import Operands, Whole
 from patterncc.codegen.cpu_heads import HeadPlan, PlanStore
 from patterncc.codegen.head_kinds import digest
 from patterncc.codegen.ir import BlockProgram
@@ -99,8 +99,10 @@ def attention(
     width = max(head_dim, value_dim) if flash else 0  # the flash kernel wants them equal
     query, key, value = (_readable(tensor, width) for tensor in (query, key, value))
     kernel = cpu_kernels.flash if flash else cpu_kernels.matmul
+    bounds = Whole(query), Whole(key), Whole(value)
     for number, each in enumerate(work):
-        for part, on in each.operands(query, key, value, out, lse):
+        whole = bounds if len(each.jobs) > 1 else (None, None, None)
+        for part, on in each.operands(query, key, value, out, lse, whole):
             for call in part.plan.calls:
                 mask = cpu_execute.additive_mask(part.plan, call, wide)
                 for heads_of_class in on:
@@ -134,18 +136,29 @@ class _Jobs:
         return (part for job in self.jobs for part in job.plans)
 
     def operands(
-        self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        whole: tuple[Whole | None, Whole | None, Whole | None],
     ) -> Iterator[tuple[HeadPlan, list[Operands]]]:
         """Each plan with the views of all heads and classes that it is for."""
         shared: dict[int, tuple[HeadPlan, list[Operands]]] = {}
         for job in self.jobs:
-            views = [
-                *(query[:, :, job.rows], key[:, :, job.keys], value[:, :, job.keys]),
-                *(out[:, :, job.rows], lse[:, :, job.rows]),
-            ]
+            rows, keys = job.rows, job.keys
             for part in job.plans:
                 _, on = shared.setdefault(id(part), (part, []))
-                on += cpu_execute.operands(part, *views)
+                on += cpu_execute.operands(
+                    part,
+                    query[:, :, rows],
+                    key[:, :, keys],
+                    value[:, :, keys],
+                    out[:, :, rows],
+                    lse[:, :, rows],
+                    whole,
+                )
         yield from shared.values()
 
 

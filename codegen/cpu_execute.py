@@ -26,22 +26,44 @@ _Range: TypeAlias = tuple[int, int, int, int]
 
 
 @dataclass(slots=True)
+class Whole:
+    """A tensor of a call, `[batch, heads, length, dim]`, and its norm, found where it is asked for.
+
+    Serves calls that together read all of it: the parts of a class of rows lie apart in memory, and
+    each would take longer to look at than it is worth.
+    """
+
+    numbers: Tensor
+    found: float | None = None
+
+    @property
+    def norm(self) -> float:
+        if self.found is None:
+            self.found = float(torch.linalg.vector_norm(self.numbers, dtype=_wide(self.numbers)))
+        return self.found
+
+
+@dataclass(slots=True)
 class Input:
     """A tensor `[heads, length, dim]`, and a bound of how large numbers are in part of it.
 
     Attributes:
         numbers: The tensor.
+        whole: What it is part of, if that is to be looked at first.
         low, high: The positions along `length` that were looked at.
         square: The sum of squares there; not finite if a number there is not.
     """
 
     numbers: Tensor
+    whole: Whole | None = None
     low: int = 0
     high: int = 0
     square: float = 0.0
 
     def norm(self, blocks: _Range) -> float:
         """A bound of the norm of the blocks; looks at no position that is known already."""
+        if self.whole is not None and math.isfinite(self.whole.norm):
+            return self.whole.norm
         start, step, size, count = blocks
         stop = start + (count - 1) * step + size
         if start > self.high or stop < self.low or self.low == self.high:
@@ -79,9 +101,26 @@ def additive_mask(plan: Plan, call: Call, dtype: torch.dtype) -> Tensor | None:
 
 
 def operands(
-    part: HeadPlan, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor
+    part: HeadPlan,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    whole: tuple[Whole | None, Whole | None, Whole | None],
 ) -> Iterator[Operands]:
-    """The views of the heads of a plan, in as few pieces as strides and grouping allow."""
+    """The views of the heads of a plan, in as few pieces as strides and grouping allow.
+
+    Args:
+        part: The plan and its heads.
+        query, key, value, out, lse: Of all heads; the rows and keys of one class.
+        whole: What query, key and value are part of, where their classes are many.
+    """
+
+    def views(*parts: Tensor) -> tuple[Input, Input, Input]:
+        q, k, v = map(Input, parts, whole)
+        return q, k, v
+
     batch, heads = query.shape[:2]
     group = heads // key.shape[1]
     by_batch: dict[int | None, list[int]] = {}
@@ -90,13 +129,13 @@ def operands(
     if list(by_batch) == [None] and len(by_batch[None]) == heads:
         inputs = (query, key, value)
         if batch == 1 or all(x.stride(0) == x.shape[1] * x.stride(1) for x in inputs):
-            q, k, v = (Input(x.flatten(0, 1)) for x in inputs)
+            q, k, v = views(*(x.flatten(0, 1) for x in inputs))
             yield Operands(q, k, v, out.flatten(0, 1), lse.flatten(0, 1))
             return
     for index, members in by_batch.items():
         for b in range(batch) if index is None else [index]:
             for own, shared in _head_ranges(members, group):
-                q, k, v = Input(query[b, own]), Input(key[b, shared]), Input(value[b, shared])
+                q, k, v = views(query[b, own], key[b, shared], value[b, shared])
                 yield Operands(q, k, v, out[b, own], lse[b, own])
 
 
@@ -177,11 +216,15 @@ def _norm(numbers: Tensor) -> float:
     Heads that lie apart in memory are reduced one by one: torch is four times as slow on all at
     once, as they are not one stretch of memory.
     """
-    wide = torch.float64 if numbers.dtype == torch.float64 else torch.float32
+    wide = _wide(numbers)
     head, place, _ = numbers.stride()
     if len(numbers) > 1 and (head == 0 or head > place):
         numbers = torch.linalg.vector_norm(numbers, dim=(1, 2), dtype=wide)
     return float(torch.linalg.vector_norm(numbers, dtype=wide))
+
+
+def _wide(numbers: Tensor) -> torch.dtype:
+    return torch.float64 if numbers.dtype == torch.float64 else torch.float32
 
 
 def _finite_scores(query: float, key: float, scale: float, dtype: torch.dtype) -> bool:

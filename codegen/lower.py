@@ -32,7 +32,7 @@ from patterncc.codegen.ir import (
 )
 from patterncc.codegen.passes import run_passes
 from patterncc.codegen.pieces import Piece, TooIntricateError
-from patterncc.codegen.presburger import Relation
+from patterncc.codegen.presburger import Relation, without_covers
 from patterncc.codegen.tiling import change_variables, residue_tiling
 from patterncc.dsl.build import add, all_of, compare, multiply, substitute
 from patterncc.dsl.mask import (
@@ -213,7 +213,12 @@ def _before_last_key(tiling: Tiling, end: IntExpr) -> Predicate:
 
 
 def specialise(body: Predicate, sizes: Mapping[str, int]) -> Predicate:
-    """The mask with the sizes that divide something replaced by their values."""
+    """The mask with the sizes that divide something replaced by their values, covers written out.
+
+    Raises:
+        UnsupportedError: A cover is of a pattern that reads a table at a position.
+        TooIntricateError: A cover cannot be found within the compiler's budget.
+    """
     dividing: set[str] = set()
     for node in walk(body):
         if isinstance(node, (FloorDiv, Mod)):
@@ -221,7 +226,7 @@ def specialise(body: Predicate, sizes: Mapping[str, int]) -> Predicate:
     replace: dict[Expr, IntExpr] = {
         Var(name): Const(sizes[name]) for name in dividing if name in sizes
     }
-    return substitute(body, replace)
+    return without_covers(substitute(body, replace))
 
 
 def _sweeps(pieces: tuple[list[Piece], list[Piece]]) -> tuple[Sweep, ...]:

@@ -44,7 +44,7 @@ VARIABLES = (
     Variable("PATTERNCC_DEBUG", "1: the command line shows tracebacks, as with --debug", "0"),
     Variable(
         "PATTERNCC_VERIFY",
-        "1: check the block program after lowering and after every pass",
+        "1: check block programs after every pass, and tables on GPUs",
         "0",
     ),
 )
@@ -58,7 +58,8 @@ class Settings:
         cache_dir: Folder of generated kernels and tuned configurations; absolute, may not exist
             yet.
         debug: Whether the command line shows tracebacks.
-        verify: Whether block programs are checked after lowering and after every pass.
+        verify: Whether block programs are checked after lowering and after every pass, and the
+            entries of tables on GPUs.
     """
 
     cache_dir: Path

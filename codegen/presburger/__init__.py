@@ -5,6 +5,7 @@
 names the term; a computation that outgrows its budget is one too.
 """
 
+from patterncc.codegen.presburger.cover import without_covers
 from patterncc.codegen.presburger.relation import Relation
 
-__all__ = ["Relation"]
+__all__ = ["Relation", "without_covers"]

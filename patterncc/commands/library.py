@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     for name in library.names():
         out.print(Text.assemble((name, "bold"), _parameters(name)))
         out.print(Text(f"    {library.summary(name)}"))
+        out.print(Text(f"    {library.origin(name)}", "dim"))
     return 0
 
 
@@ -46,6 +47,8 @@ def _document(name: str) -> dict[str, object]:
     return {
         "name": name,
         "summary": library.summary(name),
+        "notes": library.notes(name),
+        "origin": library.origin(name),
         "signature": name + _parameters(name),
         "fixed": dict(pattern.fixed),
         "parameters": {parameter.name: parameter.value for parameter in pattern.parameters},

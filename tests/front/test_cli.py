@@ -270,6 +270,7 @@ def test_compile(run: Run, streaming: str, tmp_path: Path, stage: str) -> None:
 def test_library(run: Run) -> None:
     listed = run("library").out
     assert [name for name in library.names() if name not in listed] == []
+    assert [name for name in library.names() if library.origin(name) not in listed] == []
     shown = run("library", "show", "local_strided").out
     assert shown == library.source("local_strided").text
     documents = run("library", "--json").json
