@@ -1,7 +1,7 @@
 """FlexAttention's times for the cases of `gpu_forward.py`, compiled side by side.
 
 Inductor takes from half a minute to two for a mask. Each case compiles in a process of its own, all
-at once; when every one is done they are timed one after another on the idle device.
+at once; when every one is done, or the time for it is over, they are timed one after another.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,6 @@ from typing import Any
 import torch
 import triton
 from gpu_cases import CASES
-
-_SECONDS = 150  # to compile all masks
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,25 @@ class Shape:
         )
 
 
-def flex_times(names: Sequence[str], shape: Shape, scale: float) -> dict[str, float | str]:
-    """Milliseconds of each case, or why there are none."""
+def flex_times(
+    names: Sequence[str], shape: Shape, scale: float, seconds: float
+) -> dict[str, float | str]:
+    """Milliseconds of each case, or why there are none; compiling takes `seconds` at most."""
     context = multiprocessing.get_context("spawn")
     compiled, timing, found = context.Barrier(len(names)), context.Lock(), context.Queue()
     processes = [
-        context.Process(target=_measure, args=(name, shape, scale, compiled, timing, found))
+        context.Process(
+            target=_measure, args=(name, shape, scale, seconds, compiled, timing, found)
+        )
         for name in names
     ]
     for process in processes:
         process.start()
-    results: dict[str, float | str] = dict.fromkeys(names, "its process ended without a result")
+    results: dict[str, float | str] = dict.fromkeys(names, "not compiled in time")
+    end = time.monotonic() + 1.2 * seconds
     try:
         for _ in names:
-            name, result = found.get(timeout=_SECONDS + 60)
+            name, result = found.get(timeout=max(end - time.monotonic(), 0.1))
             results[name] = result
     except queue.Empty:
         pass
@@ -64,7 +68,15 @@ def flex_times(names: Sequence[str], shape: Shape, scale: float) -> dict[str, fl
     return results
 
 
-def _measure(name: str, shape: Shape, scale: float, compiled: Any, timing: Any, found: Any) -> None:
+def _measure(
+    name: str,
+    shape: Shape,
+    scale: float,
+    seconds: float,
+    compiled: Any,
+    timing: Any,
+    found: Any,
+) -> None:
     """Compiles one case, waits for the others, times it alone."""
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of compilers in each process
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -75,7 +87,7 @@ def _measure(name: str, shape: Shape, scale: float, compiled: Any, timing: Any, 
         (case,) = (case for case in CASES if case.name == name)
         mask = case.flex(case.tables_on(device, shape.length, shape.heads))
         per_head = shape.heads if case.tables and "w" in case.tables(1, 1) else None
-        block_mask = torch.compile(create_block_mask)(
+        block_mask = create_block_mask(
             mask, None, per_head, shape.length, shape.length, device=device
         )
         attention = torch.compile(flex_attention)
@@ -87,7 +99,7 @@ def _measure(name: str, shape: Shape, scale: float, compiled: Any, timing: Any, 
         run()
         torch.cuda.synchronize()
         with contextlib.suppress(threading.BrokenBarrierError):  # one failed: no use waiting for it
-            compiled.wait(_SECONDS)
+            compiled.wait(seconds)
         with timing:
             ms = triton.testing.do_bench(run, warmup=20, rep=100, return_mode="median")
         found.put((name, float(ms)))

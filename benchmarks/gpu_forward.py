@@ -188,6 +188,7 @@ def arguments() -> argparse.Namespace:
         "--only", default="", help="run cases whose name contains one of these, with commas between"
     )
     parser.add_argument("--no-flex", action="store_true")
+    parser.add_argument("--flex-seconds", type=float, default=240, help="to compile all masks")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     return parser.parse_args()
 
@@ -212,7 +213,7 @@ def main() -> None:
     flex: dict[str, float | str] = {}
     if not options.no_flex:
         named = [case.name for case in cases if case.tiling == "auto"]
-        flex = flex_times(named, shape, options.head_dim**-0.5)
+        flex = flex_times(named, shape, options.head_dim**-0.5, options.flex_seconds)
     tensors = shape.tensors(device)
     results: list[dict[str, Any]] = []
     print(f"{'pattern':44}{'density':>8}{'default':>9}{'best':>7}  {'config':28}", end="")
