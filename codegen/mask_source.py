@@ -20,6 +20,7 @@ from patterncc.dsl.mask import (
     Branch,
     Compare,
     Const,
+    Entry,
     Expr,
     IntExpr,
     K,
@@ -29,6 +30,7 @@ from patterncc.dsl.mask import (
     Segment,
     Truth,
     Var,
+    walk,
 )
 
 
@@ -110,7 +112,15 @@ class _MaskWriter:
                     uppers[keys] = rows
                 case Compare("<=", rows, keys) if is_bound(keys, rows):
                     lowers[keys] = rows
-        joined = [keys for keys in lowers if keys in uppers and _spans_31_bits(keys)]
+        joined = [
+            keys
+            for keys in lowers
+            if keys in uppers
+            and _spans_31_bits(keys)
+            # Of all that meets the keys one vector from memory changes its layout before the loop;
+            # two would have the tile of truth values change its own, in every step.
+            and _looks_up(lowers[keys]) == _looks_up(uppers[keys])
+        ]
         texts = []
         for keys in joined:
             least, most = interval(keys).low, interval(keys).high + 1
@@ -205,6 +215,11 @@ class _MaskWriter:
         name = f"{place}_term_{len(lines)}"
         lines.append(f"{name} = {text}")
         return Text(name, 64 if bits == 64 else 32)
+
+
+def _looks_up(rows: IntExpr) -> bool:
+    """Does a row's number come from a table or a search, one for each row?"""
+    return any(isinstance(node, (Entry, Segment)) and reads_row(node) for node in walk(rows))
 
 
 def _spans_31_bits(keys: IntExpr) -> bool:
