@@ -179,12 +179,14 @@ def _cost(pattern: Pattern, passes: Passes, sizes: Mapping[str, int]) -> float:
 
 
 def _reference_table(kind: ParameterType) -> npt.NDArray[Any]:
-    """A table to count with: four documents of one length, one number everywhere, all true."""
-    if isinstance(kind, TableType):
-        shape = (1,) * len(kind.axes)
-        number = REFERENCE_NUMBER if kind.element == "int" else 1
-        return np.full(shape, number, np.int64 if kind.element == "int" else np.bool_)
-    return np.arange(5, dtype=np.int64) * (REFERENCE_LENGTH // 4)
+    """A table to count with: four documents of one length, one number everywhere, all true. It
+    holds one element, whatever its shape.
+    """
+    if not isinstance(kind, TableType):
+        return np.arange(5, dtype=np.int64) * (REFERENCE_LENGTH // 4)
+    shape = [REFERENCE_LENGTH if axis in (None, "token") else 1 for axis in kind.axes]
+    element = np.bool_(True) if kind.element == "bool" else np.int64(REFERENCE_NUMBER)
+    return np.broadcast_to(element, shape)
 
 
 def tiling_names(passes: Passes) -> str:
