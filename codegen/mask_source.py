@@ -221,11 +221,13 @@ class _MaskWriter:
         """The documents of the tile's first and last row, where bounds have looked them up."""
         if reads_key(node) or not rises_with(node.position, Q):
             return ()
-        ends = [
+        first, last = (
             self._documents.get((node.segments, substitute(node.position, {Q: row})))
             for row in (Q_FIRST, Q_LAST)
-        ]
-        return tuple(end for end in ends if end is not None) if None not in ends else ()
+        )
+        if first is None:
+            return ()
+        return (first,) if last is None else (first, last)
 
     def _name_predicate(self, mask: Predicate, place: str) -> Text:
         if mask not in self._named:

@@ -112,15 +112,13 @@ def find_document_text(node: Segment, position: str, between: Sequence[str] = ()
     Args:
         node: Any of the questions about the position.
         position: The text of it.
-        between: The number of a document that it does not lie before; of many positions also one
-            that none of them lies after. Nothing where they are not known.
+        between: The number of a document that no position lies before; of many positions after
+            it one that none lies after. Nothing where they are not known.
     """
     table = _table(node)
     assert table is not None
     several = bool(variables(node.position) & _VECTORS)
-    function = "find_documents" if several else "find_document"
-    if between:
-        function += "_between" if several else "_from"
+    function = "find_document" + "s" * several + ("", "_from", "_between")[len(between)]
     arguments = [table.pointer.name, table.sizes[0].name, position, *between]
     return f"{function}({', '.join(arguments)})"
 
@@ -226,8 +224,14 @@ _FIND_DOCUMENTS = '''\
 def find_documents(bounds, documents, positions):
     """Ids, starts, ends and numbers of the documents of a tensor of positions."""
     least = find_document(bounds, documents, tl.min(positions))
-    most = find_document_from(bounds, documents, tl.max(positions), least[3])
-    return find_documents_between(bounds, documents, positions, least[3], most[3])
+    return find_documents_from(bounds, documents, positions, least[3])
+
+
+@triton.jit
+def find_documents_from(bounds, documents, positions, first):
+    """The same where no position lies before the document of number `first`."""
+    most = find_document_from(bounds, documents, tl.max(positions), first)
+    return find_documents_between(bounds, documents, positions, first, most[3])
 
 
 @triton.jit
