@@ -224,7 +224,10 @@ def lines(name: str) -> list[str]:
 
 def count(name: str) -> dict[str, str]:
     """How a pattern is lowered, and the area of the tiles it visits for each visible pair."""
-    for length in (NATURAL.get(name, LENGTH), SHORTER):
+    lengths = [NATURAL.get(name, LENGTH), SHORTER]
+    if load(name).tables and "mask" in count_at(name, 1)["loops"]:
+        lengths = [SHORTER]  # it would take minutes
+    for length in lengths:
         found = count_at(name, length)
         if found["waste"] != NOT_COUNTED:
             break
