@@ -14,7 +14,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -222,8 +221,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name(device),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "host": platform.node(),
-        "options": {k: str(v) for k, v in vars(options).items()},
+        "options": {k: str(v) for k, v in vars(options).items() if k != "out"},
         "host_us": launch_microseconds(Forward(lowered("causal")), device),
         "results": results,
     }

@@ -108,7 +108,6 @@ class _ForwardWriter:
         self._access = Access(problem, config, program.tiling)
         # float32 is computed as such: tensor cores would round the operands to 10 bits.
         self._precision = ', input_precision="ieee"' if problem.dtype == "float32" else ""
-        self._mask = emit_mask(program.mask)
         if program.listed:
             # A table may say no of some pairs of a tile that is full by all else.
             program = replace(
@@ -116,6 +115,7 @@ class _ForwardWriter:
             )
             self._program = program
         self._nest = emit_loops(program.forward)
+        self._mask = emit_mask(program.mask, self._nest.documents)
         self._masked = any(loop.kind == "partial" for loop in self._nest.loops)
         self._bounds = scalars_read(program.forward)
         self._tables = tables_read(self._expressions())
