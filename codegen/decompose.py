@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from patterncc.codegen.ir import DENSE, Q_CLASS, Tiling
+from patterncc.codegen.listing import is_listed
 from patterncc.codegen.scalars import is_scalar
 from patterncc.dsl.build import (
     add,
@@ -74,6 +75,8 @@ def decompositions(body: Predicate) -> Iterator[tuple[Part, ...]]:
             tiling, rest = found
             strided.setdefault(tiling, []).append(rest)
     groups = list(strided.items())
+    if not groups and len(dense) > 1 and 0 < sum(map(_is_listed, dense)) < len(dense):
+        yield _disjoint(dense, [])
     chosen = [groups] if len(groups) < 2 else [groups, *([group] for group in groups)]
     for some in chosen:
         if some:
@@ -87,14 +90,22 @@ def _disjoint(
     """The dense terms as one part, then each stride, without what earlier parts hold."""
     parts: list[Part] = []
     before: list[Predicate] = []
-    if dense:
-        parts.append(Part(any_of(*dense)))
-        before.append(parts[0].body)
+    # What tables list is taken apart from what loops know, for its tiles are listed, too.
+    known = [term for term in dense if not _is_listed(term)]
+    for some in (known, [term for term in dense if _is_listed(term)]):
+        if some:
+            body = any_of(*some)
+            parts.append(Part(all_of(body, *map(negate_all, before))))
+            before.append(body)
     for tiling, terms in strided:
         body = any_of(*terms)
         parts.append(Part(all_of(body, *map(negate_all, before)), tiling))
         before.append(_undone(tiling, terms))
     return tuple(parts)
+
+
+def _is_listed(term: Predicate) -> bool:
+    return any(map(is_listed, term.args if isinstance(term, And) else (term,)))
 
 
 def _undone(tiling: Tiling, terms: list[Predicate]) -> Predicate:

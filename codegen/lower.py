@@ -30,6 +30,7 @@ from patterncc.codegen.ir import (
     Sweep,
     Tiling,
 )
+from patterncc.codegen.listing import split_listed
 from patterncc.codegen.passes import run_passes
 from patterncc.codegen.pieces import Piece, TooIntricateError
 from patterncc.codegen.presburger import Relation, without_covers
@@ -155,7 +156,8 @@ def _program(
 ) -> BlockProgram:
     body = change_variables(whole, tiling)
     geometry = _Geometry(block_q, block_k, within, tiling)
-    forward, below, ignored = _loops(body, geometry, transposed)
+    known, listed = split_listed(body, block_q, block_k)
+    forward, below, ignored = _loops(known, geometry, transposed)
     return BlockProgram(
         structure=structure,
         block_q=block_q,
@@ -166,6 +168,7 @@ def _program(
         assume=_rows_end_within_keys(tiling) if within else TRUE,
         scalars=tuple(sorted(parameters(body) | parameters(tiling.k_class))),
         tiling=tiling,
+        listed=listed,
         ignored=ignored,
     )
 

@@ -190,6 +190,21 @@ def _shard(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def _reach(parser: argparse.ArgumentParser) -> None:
+    _pattern(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="a .png, .svg or .pdf file to draw it in"
+    )
+    group = parser.add_argument_group("the model")
+    _size(group, "layers", "layers of the stack", 12)
+    group.add_argument(
+        "--q-len", type=_count, default=16384, metavar="N", help="tokens of the sequence (16384)"
+    )
+    _size(group, "heads", "query heads", 8)
+    _size(group, "kv_heads", "key/value heads", None, "as many as query heads")
+    _json(parser)
+
+
 def _library(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     parser.add_argument("name", nargs="?", metavar="NAME", help="the pattern to show")
@@ -214,6 +229,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "diff": ("Compares two patterns in all calls at once", _diff),
     "live": ("Says which keys a cache must keep", _live),
     "shard": ("Plans which keys ranks fetch from each other", _shard),
+    "reach": ("Says how far information travels through layers", _reach),
     "library": ("Lists the named patterns, or shows one", _library),
     "doctor": ("Says what works on this machine", _doctor),
     "completion": ("Prints the completion script of a shell", _completion),
