@@ -14,7 +14,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 import triton
 from gpu_cases import CASES, Case, Mask, lowered, passes, pattern
+from gpu_flex import Shape, flex_times
 
 from patterncc.codegen.config import KernelConfig, check_config, default_config, tile_order
 from patterncc.codegen.forward_source import emit_forward
@@ -136,23 +136,6 @@ def error_on_rows(
     return out_error, lse_error
 
 
-def flex_times(
-    mask_of: Mask, tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scale: float
-) -> float:
-    """FlexAttention, compiled, its block mask built beforehand."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    query, key, value = tensors
-    torch._dynamo.reset()
-    q_len, kv_len = query.shape[2], key.shape[2]
-    mask = torch.compile(create_block_mask)(mask_of, None, None, q_len, kv_len, device=query.device)
-    compiled = torch.compile(flex_attention)
-    gqa = query.shape[1] != key.shape[1]
-    return milliseconds(
-        lambda: compiled(query, key, value, block_mask=mask, scale=scale, enable_gqa=gqa)
-    )
-
-
 def sdpa_times(
     causal: bool, tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scale: float
 ) -> dict[str, float]:
@@ -204,6 +187,7 @@ def arguments() -> argparse.Namespace:
         "--only", default="", help="run cases whose name contains one of these, with commas between"
     )
     parser.add_argument("--no-flex", action="store_true")
+    parser.add_argument("--flex-seconds", type=float, default=240, help="to compile all masks")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     return parser.parse_args()
 
@@ -224,28 +208,25 @@ def main() -> None:
     compiled = time.perf_counter() - start
     print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, ", end="")
     print(f"triton {triton.__version__}, {len(kernels)} kernels compiled in {compiled:.0f} s")
-    torch.manual_seed(0)
-    shape = (1, options.heads, options.length, options.head_dim)
-    kv_shape = (1, kv_heads, options.length, options.head_dim)
-    tensors = tuple(
-        torch.randn(size, dtype=torch.bfloat16, device=device)
-        for size in (shape, kv_shape, kv_shape)
-    )
+    shape = Shape(options.heads, kv_heads, options.length, options.head_dim)
+    flex: dict[str, float | str] = {}
+    if not options.no_flex:
+        named = [case.name for case in cases if case.tiling == "auto"]
+        flex = flex_times(named, shape, options.head_dim**-0.5, options.flex_seconds)
+    tensors = shape.tensors(device)
     results: list[dict[str, Any]] = []
-    flex_ms: dict[str, float] = {}
     print(f"{'pattern':44}{'density':>8}{'default':>9}{'best':>7}  {'config':28}", end="")
     print(f"{'flex':>6}{'x':>6}  sdpa")
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "host": platform.node(),
-        "options": {k: str(v) for k, v in vars(options).items()},
+        "options": {k: str(v) for k, v in vars(options).items() if k != "out"},
         "host_us": launch_microseconds(Forward(lowered("causal")), device),
         "results": results,
     }
     for case in cases:
-        result = run_case(case, tensors, tried[case.name], kernels, options, flex_ms)  # type: ignore[arg-type]
+        result = run_case(case, tensors, tried[case.name], kernels, options, flex)
         result["seconds"] = time.perf_counter() - start
         results.append(result)
         print_row(result)
@@ -277,11 +258,11 @@ def run_case(
     configs: list[KernelConfig],
     kernels: dict[tuple[str, KernelConfig], list[CompiledKernel]],
     options: argparse.Namespace,
-    flex_ms: dict[str, float],
+    flex: dict[str, float | str],
 ) -> dict[str, Any]:
     """Checks and times one pattern in every config, and its peers.
 
-    `flex_ms` keeps FlexAttention's times by text.
+    `flex` has FlexAttention's times by name.
     """
     scale, device = options.head_dim**-0.5, tensors[0].device
     env = environment(case)
@@ -317,11 +298,11 @@ def run_case(
         "density": pairs / (options.heads * options.length**2),
         "runs": runs,
     }
-    if not options.no_flex:
-        if case.text not in flex_ms or tables:  # one mask, lowered in several ways
-            flex_ms[case.text] = flex_times(mask, tensors, scale)
-        ms = flex_ms[case.text]
-        result["flex"] = {"ms": ms, "tflops": flops / ms / 1e9}
+    other = flex.get(case.name)
+    if isinstance(other, float):
+        result["flex"] = {"ms": other, "tflops": flops / other / 1e9}
+    elif other is not None:
+        result["flex"] = {"error": other}
     if case.name in ("full", "causal"):
         result["sdpa"] = {
             name: {"ms": ms, "tflops": flops / ms / 1e9}
@@ -335,7 +316,7 @@ def print_row(result: dict[str, Any]) -> None:
     config = "{block_q}x{block_k} w{num_warps} s{num_stages} {load} {order}".format(**best)
     print(f"{result['case']:44}{result['density']:8.3f}{default['tflops']:9.0f}", end="")
     print(f"{best['tflops']:7.0f}  {config:28}", end="")
-    if "flex" in result:
+    if "tflops" in result.get("flex", {}):
         flex = result["flex"]["tflops"]
         print(f"{flex:6.0f}{best['tflops'] / flex:6.2f}", end="")
     for name, sdpa in result.get("sdpa", {}).items():

@@ -7,16 +7,20 @@ pattern and the tile, not on the call: a new length never compiles another kerne
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.decompose import Part, decompositions
 from patterncc.codegen.ir import DENSE, Passes, Tiling
-from patterncc.codegen.lower import lower_part, specialise
+from patterncc.codegen.lower import initial_part, specialise
+from patterncc.codegen.passes import run_passes
 from patterncc.codegen.schedule import tile_counts
 from patterncc.dsl.errors import ConfigError, UnsupportedError
-from patterncc.dsl.pattern import Pattern
+from patterncc.dsl.pattern import ParameterType, Pattern, TableType
 
 TilingChoice: TypeAlias = Literal["auto", "dense", "strided"]
 CHOICES: tuple[TilingChoice, ...] = ("auto", "dense", "strided")
@@ -25,6 +29,7 @@ REFERENCE_LENGTH = 16384
 REFERENCE_NUMBER = 1024  # for a run-time number without a default
 PASS_COST = 2.0  # tiles that merging a row tile of a further pass into the result is worth
 PARTIAL_COST = 1.2  # of a full tile
+LISTED_SHARE = 0.1  # of the tiles that a table may list, which is not known before a call
 _CLASSES_COUNTED = 4
 
 
@@ -115,14 +120,16 @@ def candidates(
     for parts in ways:
         try:
             passes = tuple(
-                lower_part(
-                    pattern,
-                    part.body,
-                    block_q,
-                    block_k,
-                    within=within,
-                    tiling=part.tiling,
-                    transposed=transposed,
+                run_passes(
+                    initial_part(
+                        pattern,
+                        part.body,
+                        block_q,
+                        block_k,
+                        within=within,
+                        tiling=part.tiling,
+                        transposed=transposed,
+                    ),
                     check=check,
                 )
                 for part in parts
@@ -140,7 +147,7 @@ def candidates(
 
 def _cost(pattern: Pattern, passes: Passes, sizes: Mapping[str, int]) -> float:
     """Tiles of a call at the reference length; partial ones and further passes weigh more."""
-    env: dict[str, int] = {
+    env: dict[str, Any] = {
         "heads": 8,
         "kv_heads": 8,
         "layers": 1,
@@ -155,6 +162,8 @@ def _cost(pattern: Pattern, passes: Passes, sizes: Mapping[str, int]) -> float:
     }
     for number in pattern.numbers:
         env[number.name] = REFERENCE_NUMBER if number.value is None else number.value
+    for table in pattern.tables:
+        env[table.name] = _reference_table(table.type)
     total = 0.0
     for program in passes:
         step = program.tiling.q_step
@@ -164,10 +173,23 @@ def _cost(pattern: Pattern, passes: Passes, sizes: Mapping[str, int]) -> float:
             if part.first_row % max(step // _CLASSES_COUNTED, 1) == 0
         ]
         for part in counted:
-            full, partial = tile_counts(program, part.env)
+            full, partial = tile_counts(replace(program, listed=()), part.env)
             tiles = float(full.sum()) + PARTIAL_COST * float(partial.sum())
+            if program.listed:
+                tiles *= LISTED_SHARE
             total += (tiles + PASS_COST * (len(passes) > 1) * len(full)) * step / len(counted)
     return total
+
+
+def _reference_table(kind: ParameterType) -> npt.NDArray[Any]:
+    """A table to count with: four documents of one length, one number everywhere, all true. It
+    holds one element, whatever its shape.
+    """
+    if not isinstance(kind, TableType):
+        return np.arange(5, dtype=np.int64) * (REFERENCE_LENGTH // 4)
+    shape = [REFERENCE_LENGTH if axis in (None, "token") else 1 for axis in kind.axes]
+    element = np.bool_(True) if kind.element == "bool" else np.int64(REFERENCE_NUMBER)
+    return np.broadcast_to(element, shape)
 
 
 def tiling_names(passes: Passes) -> str:

@@ -13,6 +13,7 @@ whose score is that logarithm and whose value is that output. That merge is exac
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.access_source import TYPES, Access
@@ -107,8 +108,14 @@ class _ForwardWriter:
         self._access = Access(problem, config, program.tiling)
         # float32 is computed as such: tensor cores would round the operands to 10 bits.
         self._precision = ', input_precision="ieee"' if problem.dtype == "float32" else ""
-        self._mask = emit_mask(program.mask)
+        if program.listed:
+            # A table may say no of some pairs of a tile that is full by all else.
+            program = replace(
+                program, forward=tuple(replace(s, kind="partial") for s in program.forward)
+            )
+            self._program = program
         self._nest = emit_loops(program.forward)
+        self._mask = emit_mask(program.mask, self._nest.documents)
         self._masked = any(loop.kind == "partial" for loop in self._nest.loops)
         self._bounds = scalars_read(program.forward)
         self._tables = tables_read(self._expressions())

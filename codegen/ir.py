@@ -31,6 +31,7 @@ Q_FIRST = Var("q_first")  # forward: position of the query tile's first row
 Q_LAST = Var("q_last")  # forward: position of its last existing row (>= q_first)
 K_TILE = Var("k_tile")  # transposed: number of the key tile, whose keys start at block_k * k_tile
 K_LAST = Var("k_last")  # transposed: position of its last existing key
+K_FIRST = Var("k_first")  # in `Entries`: position of the first key of a tile
 Q_OFFSET = Var("q_offset")  # position of row 0
 RESIDUE = Var("residue")  # the class of a sweep with classes > 1
 Q_CLASS = Var("q_class")  # with a `Tiling`: which rows the program's coordinates count
@@ -92,6 +93,32 @@ DENSE = Tiling()
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """The integers from `lo` to `hi`, both included; never more than `most`."""
+
+    lo: IntExpr
+    hi: IntExpr
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """The entries of a table of truth values that the pairs of a tile read.
+
+    Attributes:
+        table: Its name.
+        ranges: For each axis the indexes that occur; they read `Q_FIRST`, `Q_LAST`, `K_FIRST` and
+            `K_LAST` (its first and last existing row and key), and scalars.
+    """
+
+    table: str
+    ranges: tuple[Range, ...]
+
+
+Clauses: TypeAlias = tuple[tuple[Entries, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BlockProgram:
     """A pattern, or one pass of it, lowered for one tile shape: disjoint sweeps that together visit
     exactly the tiles that matter.
@@ -109,6 +136,10 @@ class BlockProgram:
         scalars: Names of the run-time numbers of the pattern that bounds or mask read, in name
             order.
         tiling: The variables that all of the above is in.
+        listed: What the mask asks of tables besides all that the sweeps know, as clauses of which
+            each must hold: one of its `Entries` is true. A tile of a sweep is visited only if each
+            clause may hold in it, and one that the sweep calls full is so only if each has
+            `Entries` that are true throughout.
         ignored: Terms of the mask that the sweeps take no notice of: those that read a table at a
             position, and those that are too intricate. Every tile with an allowed pair is still
             visited, and full ones are full, but a visited tile may turn out empty and a partial
@@ -124,6 +155,7 @@ class BlockProgram:
     assume: Predicate = TRUE
     scalars: tuple[str, ...] = ()
     tiling: Tiling = DENSE
+    listed: Clauses = ()
     ignored: tuple[Predicate, ...] = ()
 
     def sweeps(self, direction: Direction) -> tuple[Sweep, ...]:

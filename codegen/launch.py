@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import platformdirs
 import torch
 
-from patterncc.codegen.config import INTERPRETER
+from patterncc.codegen.config import INTERPRETER, shared_limit
 from patterncc.codegen.layout import Layout
 from patterncc.codegen.plan import Launch, Planner
 from patterncc.codegen.problem import DType, Problem
@@ -115,7 +115,7 @@ def compile_for(
 
     Raises:
         UnsupportedError: Triton is missing, or kernels are being interpreted in this process.
-        ConfigError: The target is no target.
+        ConfigError: The target is no target, or has too little shared memory for the config.
     """
     kernel = _compile(source, target, aligned, folder)
     registers, spilled = _resources(kernel, target)
@@ -144,7 +144,16 @@ def _compile(source: KernelSource, target: str, aligned: bool, folder: Path | No
     if source.config.max_registers is not None and target.startswith("cuda"):
         options["maxnreg"] = source.config.max_registers
     ast = ASTSource(function, signature, attrs=attributes)
-    return triton.compile(ast, target=_gpu_target(target), options=options)
+    kernel = triton.compile(ast, target=_gpu_target(target), options=options)
+    limit = shared_limit(target)
+    if limit is not None and kernel.metadata.shared > limit:
+        raise ConfigError(
+            f"tiles of {source.config.block_q}x{source.config.block_k} in "
+            f"{source.config.num_stages} stages take {kernel.metadata.shared} bytes of shared "
+            f"memory, {target} has {limit}",
+            ("a smaller block_k", "fewer num_stages"),
+        )
+    return kernel
 
 
 def _gpu_target(target: str) -> Any:

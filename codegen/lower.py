@@ -30,6 +30,7 @@ from patterncc.codegen.ir import (
     Sweep,
     Tiling,
 )
+from patterncc.codegen.listing import split_listed
 from patterncc.codegen.passes import run_passes
 from patterncc.codegen.pieces import Piece, TooIntricateError
 from patterncc.codegen.presburger import Relation, without_covers
@@ -118,7 +119,7 @@ def initial_program(
     return _program(pattern.structure, whole, block_q, block_k, within, tiling, transposed)
 
 
-def lower_part(
+def initial_part(
     pattern: Pattern,
     body: Predicate,
     block_q: int,
@@ -127,21 +128,18 @@ def lower_part(
     within: bool,
     tiling: Tiling,
     transposed: bool,
-    check: bool = False,
 ) -> BlockProgram:
-    """Lowers some pairs of a pattern and runs all passes.
+    """Some pairs of a pattern as they come from the relation, before any pass.
 
     Args:
         pattern: What the pairs are of.
-        body: The pairs, with sizes that divide already replaced; in the positions of the call.
+        body: The pairs, as `specialise` leaves them; in the positions of the call.
         block_q, block_k, within, tiling, transposed: As in `initial_program`.
-        check: Whether to verify the program at each step.
 
     Raises:
-        UnsupportedError: For a term that has no exact lowering yet; the message names it.
+        UnsupportedError: For a term that has no lowering; the message names it.
     """
-    program = _program(pattern.structure, body, block_q, block_k, within, tiling, transposed)
-    return run_passes(program, check=check)
+    return _program(pattern.structure, body, block_q, block_k, within, tiling, transposed)
 
 
 def _program(
@@ -155,7 +153,8 @@ def _program(
 ) -> BlockProgram:
     body = change_variables(whole, tiling)
     geometry = _Geometry(block_q, block_k, within, tiling)
-    forward, below, ignored = _loops(body, geometry, transposed)
+    known, listed = split_listed(body, block_q, block_k)
+    forward, below, ignored = _loops(known, geometry, transposed)
     return BlockProgram(
         structure=structure,
         block_q=block_q,
@@ -166,6 +165,7 @@ def _program(
         assume=_rows_end_within_keys(tiling) if within else TRUE,
         scalars=tuple(sorted(parameters(body) | parameters(tiling.k_class))),
         tiling=tiling,
+        listed=listed,
         ignored=ignored,
     )
 

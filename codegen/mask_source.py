@@ -8,27 +8,33 @@ to fit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from patterncc.codegen.interval import interval
+from patterncc.codegen.ir import Q_FIRST, Q_LAST
 from patterncc.codegen.scalar_source import ExpressionWriter, Text, is_predicate
 from patterncc.codegen.separate import is_bound, reads_key, reads_row, separate
-from patterncc.codegen.table_source import ANSWERS, find_document_text
-from patterncc.dsl.build import all_of, any_of, compare, maximum, minimum, subtract
+from patterncc.codegen.table_source import ANSWERS, find_document_text, rises_with
+from patterncc.dsl.build import all_of, any_of, compare, maximum, minimum, substitute, subtract
 from patterncc.dsl.mask import (
     And,
     Branch,
     Compare,
     Const,
+    Entry,
     Expr,
     IntExpr,
     K,
     Or,
     Param,
     Predicate,
+    Q,
     Segment,
     Truth,
     Var,
+    walk,
 )
 
 
@@ -48,14 +54,20 @@ def scalar_name(leaf: Var | Param) -> str:
     return f"number_{leaf.name}" if isinstance(leaf, Param) else leaf.name
 
 
-def emit_mask(mask: Predicate) -> MaskSource:
+def emit_mask(
+    mask: Predicate, documents: Mapping[tuple[str, IntExpr], str] = MappingProxyType({})
+) -> MaskSource:
     """Writes the mask, and that the key exists, for one tile.
+
+    Args:
+        mask: The predicate.
+        documents: Numbers of documents that have been looked up, by segments and position.
 
     Raises:
         UnsupportedError: The mask reads a cover.
     """
     exists = compare("<", K, Var("kv_len"))
-    writer = _MaskWriter()
+    writer = _MaskWriter(documents)
     expression = writer.element(separate(all_of(mask, exists)))
     return MaskSource(tuple(writer.row_lines), tuple(writer.key_lines), expression)
 
@@ -63,7 +75,8 @@ def emit_mask(mask: Predicate) -> MaskSource:
 class _MaskWriter:
     """Collects the lines of one mask; equal expressions are computed once."""
 
-    def __init__(self) -> None:
+    def __init__(self, documents: Mapping[tuple[str, IntExpr], str]) -> None:
+        self._documents = documents
         self.row_lines: list[str] = []
         self.key_lines: list[str] = []
         self._named: dict[IntExpr | Predicate | tuple[IntExpr, int, int], Text] = {}
@@ -110,7 +123,15 @@ class _MaskWriter:
                     uppers[keys] = rows
                 case Compare("<=", rows, keys) if is_bound(keys, rows):
                     lowers[keys] = rows
-        joined = [keys for keys in lowers if keys in uppers and _spans_31_bits(keys)]
+        joined = [
+            keys
+            for keys in lowers
+            if keys in uppers
+            and _spans_31_bits(keys)
+            # Of all that meets the keys one vector from memory changes its layout before the loop;
+            # two would have the tile of truth values change its own, in every step.
+            and _looks_up(lowers[keys]) == _looks_up(uppers[keys])
+        ]
         texts = []
         for keys in joined:
             least, most = interval(keys).low, interval(keys).high + 1
@@ -189,11 +210,24 @@ class _MaskWriter:
             lines = self.key_lines if place == "key" else self.row_lines
             bits = writer.document_bits(node.position)
             position = writer.integer(node.position).widened(bits).text
+            search = find_document_text(node, position, self._between(node))
             names = [f"{place}_term_{len(lines)}_{answer}" for answer in ANSWERS]
-            lines.append(f"{', '.join(names)} = {find_document_text(node, position)}")
+            lines.append(f"{', '.join(names)}, _ = {search}")
             for answer, name in zip(ANSWERS, names, strict=True):
                 self._named[replace(node, kind=answer)] = Text(name, bits)
         return self._named[node]
+
+    def _between(self, node: Segment) -> tuple[str, ...]:
+        """The documents of the tile's first and last row, where bounds have looked them up."""
+        if reads_key(node) or not rises_with(node.position, Q):
+            return ()
+        first, last = (
+            self._documents.get((node.segments, substitute(node.position, {Q: row})))
+            for row in (Q_FIRST, Q_LAST)
+        )
+        if first is None:
+            return ()
+        return (first,) if last is None else (first, last)
 
     def _name_predicate(self, mask: Predicate, place: str) -> Text:
         if mask not in self._named:
@@ -205,6 +239,11 @@ class _MaskWriter:
         name = f"{place}_term_{len(lines)}"
         lines.append(f"{name} = {text}")
         return Text(name, 64 if bits == 64 else 32)
+
+
+def _looks_up(rows: IntExpr) -> bool:
+    """Does a row's number come from a table or a search, one for each row?"""
+    return any(isinstance(node, (Entry, Segment)) and reads_row(node) for node in walk(rows))
 
 
 def _spans_31_bits(keys: IntExpr) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.codegen import lookup
-from patterncc.codegen.ir import BlockProgram, Direction, Sweep
+from patterncc.codegen.ir import BlockProgram, Clauses, Direction, Entries, Sweep
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import (
     MISSING,
@@ -41,6 +41,7 @@ from patterncc.dsl.mask import (
 )
 
 Env = Mapping[str, Any]
+_LOOKED_AT_ONCE = 1 << 22  # tiles
 
 
 def evaluate(expr: Expr, env: Env) -> Any:
@@ -146,12 +147,19 @@ def block_map(program: BlockProgram, env: Env) -> npt.NDArray[np.uint8]:
 def tile_counts(
     program: BlockProgram, env: Env, direction: Direction = "forward"
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """How many full and how many partial tiles each row of tiles visits, without listing them.
+    """How many full and how many partial tiles each row of tiles visits; they are listed only where
+    a table says which tiles are visited.
 
     Returns:
         Two int64 arrays `[query tiles]` (`[key tiles]` for the transposed direction): full,
         partial.
     """
+    if program.listed:
+        lists = _lists(program, env, direction)
+        rows = len(lists.indptr) - 1
+        row = np.repeat(np.arange(rows), np.diff(lists.indptr))
+        full = np.bincount(row[lists.full], minlength=rows)
+        return full, np.diff(lists.indptr) - full
     rows, scope = _rows(program, env, direction)
     counts = {"full": np.zeros(rows, np.int64), "partial": np.zeros(rows, np.int64)}
     if rows:
@@ -178,7 +186,8 @@ Extent = tuple[Sweep, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[
 
 
 def extents(program: BlockProgram, env: Env, direction: Direction = "forward") -> Iterator[Extent]:
-    """The loops that visit anything, for lengths at which a list of tiles is too long.
+    """The loops that visit anything, for lengths at which a list of tiles is too long; what the
+    program lists by tables is not looked at.
 
     Yields:
         A sweep (one residue class of it) and per row of tiles, int64 `[rows]`: its first counter,
@@ -215,19 +224,124 @@ def _extents(program: BlockProgram, direction: Direction, rows: int, env: Env) -
 
 def _lists(program: BlockProgram, env: Env, direction: Direction) -> TileLists:
     rows, scope = _rows(program, env, direction)
+    tests = TileTests(program.listed, env) if program.listed else None
     row_parts, tile_parts, full_parts = [], [], []
     for sweep, low, count, phase in _extents(program, direction, rows, scope):
-        total = int(count.sum())
-        if total == 0:
-            continue
-        row = np.repeat(np.arange(rows), count)
-        step = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
-        row_parts.append(row)
-        tile_parts.append(sweep.stride * (low[row] + step) + phase[row])
-        full_parts.append(np.full(total, sweep.kind == "full"))
+        for start, end in _chunks(count, _LOOKED_AT_ONCE if tests else None):
+            some = count[start:end]
+            total = int(some.sum())
+            if total == 0:
+                continue
+            row = np.repeat(np.arange(start, end), some)
+            step = np.arange(total) - np.repeat(np.cumsum(some) - some, some)
+            tile = sweep.stride * (low[row] + step) + phase[row]
+            full = np.full(total, sweep.kind == "full")
+            if tests is not None:
+                some_true, all_true = tests.of(_ends(program, env, direction, row, tile))
+                row, tile = row[some_true], tile[some_true]
+                full = (full & all_true)[some_true]
+            row_parts.append(row)
+            tile_parts.append(tile)
+            full_parts.append(full)
     if not row_parts:
         return TileLists(np.zeros(rows + 1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
     row, tile = np.concatenate(row_parts), np.concatenate(tile_parts)
     order = np.lexsort((tile, row))
     indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=rows))]).astype(np.int64)
     return TileLists(indptr, tile[order], np.concatenate(full_parts)[order])
+
+
+def _chunks(count: npt.NDArray[np.int64], most: int | None) -> Iterator[tuple[int, int]]:
+    """Ranges of rows with about `most` tiles each."""
+    if most is None:
+        yield 0, len(count)
+        return
+    ends = np.cumsum(count)
+    start = 0
+    while start < len(count):
+        before = int(ends[start - 1]) if start else 0
+        end = max(int(np.searchsorted(ends, before + most)), start + 1)
+        yield start, end
+        start = end
+
+
+def _ends(
+    program: BlockProgram,
+    env: Env,
+    direction: Direction,
+    row: npt.NDArray[np.int64],
+    tile: npt.NDArray[np.int64],
+) -> dict[str, npt.NDArray[np.int64]]:
+    """First and last row and key of tiles."""
+    q_tile, k_tile = (row, tile) if direction == "forward" else (tile, row)
+    offset = int(env["q_offset"])
+    q_first, k_first = offset + program.block_q * q_tile, program.block_k * k_tile
+    return {
+        "q_first": q_first,
+        "q_last": np.minimum(q_first + program.block_q, offset + int(env["q_len"])) - 1,
+        "k_first": k_first,
+        "k_last": np.minimum(k_first + program.block_k, int(env["kv_len"])) - 1,
+    }
+
+
+class TileTests:
+    """What tables say of tiles at a call, found from sums over the tables.
+
+    Args:
+        listed: The clauses of a program.
+        env: The numbers and tables of the call.
+    """
+
+    def __init__(self, listed: Clauses, env: Env) -> None:
+        self._listed = listed
+        self._env = env
+        self._sums: dict[str, npt.NDArray[np.int64]] = {}
+
+    def of(
+        self, ends: Mapping[str, npt.NDArray[np.int64]]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Whether each clause may hold somewhere in each tile, and whether each holds throughout.
+
+        Args:
+            ends: `q_first`, `q_last`, `k_first`, `k_last` of the tiles.
+        """
+        size = len(ends["q_first"])
+        some_true, all_true = np.ones(size, np.bool_), np.ones(size, np.bool_)
+        for clause in self._listed:
+            any_some, any_all = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
+            for entries in clause:
+                count, area = self._true(entries, {**self._env, **ends})
+                any_some |= count > 0
+                any_all |= count == area
+            some_true &= any_some
+            all_true &= any_all
+        return some_true, all_true
+
+    def _true(
+        self, entries: Entries, scope: Env
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """How many entries in the ranges are true, and how many places the ranges have."""
+        sums = self._prefix(entries.table)
+        lows, highs = [], []
+        area: Any = 1
+        for bounds, axis in zip(entries.ranges, sums.shape, strict=True):
+            low, high = evaluate(bounds.lo, scope), evaluate(bounds.hi, scope) + 1
+            area = area * (high - low)
+            lows.append(np.clip(low, 0, axis - 1))
+            highs.append(np.clip(high, 0, axis - 1))
+        total: Any = 0
+        for corner in np.ndindex(*([2] * len(lows))):  # inclusion and exclusion
+            place = [high if up else low for low, high, up in zip(lows, highs, corner, strict=True)]
+            sign = (-1) ** (len(corner) - sum(corner))
+            total = total + sign * sums[tuple(place)]
+        return total, area
+
+    def _prefix(self, table: str) -> npt.NDArray[np.int64]:
+        """`sums[i, j, ...]`: how many entries before `i`, `j`, ... are true."""
+        if table not in self._sums:
+            sums = np.zeros([axis + 1 for axis in self._env[table].shape], np.int64)
+            sums[tuple(slice(1, None) for _ in sums.shape)] = self._env[table]
+            for axis in range(sums.ndim):
+                np.cumsum(sums, axis=axis, out=sums)
+            self._sums[table] = sums
+        return self._sums[table]

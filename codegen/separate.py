@@ -9,6 +9,7 @@ with bounds in two forms, `keys < rows` and `rows <= keys`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from typing_extensions import assert_never
 
@@ -246,6 +247,9 @@ def _merge_bounds(mask: Predicate) -> Predicate:
                 lowers.setdefault(keys, []).append(rows)
             case _:
                 rest.append(arg)
+    if isinstance(mask, And):
+        uppers = {keys: _without_document_ends(bounds, "end") for keys, bounds in uppers.items()}
+        lowers = {keys: _without_document_ends(bounds, "start") for keys, bounds in lowers.items()}
     rest += [Compare("<", keys, one_upper(*bounds)) for keys, bounds in uppers.items()]
     rest += [Compare("<=", one_lower(*bounds), keys) for keys, bounds in lowers.items()]
     both = [part for part in rest if reads_row(part) and reads_key(part)]
@@ -261,6 +265,23 @@ def _merge_bounds(mask: Predicate) -> Predicate:
         both[number] = bound.absorb(one_sided, conjunction=isinstance(mask, And))
         return connect(*both)
     return connect(*rest)
+
+
+def _without_document_ends(bounds: list[IntExpr], kind: Literal["start", "end"]) -> list[IntExpr]:
+    """Bounds of which all must hold, without those that others imply: the document of a position
+    starts at or before it and ends after it, so `k <= q` says that `k < end(doc, q)`."""
+
+    def implied(bound: IntExpr) -> bool:
+        if not (isinstance(bound, Segment) and bound.kind == kind):
+            return False
+        apart = (subtract(other, bound.position) for other in bounds if other != bound)
+        return any(
+            isinstance(distance, Const)
+            and (distance.value <= 1 if kind == "end" else distance.value >= 0)
+            for distance in apart
+        )
+
+    return [bound for bound in bounds if not implied(bound)]
 
 
 @dataclass(frozen=True, slots=True)

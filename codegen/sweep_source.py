@@ -11,14 +11,14 @@ a class in each lane of a vector.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from patterncc.codegen.ir import RESIDUE, Kind, Sweep
+from patterncc.codegen.ir import Q_FIRST, Q_LAST, RESIDUE, Kind, Sweep
 from patterncc.codegen.mask_source import scalar_name
 from patterncc.codegen.scalar_source import ExpressionWriter, Text
 from patterncc.codegen.separate import separate
-from patterncc.codegen.table_source import ANSWERS, find_document_text
+from patterncc.codegen.table_source import ANSWERS, find_document_text, rises_with
 from patterncc.dsl.build import any_of, substitute
 from patterncc.dsl.mask import (
     FALSE,
@@ -62,11 +62,17 @@ class TileLoop:
 
 @dataclass(frozen=True, slots=True)
 class LoopNest:
-    """The loops of a program, partial tiles first, and the lines that compute what several bounds
-    share."""
+    """The loops of a program.
+
+    Attributes:
+        common: Lines that compute what several bounds share.
+        loops: Partial tiles first.
+        documents: The numbers of the documents that bounds look up, by segments and position.
+    """
 
     common: tuple[str, ...]
     loops: tuple[TileLoop, ...]
+    documents: Mapping[tuple[str, IntExpr], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +115,14 @@ class _Piece:
 def emit_loops(sweeps: Sequence[Sweep]) -> LoopNest:
     """The loops that run all sweeps: at most two for each kind of tile."""
     pieces = list(_pieces(sweeps))
-    common, writer = _share([piece.sweep for piece in pieces])
+    shared = _share([piece.sweep for piece in pieces])
     loops = []
     for kind in ("partial", "full"):
         for wide in (False, True):
             group = [p for p in pieces if p.sweep.kind == kind and (p.lanes > WARP) == wide]
             if group:
-                loops.append(_loop(writer, group))
-    return LoopNest(common, tuple(loops))
+                loops.append(_loop(shared.writer, group))
+    return LoopNest(tuple(shared.lines), tuple(loops), shared.documents)
 
 
 def expressions(sweeps: Sequence[Sweep]) -> Iterator[Expr]:
@@ -185,9 +191,17 @@ def _parts(sweep: Sweep) -> tuple[Expr, ...]:
 # ------------------------------------------------------------------------------------ shared bounds
 
 
-def _share(sweeps: Sequence[Sweep]) -> tuple[tuple[str, ...], ExpressionWriter]:
-    """Names the expressions that several bounds contain: the lines that compute them, and a writer
-    that knows them."""
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What several bounds read: lines, a writer that knows their names, documents looked up."""
+
+    lines: list[str]
+    writer: ExpressionWriter
+    documents: dict[tuple[str, IntExpr], str]
+
+
+def _share(sweeps: Sequence[Sweep]) -> _Shared:
+    """Names the expressions that several bounds contain."""
     uses: Counter[Expr] = Counter()
     order: list[Expr] = []
 
@@ -203,29 +217,35 @@ def _share(sweeps: Sequence[Sweep]) -> tuple[tuple[str, ...], ExpressionWriter]:
             count(part)
     named: dict[Expr, Text] = {}
     writer = ExpressionWriter(lambda expr: named.get(expr) or _scalar(expr), least_bits=64)
-    lines = []
+    shared = _Shared([], writer, {})
+    looked_up = [e for e in order if isinstance(e, Segment) and RESIDUE not in walk(e)]
+    for node in sorted(looked_up, key=lambda node: Q_LAST in walk(node)):
+        if node not in named:
+            _look_up(shared, node, named)
     for expr in order:
-        if isinstance(expr, Segment) and RESIDUE not in walk(expr):
-            if expr not in named:
-                lines.append(_look_up(writer, expr, named))
-        elif uses[expr] > 1 and _worth_a_name(expr):
+        if expr not in named and uses[expr] > 1 and _worth_a_name(expr):
             text = writer.any(expr)
             name = f"bound_{len(named)}"
             named[expr] = Text(name, text.bits)
-            lines.append(f"{name} = {text.text}")
-    return tuple(lines), writer
+            shared.lines.append(f"{name} = {text.text}")
+    return shared
 
 
-def _look_up(writer: ExpressionWriter, node: Segment, named: dict[Expr, Text]) -> str:
-    """The line that looks a position's document up; names all that can be asked of it."""
-    bits = writer.document_bits(node.position)
-    position = writer.integer(node.position).widened(bits).text
-    names = [f"bound_{len(named)}_{answer}" for answer in ANSWERS]
+def _look_up(shared: _Shared, node: Segment, named: dict[Expr, Text]) -> None:
+    """Looks a position's document up, a last row's from the first row's on, and names all that can
+    be asked of it."""
+    position, bits = node.position, shared.writer.document_bits(node.position)
+    text = shared.writer.integer(position).widened(bits).text
+    before = (node.segments, substitute(position, {Q_LAST: Q_FIRST}))
+    known = rises_with(position, Q_LAST) and before in shared.documents
+    search = find_document_text(node, text, [shared.documents[before]] if known else ())
+    names = [f"document_{len(shared.documents)}_{answer}" for answer in (*ANSWERS, "number")]
+    shared.lines.append(f"{', '.join(names)} = {search}")
+    shared.documents[node.segments, position] = names.pop()
     named |= {
         replace(node, kind=answer): Text(name, bits)
         for answer, name in zip(ANSWERS, names, strict=True)
     }
-    return f"{', '.join(names)} = {find_document_text(node, position)}"
 
 
 def _worth_a_name(expr: Expr) -> bool:

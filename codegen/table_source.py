@@ -16,11 +16,16 @@ from typing import Literal, TypeAlias
 from patterncc.codegen.triton_source import KernelParameter
 from patterncc.dsl.mask import (
     MISSING,
+    Const,
     Entry,
     Expr,
+    IntExpr,
     Member,
+    Product,
     Segment,
     SegmentKind,
+    Sum,
+    Var,
     variables,
     walk,
 )
@@ -100,18 +105,35 @@ def read_text(node: Entry | Member, indexes: Sequence[str]) -> str:
     return f"read_table_{table.axes}({', '.join(arguments)})"
 
 
-def find_document_text(node: Segment, position: str) -> str:
-    """Looks up the document of a position: its id, start and end, in the order of `ANSWERS`.
+def find_document_text(node: Segment, position: str, between: Sequence[str] = ()) -> str:
+    """Looks up the document of a position: its id, start and end, in the order of `ANSWERS`, and
+    its number, from which further searches can start.
 
     Args:
         node: Any of the questions about the position.
         position: The text of it.
+        between: The number of a document that no position lies before; of many positions after
+            it one that none lies after. Nothing where they are not known.
     """
     table = _table(node)
     assert table is not None
     several = bool(variables(node.position) & _VECTORS)
-    function = "find_documents" if several else "find_document"
-    return f"{function}({table.pointer.name}, {table.sizes[0].name}, {position})"
+    function = "find_document" + "s" * several + ("", "_from", "_between")[len(between)]
+    arguments = [table.pointer.name, table.sizes[0].name, position, *between]
+    return f"{function}({', '.join(arguments)})"
+
+
+def rises_with(position: IntExpr, var: Var) -> bool:
+    """Is it surely no less at a greater value of the variable?"""
+    match position:
+        case Var():
+            return position == var
+        case Product((Const(factor), inner)):
+            return factor > 0 and rises_with(inner, var)
+        case Sum(terms):
+            moving = [term for term in terms if var in walk(term)]
+            return len(moving) == 1 and rises_with(moving[0], var)
+    return False
 
 
 def helpers(body: str) -> Iterator[str]:
@@ -121,7 +143,7 @@ def helpers(body: str) -> Iterator[str]:
             yield _reader(axes)
     if "find_document" in body:
         yield _FIND_DOCUMENT
-    if "find_documents(" in body:
+    if "find_documents" in body:
         yield _FIND_DOCUMENTS
 
 
@@ -147,10 +169,32 @@ def _reader(axes: int) -> str:
 
 _FIND_DOCUMENT = '''\
 @triton.jit
-def document_before(bounds, documents, position):
-    """How many documents end at or before a position: the number of its own, if it has one."""
-    low = tl.cast(0, tl.int32)
-    high = documents
+def find_document(bounds, documents, position):
+    """Id, start and end of the document of a position, and its number: how many documents end at
+    or before it."""
+    number = document_between(bounds, position, tl.cast(0, tl.int32), documents)
+    return describe_document(bounds, documents, position, number)
+
+
+@triton.jit
+def find_document_from(bounds, documents, position, first):
+    """The same where the number is at least `first`: sought there first, in steps that double."""
+    low = first
+    high = first
+    step = 1
+    while (high < documents) & (
+        tl.load(bounds + high + 1, mask=high < documents, other=0) <= position
+    ):
+        low = high + 1
+        high = tl.minimum(high + step, documents)
+        step = step * 2
+    number = document_between(bounds, position, low, high)
+    return describe_document(bounds, documents, position, number)
+
+
+@triton.jit
+def document_between(bounds, position, low, high):
+    """The number of the document, of those from `low` to `high`."""
     while low < high:
         middle = low + (high - low) // 2
         ended = tl.load(bounds + middle + 1) <= position
@@ -161,7 +205,7 @@ def document_before(bounds, documents, position):
 
 @triton.jit
 def describe_document(bounds, documents, position, document):
-    """Id, start and end of the document of a position; outside of all of them it is one alone."""
+    """Outside of all documents a position is one alone."""
     inside = (position >= 0) & (document < documents)
     start = tl.load(bounds + document, mask=inside, other=0)
     end = tl.load(bounds + document + 1, mask=inside, other=0)
@@ -171,24 +215,30 @@ def describe_document(bounds, documents, position, document):
         tl.where(inside, document, alone),
         tl.where(inside, start, position),
         tl.where(inside, end, position + 1),
+        document,
     )
-
-
-@triton.jit
-def find_document(bounds, documents, position):
-    """Id, start and end of the document of one position."""
-    document = document_before(bounds, documents, position)
-    return describe_document(bounds, documents, position, document)
 '''
 
 _FIND_DOCUMENTS = '''\
 @triton.jit
 def find_documents(bounds, documents, positions):
-    """Id, start and end of the documents of a tensor of positions, found between those of the
-    first and the last position."""
-    low = document_before(bounds, documents, tl.min(positions))
-    span = document_before(bounds, documents, tl.max(positions)) - low
-    low = low + tl.zeros_like(positions)
+    """Ids, starts, ends and numbers of the documents of a tensor of positions."""
+    least = find_document(bounds, documents, tl.min(positions))
+    return find_documents_from(bounds, documents, positions, least[3])
+
+
+@triton.jit
+def find_documents_from(bounds, documents, positions, first):
+    """The same where no position lies before the document of number `first`."""
+    most = find_document_from(bounds, documents, tl.max(positions), first)
+    return find_documents_between(bounds, documents, positions, first, most[3])
+
+
+@triton.jit
+def find_documents_between(bounds, documents, positions, first, last):
+    """The same, of positions in the documents from number `first` to `last`."""
+    span = last - first
+    low = first + tl.zeros_like(positions)
     high = low + span
     while span > 0:
         undecided = low < high

@@ -28,7 +28,8 @@ CALL_ARGUMENTS = frozenset(
 )
 # Symbols of the block IR, which shares its name space with run-time numbers.
 TILE_SYMBOLS = frozenset(
-    {"call_kv_len", "call_q_len", "k_last", "k_tile", "q_class", "q_first", "q_last", "residue"}
+    {"call_kv_len", "call_q_len", "k_first", "k_last", "k_tile", "q_class", "q_first", "q_last"}
+    | {"residue"}
 )
 _AXES = ("head", "kv_head", "layer", "batch")
 _TYPES = ("int", "bool", "segments")

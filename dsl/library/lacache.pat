@@ -2,8 +2,8 @@
 # lifetime: for how many positions a key is seen, `patterncc.selection.lacache` computes it with `recent` and `reach`, the
 # least of them and the most of any but a pinned key. docs/patterns.md says why this is the recurrence.
 # Source: arXiv:2507.14204, GATECH-EIC/LaCache.
-pattern lacache(lifetime: int[token], recent, reach, capacity = 256, span = 16, overlap = 0,
-        sinks = 4):
+pattern lacache(capacity = 256, span = 16, overlap = 0, sinks = 4, lifetime: int[token], recent,
+        reach):
     let step = span - overlap
     let slots = 1 + (layers - span + step - 1) // step
     let kept = min((span + step - 1) // step, slots)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -17,3 +21,11 @@ class Imported:
 
     text: str
     values: dict[str, Any]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same with its tables on a device: that of the tensors of a call."""
+        moved = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in self.values.items()
+        }
+        return replace(self, values=moved)

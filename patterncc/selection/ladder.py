@@ -81,7 +81,13 @@ class Ladder:
 
 
 def lacache(
-    layers: int, capacity: int = 256, span: int = 16, overlap: int = 0, sinks: int = 4
+    layers: int,
+    capacity: int = 256,
+    span: int = 16,
+    overlap: int = 0,
+    sinks: int = 4,
+    *,
+    device: torch.device | str | None = None,
 ) -> dict[str, Any]:
     """The table and the numbers of the library pattern `lacache`, for tokens that come one by one.
 
@@ -91,6 +97,7 @@ def lacache(
         span: Layers that a key of a rung is kept in.
         overlap: Of those, how many it shares with the next key.
         sinks: Keys at the start that are always kept.
+        device: Where the table is to be.
 
     Returns:
         `lifetime`, int32 `[(freed + 1) * (sinks + slots * rungs)]`: for how many positions a key
@@ -110,7 +117,7 @@ def lacache(
     lifetime = torch.where(event == FOREVER, FOREVER, position - keys)
     finite = lifetime[lifetime < FOREVER]
     return {
-        "lifetime": lifetime.flatten().int(),
+        "lifetime": lifetime.flatten().int().to(device),
         "recent": int(finite.min()),
         "reach": int(finite.max()),
     }
@@ -124,13 +131,15 @@ def lacache_after_prompt(
     span: int = 16,
     overlap: int = 0,
     sinks: int = 4,
+    *,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """LaCache with a prompt that comes in one call, dense and causal, before the tokens one by one.
 
     Args:
         prompt: Tokens of the prompt.
         length: Tokens in all.
-        layers, capacity, span, overlap, sinks: As for `lacache`.
+        layers, capacity, span, overlap, sinks, device: As for `lacache`.
 
     Returns:
         int32 `[layers, length]`: the first position that no longer sees each key. Row `layer` is
@@ -145,7 +154,7 @@ def lacache_after_prompt(
     if not 0 <= prompt <= length:
         raise ArgumentError(f"`prompt` is {prompt}; it must be in 0 .. {length}, `length`")
     rows = [_after_prompt(ladder, capacity, layer, prompt, length) for layer in range(layers)]
-    return torch.stack(rows).int()
+    return torch.stack(rows).int().to(device)
 
 
 def _after_prompt(ladder: Ladder, configured: int, layer: int, prompt: int, length: int) -> Tensor:

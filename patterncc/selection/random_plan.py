@@ -11,7 +11,13 @@ from patterncc.selection.inputs import at_least
 
 
 def bigbird_random(
-    heads: int, length: int, *, block: int = 64, count: int = 3, seed: int = 0
+    heads: int,
+    length: int,
+    *,
+    block: int = 64,
+    count: int = 3,
+    seed: int = 0,
+    device: torch.device | str | None = None,
 ) -> dict[str, Any]:
     """Random blocks for the library pattern `bigbird`: a draw of its distribution, from a seed.
 
@@ -25,6 +31,7 @@ def bigbird_random(
         block: Tokens of a block.
         count: Blocks that each row draws.
         seed: Of the draw.
+        device: Where the table is to be.
 
     Returns:
         `random`, bool `[heads, blocks, blocks]`.
@@ -49,4 +56,4 @@ def bigbird_random(
             free = torch.tensor([column for column in range(blocks) if column not in near])
             drawn = torch.randperm(len(free), generator=generator)[:count]
             random[head, row, free[drawn]] = True
-    return {"random": random}
+    return {"random": random.to(device)}

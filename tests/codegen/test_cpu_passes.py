@@ -245,6 +245,36 @@ def windows(tile: int = 32) -> tuple[Predicate, BlockProgram]:
     return body, program_of(body, lo, add(floordiv(Q_LAST, Const(tile)), Const(1)), tile)
 
 
+@pytest.mark.parametrize(
+    ("text", "tables"),
+    [
+        (
+            "pattern p(d: segments): document(d) and (dilated(9, 8) or sinks(5))",
+            {"d": [0, 70, 71, 190]},
+        ),
+        (
+            "pattern p(w: int[head]): causal and (q - k < w[head] or (q - k) % 8 == 0)",
+            {"w": [9, 1, 40, 9]},
+        ),
+        (
+            "pattern p(c: int[head]): causal and (k % 8 == c[head] or q - k < 12)",
+            {"c": [3, 0, 9, 3]},
+        ),
+        (
+            "pattern p(b: bool[head, *, *], t: int[token]):\n"
+            "    b[head, q // 64, k // 64] or (q - k) % 16 == 0 and t[q] == t[k]",
+            {"b": torch.arange(64).view(4, 4, 4) % 3 == 0, "t": torch.arange(300) // 50},
+        ),
+    ],
+)
+@pytest.mark.parametrize("tiling", ["auto", "dense", "strided"])
+def test_tables_in_classes(text: str, tables: Tables, tiling: TilingChoice) -> None:
+    passes = lower_passes(load(text), 32, 32, tiling=tiling)
+    given_tables = {name: torch.as_tensor(table) for name, table in tables.items()}
+    check(passes, load(text).body, *inputs(), tables=given_tables)
+    check(passes, load(text).body, *inputs(50, 300), {"q_offset": 101}, given_tables)
+
+
 def test_a_window_for_each_head() -> None:
     body, program = windows()
     for widths in ([9, 80, 9, 33], [0, -5, 1, 500], [64]):

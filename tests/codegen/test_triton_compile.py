@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 
 from patterncc.codegen import launch
-from patterncc.codegen.config import KernelConfig, default_config, shared_bytes, shared_limit
+from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.config import (
+    KernelConfig,
+    Load,
+    default_config,
+    shared_bytes,
+    shared_limit,
+)
 from patterncc.codegen.forward_source import emit_forward
 from patterncc.codegen.launch import CompiledKernel, Forward, compile_for, kernel_count
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
+from patterncc.codegen.tiling import residue_tiling
 from patterncc.codegen.triton_source import KernelSource
 from patterncc.dsl import library, load
 from patterncc.dsl.errors import ConfigError, UnsupportedError
@@ -62,6 +70,64 @@ def test_hopper(text: str, head_dim: int, tmp_path: Path) -> None:
     copies = layouts.count("ttng.async_tma_copy_global_to_local")
     # The query once; for each of two loops keys and values, in the loop and ahead of it.
     assert copies == 1 + 2 * 2 * stages
+
+
+@pytest.mark.parametrize("kind", ["descriptor", "pointer"])
+def test_classes_on_hopper(kind: Load, tmp_path: Path) -> None:
+    """Rows that lie apart are loaded as deep ahead, and multiplied from shared memory as well."""
+    config = KernelConfig(64, 64, 4, 3, kind)
+    tiling = residue_tiling(8)
+    program = lower(load("dilated(512, 8)"), 64, 64, within=True, tiling=tiling)
+    kernel = compile_for(emit_forward(program, WIDE, config), "cuda:90", folder=tmp_path)
+    assert kernel.spilled == 0
+    layouts = str(kernel.stages["ttgir"])
+    loops = layouts[layouts.index("scf.for") :]
+    assert loops.count("isAsync = true") == 4
+    assert "local_load" not in loops
+    copy = {"descriptor": "ttng.async_tma_copy_global_to_local", "pointer": "ttg.async_copy"}[kind]
+    assert layouts.count(f"{copy}") >= 4 * config.num_stages
+
+
+def test_passes_do_not_spill(tmp_path: Path) -> None:
+    config = default_config(WIDE, "cuda:90")
+    passes = lower_passes(load("window(512) or dilated(512, 8)"), 64, 64, within=True)
+    assert len(passes) == 2
+    for first, program in zip((True, False), passes, strict=True):
+        source = emit_forward(program, WIDE, config, resumes=not first, hands_on=first)
+        assert compile_for(source, "cuda:90", folder=tmp_path).spilled == 0
+
+
+TABLES = (
+    "pattern p(w: int[head]): window(w[head])",
+    "pattern p(doc: segments): causal and doc[q] == doc[k]",
+    "pattern p(doc: segments): start(doc, k) <= q",
+    "pattern p(keep: bool[head, *, *]): causal and keep[head, q // 64, k // 64]",
+    "pattern p(image: int[token]): causal or image[q] == image[k]",
+)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("text", TABLES)
+def test_tables(text: str, target: str, tmp_path: Path) -> None:
+    _compiled(text, WIDE, target, tmp_path)
+
+
+def test_packed_documents_on_hopper(tmp_path: Path) -> None:
+    """Their masks are as cheap as a window's: no truth values change their layout in the loop."""
+    kernel = _compiled(TABLES[1], WIDE, "cuda:90", tmp_path)
+    assert kernel.spilled == 0
+    layouts = str(kernel.stages["ttgir"])
+    loops = layouts[layouts.index("scf.for") :]
+    assert not re.search(r"convert_layout [^\n]*tensor<64x64xi1", loops)
+
+
+def test_too_much_shared_memory_is_named(tmp_path: Path) -> None:
+    """What the compiler adds for changes of layout is only known when it is done."""
+    config = KernelConfig(128, 128, 8, 3, "descriptor")
+    text = "pattern p(doc: segments): doc[q] == doc[k]"
+    program = lower(load(text), 128, 128, within=True)
+    with pytest.raises(ConfigError, match="bytes of shared memory, cuda:90 has 232448"):
+        compile_for(emit_forward(program, WIDE, config), "cuda:90", folder=tmp_path)
 
 
 def test_pointer_loads_are_pipelined(tmp_path: Path) -> None:

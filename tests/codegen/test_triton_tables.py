@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
@@ -10,7 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from patterncc.codegen.config import KernelConfig
+from patterncc.codegen.forward_source import emit_forward
+from patterncc.codegen.lower import lower
 from patterncc.codegen.mask_source import emit_mask
+from patterncc.codegen.problem import Problem
 from patterncc.codegen.separate import separate
 from patterncc.dsl import load
 from patterncc.dsl.evaluate import allows
@@ -149,16 +153,47 @@ def test_documents_are_looked_up_once_per_row() -> None:
         assert "find_document" not in mask.expression
 
 
+def test_bounds_that_others_imply_are_not_asked() -> None:
+    """A document ends after each of its positions, so a causal row need not ask where."""
+    mask = emit_mask(load(PACKED).body)
+    assert mask.expression == "((k < row_term_0) & (row_term_1_start <= k))"
+    assert mask.row_lines[0] == "row_term_0 = tl.minimum(kv_len, q + 1)"
+
+
+@pytest.mark.parametrize(
+    ("text", "searches"),
+    [
+        (PACKED, ["find_document", "find_document_from", "find_documents_between"]),
+        (REBASED, ["find_document", "find_documents_from"]),
+    ],
+)
+def test_a_kernel_looks_the_ends_of_its_tile_up_once(text: str, searches: list[str]) -> None:
+    """Bounds search for the first row, from there for the last; rows are sought between them."""
+    program = lower(load(text), 64, 64, within=True)
+    source = emit_forward(program, Problem("bfloat16", 64, 64), KernelConfig(64, 64, 4, 2))
+    body = source.text[source.text.index("BLOCK_Q: tl.constexpr") :]
+    assert re.findall(r"= (find_document\w*)\(", body) == searches
+
+
 def test_documents_are_looked_up_per_key_where_they_must_be() -> None:
     mask = emit_mask(load("pattern p(doc: segments): start(doc, k) <= q").body)
     assert sum("find_documents(" in line for line in mask.key_lines) == 1
 
 
-@pytest.mark.parametrize("text", [PACKED, REBASED, "pattern p(doc: segments): doc[q] != doc[k]"])
+MEANINGS = (
+    PACKED,
+    REBASED,
+    "pattern p(doc: segments): doc[q] != doc[k]",
+    "pattern p(doc: segments): doc[q] == doc[k] and q - 2 <= k and k < q + 1",
+    "pattern p(doc: segments): start(doc, q + 3) <= k and q + 3 <= k and k < end(doc, q - 1)",
+    "pattern p(doc: segments): k < end(doc, q) or k <= q",
+)
+
+
+@pytest.mark.parametrize("text", MEANINGS)
 def test_separated_documents_mean_the_same(text: str) -> None:
     body = load(text).body
     rewritten = separate(body)
-    assert rewritten != body
     tables = {"doc": CU}
     for q in range(-3, 60):
         for k in range(60):

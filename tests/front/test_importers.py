@@ -149,6 +149,12 @@ def test_minference_masks_are_those_of_the_kinds(tmp_path: Path) -> None:
             assert torch.equal(mask, wanted), (layer, head)
 
 
+def test_tables_go_to_a_device() -> None:
+    moved = importers.minference([{"0": ["stream_llm", 4, 100, 0.0]}], 1).to("meta")
+    assert isinstance(moved, importers.MInferenceHeads)
+    assert {table.device.type for table in moved.values.values()} == {"meta"}
+
+
 def test_minference_takes_only_the_tables_of_its_kinds() -> None:
     imported = importers.minference([{"0": ["stream_llm", 4, 100, 0.0]}], 1)
     assert imported.values.keys() == {"sinks", "window"}

@@ -10,7 +10,7 @@ from torch import Tensor
 import patterncc
 from patterncc import selection
 from patterncc.dsl.errors import ArgumentError
-from tests.front.inputs import tensors
+from tests.front.inputs import assert_right, expected, tensors
 
 
 def rows(query: Tensor, key: Tensor, batch: int, head: int) -> tuple[list[Any], list[Any]]:
@@ -190,6 +190,37 @@ def test_bigbird_random() -> None:
             assert len(drawn) == 3 and not drawn & {0, 19, row - 1, row, row + 1}
     assert torch.equal(plan, selection.bigbird_random(3, 157, block=8)["random"])
     assert not torch.equal(plan, selection.bigbird_random(3, 157, block=8, seed=1)["random"])
+
+
+def lists_of_a_prompt(query: Tensor, key: Tensor) -> dict[str, Any]:
+    return selection.vertical_slash(query, key, 0, 0, first_keys=4, first_distances=8)
+
+
+END_TO_END: dict[str, Any] = {
+    "vertical_slash": lists_of_a_prompt,
+    "minference(block=8)": lambda query, key: selection.minference_kernel(
+        *lists_of_a_prompt(query, key).values(), block=8
+    ),
+    "causal_blocks(size=8)": lambda query, key: selection.block_topk(query, key, 3, size=8),
+    "moba(chunk=16)": lambda query, key: selection.moba(query, key, 3, chunk=16),
+    "quest(page=8)": lambda query, key: selection.quest_pages(query[:, :, -1:], key, 4, page=8),
+    "snapkv": lambda query, key: selection.snapkv(query, key, 40, window=8),
+    "bigbird(block=8)": lambda query, key: selection.bigbird_random(4, 130, block=8),
+    "lacache(capacity=24, span=2, sinks=2)": lambda query, key: selection.lacache(8, 24, 2, 0, 2),
+}
+
+
+@pytest.mark.parametrize("pattern", END_TO_END)
+def test_patterns_run_with_what_is_selected(pattern: str) -> None:
+    query, key, value = tensors(130, batch=1)
+    values = END_TO_END[pattern](query, key)
+    name, _, given = pattern.rstrip(")").partition("(")
+    fixed = dict(pair.split("=") for pair in given.split(", ") if pair)
+    numbers: dict[str, Any] = {size: int(number) for size, number in fixed.items()}
+    attention = patterncc.compile(name, **numbers)
+    where = {"layer": 3, "layers": 8}
+    found = attention(query, key, value, return_lse=True, **where, **values)
+    assert_right(found, expected(attention, query, key, value, **where, **values), query)
 
 
 def test_equal_scores_go_to_the_first() -> None:
