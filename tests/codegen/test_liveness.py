@@ -112,6 +112,13 @@ def test_ladder_by_hand() -> None:
     np.testing.assert_array_equal(keys, (k < 4) | (k >= 5000 - 1023) | ((k // 128 + 3) % 8 == 0))
 
 
+def test_terms_that_say_the_same() -> None:
+    text = "k <= q and (q - k < 9 or 0 <= q - k) and 0 <= q - k < 9"
+    assert live_set(load(text)).keys(20, {}).sum() == 9
+    again = "causal and (window(9) and k < 50 or k < 50 and q - k < 9 or q - k < 3 and k < 50)"
+    assert live_set(load(again)).keys(55, {}).sum() == 3
+
+
 def test_symbols_stay_symbols() -> None:
     live = live_set(load("ladder"))
     assert variables(live.form) == {"k", "t", "layer"}
