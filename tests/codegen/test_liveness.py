@@ -16,7 +16,7 @@ from patterncc.codegen.liveness import Bound, LiveSet, growth, live_set
 from patterncc.codegen.schedule import evaluate
 from patterncc.dsl import load
 from patterncc.dsl.build import substitute
-from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Const, Expr, IntExpr, Param, Predicate, Var, variables
 from tests.codegen.drawing import masks, numbers, pattern_of
 
@@ -180,6 +180,13 @@ def test_tables_and_products_are_named() -> None:
     ):
         live_set(load("q - k < layer * kv_len"))
     assert live_set(load("0 <= q - k < layer * head")).keys(9, {"layer": 2, "head": 2}).sum() == 4
+
+
+def test_a_number_that_is_called_as_the_time_is() -> None:
+    pattern = load("pattern f(t): 0 <= q - k < t")
+    with pytest.raises(ConfigError, match="`t` is what the time is called"):
+        live_set(pattern)
+    assert live_set(pattern, values={"t": 5}).keys(20, {}).sum() == 5
 
 
 def test_it_is_quick() -> None:
