@@ -1,8 +1,9 @@
 """Block programs equal the relation for all lengths, offsets and numbers: proved, not sampled.
 
 The loops after all passes, read back as integer sets with everything symbolic, must be the tiles
-that the mask touches; the full ones those that it fills; and no tile may be in two loops. Periods that
-are no multiple of the tile (`chunked(100)`) are beyond isl's budget here; test_lower.py samples them.
+that the mask touches; the full ones those that it fills; and no tile may be in two loops. Periods
+that are no multiple of the tile (`chunked(100)`) are beyond isl's budget here; test_lower.py
+samples them.
 """
 
 from __future__ import annotations
