@@ -296,7 +296,8 @@ class Forward:
         steps = self._plan((query, key, value), out, env, scale, tables)
         # What passes hand on; float32 outputs can hold it themselves.
         state = out
-        if len(steps) > 1 and out.dtype != torch.float32:
+        handed_on = any("state" in launch.pointers for launch, _ in steps)
+        if handed_on and out.dtype != torch.float32:
             state = torch.empty_like(out, dtype=torch.float32)
         operands = {"query": query, "key": key, "value": value, "out": out}
         operands |= {"lse": lse, "state": state}
@@ -367,15 +368,18 @@ class Forward:
 
 def _run(
     steps: tuple[_Step, ...],
-    operands: Mapping[str, torch.Tensor],
+    operands: dict[str, torch.Tensor],
     tables: Mapping[str, torch.Tensor],
 ) -> None:
-    """Launches the kernels of a call one after another."""
+    """Launches the kernels of a call one after another; `operands` grows by what they fill."""
     tensors = (operands["query"], operands["key"], operands["value"])
     numbers = not interpreting()
     for launch, run in steps:
+        for name, shape in launch.buffers:
+            device = operands["query"].device
+            operands[name] = torch.empty(shape, dtype=torch.int32, device=device)
         arguments: list[Any] = [
-            _descriptor(tensors[which], *shape) for which, *shape in launch.described
+            _descriptor(tensors[which], *view) for which, *view in launch.described
         ]
         for name in launch.pointers:
             tensor = operands.get(name)
