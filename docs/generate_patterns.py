@@ -69,12 +69,13 @@ FAMILIES = {
     ),
     "Images and video": (
         "neighborhood_1d neighborhood_causal neighborhood neighborhood_3d swin sliding_tile"
+        " sliding_tile_heads"
     ),
 }
 
 # Lengths that parameters ask for, where it is not the usual one.
 NATURAL = {"neighborhood": 64 * 64, "neighborhood_3d": 16 * 30 * 40, "swin": 56 * 56}
-NATURAL["sliding_tile"] = 384 * 5 * 6 * 10
+NATURAL["sliding_tile"] = NATURAL["sliding_tile_heads"] = 384 * 5 * 6 * 10
 
 
 class Drawing(NamedTuple):
@@ -161,6 +162,7 @@ DRAWINGS = {
         "frames=4 height=4 width=4 frame_kernel=3 row_kernel=3 column_kernel=3"
     ),
     "swin": Drawing("height=8 width=8 window=4", "layer 0 1"),
+    "sliding_tile_heads": Drawing("tile=2 depth=2 rows=3 columns=5 text=4", "head 0 1"),
     "sliding_tile": Drawing(
         "tile=2 depth=2 rows=3 columns=5 depth_window=1 row_window=3 column_window=3 text=4"
     ),
@@ -197,7 +199,7 @@ def row(name: str, counted: dict[str, Any]) -> list[str]:
     width = SIDE // 2 if panels == 1 else SIDE
     picture = f'<img src="pictures/patterns/{name}.png" alt="{name}" width="{width}">'
     about = [f"**{name}**", library.summary(name), escaped(library.notes(name))]
-    about.append(f"*{library.origin(name)}*")
+    about.append(f"*{escaped(library.origin(name))}*")
     text = "<br>".join(f"`{line}`" for line in lines(name))
     return [
         picture,

@@ -226,6 +226,13 @@ def _tree(place: Place) -> Values:
     return {"ancestors": ancestors}
 
 
+def _windows(place: Place) -> Values:
+    """Heads of two kinds: long in time, and wide in space."""
+    kinds = place.random.integers(0, 2, (place["layers"], place["heads"]))
+    sizes = {"depth_window": (5, 1), "row_window": (3, 3), "column_window": (1, 5)}
+    return {name: np.array(pair, np.int64)[kinds] for name, pair in sizes.items()}
+
+
 def _globals(place: Place) -> Array:
     chosen = place.coins(0.03, place.blocks("block"))
     chosen[0] = True
@@ -270,6 +277,7 @@ _EXAMPLES: dict[str, Callable[[Place], Values]] = {
     "sale": lambda at: {
         "keep": _listed(at, (at["heads"],), at.blocks("rows"), at.blocks("columns"))
     },
+    "sliding_tile_heads": _windows,
     "snapkv": _snapkv,
     "squeezed": lambda at: {
         "context": max(1, 3 * at["kv_len"] // 4),

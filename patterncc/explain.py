@@ -22,7 +22,18 @@ from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.build import all_of, compare, substitute
 from patterncc.dsl.errors import ConfigError, UnsupportedError
-from patterncc.dsl.mask import Const, Expr, IntExpr, K, Predicate, Q, Var
+from patterncc.dsl.mask import (
+    Const,
+    Entry,
+    Expr,
+    K,
+    Member,
+    Predicate,
+    Q,
+    Truth,
+    Var,
+    walk,
+)
 from patterncc.dsl.pattern import IntType, Pattern, SegmentsType
 from patterncc.dsl.printer import expression_text
 from patterncc.live import LiveReport
@@ -33,6 +44,7 @@ from patterncc.notation import layout
 MOST_ROWS = 1 << 24  # rows and keys up to which each is counted
 
 FIXED = "a divisor, modulus, factor of a position or block size: another value, another kernel"
+_OF_A_HEAD = ("head", "kv_head", "layer", "batch", "heads", "layers")
 RUN_TIME = "only compared and added: another value runs the same kernel"
 TABLE = "read at run time"
 
@@ -292,11 +304,15 @@ class _Measured:
 
 
 def _specialised(body: Predicate, env: dict[str, Any]) -> Predicate:
-    """The mask of one head of one layer."""
-    replace: dict[Expr, IntExpr] = {
-        Var(name): Const(env[name]) for name in ("head", "kv_head", "layer", "heads", "layers")
-    }
-    return substitute(body, replace)
+    """The mask of one head of one layer, with the entries of tables that are its own."""
+    numbers: dict[Expr, Expr] = {Var(name): Const(env[name]) for name in _OF_A_HEAD}
+    body = substitute(body, numbers)
+    entries: dict[Expr, Expr] = {}
+    for node in walk(body):
+        if isinstance(node, (Entry, Member)) and all(isinstance(at, Const) for at in node.indexes):
+            value = int(schedule.evaluate(node, env))
+            entries[node] = Const(value) if isinstance(node, Entry) else Truth(bool(value))
+    return substitute(body, entries) if entries else body
 
 
 def _measure(

@@ -23,6 +23,7 @@ from patterncc.timing import Timing, once, race
 from patterncc.verdict import Verdict, judge, mask_rows
 
 DEFAULT_LENGTH = {"cpu": 4096, "cuda": 16384}
+DEFAULT_TABLE_LENGTH = {"cpu": 2048, "cuda": 16384}  # of a pattern with tables
 DEFAULT_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 MOST_MASK = {"cpu": 1 << 27, "cuda": 1 << 31}  # bytes of a dense mask that is worth a comparison
 

@@ -44,7 +44,9 @@ def without_covers(body: Predicate) -> Predicate:
 
 def _written_out(cover: Cover) -> Predicate:
     for node in walk(cover.body):
-        if isinstance(node, (Entry, Member, Segment)) and not is_scalar(node):
+        # Segments say which positions a cover ranges over, wherever they are asked.
+        reads = isinstance(node, (Entry, Member)) and not is_scalar(node)
+        if reads or isinstance(node, Segment):
             raise UnsupportedError(
                 f"`{expression_text(cover)}` cannot be compiled: it covers a pattern that reads "
                 f"`{expression_text(node)}`, a table"

@@ -262,7 +262,7 @@ def _param(parser: argparse.ArgumentParser, meaning: str) -> None:
 
 
 def _call(parser: argparse.ArgumentParser, *, q_len: int | None, heads: int, layers: int) -> None:
-    lengths = "4096 on a CPU, 16384 on a GPU"
+    lengths = "4096 on a CPU, 2048 there with tables, 16384 on a GPU"
     if q_len is not None:
         lengths = f"{q_len}, or {min(q_len, TABLE_LENGTH)} for a pattern with tables"
         lengths = lengths if q_len > TABLE_LENGTH else str(q_len)

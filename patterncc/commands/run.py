@@ -23,7 +23,8 @@ def run(args: argparse.Namespace) -> int:
     from patterncc import trial  # loads torch: seconds, which a mistake in the text need not wait
 
     device = trial.choose_device(args.device)
-    args.q_len = args.q_len or trial.DEFAULT_LENGTH[device.type]
+    lengths = trial.DEFAULT_TABLE_LENGTH if pattern.tables else trial.DEFAULT_LENGTH
+    args.q_len = args.q_len or lengths[device.type]
     args.dtype = args.dtype or trial.DEFAULT_DTYPE[device.type]
     call = call_of(pattern, args)
     require_tables(call)

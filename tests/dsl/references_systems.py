@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from tests.dsl.lacache_cache import streamed
-from tests.dsl.references import local_stride, s2, streaming, tri_shape
+from tests.dsl.references import local_stride, s2, sliding_tile, streaming, tri_shape
 
 Row = Sequence[bool]
 Plan = Sequence[Sequence[Sequence[bool]]]
@@ -415,6 +415,24 @@ def neighborhood_3d(
     return True
 
 
+def sliding_tile_heads(
+    q: int,
+    k: int,
+    tile: int,
+    depth: int,
+    rows: int,
+    columns: int,
+    text: int,
+    layer: int,
+    head: int,
+    depth_window: Sequence[Sequence[int]],
+    row_window: Sequence[Sequence[int]],
+    column_window: Sequence[Sequence[int]],
+) -> bool:
+    windows = [table[layer][head] for table in (depth_window, row_window, column_window)]
+    return sliding_tile(q, k, tile, depth, rows, columns, *windows, text)
+
+
 SYSTEMS: dict[str, Callable[..., bool]] = {
     function.__name__: function
     for function in (
@@ -424,7 +442,7 @@ SYSTEMS: dict[str, Callable[..., bool]] = {
         *(llama4, llama4_padded, local_stride_both, local_stride_heads, longformer_tokens),
         *(longgen, longgen_blocks, lserve, masformer, megalodon, minference, minference_dilated),
         *(minference_dilated_window, moba, modernbert, neighborhood_3d, neighborhood_causal, nsa),
-        *(packed, prefix_lengths, quest, s2_wrapped, sale, sinklora, snapkv, squeezed, tree),
-        triangle_mix,
+        *(packed, prefix_lengths, quest, s2_wrapped, sale, sinklora, sliding_tile_heads, snapkv),
+        *(squeezed, tree, triangle_mix),
     )
 }
