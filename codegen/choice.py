@@ -16,7 +16,8 @@ import numpy.typing as npt
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.decompose import Part, decompositions
 from patterncc.codegen.ir import DENSE, Passes, Tiling
-from patterncc.codegen.lower import lower_part, specialise
+from patterncc.codegen.lower import initial_part, specialise
+from patterncc.codegen.passes import run_passes
 from patterncc.codegen.schedule import tile_counts
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.pattern import ParameterType, Pattern, TableType
@@ -119,14 +120,16 @@ def candidates(
     for parts in ways:
         try:
             passes = tuple(
-                lower_part(
-                    pattern,
-                    part.body,
-                    block_q,
-                    block_k,
-                    within=within,
-                    tiling=part.tiling,
-                    transposed=transposed,
+                run_passes(
+                    initial_part(
+                        pattern,
+                        part.body,
+                        block_q,
+                        block_k,
+                        within=within,
+                        tiling=part.tiling,
+                        transposed=transposed,
+                    ),
                     check=check,
                 )
                 for part in parts

@@ -89,23 +89,35 @@ def _disjoint(
 ) -> tuple[Part, ...]:
     """The dense terms as one part, then each stride, without what earlier parts hold."""
     parts: list[Part] = []
-    before: list[Predicate] = []
+    before: list[Predicate] = []  # terms
     # What tables list is taken apart from what loops know, for its tiles are listed, too.
     known = [term for term in dense if not _is_listed(term)]
     for some in (known, [term for term in dense if _is_listed(term)]):
         if some:
-            body = any_of(*some)
-            parts.append(Part(all_of(body, *map(negate_all, before))))
-            before.append(body)
+            parts.append(Part(_without(some, before)))
+            before += some
     for tiling, terms in strided:
-        body = any_of(*terms)
-        parts.append(Part(all_of(body, *map(negate_all, before)), tiling))
-        before.append(_undone(tiling, terms))
+        parts.append(Part(_without(terms, before), tiling))
+        before += [all_of(term, class_condition(tiling)) for term in terms]
     return tuple(parts)
 
 
+def _without(terms: list[Predicate], before: list[Predicate]) -> Predicate:
+    """A union of terms less other terms; what both ask for is asked once."""
+    kept = []
+    for term in terms:
+        shared = set(_conjuncts(term))
+        rests = (all_of(*(c for c in _conjuncts(b) if c not in shared)) for b in before)
+        kept.append(all_of(term, *map(negate_all, rests)))
+    return any_of(*kept)
+
+
+def _conjuncts(term: Predicate) -> tuple[Predicate, ...]:
+    return term.args if isinstance(term, And) else (term,)
+
+
 def _is_listed(term: Predicate) -> bool:
-    return any(map(is_listed, term.args if isinstance(term, And) else (term,)))
+    return any(map(is_listed, _conjuncts(term)))
 
 
 def _undone(tiling: Tiling, terms: list[Predicate]) -> Predicate:
@@ -157,7 +169,7 @@ def _terms(body: Predicate) -> list[Predicate]:
 
 def _stride(term: Predicate) -> tuple[Tiling, Predicate] | None:
     """The tiling with the widest stride that a term allows, and the rest of the term."""
-    conjuncts = term.args if isinstance(term, And) else (term,)
+    conjuncts = _conjuncts(term)
     found: list[tuple[Tiling, Predicate]] = []
     for conjunct in conjuncts:
         congruence = _congruence(conjunct)

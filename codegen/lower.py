@@ -119,7 +119,7 @@ def initial_program(
     return _program(pattern.structure, whole, block_q, block_k, within, tiling, transposed)
 
 
-def lower_part(
+def initial_part(
     pattern: Pattern,
     body: Predicate,
     block_q: int,
@@ -128,21 +128,18 @@ def lower_part(
     within: bool,
     tiling: Tiling,
     transposed: bool,
-    check: bool = False,
 ) -> BlockProgram:
-    """Lowers some pairs of a pattern and runs all passes.
+    """Some pairs of a pattern as they come from the relation, before any pass.
 
     Args:
         pattern: What the pairs are of.
-        body: The pairs, with sizes that divide already replaced; in the positions of the call.
+        body: The pairs, as `specialise` leaves them; in the positions of the call.
         block_q, block_k, within, tiling, transposed: As in `initial_program`.
-        check: Whether to verify the program at each step.
 
     Raises:
-        UnsupportedError: For a term that has no exact lowering yet; the message names it.
+        UnsupportedError: For a term that has no lowering; the message names it.
     """
-    program = _program(pattern.structure, body, block_q, block_k, within, tiling, transposed)
-    return run_passes(program, check=check)
+    return _program(pattern.structure, body, block_q, block_k, within, tiling, transposed)
 
 
 def _program(

@@ -4,8 +4,9 @@ could change.
 
 from __future__ import annotations
 
-from patterncc.codegen.ir import BlockProgram, Direction, Sweep
-from patterncc.dsl.mask import TRUE
+from patterncc.codegen.ir import DENSE, Q_CLASS, BlockProgram, Direction, Entries, Range, Sweep
+from patterncc.dsl.build import add, multiply
+from patterncc.dsl.mask import TRUE, Const, K, Q
 from patterncc.dsl.printer import expression_text
 
 _HEADINGS: dict[Direction, str] = {
@@ -23,6 +24,13 @@ def format_program(program: BlockProgram) -> str:
         f"assume     {expression_text(program.assume)}",
         f"mask       {expression_text(program.mask)}",
     ]
+    if program.tiling != DENSE:
+        tiling = program.tiling
+        query = add(multiply(Const(tiling.q_step), Q), *([Q_CLASS] if tiling.q_step > 1 else []))
+        key = add(multiply(Const(tiling.k_step), K), tiling.k_class)
+        lines.append(f"positions  query {expression_text(query)}, key {expression_text(key)}")
+    if program.listed:
+        lines.append(f"listed by  {' and '.join(map(_clause, program.listed))}")
     if program.ignored:
         lines.append(f"no bound   {'; '.join(map(expression_text, program.ignored))}")
     for direction, heading in _HEADINGS.items():
@@ -33,6 +41,18 @@ def format_program(program: BlockProgram) -> str:
             "  nothing"
         ]
     return "\n".join(lines) + "\n"
+
+
+def _clause(clause: tuple[Entries, ...]) -> str:
+    return " or ".join(
+        f"{entries.table}[{', '.join(_range(bounds) for bounds in entries.ranges)}]"
+        for entries in clause
+    )
+
+
+def _range(bounds: Range) -> str:
+    low, high = expression_text(bounds.lo), expression_text(bounds.hi)
+    return low if low == high else f"{low} .. {high}"
 
 
 def format_sweep(sweep: Sweep) -> str:

@@ -6,11 +6,13 @@ Holds no tensor and imports no torch; what a stage means is in `codegen`.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from patterncc.codegen.config import KernelConfig, check_config, default_config
+from patterncc.codegen.choice import candidates
+from patterncc.codegen.config import KernelConfig, check_config, default_config, tile_order
 from patterncc.codegen.forward_source import emit_forward
-from patterncc.codegen.lower import initial_program
+from patterncc.codegen.lower import initial_part
 from patterncc.codegen.passes import PASSES, after_each
 from patterncc.codegen.printer import format_program
 from patterncc.codegen.problem import Problem
@@ -27,7 +29,8 @@ from patterncc.settings import settings
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from patterncc.codegen.ir import BlockProgram
+    from patterncc.codegen.decompose import Part
+    from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.codegen.launch import CompiledKernel
     from patterncc.codegen.triton_source import KernelSource
     from patterncc.dsl.syntax import Program
@@ -120,7 +123,7 @@ class Compilation:
         self._name = name
         self._values = dict(values or {})
         self._config = config
-        self._programs: dict[tuple[int, int], dict[str, BlockProgram]] = {}
+        self._programs: dict[tuple[int, int], dict[str, Passes]] = {}
 
     @functools.cached_property
     def syntax(self) -> Program:
@@ -145,7 +148,7 @@ class Compilation:
 
     @functools.cached_property
     def config(self) -> KernelConfig:
-        """Tile shape and other choices of the kernel.
+        """Tile shape and other choices of the first kernel; others differ in order alone.
 
         Raises:
             ConfigError: It cannot work for this problem on this target.
@@ -153,41 +156,67 @@ class Compilation:
         config = self._config
         if config is None:
             tile = default_config(self.problem, self.target)
-            config = default_config(self.problem, self.target, self._lowered(tile)["lower"])
+            config = default_config(self.problem, self.target, self._lowered(tile)["lower"][0])
         check_config(config, self.problem, self.target)
         return config
 
-    def program(self, after: str | None = None) -> BlockProgram:
-        """The block program after a pass; after the last one if none is named.
+    def programs(self, after: str | None = None) -> Passes:
+        """The block programs after a pass over them; after the last one if none is named.
 
         Raises:
             ConfigError: There is no such pass.
-            UnsupportedError: For a term that has no exact lowering yet.
+            UnsupportedError: For a term that has no lowering.
         """
         names = pass_names()
         if after is not None and after not in names:
             raise ConfigError(f"there is no pass {after!r}", names)
         return self._lowered(self.config)[after or names[-1]]
 
-    def _lowered(self, config: KernelConfig) -> dict[str, BlockProgram]:
+    def _lowered(self, config: KernelConfig) -> dict[str, Passes]:
         tile = (config.block_q, config.block_k)
         if tile not in self._programs:
-            lowered = initial_program(self.pattern, *tile, sizes=self.sizes, within=self.within)
-            self._programs[tile] = dict(after_each(lowered, check=settings().verify))
+            ways = candidates(self.pattern, *tile, sizes=self.sizes, within=self.within)
+            programs = [
+                dict(after_each(self._initial(part, tile), check=settings().verify))
+                for part in min(ways, key=lambda way: way.cost).parts
+            ]
+            self._programs[tile] = {
+                name: tuple(each[name] for each in programs) for name in pass_names()
+            }
         return self._programs[tile]
 
+    def _initial(self, part: Part, tile: tuple[int, int]) -> BlockProgram:
+        return initial_part(
+            self.pattern,
+            part.body,
+            *tile,
+            within=self.within,
+            tiling=part.tiling,
+            transposed=True,
+        )
+
     @functools.cached_property
-    def kernel(self) -> KernelSource:
-        """The source of the forward kernel.
+    def kernels(self) -> tuple[KernelSource, ...]:
+        """The sources of the forward kernels, in the order in which they run.
 
         Raises:
-            UnsupportedError: The problem has no kernel, or the pattern no exact lowering yet.
+            UnsupportedError: The problem has no kernel, or the pattern no lowering.
         """
-        return emit_forward(self.program(), self.problem, self.config)
+        programs = self.programs()
+        return tuple(
+            emit_forward(
+                program,
+                self.problem,
+                self.config if self._config else replace(self.config, order=tile_order(program)),
+                resumes=number > 0,
+                hands_on=number < len(programs) - 1,
+            )
+            for number, program in enumerate(programs)
+        )
 
     @functools.cached_property
-    def compiled(self) -> CompiledKernel:
-        """The kernel compiled for the target.
+    def compiled(self) -> tuple[CompiledKernel, ...]:
+        """The kernels compiled for the target.
 
         Raises:
             ConfigError: The target is no target.
@@ -196,7 +225,8 @@ class Compilation:
         # Here, because it loads triton and torch.
         from patterncc.codegen.launch import compile_for
 
-        return compile_for(self.kernel, self.target, folder=kernel_folder())
+        folder = kernel_folder()
+        return tuple(compile_for(kernel, self.target, folder=folder) for kernel in self.kernels)
 
     def text(self, stage: str, after: str | None = None) -> str:
         """The text of a stage: the same at every run, with a final line end.
@@ -220,12 +250,12 @@ class Compilation:
             case "mask":
                 return format_pattern(self.pattern)
             case "ir":
-                return format_program(self.program(after))
+                return "\n".join(map(format_program, self.programs(after)))
             case "triton":
-                return self.kernel.text
+                return "\n\n".join(kernel.text for kernel in self.kernels)
         if stage not in self.stages():
             raise ConfigError(f"{self.target} has no stage {stage!r}", self.stages())
-        return str(self.compiled.stages[stage])
+        return "\n".join(str(kernel.stages[stage]) for kernel in self.compiled)
 
     def stages(self) -> tuple[str, ...]:
         """The stages that the target has, in their order."""

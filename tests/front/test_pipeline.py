@@ -53,8 +53,8 @@ def test_the_program_after_each_pass() -> None:
 def test_a_stage_is_computed_once() -> None:
     compilation = Compilation(STREAMING)
     assert compilation.pattern is compilation.pattern
-    assert compilation.program() is compilation.program()
-    assert compilation.kernel is compilation.kernel
+    assert compilation.programs() is compilation.programs()
+    assert compilation.kernels is compilation.kernels
 
 
 def test_tables_and_fixed_parameters_are_shown() -> None:
@@ -63,7 +63,7 @@ def test_tables_and_fixed_parameters_are_shown() -> None:
     assert "tables     keep: bool[head, *]" in lines
     assert "fixed      n = 8" in lines
     program = Compilation(text, values={"n": 8}).text("ir").splitlines()
-    assert "no bound   keep[head, k]" in program
+    assert "listed by  keep[head, k_first .. k_last]" in program
 
 
 @pytest.mark.slow
