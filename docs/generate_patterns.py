@@ -168,6 +168,9 @@ DRAWINGS = {
     ),
 }
 
+# Larger ones, that the text of the page shows.
+LARGE = {"lacache": Drawing("capacity=96", "layer 0 1", layers=32, length=512)}
+
 
 # ------------------------------------------------------------------------------------- the text
 
@@ -281,9 +284,9 @@ PALETTE = ((236, 239, 243), (31, 90, 148), (255, 255, 255))
 GAP = 8
 
 
-def draw(name: str) -> npt.NDArray[np.uint8]:
+def draw(name: str, drawing: Drawing | None = None) -> npt.NDArray[np.uint8]:
     """The picture of a pattern as places in the palette: uint8 `[height, width]`."""
-    drawing = DRAWINGS.get(name, Drawing())
+    drawing = drawing or DRAWINGS.get(name, Drawing())
     values: dict[str, Any] = {
         key: int(value) for key, value in (v.split("=") for v in drawing.values.split())
     }
@@ -342,6 +345,11 @@ def png(pixels: npt.NDArray[np.uint8]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
+def large_picture(name: str) -> Path:
+    """Where the larger picture of a pattern is."""
+    return PICTURES.parent / f"{name}-large.png"
+
+
 def read_png(file: bytes) -> npt.NDArray[np.uint8]:
     """The pixels of a file that `png` wrote, whichever zlib packed them."""
     place, parts = 8, {}
@@ -374,6 +382,8 @@ def main() -> None:
         PICTURES.mkdir(parents=True, exist_ok=True)
         for name in names:
             (PICTURES / f"{name}.png").write_bytes(png(draw(name)))
+        for name, drawing in LARGE.items():
+            large_picture(name).write_bytes(png(draw(name, drawing)))
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), numbers), encoding="utf-8")
 
 
