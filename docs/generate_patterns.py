@@ -27,6 +27,7 @@ from patterncc.call import Call
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import library, load
 from patterncc.dsl.errors import ConfigError, UnsupportedError
+from patterncc.dsl.pattern import Parameter, TableType
 from patterncc.explain import explain
 
 DOCS = Path(__file__).resolve().parent
@@ -230,13 +231,18 @@ def lines(name: str) -> list[str]:
 def count(name: str) -> dict[str, str]:
     """How a pattern is lowered, and the area of the tiles it visits for each visible pair."""
     lengths = [NATURAL.get(name, LENGTH), SHORTER]
-    if load(name).tables and "mask" in count_at(name, 1)["loops"]:
-        lengths = [SHORTER]  # it would take minutes
+    if any(reads_positions(parameter) for parameter in load(name).tables):
+        lengths = [SHORTER]  # each pair may have to be looked at
     for length in lengths:
         found = count_at(name, length)
         if found["waste"] != NOT_COUNTED:
             break
     return found
+
+
+def reads_positions(table: Parameter) -> bool:
+    """Whether a table may be read at a position, not only at a head, a layer or a sequence."""
+    return isinstance(table.type, TableType) and not {None, "token"}.isdisjoint(table.type.axes)
 
 
 def count_at(name: str, length: int) -> dict[str, str]:
