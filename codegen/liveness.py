@@ -14,7 +14,19 @@ from patterncc.codegen.presburger.images import Image, farthest_from_both_ends
 from patterncc.codegen.questions import ask
 from patterncc.codegen.schedule import evaluate
 from patterncc.dsl.build import all_of, compare, substitute, subtract
-from patterncc.dsl.mask import Const, Expr, IntExpr, K, Param, Predicate, Q, Var, variables
+from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.mask import (
+    Const,
+    Expr,
+    IntExpr,
+    K,
+    Param,
+    Predicate,
+    Q,
+    Var,
+    parameters,
+    variables,
+)
 from patterncc.dsl.pattern import Pattern
 
 TIME = Var("t")  # the position of the query that comes next
@@ -70,6 +82,7 @@ def live_set(
         kv_len: The length that all calls to come have; with it, only queries before it come.
 
     Raises:
+        ConfigError: A number without a value is called `t`, as the time is.
         UnsupportedError: A term is outside what can be computed with exactly, or a computation
             outgrows its budget.
     """
@@ -83,6 +96,11 @@ def _live_set(body: Predicate, values: Mapping[str, int], kv_len: int | None) ->
     if kv_len is not None:
         replace[calls.KV_LEN] = Const(kv_len)
     body = substitute(body, replace)
+    if TIME.name in parameters(body):
+        raise ConfigError(
+            f"`{TIME.name}` is what the time is called, and a number of the pattern without a "
+            "value: give it one"
+        )
     reads = variables(body)
     readers = all_of(
         compare("<=", TIME, Q),

@@ -111,12 +111,15 @@ def reach(
         batch: Index in the batch.
 
     Raises:
-        ConfigError: There are no or too many layers or tokens.
+        ConfigError: There are no or too many layers or tokens, or a number has no value.
         UnsupportedError: The pattern reads a table, or is too intricate both to be composed and to
             be looked at position by position; the message says so.
     """
     _check(q_len, layers)
     refuse_tables(pattern.body)
+    for number in pattern.numbers:
+        if number.value is None:
+            raise ConfigError(f"`{number.name}` has no value")
     # Of a pattern that reads the number of layers, a lower stack would be another pattern.
     reads = variables(pattern.body)
     most = min(MOST_TRIED["layer" not in reads], MOST_WORK // (8 * q_len))

@@ -36,7 +36,18 @@ from patterncc.dsl.build import (
     subtract,
 )
 from patterncc.dsl.errors import ConfigError, UnsupportedError
-from patterncc.dsl.mask import Const, Expr, IntExpr, K, Param, Predicate, Q, Var, variables
+from patterncc.dsl.mask import (
+    Const,
+    Expr,
+    IntExpr,
+    K,
+    Param,
+    Predicate,
+    Q,
+    Var,
+    parameters,
+    variables,
+)
 from patterncc.dsl.pattern import Pattern
 
 Placement: TypeAlias = Literal["contiguous", "zigzag", "striped"]
@@ -236,7 +247,7 @@ def shard_plan(
         batch: Index in the batch.
 
     Raises:
-        ConfigError: There are no or too many ranks or tokens.
+        ConfigError: There are no or too many ranks or tokens, or a number has no value.
         UnsupportedError: A term is outside what can be computed with exactly, or a computation
             outgrows its budget.
     """
@@ -249,6 +260,8 @@ def shard_plan(
         "kv_len": shards.q_len,
     }
     body = _put_in(pattern.body, values)
+    if open_numbers := sorted(parameters(body)):
+        raise ConfigError(f"`{open_numbers[0]}` has no value")
     general = ask([body, shards.holds(Q)], _needs, body, shards)
     visible = _Visible(pattern, values)
     owners = shards.owners()

@@ -90,6 +90,7 @@ class Facts:
 
         Raises:
             ArgumentError: An argument is unknown or no integer.
+            ConfigError: A number without a value is called `t`, as the time is.
             UnsupportedError: The live keys are not known; the message names the term.
         """
         from patterncc import live_text

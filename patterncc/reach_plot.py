@@ -174,7 +174,8 @@ def _path(axes: "Axes", reach: Reach) -> None:
             linestyle="-" if hop else (0, (2, 2)),
             clip_on=False,
         )
-    axes.plot(places, heights, "o", color=colour, markersize=2.2, clip_on=False)
+    if len(places) <= MOST_LABELS:  # on narrower rows they would hide what is behind
+        axes.plot(places, heights, "o", color=colour, markersize=2.2, clip_on=False)
 
 
 def _note(reach: Reach) -> str:

@@ -83,7 +83,7 @@ class Image:
         for image in reversed(images):
             others = [other.keys for other in kept if other is not image]
             if others and image.keys.is_subset(_union(others)):
-                kept.remove(image)
+                kept = [other for other in kept if other is not image]
         return any_of(*(self._form(image, context) for image in kept))
 
     def _form(self, image: _Term, context: isl.Set) -> Predicate:

@@ -16,7 +16,7 @@ from patterncc.codegen.liveness import Bound, LiveSet, growth, live_set
 from patterncc.codegen.schedule import evaluate
 from patterncc.dsl import load
 from patterncc.dsl.build import substitute
-from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Const, Expr, IntExpr, Param, Predicate, Var, variables
 from tests.codegen.drawing import masks, numbers, pattern_of
 
@@ -112,6 +112,13 @@ def test_ladder_by_hand() -> None:
     np.testing.assert_array_equal(keys, (k < 4) | (k >= 5000 - 1023) | ((k // 128 + 3) % 8 == 0))
 
 
+def test_terms_that_say_the_same() -> None:
+    text = "k <= q and (q - k < 9 or 0 <= q - k) and 0 <= q - k < 9"
+    assert live_set(load(text)).keys(20, {}).sum() == 9
+    again = "causal and (window(9) and k < 50 or k < 50 and q - k < 9 or q - k < 3 and k < 50)"
+    assert live_set(load(again)).keys(55, {}).sum() == 3
+
+
 def test_symbols_stay_symbols() -> None:
     live = live_set(load("ladder"))
     assert variables(live.form) == {"k", "t", "layer"}
@@ -173,6 +180,13 @@ def test_tables_and_products_are_named() -> None:
     ):
         live_set(load("q - k < layer * kv_len"))
     assert live_set(load("0 <= q - k < layer * head")).keys(9, {"layer": 2, "head": 2}).sum() == 4
+
+
+def test_a_number_that_is_called_as_the_time_is() -> None:
+    pattern = load("pattern f(t): 0 <= q - k < t")
+    with pytest.raises(ConfigError, match="`t` is what the time is called"):
+        live_set(pattern)
+    assert live_set(pattern, values={"t": 5}).keys(20, {}).sum() == 5
 
 
 def test_it_is_quick() -> None:

@@ -209,6 +209,8 @@ def test_sizes_that_cannot_be() -> None:
         layer_graph(load("causal"), 70000, 1, ONE)
     with pytest.raises(ConfigError, match="edges"):
         layer_graph(load("causal"), 4000, 1, ONE)
+    with pytest.raises(ConfigError, match="`n` has no value"):
+        reach(load("prefix"), 64, 1, ONE)
     with pytest.raises(UnsupportedError, match=r"`doc\["):
         reach(load("document"), 64, 1, ONE)
 

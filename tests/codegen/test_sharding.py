@@ -185,6 +185,11 @@ def test_sizes_that_cannot_be(shards: Shards, message: str) -> None:
         shard_plan(load("causal"), shards, PROBLEM, ONE)
 
 
+def test_a_number_without_a_value() -> None:
+    with pytest.raises(ConfigError, match="`n` has no value"):
+        shard_plan(load("prefix"), Shards(2, 64), PROBLEM, ONE)
+
+
 def test_tables_are_named() -> None:
     with pytest.raises(UnsupportedError, match=r"`doc\["):
         shard_plan(load("document"), Shards(2, 64), PROBLEM, ONE)
