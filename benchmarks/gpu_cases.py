@@ -30,6 +30,7 @@ class Case:
         flex: FlexAttention's mask, given the tables.
         values: Run-time numbers and coordinates.
         tables: The tables of a call, by its length and heads.
+        per_head: Do the masks of heads differ?
         tiling: How the pattern may be split into passes.
     """
 
@@ -37,13 +38,18 @@ class Case:
     text: str
     flex: Callable[[Tables], Mask]
     values: Mapping[str, int] = field(default_factory=dict)
-    tables: Callable[[int, int], Mapping[str, list[int]]] | None = None
+    tables: Callable[[int, int], Mapping[str, Any]] | None = None
+    per_head: bool = False
     tiling: TilingChoice = "auto"
 
     def tables_on(self, device: torch.device, length: int, heads: int) -> dict[str, torch.Tensor]:
         """The tables as kernels take them."""
         given = self.tables(length, heads) if self.tables else {}
-        return {n: torch.tensor(t, dtype=torch.int32, device=device) for n, t in given.items()}
+        tables = {name: torch.as_tensor(np.asarray(t)) for name, t in given.items()}
+        return {
+            name: (table if table.dtype == torch.bool else table.to(torch.int32)).to(device)
+            for name, table in tables.items()
+        }
 
 
 def _plain(mask: Mask) -> Callable[[Tables], Mask]:
@@ -103,6 +109,18 @@ def _drawn_documents(length: int, heads: int) -> dict[str, list[int]]:
     return {"doc": bounds}
 
 
+def _blocks(tables: Tables) -> Mask:
+    keep = tables["keep"]
+    return lambda batch, head, q, k: (q >= k) & keep[head, q // 64, k // 64]
+
+
+def _drawn_blocks(length: int, heads: int) -> dict[str, Any]:
+    """An eighth of the blocks, and those on the diagonal."""
+    blocks = -(-length // 64)
+    keep = np.random.default_rng(0).random((heads, blocks, blocks)) < 1 / 8
+    return {"keep": keep | np.eye(blocks, dtype=bool)}
+
+
 _STRIDED = Case(
     "window 512 or strided 64",
     "causal and (q - k < 512 or (q - k) % 64 == 0)",
@@ -140,9 +158,17 @@ CASES = (
         "pattern by_head(w: int[head]): window(w[head])",
         _head_windows,
         tables=lambda length, heads: {"w": [512 << head % 4 for head in range(heads)]},
+        per_head=True,
     ),
     Case("packed, 16 documents", _PACKED_TEXT, _packed, tables=_even_documents),
     Case("packed, drawn lengths", _PACKED_TEXT, _packed, tables=_drawn_documents),
+    Case(
+        "blocks of 64 by table, 1 in 8",
+        "pattern blocks(keep: bool[head, *, *]): causal and keep[head, q // 64, k // 64]",
+        _blocks,
+        tables=_drawn_blocks,
+        per_head=True,
+    ),
 )
 
 

@@ -86,10 +86,8 @@ def _measure(
         query, key, value = shape.tensors(device)
         (case,) = (case for case in CASES if case.name == name)
         mask = case.flex(case.tables_on(device, shape.length, shape.heads))
-        per_head = shape.heads if case.tables and "w" in case.tables(1, 1) else None
-        block_mask = create_block_mask(
-            mask, None, per_head, shape.length, shape.length, device=device
-        )
+        heads = shape.heads if case.per_head else None
+        block_mask = create_block_mask(mask, None, heads, shape.length, shape.length, device=device)
         attention = torch.compile(flex_attention)
         gqa = shape.heads != shape.kv_heads
 

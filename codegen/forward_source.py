@@ -25,9 +25,21 @@ from patterncc.codegen.class_source import (
     tile_lines,
 )
 from patterncc.codegen.ir import DENSE
+from patterncc.codegen.list_source import (
+    CAPACITY,
+    LIST_PARAMETERS,
+    listed_loops,
+    lists_tiles,
+)
 from patterncc.codegen.mask_source import emit_mask, scalar_name
 from patterncc.codegen.scalar_source import HELPERS
-from patterncc.codegen.sweep_source import emit_loops, expressions, scalars_read, wide_name
+from patterncc.codegen.sweep_source import (
+    emit_loops,
+    expressions,
+    scalars_read,
+    wide_name,
+    widened,
+)
 from patterncc.codegen.table_source import helpers, tables_read
 from patterncc.codegen.triton_source import KernelParameter, KernelSource
 from patterncc.dsl.errors import ConfigError, UnsupportedError
@@ -108,16 +120,17 @@ class _ForwardWriter:
         self._access = Access(problem, config, program.tiling)
         # float32 is computed as such: tensor cores would round the operands to 10 bits.
         self._precision = ', input_precision="ieee"' if problem.dtype == "float32" else ""
-        if program.listed:
+        self._listed = lists_tiles(program)
+        if program.listed and not self._listed:
             # A table may say no of some pairs of a tile that is full by all else.
             program = replace(
                 program, forward=tuple(replace(s, kind="partial") for s in program.forward)
             )
             self._program = program
-        self._nest = emit_loops(program.forward)
+        self._nest = listed_loops(program) if self._listed else emit_loops(program.forward)
         self._mask = emit_mask(program.mask, self._nest.documents)
         self._masked = any(loop.kind == "partial" for loop in self._nest.loops)
-        self._bounds = scalars_read(program.forward)
+        self._bounds = () if self._listed else scalars_read(program.forward)
         self._tables = tables_read(self._expressions())
         self._lines: list[str] = []
 
@@ -127,7 +140,8 @@ class _ForwardWriter:
         self._operands()
         for loop in self._nest.loops:
             what = "Partial tiles, with the mask." if loop.kind == "partial" else "Full tiles."
-            self._write("", f"# {what}", f"for step in range(0, {self._count(loop)}):")
+            self._write("", f"# {what}", *([loop.first] if loop.first else []))
+            self._write(f"for step in range(0, {self._count(loop)}):")
             self._write(*self._tile(loop), depth=1)
         self._finish()
         body = "\n".join(f"{_INDENT}{line}" if line else "" for line in self._lines)
@@ -176,12 +190,16 @@ class _ForwardWriter:
         yield KernelParameter("lse_ptr", "*fp32", 4)
         if self._resumes or self._hands_on:
             yield KernelParameter("state_ptr", "*fp32", 16)
+        if self._listed:
+            yield from LIST_PARAMETERS
         for table in self._tables:
             yield table.pointer
         yield KernelParameter("scale", "fp32")
         for name in length_parameters(self._program.tiling):
             yield KernelParameter(name, "i32")
         yield from self._access.strides()
+        if self._listed:
+            yield CAPACITY
         for table in self._tables:
             yield from table.sizes
         known = {*_TILE_NAMES, *_CALL_NAMES, *_LENGTHS, *CLASS_NAMES}
@@ -191,7 +209,8 @@ class _ForwardWriter:
 
     def _expressions(self) -> Iterator[Expr]:
         """What the kernel computes of the program."""
-        yield from expressions(self._program.forward)
+        if not self._listed:
+            yield from expressions(self._program.forward)
         yield self._program.tiling.k_class
         if self._masked:
             yield self._program.mask
@@ -223,8 +242,10 @@ class _ForwardWriter:
             *class_lines(tiling),
             *row_lines(tiling),
             "",
-            "# Bounds of the sweeps, in 64 bits so that no sum of numbers wraps.",
-            *(f"{wide_name(leaf)} = {_widened(leaf)}" for leaf in self._bounds),
+            "# Where the lists of the tile's key tiles are."
+            if self._listed
+            else "# Bounds of the sweeps, in 64 bits so that no sum of numbers wraps.",
+            *(f"{wide_name(leaf)} = {widened(leaf)}" for leaf in self._bounds),
             *self._nest.common,
             *(line for loop in self._nest.loops for line in loop.setup),
         )
@@ -257,13 +278,15 @@ class _ForwardWriter:
     # -------------------------------------------------------------------------------- in the loops
 
     def _count(self, loop: TileLoop) -> str:
-        if self._program.tiling == DENSE:
+        if self._program.tiling == DENSE or self._listed:
             return loop.count
         return f"tl.where(has_work, {loop.count}, 0)"
 
     def _tile(self, loop: TileLoop) -> Iterator[str]:
         masked, access = loop.kind == "partial", self._access
         yield f"k_first = ({loop.tile}) * BLOCK_K"
+        if loop.following:
+            yield loop.following
         yield from access.tile_start(masked)
         yield from access.tile_loads("key", access.key_parts, masked)
         for number in range(len(access.key_parts)):
@@ -316,13 +339,3 @@ class _ForwardWriter:
 
     def _write(self, *lines: str, depth: int = 0) -> None:
         self._lines += [_INDENT * depth + line if line else "" for line in lines]
-
-
-def _widened(leaf: Var | Param) -> str:
-    """The 64-bit value of a scalar that bounds read."""
-    match leaf:
-        case Var("q_first"):
-            return "q_offset.to(tl.int64) + row_first"
-        case Var("q_last"):
-            return "q_offset.to(tl.int64) + tl.minimum(row_first + BLOCK_Q, q_len) - 1"
-    return f"{scalar_name(leaf)}.to(tl.int64)"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -18,6 +19,7 @@ from patterncc.codegen.forward_source import emit_forward
 from patterncc.codegen.interval import LIMIT, MOST_PROGRAMS
 from patterncc.codegen.ir import DENSE, BlockProgram, Passes
 from patterncc.codegen.layout import Layout
+from patterncc.codegen.list_source import emit_lists, list_axes, lists_tiles
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.schedule import evaluate
 from patterncc.codegen.triton_source import KernelSource
@@ -44,6 +46,8 @@ class Launch:
             sizes, strides and box to describe it with.
         pointers: What the pointer arguments after them point to: `query`, `out`, `table_NAME`, ...
         rest: The arguments after the pointers.
+        buffers: Names and shapes of int32 memory that this launch fills for the next one; they too
+            are pointed to by name.
     """
 
     source: KernelSource
@@ -52,6 +56,7 @@ class Launch:
     described: tuple[tuple[int, list[int], list[int], list[int]], ...]
     pointers: tuple[str, ...]
     rest: tuple[float | int, ...]
+    buffers: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 class Planner:
@@ -68,7 +73,7 @@ class Planner:
         self._config = config
         self._alternatives: dict[tuple[int, int], Sequence[Passes]] = {}
         self._sources: dict[
-            tuple[int, Problem, KernelConfig, bool, bool], tuple[BlockProgram, KernelSource]
+            tuple[int, Problem, KernelConfig, bool, bool, bool], tuple[BlockProgram, KernelSource]
         ] = {}
 
     def plan(
@@ -102,24 +107,42 @@ class Planner:
         _check_limits(env, batch, heads)
         config, passes = self._choose(problem, target, layouts, env)
         check_config(config, problem, target)
-        launches = []
+        launches: list[Launch] = []
         for number, program in enumerate(passes):
             resumes, hands_on = number > 0, number < len(passes) - 1
             source = self._source(program, problem, config, resumes, hands_on)
             step = program.tiling.q_step
-            tiles = _ceildiv(_ceildiv(q_len, step), source.config.block_q)
+            tiles = step * _ceildiv(_ceildiv(q_len, step), source.config.block_q)
+            grid = (tiles, heads, batch)
+            numbers = dict(env)
+            if lists_tiles(program):
+                key_tiles = _ceildiv(_ceildiv(key.sizes[2], program.tiling.k_step), config.block_k)
+                numbers["tile_capacity"] = key_tiles + 1
+                lists = self._source(program, problem, config, lists=True)
+                axes = zip((heads, batch), list_axes(program), strict=True)
+                list_grid = (tiles, *(count if differs else 1 for count, differs in axes))
+                launches.append(
+                    Launch(
+                        lists,
+                        True,
+                        list_grid,  # type: ignore[arg-type]
+                        (),
+                        _pointers(lists),
+                        _arguments(lists, layouts, numbers, scale, shapes),
+                        (
+                            ("tiles", (prod(list_grid), key_tiles + 1)),
+                            ("tile_counts", (prod(list_grid), 2)),
+                        ),
+                    )
+                )
             launches.append(
                 Launch(
                     source,
                     all(layout.aligned for layout in layouts),
-                    (step * tiles, heads, batch),
+                    grid,
                     tuple(_described(source, layouts, program.tiling.k_step)),
-                    tuple(
-                        parameter.name.removesuffix("_ptr")
-                        for parameter in source.parameters
-                        if parameter.type.startswith("*")
-                    ),
-                    _arguments(source, layouts, env, scale, shapes),
+                    _pointers(source),
+                    _arguments(source, layouts, numbers, scale, shapes),
                 )
             )
         return tuple(launches)
@@ -153,18 +176,24 @@ class Planner:
         program: BlockProgram,
         problem: Problem,
         config: KernelConfig,
-        resumes: bool,
-        hands_on: bool,
+        resumes: bool = False,
+        hands_on: bool = False,
+        *,
+        lists: bool = False,
     ) -> KernelSource:
-        """The kernel of a pass, written once; without a config of the caller's it starts with the
-        longest tiles."""
+        """The kernel of a pass, or the one that lists its tiles, written once; without a config of
+        the caller's it starts with the longest tiles."""
         if self._config is None:
             config = replace(config, order=tile_order(program))
         # By identity, for a program is slow to hash; kept beside the source, so that no other
         # program can come to have its identity.
-        place = (id(program), problem, config, resumes, hands_on)
+        place = (id(program), problem, config, resumes, hands_on, lists)
         if place not in self._sources:
-            source = emit_forward(program, problem, config, resumes=resumes, hands_on=hands_on)
+            source = (
+                emit_lists(program, problem, config)
+                if lists
+                else emit_forward(program, problem, config, resumes=resumes, hands_on=hands_on)
+            )
             self._sources[place] = program, source
         return self._sources[place][1]
 
@@ -215,6 +244,15 @@ def _described(
                 )
                 found.append((which, sizes, strides, list(parameter.box)))
     return found
+
+
+def _pointers(source: KernelSource) -> tuple[str, ...]:
+    """What a kernel's pointer parameters point to."""
+    return tuple(
+        parameter.name.removesuffix("_ptr")
+        for parameter in source.parameters
+        if parameter.type.startswith("*")
+    )
 
 
 def _arguments(

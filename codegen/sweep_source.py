@@ -52,12 +52,18 @@ class TileLoop:
         setup: Lines that compute what `count` and `tile` read, before the loop.
         count: The number of tiles, an expression.
         tile: The tile number as an expression of the counter `step`.
+        vectors: Does that expression hold vectors, so that `step` can be no vector?
+        first, following: Lines that load the number of the first tile before the loop, and that of
+            the next one in it, where the numbers are in memory.
     """
 
     kind: Kind
     setup: tuple[str, ...]
     count: str
     tile: str
+    vectors: bool = False
+    first: str = ""
+    following: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +151,16 @@ def scalars_read(sweeps: Sequence[Sweep]) -> tuple[Var | Param, ...]:
 def wide_name(leaf: Var | Param) -> str:
     """The name of a scalar's 64-bit copy, which bounds are computed from."""
     return f"{scalar_name(leaf)}_wide"
+
+
+def widened(leaf: Var | Param) -> str:
+    """What that copy is computed from."""
+    match leaf:
+        case Var("q_first"):
+            return "q_offset.to(tl.int64) + row_first"
+        case Var("q_last"):
+            return "q_offset.to(tl.int64) + tl.minimum(row_first + BLOCK_Q, q_len) - 1"
+    return f"{scalar_name(leaf)}.to(tl.int64)"
 
 
 def _merge(sweeps: Sequence[Sweep]) -> Iterator[_Piece]:
@@ -278,7 +294,8 @@ def _loop(writer: ExpressionWriter, pieces: Sequence[_Piece]) -> TileLoop:
             _lanes(writer, piece, before) if piece.lanes > 1 else _stretch(writer, piece, before)
         )
         before = f"end_{piece.label}"
-    return TileLoop(kind, tuple(setup), before, _tile_number(pieces))
+    vectors = any(piece.lanes > 1 for piece in pieces)
+    return TileLoop(kind, tuple(setup), before, _tile_number(pieces), vectors)
 
 
 def _stretch(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[str]:

@@ -17,8 +17,10 @@ from patterncc.codegen.config import (
     shared_bytes,
     shared_limit,
 )
+from patterncc.codegen.forward import Forward
 from patterncc.codegen.forward_source import emit_forward
-from patterncc.codegen.launch import CompiledKernel, Forward, compile_for, kernel_count
+from patterncc.codegen.launch import CompiledKernel, compile_for, kernel_count
+from patterncc.codegen.list_source import emit_lists
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.tiling import residue_tiling
@@ -119,6 +121,20 @@ def test_packed_documents_on_hopper(tmp_path: Path) -> None:
     layouts = str(kernel.stages["ttgir"])
     loops = layouts[layouts.index("scf.for") :]
     assert not re.search(r"convert_layout [^\n]*tensor<64x64xi1", loops)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_listed_tiles(target: str, tmp_path: Path) -> None:
+    config = default_config(WIDE, target)
+    program = lower(load(TABLES[3]), config.block_q, config.block_k, within=True)
+    compile_for(emit_lists(program, WIDE, config), target, folder=tmp_path)
+    kernel = compile_for(emit_forward(program, WIDE, config), target, folder=tmp_path)
+    if target == "cuda:90":
+        assert kernel.spilled == 0
+        copies = str(kernel.stages["ttgir"]).count("ttng.async_tma_copy_global_to_local")
+        # The query once; for each of two loops keys and values, in the loop and ahead of it: the
+        # number of the next tile is there early enough to load at full depth.
+        assert copies == 1 + 2 * 2 * config.num_stages
 
 
 def test_too_much_shared_memory_is_named(tmp_path: Path) -> None:
