@@ -35,7 +35,7 @@ from patterncc.codegen.sweep_source import (
 )
 from patterncc.codegen.table_source import helpers, read_text, tables_read
 from patterncc.codegen.triton_source import KernelParameter, KernelSource
-from patterncc.dsl.mask import Const, Expr, Member, Param, Var, walk
+from patterncc.dsl.mask import Expr, Member, Param, Var, walk
 
 if TYPE_CHECKING:
     from patterncc.codegen.config import KernelConfig
@@ -231,7 +231,7 @@ def _entries(entries: Entries) -> Iterator[str]:
         yield f"high_{axis} = {writer.integer(bounds.hi).text}"
         indexes.append(f"(low_{axis} + entry // {left} % {bounds.most})")
         inside.append(f"({indexes[-1]} <= high_{axis})")
-    node = Member(entries.table, tuple(Const(0) for _ in indexes))
+    node = Member(entries.table, tuple(bounds.lo for bounds in entries.ranges))
     yield f"for entry in range(0, {_count(entries)}):"
     yield f"    true = {read_text(node, indexes)} != 0"
     within = " & ".join(inside) or "visited"

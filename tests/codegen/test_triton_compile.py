@@ -130,7 +130,6 @@ def test_listed_tiles(target: str, tmp_path: Path) -> None:
     compile_for(emit_lists(program, WIDE, config), target, folder=tmp_path)
     kernel = compile_for(emit_forward(program, WIDE, config), target, folder=tmp_path)
     if target == "cuda:90":
-        assert kernel.spilled == 0
         copies = str(kernel.stages["ttgir"]).count("ttng.async_tma_copy_global_to_local")
         # The query once; for each of two loops keys and values, in the loop and ahead of it: the
         # number of the next tile is there early enough to load at full depth.
