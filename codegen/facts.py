@@ -1,80 +1,19 @@
-"""Exact numbers about a pattern at a call: visible keys per row, tiles, operations, bytes. Nothing
-is sampled.
-"""
+"""Exact numbers about a pattern at a call: tiles, operations, bytes. Nothing is sampled."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from patterncc.codegen import schedule
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.ir import BlockProgram, Passes
-from patterncc.codegen.lower import lower
+from patterncc.codegen.pair_counts import PairCounts
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.schedule import Env
-from patterncc.dsl.errors import UnsupportedError
-from patterncc.dsl.pattern import Pattern
-
-MOST_PAIRS = 1 << 27  # that are looked at one by one
-_ROWS_AT_ONCE = 1024
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-
-
-def visible_keys(
-    pattern: Pattern, env: Env, pairs: BlockProgram | None = None
-) -> npt.NDArray[np.int64]:
-    """How many keys each row attends to, int64 `[q_len]`.
-
-    The pattern is lowered for tiles of one query and one key, where every visited tile is a visible
-    pair, so the count of a row is the sum of a few trip counts: no pair is enumerated at any
-    length. Only where the loops ignore a term (one that reads a table by position) are the pairs
-    they leave open looked at one by one.
-
-    Args:
-        pattern: What to count.
-        env: As `schedule.forward_tiles` takes it.
-        pairs: The pattern lowered for tiles of one query and one key, where it is at hand.
-
-    Raises:
-        UnsupportedError: For a pattern that cannot be lowered, or more than `MOST_PAIRS` pairs to
-            look at.
-    """
-    if pairs is None:
-        sizes = {name: int(env[name]) for name in ("heads", "kv_heads", "layers") if name in env}
-        pairs = lower(pattern, 1, 1, sizes=sizes, transposed=False)
-    full, partial = schedule.tile_counts(pairs, env)
-    return full + _allowed(pairs, env, partial) if partial.any() else full
-
-
-def _allowed(
-    pairs: BlockProgram, env: Env, partial: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """How many of the pairs that the loops leave open are allowed, by row."""
-    total = int(partial.sum())
-    if total > MOST_PAIRS:
-        raise UnsupportedError(
-            f"the pattern leaves {total} pairs to look at one by one, more than {MOST_PAIRS}: "
-            "ask about fewer rows"
-        )
-    allowed = np.zeros(len(partial), np.int64)
-    for sweep, first, count, phase in schedule.extents(pairs, env):
-        if sweep.kind == "full":
-            continue
-        for start in range(0, len(count), _ROWS_AT_ONCE):
-            rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(count)))
-            row = np.repeat(rows, count[rows])
-            step = np.arange(len(row)) - np.repeat(
-                np.cumsum(count[rows]) - count[rows], count[rows]
-            )
-            key = sweep.stride * (first[row] + step) + phase[row]
-            scope = {**env, "q": row + int(env["q_offset"]), "k": key}
-            holds = np.broadcast_to(schedule.evaluate(pairs.mask, scope), row.shape)
-            allowed += np.bincount(row[holds], minlength=len(allowed))
-    return allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +29,7 @@ class Work:
             value_head_dim)`.
         computed_flops: The same on all pairs of visited tiles, what a kernel really does.
         least_bytes: Query, key, value, output and lse moved once; keys that no row sees are not
-            counted, as far as the loops tell.
+            counted.
         tile_bytes: Key and value tiles loaded, before any reuse in a cache.
     """
 
@@ -135,45 +74,31 @@ def count_tiles(program: BlockProgram, env: Env) -> TileCounts:
     return TileCounts(visited, full, longest)
 
 
-def work(
-    pattern: Pattern,
-    passes: Passes,
-    problem: Problem,
-    env: Env,
-    pairs: BlockProgram | None = None,
-    visible: npt.NDArray[np.int64] | None = None,
-) -> Work:
+def work(passes: Passes, problem: Problem, env: Env, counts: PairCounts) -> Work:
     """Exact work of one head of a call in the tiles of some passes.
 
     Args:
-        pattern: What to count.
-        passes: It, lowered.
+        passes: The pattern, lowered.
         problem: Type and head sizes.
         env: As `schedule.forward_tiles` takes it.
-        pairs: The pattern lowered, in both directions, for tiles of one query and one key, where
-            it is at hand.
-        visible: What `visible_keys` says, where it is at hand.
+        counts: Its visible pairs, keys among them.
     """
     q_len, kv_len = int(env["q_len"]), int(env["kv_len"])
-    if pairs is None:
-        sizes = {name: int(env[name]) for name in ("heads", "kv_heads", "layers") if name in env}
-        pairs = lower(pattern, 1, 1, sizes=sizes)
-    visible = visible_keys(pattern, env, pairs) if visible is None else visible
-    seen = sum(schedule.tile_counts(pairs, env, "transposed"))
-    live_keys = int(np.count_nonzero(seen))
-    counts = [count_tiles(program, env) for program in passes]
-    visited = sum(count.visited for count in counts)
+    assert counts.keys is not None, "bytes are counted by keys"
+    live_keys = int(np.count_nonzero(counts.keys))
+    tiles = [count_tiles(program, env) for program in passes]
+    visited = sum(each.visited for each in tiles)
     both = problem.head_dim + problem.value_head_dim
     size = BYTES[problem.dtype]
     block_q, block_k = passes[0].block_q, passes[0].block_k
-    total = int(visible.sum())
+    pairs = int(counts.rows.sum())
     return Work(
-        pairs=total,
+        pairs=pairs,
         visited=visited,
-        full=sum(count.full for count in counts),
+        full=sum(each.full for each in tiles),
         tiles=-(-q_len // block_q) * -(-kv_len // block_k),
-        longest=max(count.longest for count in counts),
-        useful_flops=2 * total * both,
+        longest=max(each.longest for each in tiles),
+        useful_flops=2 * pairs * both,
         computed_flops=2 * visited * block_q * block_k * both,
         least_bytes=size * both * (q_len + live_keys) + 4 * q_len,
         tile_bytes=size * both * visited * block_k,

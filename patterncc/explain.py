@@ -19,6 +19,7 @@ from patterncc.codegen.classes import row_classes
 from patterncc.codegen.facts import Work
 from patterncc.codegen.ir import BlockProgram, Passes
 from patterncc.codegen.lower import lower
+from patterncc.codegen.pair_counts import count_pairs, pair_program
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.build import all_of, compare, substitute
 from patterncc.dsl.errors import ConfigError, UnsupportedError
@@ -226,7 +227,7 @@ def explain(
     ways = call.candidates(block_q, block_k)
     chosen = min(ways, key=lambda way: way.cost)
     passes = chosen.passes
-    pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within)
+    pairs = pair_program(call.pattern, call.sizes, within=call.within)
     # Most heads differ from others in nothing that the mask reads.
     measured: dict[Predicate, _Measured] = {}
     groups: dict[bytes, list[tuple[int, int]]] = {}
@@ -235,7 +236,7 @@ def explain(
         env = call.env(head, layer)
         body = _specialised(call.pattern.body, env)
         if body not in measured:
-            measured[body] = _measure(call, passes, pairs, problem, env)
+            measured[body] = _measure(passes, pairs, problem, env)
         digest = measured[body].digest
         groups.setdefault(digest, []).append((layer, head))
         first.setdefault(digest, measured[body])
@@ -316,16 +317,15 @@ def _specialised(body: Predicate, env: dict[str, Any]) -> Predicate:
 
 
 def _measure(
-    call: Call, passes: Passes, pairs: BlockProgram, problem: Problem, env: dict[str, Any]
+    passes: Passes, pairs: BlockProgram, problem: Problem, env: dict[str, Any]
 ) -> _Measured:
-    visible = facts.visible_keys(call.pattern, env, pairs)
-    digest = hashlib.sha256(visible.tobytes())
+    seen = count_pairs(pairs, env)
+    digest = hashlib.sha256(seen.rows.tobytes())
     for program in passes:
         for part in row_classes(program, env):
             for counts in schedule.tile_counts(program, part.env):
                 digest.update(counts.tobytes())
-    work = facts.work(call.pattern, passes, problem, env, pairs, visible)
-    return _Measured(work, visible, digest.digest())
+    return _Measured(facts.work(passes, problem, env, seen), seen.rows, digest.digest())
 
 
 def _group(

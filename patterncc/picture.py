@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.call import Call
-from patterncc.codegen import facts, schedule
+from patterncc.codegen import schedule
 from patterncc.codegen.ir import BlockProgram
-from patterncc.codegen.lower import lower
+from patterncc.codegen.pair_counts import count_pairs, pair_program
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 
 MOST_TOKENS = 512  # rows and keys up to which every pair is drawn
@@ -120,11 +120,11 @@ def take(
 
 def _visible(call: Call, env: dict[str, Any]) -> int | None:
     """The visible pairs; `None` where counting them would take too long."""
-    pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within, transposed=False)
+    pairs = pair_program(call.pattern, call.sizes, within=call.within, transposed=False)
     if call.q_len * sum(sweep.classes for sweep in pairs.forward) > MOST_COUNTS:
         return None
     try:
-        return int(facts.visible_keys(call.pattern, env, pairs).sum())
+        return int(count_pairs(pairs, env).rows.sum())
     except UnsupportedError:  # more open pairs than can be looked at
         return None
 

@@ -15,7 +15,7 @@ from patterncc.api import Attention
 from patterncc.call import Call
 from patterncc.codegen import config, cpu, facts
 from patterncc.codegen.choice import lower_passes
-from patterncc.codegen.lower import lower
+from patterncc.codegen.pair_counts import count_pairs, pair_program
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
 from patterncc.explain import is_causal
@@ -240,13 +240,13 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
         within=call.within,
         transposed=False,
     )
-    pairs = lower(call.pattern, 1, 1, sizes=call.sizes, within=call.within, transposed=False)
+    pairs = pair_program(call.pattern, call.sizes, within=call.within, transposed=False)
     visible = full = visited = 0
     heads = range(call.heads) if call.differs_by_head else [0]
     share = call.heads // len(heads)
     for head in heads:
         env = call.env(head, layer)
-        visible += share * int(facts.visible_keys(call.pattern, env, pairs).sum())
+        visible += share * int(count_pairs(pairs, env).rows.sum())
         for program in passes:
             counts = facts.count_tiles(program, env)
             full += share * counts.full

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 
 from patterncc.codegen import facts, schedule
 from patterncc.codegen.lower import lower
+from patterncc.codegen.pair_counts import count_pairs, pair_program
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.build import all_of, any_of, compare, subtract
+from patterncc.dsl.loader import load
 from patterncc.dsl.mask import Const, K, Param, Predicate, Q
 from tests.codegen.drawing import (
     Shape,
@@ -31,12 +33,27 @@ STREAMING = all_of(
 
 @settings(max_examples=60)
 @given(body=masks, shape=shapes(), values=numbers)
-def test_visible_keys_equal_brute_force(
+def test_pair_counts_equal_brute_force(
     body: Predicate, shape: Shape, values: dict[str, int]
 ) -> None:
     env = environment(shape, values)
-    counted = facts.visible_keys(pattern_of(body), env)
-    np.testing.assert_array_equal(counted, dense(body, env).sum(axis=1))
+    counted = count_pairs(pair_program(pattern_of(body), {}), env)
+    allowed = dense(body, env)
+    np.testing.assert_array_equal(counted.rows, allowed.sum(axis=1))
+    np.testing.assert_array_equal(counted.keys, allowed.sum(axis=0))
+
+
+def test_pairs_that_tables_allow_are_counted() -> None:
+    pattern = load(
+        "pattern p(keep: bool[*, *], id: int[token]): keep[q // 20, k] and id[q] != id[k]"
+    )
+    random = np.random.default_rng(0)
+    env = {"q_len": 150, "kv_len": 210, "q_offset": 60}
+    tables = {"keep": random.random((9, 200)) < 0.4, "id": random.integers(0, 3, 210)}
+    counted = count_pairs(pair_program(pattern, {}), env | tables)
+    allowed = dense(pattern.body, env | tables)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(counted.rows, allowed.sum(axis=1))
+    np.testing.assert_array_equal(counted.keys, allowed.sum(axis=0))
 
 
 @settings(max_examples=40)
@@ -53,7 +70,8 @@ def test_tile_counts_equal_the_map(body: Predicate, shape: Shape, values: dict[s
 def test_work_of_streaming_by_hand() -> None:
     pattern = pattern_of(STREAMING)
     env = {"q_len": 512, "kv_len": 512, "q_offset": 0, "a": 4, "b": 128}
-    work = facts.work(pattern, (lower(pattern, 128, 128),), Problem("bfloat16", 64, 64), env)
+    counts = count_pairs(pair_program(pattern, {}), env)
+    work = facts.work((lower(pattern, 128, 128),), Problem("bfloat16", 64, 64), env, counts)
     # Rows 0..127 see q + 1 keys; the others 128 and those sinks that the window has left behind.
     rows = [min(q + 1, 128) + min(4, max(0, q - 127)) for q in range(512)]
     assert work.pairs == sum(rows)
@@ -69,7 +87,7 @@ def test_a_million_tokens_are_counted_without_enumeration() -> None:
     size = 1 << 20
     env = {"q_len": size, "kv_len": size, "q_offset": 0, "a": 4, "b": 4096}
     start = time.perf_counter()
-    keys = facts.visible_keys(pattern_of(STREAMING), env)
+    keys = count_pairs(pair_program(pattern_of(STREAMING), {}, transposed=False), env).rows
     assert time.perf_counter() - start < 10
     q = np.arange(size)
     expected = np.minimum(q + 1, 4096) + np.clip(q - 4095, 0, 4)
@@ -80,5 +98,5 @@ def test_dead_rows_count_nothing() -> None:
     body = compare("<", subtract(K, Q), Const(-5))
     env = {"q_len": 8, "kv_len": 8, "q_offset": 0}
     np.testing.assert_array_equal(
-        facts.visible_keys(pattern_of(body), env), [0, 0, 0, 0, 0, 0, 1, 2]
+        count_pairs(pair_program(pattern_of(body), {}), env).rows, [0, 0, 0, 0, 0, 0, 1, 2]
     )

@@ -11,6 +11,7 @@ from patterncc import example_values
 from patterncc.call import Call
 from patterncc.codegen import facts
 from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.pair_counts import count_pairs, pair_program
 from patterncc.dsl import library
 from patterncc.dsl.loader import load
 
@@ -68,10 +69,11 @@ def waste(name: str) -> float:
     pattern = load(library.source(name).text, **{**open_numbers, **numbers})
     call = Call.of(pattern, LENGTH, heads=8, layers=layers, tables=tables)
     passes = lower_passes(pattern, TILE, TILE, sizes=call.sizes, within=True, transposed=False)
+    pairs = pair_program(pattern, call.sizes, transposed=False)
     visible = visited = 0
     for head in (0, 5):
         env = call.env(head, layer=1)
-        visible += int(facts.visible_keys(pattern, env).sum())
+        visible += int(count_pairs(pairs, env).rows.sum())
         visited += sum(facts.count_tiles(program, env).visited for program in passes)
     return visited * TILE * TILE / visible
 
@@ -87,7 +89,7 @@ def test_dilation_is_dense_work() -> None:
     passes = lower_passes(pattern, TILE, TILE, within=True, transposed=False)
     (dense,) = lower_passes(pattern, TILE, TILE, within=True, transposed=False, tiling="dense")
     env = call.env()
-    pairs = int(facts.visible_keys(pattern, env).sum())
+    pairs = int(count_pairs(pair_program(pattern, {}, transposed=False), env).rows.sum())
     area = TILE * TILE
     assert sum(facts.count_tiles(each, env).visited for each in passes) * area <= 1.5 * pairs
     assert facts.count_tiles(dense, env).visited * area >= 8 * pairs
