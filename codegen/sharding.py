@@ -235,6 +235,7 @@ def shard_plan(
     *,
     layers: Sequence[int] | None = None,
     batch: int = 0,
+    visible: VisiblePairs | None = None,
 ) -> ShardPlan:
     """Plans the exchange of keys for a whole sequence.
 
@@ -245,6 +246,7 @@ def shard_plan(
         sizes: `heads`, `kv_heads`, `layers`.
         layers: Layers to plan for; all if not given.
         batch: Index in the batch.
+        visible: Counts of the same pattern, length, sizes and batch, where plans share them.
 
     Raises:
         ConfigError: There are no or too many ranks or tokens, or a number has no value.
@@ -252,18 +254,12 @@ def shard_plan(
             outgrows its budget.
     """
     _check(shards)
-    values = {
-        **{number.name: number.value for number in pattern.numbers if number.value is not None},
-        **sizes,
-        "batch": batch,
-        "q_len": shards.q_len,
-        "kv_len": shards.q_len,
-    }
+    values = _values(pattern, shards.q_len, sizes, batch)
     body = _put_in(pattern.body, values)
     if open_numbers := sorted(parameters(body)):
         raise ConfigError(f"`{open_numbers[0]}` has no value")
     general = ask([body, shards.holds(Q)], _needs, body, shards)
-    visible = _Visible(pattern, values)
+    visible = visible or VisiblePairs(pattern, shards.q_len, sizes, batch)
     owners = shards.owners()
     share = sizes["heads"] // sizes["kv_heads"]
     planned: dict[Predicate, tuple[bytes, list[npt.NDArray[np.bool_]]]] = {}
@@ -334,14 +330,29 @@ def _read(form: Predicate, rank: int, shards: Shards) -> npt.NDArray[np.bool_]:
     return np.broadcast_to(np.asarray(evaluate(form, scope), dtype=bool), (shards.q_len,))
 
 
-class _Visible:
-    """Counts visible pairs by rank, each mask once; knows where a pattern cannot be lowered."""
+def _values(pattern: Pattern, q_len: int, sizes: Mapping[str, int], batch: int) -> dict[str, int]:
+    """What has one value in the whole plan, by name."""
+    numbers = {number.name: number.value for number in pattern.numbers if number.value is not None}
+    return {**numbers, **sizes, "batch": batch, "q_len": q_len, "kv_len": q_len}
 
-    def __init__(self, pattern: Pattern, values: Mapping[str, int]) -> None:
+
+class VisiblePairs:
+    """Counts the visible pairs of ranks, each mask once; knows where a pattern cannot be lowered
+    to count them.
+
+    Args:
+        pattern: Its run-time numbers have values.
+        q_len: Tokens of the sequence.
+        sizes: `heads`, `kv_heads`, `layers`.
+        batch: Index in the batch.
+    """
+
+    def __init__(
+        self, pattern: Pattern, q_len: int, sizes: Mapping[str, int], batch: int = 0
+    ) -> None:
         self._pattern = pattern
-        self._env = {**values, "q_offset": 0}
+        self._env = {**_values(pattern, q_len, sizes, batch), "q_offset": 0}
         self._counts: dict[Predicate, npt.NDArray[np.int64]] = {}
-        sizes = {name: values[name] for name in ("heads", "kv_heads", "layers")}
         self._lowered: BlockProgram | None = None
         with suppress(UnsupportedError):
             self._lowered = lower(pattern, 1, 1, sizes=sizes, within=True, transposed=False)
@@ -349,6 +360,7 @@ class _Visible:
     def by_rank(
         self, places: Sequence[Mapping[str, int]], owners: npt.NDArray[np.int64], ranks: int
     ) -> tuple[int, ...] | None:
+        """Pairs of each rank in some heads together; `None` where they are not known."""
         if self._lowered is None:
             return None
         total = np.zeros(len(owners), dtype=np.int64)

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from patterncc.call import Call
-from patterncc.codegen.sharding import PLACEMENTS, ShardPlan, Shards, shard_plan
+from patterncc.codegen.sharding import PLACEMENTS, ShardPlan, Shards, VisiblePairs, shard_plan
 from patterncc.commands import console
 from patterncc.commands.inputs import pattern_of, problem_of
 from patterncc.dsl.errors import ConfigError, UnsupportedError
@@ -26,12 +26,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--layer {max(args.layer)}: there are {call.layers}, from 0")
     shards = Shards(args.ranks, args.q_len, args.placement, args.stripe)
     with console.progress().status("planning ..."):
-        plan = _plan(call, shards, args)
+        visible = VisiblePairs(call.pattern, call.q_len, call.sizes)
+        plan = _plan(call, shards, args, visible)
         others: list[tuple[str, ShardPlan | str]] = []
         for placement in PLACEMENTS:
             if placement != shards.placement and not args.json:
                 try:
-                    other = _plan(call, replace(shards, placement=placement), args)
+                    other = _plan(call, replace(shards, placement=placement), args, visible)
                     others.append((placement, other))
                 except UnsupportedError as error:
                     others.append((placement, error.message))
@@ -42,8 +43,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(call: Call, shards: Shards, args: argparse.Namespace) -> ShardPlan:
-    return shard_plan(call.pattern, shards, problem_of(args), call.sizes, layers=args.layer)
+def _plan(call: Call, shards: Shards, args: argparse.Namespace, visible: VisiblePairs) -> ShardPlan:
+    return shard_plan(
+        call.pattern, shards, problem_of(args), call.sizes, layers=args.layer, visible=visible
+    )
 
 
 def _document(plan: ShardPlan) -> dict[str, Any]:
