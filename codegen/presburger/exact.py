@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import islpy as isl
 
 from patterncc.codegen.pieces import TooIntricateError
-from patterncc.codegen.presburger.translate import QUOTA, Symbols, Translator
+from patterncc.codegen.presburger.translate import Symbols, Translator, is_spent
 from patterncc.codegen.scalars import Scalars, is_scalar
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import (
@@ -72,7 +72,7 @@ class ExactSymbols(Symbols):
         try:
             yield
         except isl.Error as error:
-            if QUOTA in str(error):
+            if is_spent(error):
                 raise TooIntricateError(
                     "this question is too intricate to answer exactly within the budget of "
                     "operations"

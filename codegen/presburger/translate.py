@@ -44,6 +44,14 @@ PARAM = isl.dim_type.param
 DIV = isl.dim_type.div
 
 
+def is_spent(error: isl.Error) -> bool:
+    """Whether isl stopped because the budget is used up.
+
+    Where that happens while it reads a text it calls it a syntax error; texts of ours have none.
+    """
+    return QUOTA in str(error) or "syntax error" in str(error)
+
+
 class Symbols:
     """The symbolic numbers of masks and of what is asked of it, with the isl context they live
     in.
@@ -83,7 +91,7 @@ class Symbols:
         try:
             yield
         except isl.Error as error:
-            if QUOTA in str(error):
+            if is_spent(error):
                 raise TooIntricateError(
                     "this pattern is too intricate to lower exactly within the compiler's budget"
                 ) from error

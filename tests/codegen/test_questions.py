@@ -7,10 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import islpy as isl
 import pytest
 
 from patterncc.codegen import questions
 from patterncc.codegen.pieces import TooIntricateError
+from patterncc.codegen.presburger.translate import is_spent
 from patterncc.codegen.questions import ask
 from patterncc.dsl import load
 from patterncc.dsl.errors import UnsupportedError
@@ -100,3 +102,12 @@ def test_nothing_is_left_behind() -> None:
     )
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 50])
+def test_a_budget_that_ends_within_a_text_is_recognised(budget: int) -> None:
+    context = isl.Context()
+    context.set_max_operations(budget)
+    with pytest.raises(isl.Error) as caught:
+        isl.Set.read_from_str(context, "[n] -> { [q, k] : 0 <= 16 k <= q < 16 k + 16 and q < n }")
+    assert is_spent(caught.value)
