@@ -54,7 +54,7 @@ from patterncc.dsl.mask import (
 from patterncc.dsl.pattern import Pattern
 from patterncc.dsl.printer import expression_text
 
-MOST_INTRICATE = 16  # of `approximate.intricacy`, with which an exact lowering is tried
+MOST_INTRICATE = 12  # of `approximate.intricacy`, with which an exact lowering is tried
 
 DIVIDING_SIZES = ("heads", "kv_heads", "layers")
 
@@ -176,7 +176,8 @@ def _loops(
     """The sweeps of both directions, and the terms that they take no notice of.
 
     Terms that read tables by position are such; where the others are too intricate together, those
-    that divide positions most are ignored as well, until the rest can be computed with.
+    that divide positions most are ignored as well, until the rest can be computed with. Where there
+    are too many terms for that, all that the loops know is the convex hull of the mask.
     """
     tables = tuple(term for term in terms(body) if reads_table_by_position(term))
     ignored = tuple(term for term in tables if not reads_segments_alone(term))
@@ -184,16 +185,20 @@ def _loops(
     # Beyond this nothing was ever found exactly, only after a second of trying.
     while spare and intricacy(body, ignored) > MOST_INTRICATE:
         ignored += tuple(spare.pop(0))
+    hull = False
     while True:
         try:
-            forward = _sweeps(_forward(body, ignored, geometry))
-            below = _sweeps(_transposed(body, ignored, geometry)) if transposed else None
+            forward = _sweeps(_forward(body, ignored, geometry, hull))
+            below = _sweeps(_transposed(body, ignored, geometry, hull)) if transposed else None
         except TooIntricateError:
-            if not spare:
+            if hull:
                 raise
-            ignored += tuple(spare.pop(0))
+            if spare:
+                ignored += tuple(spare.pop(0))
+            else:  # too many terms, however simple
+                hull = True
         else:
-            return forward, below, ignored
+            return forward, below, (body,) if hull else ignored
 
 
 def _rows_end_within_keys(tiling: Tiling) -> Predicate:
@@ -264,7 +269,7 @@ class _Geometry:
 
 
 def _relation(
-    body: Predicate, ignored: Sequence[Predicate], tile: Tile, extra: Sequence[str]
+    body: Predicate, ignored: Sequence[Predicate], tile: Tile, extra: Sequence[str], hull: bool
 ) -> Relation:
     """The pairs that the loops are made for."""
     enclosure, facts = without_documents(body, tile)
@@ -273,15 +278,15 @@ def _relation(
         return term in ignored or reads_table_by_position(term)
 
     could, must = enclose(enclosure.could, unknown).could, enclose(enclosure.must, unknown).must
-    return Relation(Enclosure(could, must), extra, facts)
+    return Relation(Enclosure(could, must), extra, facts, hull=hull)
 
 
 def _forward(
-    body: Predicate, ignored: Sequence[Predicate], geometry: _Geometry
+    body: Predicate, ignored: Sequence[Predicate], geometry: _Geometry, hull: bool
 ) -> tuple[list[Piece], list[Piece]]:
     block_q, block_k = geometry.block_q, geometry.block_k
     tile = Tile(geometry.query, geometry.key, geometry.query_at(Q_FIRST), geometry.query_at(Q_LAST))
-    relation = _relation(body, ignored, tile, ["q_first", "q_last", "kv_len"])
+    relation = _relation(body, ignored, tile, ["q_first", "q_last", "kv_len"], hull)
     context = [
         *_facts(relation.names),
         *_classes(relation.names, geometry.tiling),
@@ -299,12 +304,13 @@ def _forward(
 
 
 def _transposed(
-    body: Predicate, ignored: Sequence[Predicate], geometry: _Geometry
+    body: Predicate, ignored: Sequence[Predicate], geometry: _Geometry, hull: bool
 ) -> tuple[list[Piece], list[Piece]]:
     block_q, block_k = geometry.block_q, geometry.block_k
     first = geometry.key_at(multiply(Const(block_k), K_TILE))
     tile = Tile(geometry.key, geometry.query, first, geometry.key_at(K_LAST))
-    relation = _relation(body, ignored, tile, ["k_tile", "k_last", "q_offset", "q_len", "kv_len"])
+    extra = ["k_tile", "k_last", "q_offset", "q_len", "kv_len"]
+    relation = _relation(body, ignored, tile, extra, hull)
     last = f"{block_k} k_tile + {block_k - 1}"
     context = [
         *_facts(relation.names),

@@ -12,7 +12,7 @@ from patterncc.codegen.presburger.export import pieces
 from patterncc.codegen.presburger.translate import DIV, QUOTA, SET, Symbols
 from patterncc.dsl.mask import Predicate
 
-MOST_FLOORS = 5  # of one conjunction, before they are resolved
+MOST_FLOORS = 4  # of one conjunction, before they are resolved
 
 
 class Relation:
@@ -23,6 +23,8 @@ class Relation:
         extra: Symbols that the tile geometry needs besides those of the mask (`q_first`, `kv_len`,
             ...).
         facts: Comparisons that hold of the numbers that the mask reads.
+        hull: Whether to look at the convex hull of the pairs alone, which is quick whatever the
+            number of terms: then no tile is known to be full.
 
     Raises:
         UnsupportedError: For a term outside what can be computed with exactly (a table read at a
@@ -31,12 +33,21 @@ class Relation:
     """
 
     def __init__(
-        self, mask: Enclosure, extra: Sequence[str], facts: Sequence[Predicate] = ()
+        self,
+        mask: Enclosure,
+        extra: Sequence[str],
+        facts: Sequence[Predicate] = (),
+        *,
+        hull: bool = False,
     ) -> None:
         self.symbols = Symbols([mask.could, mask.must], extra, facts)
         with self.symbols.budget():
             self.could = self.symbols.pairs(mask.could)
-            self.must = self.could if mask.exact else self.symbols.pairs(mask.must)
+            if hull:
+                self.must = isl.Set.empty(self.could.get_space())
+                self.could = self.could.simple_hull().to_set()
+            else:
+                self.must = self.could if mask.exact else self.symbols.pairs(mask.must)
 
     @property
     def names(self) -> list[str]:
