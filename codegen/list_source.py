@@ -11,9 +11,9 @@ as arithmetic would.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from patterncc.codegen.class_source import (
     CLASS_NAMES,
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
     from patterncc.codegen.ir import BlockProgram, Entries
     from patterncc.codegen.problem import Problem
 
-MOST_ENTRIES = 64
-"""Most entries of a table that are looked at for one tile. Finer tables are left to the mask, which
-reads them anyway: to list their tiles would cost as much."""
-
 LIST_PARAMETERS = (
     KernelParameter("tiles_ptr", "*i32", 4),
     KernelParameter("tile_counts_ptr", "*i32", 4),
@@ -54,44 +50,61 @@ CAPACITY = KernelParameter("tile_capacity", "i32")
 """The length of a row of `tiles`."""
 
 _LANES = 128  # tiles that are looked at together
-_PER_HEAD = frozenset({"head", "kv_head", "heads", "kv_heads"})
+_SHORT = 8  # entries along an axis that are looked at one by one
+_ALONG = {True: 32, False: 16}  # or that many at once: along the last axis, along another one
 _GIVEN = frozenset({"q_len", "kv_len", "q_offset", "head", "kv_head", "batch", "heads", "kv_heads"})
 _OF_TILE = frozenset({"q_first", "q_last", K_FIRST.name, K_LAST.name, RESIDUE.name})
 
 
-def lists_tiles(program: BlockProgram) -> bool:
-    """Are the program's tiles listed by a kernel of their own?"""
-    return (
-        bool(program.listed)
-        and not any(loop.vectors for loop in emit_loops(program.forward).loops)
-        and all(_count(entries) <= MOST_ENTRIES for clause in program.listed for entries in clause)
-    )
+@dataclass(frozen=True, slots=True)
+class ListAxes:
+    """What the lists of a program differ by.
+
+    Attributes:
+        head: Each head, each head of the keys, or neither has its own.
+        batch: Each batch entry has its own.
+    """
+
+    head: Literal["head", "kv_head"] | None
+    batch: bool
+
+    def grid(self, heads: int, group: int, batch: int) -> tuple[int, int]:
+        """How many lists a query tile has by head, and by batch entry."""
+        by_head = {"head": heads, "kv_head": heads // group, None: 1}[self.head]
+        return by_head, batch if self.batch else 1
+
+    def place(self, by_head: str) -> str:
+        """The number of a head's and batch entry's lists, as text; `by_head` as in `grid`."""
+        head = f"{self.head}.to(tl.int64)" if self.head else ""
+        entry = f"batch.to(tl.int64) * ({by_head})" if self.head else "batch.to(tl.int64)"
+        terms = [*([entry] if self.batch else []), *([head] if head else [])]
+        return " + ".join(terms) or "tl.cast(0, tl.int64)"
 
 
-def list_axes(program: BlockProgram) -> tuple[bool, bool]:
-    """Do the lists differ between heads, and between batch entries?"""
+def list_axes(program: BlockProgram) -> ListAxes:
+    """Which heads and batch entries share their lists."""
     names = {
         leaf.name for expr in _expressions(program) for leaf in walk(expr) if isinstance(leaf, Var)
     }
-    return bool(names & _PER_HEAD), "batch" in names
+    head: Literal["head", "kv_head"] | None = None
+    if "head" in names:
+        head = "head"
+    elif names & {"kv_head", "heads", "kv_heads"}:
+        head = "kv_head"
+    return ListAxes(head, "batch" in names)
 
 
-def list_row(program: BlockProgram) -> str:
-    """The number of a program's row in the lists, as text."""
-    per_head, per_batch = list_axes(program)
-    head = {
-        (True, True): "batch.to(tl.int64) * tl.num_programs(1) + head",
-        (True, False): "head.to(tl.int64)",
-        (False, True): "batch.to(tl.int64)",
-        (False, False): "tl.cast(0, tl.int64)",
-    }[per_head, per_batch]
+def _row(program: BlockProgram, by_head: str) -> str:
+    """The number of a query tile's row in the lists, as text."""
     step = program.tiling.q_step
-    place = "q_tile" if step == 1 else f"q_tile * {step} + row_class"
-    return f"({head}) * tl.num_programs(0) + {place}"
+    tile = "q_tile" if step == 1 else f"q_tile * {step} + row_class"
+    return f"({list_axes(program).place(by_head)}) * tl.num_programs(0) + {tile}"
 
 
-def listed_loops(program: BlockProgram) -> LoopNest:
+def listed_loops(program: BlockProgram, group: int) -> LoopNest:
     """The forward kernel's loops over what `list_tiles` wrote down."""
+    heads = {"head": "tl.num_programs(1)", "kv_head": f"tl.num_programs(1) // {group}", None: ""}
+    row = _row(program, heads[list_axes(program).head])
     last = "tiles + tile_capacity"
     partial = TileLoop(
         "partial",
@@ -111,7 +124,7 @@ def listed_loops(program: BlockProgram) -> LoopNest:
     )
     some_full = any(sweep.kind == "full" for sweep in program.forward)
     common = (
-        f"list_row = {list_row(program)}",
+        f"list_row = {row}",
         "tiles = tiles_ptr + list_row * tile_capacity",
         "partial_count = tl.load(tile_counts_ptr + list_row * 2)",
         *(["full_count = tl.load(tile_counts_ptr + list_row * 2 + 1)"] * some_full),
@@ -121,9 +134,11 @@ def listed_loops(program: BlockProgram) -> LoopNest:
 
 def emit_lists(program: BlockProgram, problem: Problem, config: KernelConfig) -> KernelSource:
     """Writes the kernel that lists the tiles of a program, for a grid of as many query tiles as the
-    forward kernel's, and of its heads and batch entries where the lists differ between those."""
+    forward kernel's and of what else its lists differ by (`ListAxes.grid`)."""
     config = replace(config, num_warps=4, num_stages=1, load="pointer", max_registers=None)
-    nest, tiling = emit_loops(program.forward), program.tiling
+    nest, tiling = emit_loops(program.forward, lanes=False), program.tiling
+    by_kv_head = list_axes(program).head == "kv_head"
+    group = problem.group
     leaves = _leaves(program)
     tables = tables_read(_expressions(program))
     lengths = length_parameters(tiling)
@@ -143,15 +158,15 @@ def emit_lists(program: BlockProgram, problem: Problem, config: KernelConfig) ->
         f"LANES: tl.constexpr = {_LANES}",
         "",
         *tile_lines(tiling, config.order),
-        "head = tl.program_id(1)",
+        f"{'kv_head' if by_kv_head else 'head'} = tl.program_id(1)",
         "batch = tl.program_id(2)",
-        f"kv_head = head // {problem.group}",
-        *(["heads = tl.num_programs(1)"] if "heads" in names else []),
-        *([f"kv_heads = tl.num_programs(1) // {problem.group}"] if "kv_heads" in names else []),
+        *([] if by_kv_head else [f"kv_head = head // {group}"]),
+        *([_size("heads", group if by_kv_head else 1)] if "heads" in names else []),
+        *([_size("kv_heads", 1 if by_kv_head else -group)] if "kv_heads" in names else []),
         *class_lines(tiling),
         *row_lines(tiling),
-        f"row = {list_row(program)}",
-        "tiles = tiles_ptr + row * tile_capacity",
+        f"list_row = {_row(program, 'tl.num_programs(1)')}",
+        "tiles = tiles_ptr + list_row * tile_capacity",
         "",
         "# Bounds of the sweeps, in 64 bits so that no sum of numbers wraps.",
         *(
@@ -160,19 +175,16 @@ def emit_lists(program: BlockProgram, problem: Problem, config: KernelConfig) ->
             if leaf.name not in (K_FIRST.name, K_LAST.name)
         ),
         *nest.common,
-        *(line for loop in nest.loops for line in loop.setup),
+        *(line for loop in nest.loops if loop.classes == 1 for line in loop.setup),
         "",
         "partial_count = tl.cast(0, tl.int32)",
         "full_count = tl.cast(0, tl.int32)",
     ]
     for loop in nest.loops:
-        count = loop.count if tiling == DENSE else f"tl.where(has_work, {loop.count}, 0)"
-        lines += ["", f"# Tiles that the sweeps call {loop.kind}."]
-        lines += [f"for start in range(0, {count}, LANES):"]
-        lines += [f"    {line}" for line in _look(program, loop, count)]
+        lines += ["", f"# Tiles that the sweeps call {loop.kind}.", *_walk(program, loop)]
     lines += [
-        "tl.store(tile_counts_ptr + row * 2, partial_count)",
-        "tl.store(tile_counts_ptr + row * 2 + 1, full_count)",
+        "tl.store(tile_counts_ptr + list_row * 2, partial_count)",
+        "tl.store(tile_counts_ptr + list_row * 2 + 1, full_count)",
     ]
     body = "\n".join(f"    {line}" if line else "" for line in lines)
     divides = "floor_divide(" in body or "floor_modulo(" in body
@@ -185,6 +197,25 @@ def emit_lists(program: BlockProgram, problem: Problem, config: KernelConfig) ->
         f"{functions}@triton.jit\ndef list_tiles(\n{signature}):\n{body}\n"
     )
     return KernelSource("list_tiles", text, parameters, problem, config, tables)
+
+
+def _size(name: str, factor: int) -> str:
+    """A number of heads from that of programs; a negative factor divides."""
+    scaled = {1: "", -1: ""}.get(factor, f" * {factor}" if factor > 0 else f" // {-factor}")
+    return f"{name} = tl.num_programs(1){scaled}"
+
+
+def _walk(program: BlockProgram, loop: TileLoop) -> Iterator[str]:
+    """Walks the tiles of a loop, of one residue class after the other where it has many."""
+    indent = ""
+    if loop.classes > 1:
+        yield f"for residue in range(0, {loop.classes}):"
+        indent = "    "
+        yield f"{indent}residue_wide = tl.cast(residue, tl.int64)"
+        yield from (f"{indent}{line}" for line in loop.setup)
+    count = loop.count if program.tiling == DENSE else f"tl.where(has_work, {loop.count}, 0)"
+    yield f"{indent}for start in range(0, {count}, LANES):"
+    yield from (f"{indent}    {line}" for line in _look(program, loop, count))
 
 
 def _look(program: BlockProgram, loop: TileLoop, count: str) -> Iterator[str]:
@@ -216,32 +247,52 @@ def _look(program: BlockProgram, loop: TileLoop, count: str) -> Iterator[str]:
 
 
 def _entries(entries: Entries) -> Iterator[str]:
-    """`some`, `every`: are some and are all entries true that a tile reads?"""
+    """`some`, `every`: are some and are all entries true that a tile reads?
+
+    Entries along the longest axis are looked at many at once. Their lanes are those nearest in
+    memory where that is the table's last axis, which the entries lie along; else it is the tiles'
+    lanes, which follow that axis.
+    """
     writer = ExpressionWriter(_wide, least_bits=64)
+    spans = [bounds.most for bounds in entries.ranges]
+    # Of equally long axes the last.
+    longest = max(range(len(spans)), key=lambda axis: (spans[axis], axis))
+    last = longest == len(spans) - 1
+    at_once = min(1 << (spans[longest] - 1).bit_length(), _ALONG[last])
+    if spans[longest] < _SHORT:
+        at_once = 1
+    lane = "" if at_once == 1 else "[:, None]" if last else "[None, :]"
+    across = "[None, :]" if last else "[:, None]"
+    steps = [span if axis != longest else -(-span // at_once) for axis, span in enumerate(spans)]
     yield "some = tl.zeros([LANES], tl.int32)"
     yield "every = tl.full([LANES], 1, tl.int32)"
-    indexes, inside = [], []
-    left = _count(entries)
+    indexes, inside = [], [f"visited{lane}"]
+    left = prod(steps)
     for axis, bounds in enumerate(entries.ranges):
-        yield f"low_{axis} = {writer.integer(bounds.lo).text}"
-        left //= bounds.most
+        # A bound may be a number of the whole program.
+        yield f"low_{axis} = {writer.integer(bounds.lo).text} + tl.zeros([LANES], tl.int64)"
+        left //= steps[axis]
         if bounds.most == 1:
-            indexes.append(f"low_{axis}")
+            indexes.append(f"low_{axis}{lane}")
             continue
-        yield f"high_{axis} = {writer.integer(bounds.hi).text}"
-        indexes.append(f"(low_{axis} + entry // {left} % {bounds.most})")
-        inside.append(f"({indexes[-1]} <= high_{axis})")
+        yield f"high_{axis} = {writer.integer(bounds.hi).text} + tl.zeros([LANES], tl.int64)"
+        number = f"entry // {left} % {steps[axis]}"
+        if axis == longest and at_once > 1:
+            number = f"({number} * {at_once} + tl.arange(0, {at_once})){across}"
+        indexes.append(f"(low_{axis}{lane} + {number})")
+        inside.append(f"({indexes[-1]} <= high_{axis}{lane})")
     node = Member(entries.table, tuple(Const(0) for _ in indexes))
-    yield f"for entry in range(0, {_count(entries)}):"
+    side = 1 if last else 0
+    true, false = "within & true", "within & (true == 0)"
+    yield f"for entry in range(0, {prod(steps)}):"
+    yield f"    within = {' & '.join(inside)}"
     yield f"    true = {read_text(node, indexes)} != 0"
-    within = " & ".join(inside) or "visited"
-    yield f"    within = {within}"
-    yield "    some = tl.maximum(some, tl.where(within & true, 1, 0))"
-    yield "    every = tl.minimum(every, tl.where(within & (true == 0), 0, 1))"
-
-
-def _count(entries: Entries) -> int:
-    return prod(bounds.most for bounds in entries.ranges)
+    if at_once == 1:
+        yield f"    some = tl.maximum(some, tl.where({true}, 1, 0))"
+        yield f"    every = tl.minimum(every, tl.where({false}, 0, 1))"
+    else:
+        yield f"    some = tl.maximum(some, tl.max(tl.where({true}, 1, 0), {side}))"
+        yield f"    every = tl.minimum(every, tl.min(tl.where({false}, 0, 1), {side}))"
 
 
 def _expressions(program: BlockProgram) -> Iterator[Expr]:
