@@ -1,4 +1,4 @@
-"""Runs generated kernels: source to file, file to module, module to a compiled kernel, launches.
+"""Compiles and launches generated kernels: source to file, to module, to a compiled kernel.
 
 The only importer of triton. Kernels are compiled ahead of their launch with a signature given here,
 so the values of lengths, offsets, strides and run-time numbers never specialise them: there are two
@@ -8,33 +8,25 @@ variants at most, for tensors whose rows start at multiples of 16 bytes and for 
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 import torch
 
 from patterncc.codegen.config import INTERPRETER, shared_limit
-from patterncc.codegen.layout import Layout
-from patterncc.codegen.plan import Launch, Planner
-from patterncc.codegen.problem import DType, Problem
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from patterncc.codegen.config import KernelConfig
-    from patterncc.codegen.plan import Lowered
-    from patterncc.codegen.table_source import Table, TableKind
     from patterncc.codegen.triton_source import KernelSource
 
 try:
@@ -48,19 +40,6 @@ except ImportError as error:  # no wheel for this platform
 else:
     _MISSING = None
 
-_DTYPES: dict[torch.dtype, DType] = {
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.float32: "float32",
-    torch.float64: "float64",
-}
-_TABLE_DTYPES: Mapping[TableKind, tuple[torch.dtype, ...]] = {
-    "int": (torch.int32,),
-    "bool": (torch.bool, torch.uint8),
-    "segments": (torch.int32,),
-}
-_NO_TABLES: Mapping[str, torch.Tensor] = MappingProxyType({})
-_PLANS_KEPT = 1024
 _modules: dict[str, ModuleType] = {}
 _kernels: dict[tuple[str, bool, str, int | None], Any] = {}
 
@@ -187,7 +166,7 @@ def _resource_usage(cubin: bytes) -> str:
 
 def _module(source: KernelSource, folder: Path | None) -> ModuleType:
     """Imports the source from a file: Triton reads a function's text there, and so can a person."""
-    _require_triton()
+    require_triton()
     if source.digest not in _modules:
         folder = folder or platformdirs.user_cache_path("patterncc") / "src"
         path = folder / f"{source.digest}.py"
@@ -213,7 +192,7 @@ def _write(path: Path, text: str) -> None:
     Path(temporary).replace(path)
 
 
-def _require_triton() -> None:
+def require_triton() -> None:
     if _MISSING is not None:
         raise UnsupportedError(
             "GPU kernels need Triton, which is not installed",
@@ -223,199 +202,41 @@ def _require_triton() -> None:
 
 # ------------------------------------------------------------------------------------ launching
 
-_Step: TypeAlias = tuple[Launch, Callable[..., None]]
-"""A launch and what runs its kernel over its grid."""
 
-
-class Forward:
-    """Attention forward of one pattern on GPUs: compiles what a call needs once and launches it.
+def runner(
+    source: KernelSource,
+    grid: tuple[int, int, int],
+    device: torch.device,
+    *,
+    aligned: bool,
+    folder: Path | None = None,
+) -> Callable[..., None]:
+    """What runs a kernel over a grid on the current stream, given its arguments; compiles the
+    kernel where this process has not yet.
 
     Args:
-        lower: Gives the pattern's passes for a tile shape, from the most special alternative to
-            one that assumes nothing.
-        config: Of every kernel; None takes the default for each problem and device, which loads by
-            descriptors where the device has them and the tensors' layout allows them, else by
-            pointers.
-        folder: Where generated sources are written; the user's cache by default.
+        source: The kernel.
+        grid: Programs along each axis.
+        device: Where to run it.
+        aligned: As in `compile_for`.
+        folder: As in `compile_for`.
 
     Raises:
-        UnsupportedError: Triton is missing.
+        UnsupportedError: Kernels do not run there.
+        ConfigError: The device has too little shared memory for the config.
     """
-
-    def __init__(
-        self, lower: Lowered, *, config: KernelConfig | None = None, folder: Path | None = None
-    ) -> None:
-        _require_triton()
-        self.planner = Planner(lower, config)
-        self._folder = folder
-        self._plans: dict[tuple[Any, ...], tuple[_Step, ...]] = {}
-
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        env: Mapping[str, int],
-        scale: float,
-        tables: Mapping[str, torch.Tensor] = _NO_TABLES,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Runs the kernels of all passes on the current stream.
-
-        Never waits for the device and allocates from torch alone, so a CUDA graph can capture it
-        once a first call has compiled the kernels.
-
-        Args:
-            query: `[batch, heads, q_len, head_dim]`, any strides; the last axis is copied where it
-                is not contiguous.
-            key: `[batch, kv_heads, kv_len, head_dim]`; `kv_heads` divides `heads`.
-            value: `[batch, kv_heads, kv_len, value_head_dim]`.
-            env: `q_offset`, and the other scalars that the pattern reads, by name.
-            scale: Of the scores; finite.
-            tables: The tables that the pattern reads, by name, contiguous and on the query's
-                device: int32 for numbers and for `segments` (`cu_seqlens`: from 0, never falling),
-                bool or uint8 for truth values. What they hold is not looked at here.
-
-        Returns:
-            `out` `[batch, heads, q_len, value_head_dim]` of the query's dtype, and the natural
-            logarithm of the sum of exponentials, float32 `[batch, heads, q_len]`.
-
-        Raises:
-            UnsupportedError: The device, dtype, a size or a number has no kernel.
-            ConfigError: The config given at construction is illegal for these tensors or this
-                device; a number or table is missing, or a table of another kind.
-        """
-        if scale < 0:  # the kernel takes the largest score before it scales
-            query, scale = -query, -scale
-        query, key, value = (t if t.stride(3) == 1 else t.contiguous() for t in (query, key, value))
-        batch, heads, q_len, _ = query.shape
-        out = query.new_empty((batch, heads, q_len, value.shape[3]))
-        lse = query.new_empty((batch, heads, q_len), dtype=torch.float32)
-        if out.numel() == 0 or key.shape[2] == 0:
-            return out.zero_(), lse.fill_(-math.inf)
-        steps = self._plan((query, key, value), out, env, scale, tables)
-        # What passes hand on; float32 outputs can hold it themselves.
-        state = out
-        handed_on = any("state" in launch.pointers for launch, _ in steps)
-        if handed_on and out.dtype != torch.float32:
-            state = torch.empty_like(out, dtype=torch.float32)
-        operands = {"query": query, "key": key, "value": value, "out": out}
-        operands |= {"lse": lse, "state": state}
-        if query.is_cuda and query.device.index != torch.cuda.current_device():
-            with torch.cuda.device(query.device):
-                _run(steps, operands, tables)
-        else:
-            _run(steps, operands, tables)
-        return out, lse
-
-    def _plan(
-        self,
-        tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        out: torch.Tensor,
-        env: Mapping[str, int],
-        scale: float,
-        tables: Mapping[str, torch.Tensor],
-    ) -> tuple[_Step, ...]:
-        """All of a call that stays while shapes, strides, alignment and numbers do; remembered."""
-        query, key, value = tensors
-        signature = (
-            query.dtype,
-            query.device,
-            *(part for tensor in tensors for part in (tensor.shape, tensor.stride())),
-            (query.data_ptr() | key.data_ptr() | value.data_ptr()) & 15,
-            scale,
-            tuple(env.items()),
-            *(
-                (name, table.shape, table.dtype, table.device, table.is_contiguous())
-                for name, table in tables.items()
-            ),
-        )
-        steps = self._plans.get(signature)
-        if steps is None:
-            named = zip(("query", "key", "value", "out"), (*tensors, out), strict=True)
-            launches = self.planner.plan(
-                _problem(query, key, value),
-                _target_of(query.device),
-                [
-                    Layout(name, t.data_ptr(), tuple(t.shape), t.stride(), t.element_size())
-                    for name, t in named
-                ],
-                env,
-                scale,
-                {name: tuple(table.shape) for name, table in tables.items()},
-            )
-            for launch in launches:
-                _check_tables(launch.source.tables, tables, query.device)
-            if len(self._plans) >= _PLANS_KEPT:  # a growing cache gives every step new lengths
-                self._plans.clear()
-            steps = tuple((launch, self._runner(launch, query.device)) for launch in launches)
-            self._plans[signature] = steps
-        return steps
-
-    def _runner(self, launch: Launch, device: torch.device) -> Callable[..., None]:
-        """What runs a kernel over its grid; compiles it where this process has not yet."""
-        source = launch.source
-        if interpreting():
-            function = getattr(_module(source, self._folder), source.name)
-            return function[launch.grid]  # type: ignore[no-any-return]
-        target = _target_of(device)
-        name = (source.digest, launch.aligned, target, device.index)
-        with torch.cuda.device(device):
-            if name not in _kernels:
-                _kernels[name] = _compile(source, target, launch.aligned, self._folder)
-            return _kernels[name][launch.grid]  # type: ignore[no-any-return]
+    if interpreting():
+        function = getattr(_module(source, folder), source.name)
+        return function[grid]  # type: ignore[no-any-return]
+    target = target_of(device)
+    name = (source.digest, aligned, target, device.index)
+    with torch.cuda.device(device):
+        if name not in _kernels:
+            _kernels[name] = _compile(source, target, aligned, folder)
+        return _kernels[name][grid]  # type: ignore[no-any-return]
 
 
-def _run(
-    steps: tuple[_Step, ...],
-    operands: dict[str, torch.Tensor],
-    tables: Mapping[str, torch.Tensor],
-) -> None:
-    """Launches the kernels of a call one after another; `operands` grows by what they fill."""
-    tensors = (operands["query"], operands["key"], operands["value"])
-    numbers = not interpreting()
-    for launch, run in steps:
-        for name, shape in launch.buffers:
-            device = operands["query"].device
-            operands[name] = torch.empty(shape, dtype=torch.int32, device=device)
-        arguments: list[Any] = [
-            _descriptor(tensors[which], *view) for which, *view in launch.described
-        ]
-        for name in launch.pointers:
-            tensor = operands.get(name)
-            if tensor is None:
-                tensor = tables[name.removeprefix("table_")]
-            # An address as a number saves the launcher a question to the driver for each tensor.
-            arguments.append(tensor.data_ptr() if numbers else _plain(tensor))
-        run(*arguments, *launch.rest)
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """What the interpreter takes: it knows no pointer to truth values."""
-    return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
-
-
-def _check_tables(
-    read: Iterable[Table], tables: Mapping[str, torch.Tensor], device: torch.device
-) -> None:
-    """Refuses tables that a kernel would misread.
-
-    Raises:
-        ConfigError: Names the table, what it is and what it must be.
-    """
-    for table in read:
-        given = tables[table.name]
-        if given.dtype not in _TABLE_DTYPES[table.kind]:
-            wanted = tuple(str(dtype) for dtype in _TABLE_DTYPES[table.kind])
-            raise ConfigError(f"the table {table.name} is {given.dtype}", wanted)
-        if given.device != device or not given.is_contiguous():
-            raise ConfigError(
-                f"the table {table.name} is on {given.device} with strides {given.stride()}",
-                (f"a contiguous tensor on {device}",),
-            )
-
-
-def _descriptor(
+def descriptor(
     base: torch.Tensor, shape: list[int], strides: list[int], box: list[int]
 ) -> TensorDescriptor:
     """A tensor descriptor without the checks of its constructor: the plan has made them.
@@ -431,21 +252,7 @@ def _descriptor(
     return descriptor
 
 
-def _problem(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Problem:
-    if query.dtype not in _DTYPES:
-        raise UnsupportedError(
-            f"no kernel computes in {query.dtype}", "use float16, bfloat16 or float32"
-        )
-    if interpreting() and query.dtype == torch.bfloat16:
-        raise UnsupportedError(
-            "Triton's interpreter multiplies the bits of bfloat16, not its values",
-            "use float16 or float32 there",
-        )
-    group = query.shape[1] // key.shape[1]
-    return Problem(_DTYPES[query.dtype], query.shape[3], value.shape[3], group)
-
-
-def _target_of(device: torch.device) -> str:
+def target_of(device: torch.device) -> str:
     """The compile target of a device that is present.
 
     Raises:

@@ -20,8 +20,8 @@ from patterncc.dsl.mask import FloorDiv, Mod, variables, walk
 from patterncc.settings import settings
 
 if TYPE_CHECKING:
+    from patterncc.codegen.forward import Forward
     from patterncc.codegen.ir import BlockProgram, Passes
-    from patterncc.codegen.launch import Forward
     from patterncc.dsl.pattern import Pattern
 
 PATTERNS_KEPT = 256  # parsed texts
@@ -196,7 +196,7 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Forward:
     Raises:
         UnsupportedError: Triton is missing.
     """
-    from patterncc.codegen.launch import Forward  # here, because it loads triton and torch
+    from patterncc.codegen.forward import Forward  # here, because it loads triton and torch
 
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         return _Alternatives(structure, block_q, block_k, sizes)

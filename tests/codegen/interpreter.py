@@ -85,7 +85,7 @@ def attend(call: Call) -> Errors:
     """The kernel's errors against float64; memory past the keys and of the outputs is poisoned."""
     import torch
 
-    from patterncc.codegen.launch import Forward
+    from patterncc.codegen.forward import Forward
     from patterncc.dsl import load
     from tests.codegen.attention import (
         all_partial,

@@ -17,8 +17,9 @@ from patterncc.codegen.config import (
     shared_bytes,
     shared_limit,
 )
+from patterncc.codegen.forward import Forward
 from patterncc.codegen.forward_source import emit_forward
-from patterncc.codegen.launch import CompiledKernel, Forward, compile_for, kernel_count
+from patterncc.codegen.launch import CompiledKernel, compile_for, kernel_count
 from patterncc.codegen.list_source import emit_lists
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem

@@ -15,9 +15,10 @@ from patterncc.codegen.config import (
     shared_limit,
 )
 from patterncc.codegen.head_dim import parts
+from patterncc.codegen.ir import Passes
 from patterncc.codegen.layout import Layout
 from patterncc.codegen.lower import lower
-from patterncc.codegen.plan import Passes, Planner
+from patterncc.codegen.plan import Planner
 from patterncc.codegen.problem import DType, Problem
 from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl import load
@@ -328,3 +329,18 @@ def test_tables_of_a_call() -> None:
         planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0, {"keep": (2,)})
     with pytest.raises(ConfigError, match="the table w has 1 axes, the pattern reads 2"):
         planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0, {"keep": (2,), "w": (8,)})
+
+
+def test_lists_of_tiles_come_first() -> None:
+    """Rows of 5 key tiles and one more; one list for all heads, for the table does not name any."""
+    text = "pattern p(keep: bool[*, *]): causal and keep[q // 64, k // 64]"
+    lists, forward = Planner(lowered(load(text)), KernelConfig(64, 64, 4, 2)).plan(
+        PROBLEM, "cuda:90", _layouts(), {"q_offset": 0}, 1.0, {"keep": (5, 5)}
+    )
+    assert (lists.source.name, lists.grid, forward.grid) == ("list_tiles", (5, 1, 1), (5, 8, 2))
+    assert lists.buffers == (("tiles", (5, 6)), ("tile_counts", (5, 2)))
+    assert lists.pointers == ("tiles", "tile_counts", "table_keep")
+    assert forward.pointers[-3:] == ("tiles", "tile_counts", "table_keep")
+    for launch in (lists, forward):
+        names = [p.name for p in launch.source.parameters if not p.type.startswith("*")]
+        assert dict(zip(names, launch.rest, strict=True))["tile_capacity"] == 6

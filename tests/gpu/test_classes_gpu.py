@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from patterncc.codegen.config import KernelConfig, loads
+from patterncc.codegen.forward import Forward
 from patterncc.codegen.ir import DENSE, Q_CLASS, Tiling
-from patterncc.codegen.launch import Forward, kernel_count
+from patterncc.codegen.launch import kernel_count
 from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl import load
 from patterncc.dsl.mask import Const

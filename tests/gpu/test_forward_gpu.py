@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from patterncc.codegen.config import KernelConfig, loads
-from patterncc.codegen.launch import Forward, kernel_count
+from patterncc.codegen.forward import Forward
+from patterncc.codegen.launch import kernel_count
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.pattern import Pattern
