@@ -10,7 +10,7 @@ as arithmetic would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
@@ -33,14 +33,15 @@ from patterncc.codegen.sweep_source import (
     wide_name,
     widened,
 )
-from patterncc.codegen.table_source import helpers, read_text, tables_read
+from patterncc.codegen.table_source import helpers, tables_read
 from patterncc.codegen.triton_source import KernelParameter, KernelSource
-from patterncc.dsl.mask import Const, Expr, Member, Param, Var, walk
+from patterncc.dsl.mask import Expr, Member, Param, Var, walk
 
 if TYPE_CHECKING:
     from patterncc.codegen.config import KernelConfig
     from patterncc.codegen.ir import BlockProgram, Entries
     from patterncc.codegen.problem import Problem
+    from patterncc.codegen.table_source import Table
 
 LIST_PARAMETERS = (
     KernelParameter("tiles_ptr", "*i32", 4),
@@ -50,8 +51,9 @@ CAPACITY = KernelParameter("tile_capacity", "i32")
 """The length of a row of `tiles`."""
 
 _LANES = 128  # tiles that are looked at together
-_SHORT = 8  # entries along an axis that are looked at one by one
-_ALONG = {True: 32, False: 16}  # or that many at once: along the last axis, along another one
+_SHORT = 8  # fewer entries along an axis are looked at one by one
+_AT_ONCE = 16  # or that many at once
+_ACROSS = ("[:, None]", "[None, :]")  # a vector as the rows and as the columns of a tile
 _GIVEN = frozenset({"q_len", "kv_len", "q_offset", "head", "kv_head", "batch", "heads", "kv_heads"})
 _OF_TILE = frozenset({"q_first", "q_last", K_FIRST.name, K_LAST.name, RESIDUE.name})
 
@@ -141,6 +143,7 @@ def emit_lists(program: BlockProgram, problem: Problem, config: KernelConfig) ->
     group = problem.group
     leaves = _leaves(program)
     tables = tables_read(_expressions(program))
+    by_name = {table.name: table for table in tables}
     lengths = length_parameters(tiling)
     known = {*_GIVEN, *_OF_TILE, *CLASS_NAMES, *lengths}
     parameters = (
@@ -181,7 +184,7 @@ def emit_lists(program: BlockProgram, problem: Problem, config: KernelConfig) ->
         "full_count = tl.cast(0, tl.int32)",
     ]
     for loop in nest.loops:
-        lines += ["", f"# Tiles that the sweeps call {loop.kind}.", *_walk(program, loop)]
+        lines += ["", f"# Tiles that the sweeps call {loop.kind}.", *_walk(program, loop, by_name)]
     lines += [
         "tl.store(tile_counts_ptr + list_row * 2, partial_count)",
         "tl.store(tile_counts_ptr + list_row * 2 + 1, full_count)",
@@ -205,7 +208,7 @@ def _size(name: str, factor: int) -> str:
     return f"{name} = tl.num_programs(1){scaled}"
 
 
-def _walk(program: BlockProgram, loop: TileLoop) -> Iterator[str]:
+def _walk(program: BlockProgram, loop: TileLoop, tables: Mapping[str, Table]) -> Iterator[str]:
     """Walks the tiles of a loop, of one residue class after the other where it has many."""
     indent = ""
     if loop.classes > 1:
@@ -215,10 +218,12 @@ def _walk(program: BlockProgram, loop: TileLoop) -> Iterator[str]:
         yield from (f"{indent}{line}" for line in loop.setup)
     count = loop.count if program.tiling == DENSE else f"tl.where(has_work, {loop.count}, 0)"
     yield f"{indent}for start in range(0, {count}, LANES):"
-    yield from (f"{indent}    {line}" for line in _look(program, loop, count))
+    yield from (f"{indent}    {line}" for line in _look(program, loop, count, tables))
 
 
-def _look(program: BlockProgram, loop: TileLoop, count: str) -> Iterator[str]:
+def _look(
+    program: BlockProgram, loop: TileLoop, count: str, tables: Mapping[str, Table]
+) -> Iterator[str]:
     """Looks at tiles, one in each lane, and writes those that are visited down."""
     yield "step = start + tl.arange(0, LANES)"
     yield f"visited = step < {count}"
@@ -230,7 +235,7 @@ def _look(program: BlockProgram, loop: TileLoop, count: str) -> Iterator[str]:
         yield "any_true = tl.zeros([LANES], tl.int32)"
         yield "any_whole = tl.zeros([LANES], tl.int32)"
         for entries in clause:
-            yield from _entries(entries)
+            yield from _entries(entries, tables[entries.table])
             yield "any_true = tl.maximum(any_true, some)"
             yield "any_whole = tl.maximum(any_whole, every)"
         yield "visited = visited & (any_true != 0)"
@@ -246,53 +251,55 @@ def _look(program: BlockProgram, loop: TileLoop, count: str) -> Iterator[str]:
         yield "full_count += tl.sum(plain, 0)"
 
 
-def _entries(entries: Entries) -> Iterator[str]:
+def _entries(entries: Entries, table: Table) -> Iterator[str]:
     """`some`, `every`: are some and are all entries true that a tile reads?
 
     Entries along the longest axis are looked at many at once. Their lanes are those nearest in
     memory where that is the table's last axis, which the entries lie along; else it is the tiles'
     lanes, which follow that axis.
     """
-    writer = ExpressionWriter(_wide, least_bits=64)
     spans = [bounds.most for bounds in entries.ranges]
-    # Of equally long axes the last.
     longest = max(range(len(spans)), key=lambda axis: (spans[axis], axis))
     last = longest == len(spans) - 1
-    at_once = min(1 << (spans[longest] - 1).bit_length(), _ALONG[last])
-    if spans[longest] < _SHORT:
-        at_once = 1
-    lane = "" if at_once == 1 else "[:, None]" if last else "[None, :]"
-    across = "[None, :]" if last else "[:, None]"
+    at_once = 1
+    if spans[longest] >= _SHORT:
+        at_once = min(1 << (spans[longest] - 1).bit_length(), _AT_ONCE)
+    tile, along = ("", "") if at_once == 1 else _ACROSS if last else _ACROSS[::-1]
     steps = [span if axis != longest else -(-span // at_once) for axis, span in enumerate(spans)]
+    writer = ExpressionWriter(_wide, least_bits=64)
+    zeros = "tl.zeros([LANES], tl.int64)"  # for bounds that are numbers of the whole program
+    for axis, bounds in enumerate(entries.ranges):
+        yield f"low_{axis} = {writer.integer(bounds.lo).operand()} + {zeros}"
+        if bounds.most > 1:
+            yield f"high_{axis} = {writer.integer(bounds.hi).operand()} + {zeros}"
     yield "some = tl.zeros([LANES], tl.int32)"
     yield "every = tl.full([LANES], 1, tl.int32)"
-    indexes, inside = [], [f"visited{lane}"]
+    yield f"for entry in range(0, {prod(steps)}):"
+    yield f"    within = visited{tile}"
     left = prod(steps)
     for axis, bounds in enumerate(entries.ranges):
-        # A bound may be a number of the whole program.
-        yield f"low_{axis} = {writer.integer(bounds.lo).text} + tl.zeros([LANES], tl.int64)"
         left //= steps[axis]
+        yield f"    index_{axis} = low_{axis}{tile}"
         if bounds.most == 1:
-            indexes.append(f"low_{axis}{lane}")
             continue
-        yield f"high_{axis} = {writer.integer(bounds.hi).text} + tl.zeros([LANES], tl.int64)"
         number = f"entry // {left} % {steps[axis]}"
         if axis == longest and at_once > 1:
-            number = f"({number} * {at_once} + tl.arange(0, {at_once})){across}"
-        indexes.append(f"(low_{axis}{lane} + {number})")
-        inside.append(f"({indexes[-1]} <= high_{axis}{lane})")
-    node = Member(entries.table, tuple(Const(0) for _ in indexes))
-    side = 1 if last else 0
-    true, false = "within & true", "within & (true == 0)"
-    yield f"for entry in range(0, {prod(steps)}):"
-    yield f"    within = {' & '.join(inside)}"
-    yield f"    true = {read_text(node, indexes)} != 0"
-    if at_once == 1:
-        yield f"    some = tl.maximum(some, tl.where({true}, 1, 0))"
-        yield f"    every = tl.minimum(every, tl.where({false}, 0, 1))"
-    else:
-        yield f"    some = tl.maximum(some, tl.max(tl.where({true}, 1, 0), {side}))"
-        yield f"    every = tl.minimum(every, tl.min(tl.where({false}, 0, 1), {side}))"
+            number = f"({number} * {at_once} + tl.arange(0, {at_once})){along}"
+        yield f"    index_{axis} += {number}"
+        yield f"    within = within & (index_{axis} <= high_{axis}{tile})"
+    yield "    place = index_0"
+    yield "    inside = within"
+    for axis, size in enumerate(table.sizes):
+        if axis:
+            yield f"    place = place * {size.name} + index_{axis}"
+        yield f"    inside = inside & (index_{axis} >= 0) & (index_{axis} < {size.name})"
+    yield f"    true = tl.load({table.pointer.name} + place, mask=inside, other=0) != 0"
+    some, every = "tl.where(true, 1, 0)", "tl.where(true | (within == 0), 1, 0)"
+    if at_once > 1:
+        axis = 1 if last else 0
+        some, every = f"tl.max({some}, {axis})", f"tl.min({every}, {axis})"
+    yield f"    some = tl.maximum(some, {some})"
+    yield f"    every = tl.minimum(every, {every})"
 
 
 def _expressions(program: BlockProgram) -> Iterator[Expr]:
