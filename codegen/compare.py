@@ -7,6 +7,7 @@ that `dsl.evaluate`, which shares nothing with isl, has confirmed.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
@@ -15,6 +16,7 @@ from typing import Literal, TypeAlias
 from patterncc.codegen import calls
 from patterncc.codegen.presburger.compare import Inclusion
 from patterncc.codegen.presburger.exact import is_nonlinear
+from patterncc.codegen.questions import ask
 from patterncc.dsl.build import all_of, compare, substitute
 from patterncc.dsl.errors import InternalError, UnsupportedError
 from patterncc.dsl.evaluate import allows
@@ -50,6 +52,7 @@ ORDER = (
 TRIED_HEADS = ((1, 1), (2, 1), (2, 2), (4, 2), (8, 2), (8, 8), (12, 4), (32, 8))
 TRIED_NUMBERS = (1, 2, 3, 4, 0, 8, -1)
 MOST_TRIES = 64
+TRIED_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,11 @@ def compare_patterns(
             unknowns are multiplied or divided in a way that leaves the question open; or it is too
             intricate for isl's budget. The message names the term.
     """
-    sizes = sizes or {}
+    bodies = (left.body, right.body)
+    return ask(bodies, _compare, left, right, dict(sizes or {}), defaults)
+
+
+def _compare(left: Pattern, right: Pattern, sizes: Mapping[str, int], defaults: bool) -> Comparison:
     bound: dict[Expr, IntExpr] = {Var(name): Const(value) for name, value in sizes.items()}
     group = sizes["heads"] // sizes["kv_heads"] if {"heads", "kv_heads"} <= sizes.keys() else None
     bodies = []
@@ -148,7 +155,7 @@ def compare_patterns(
     relation = question.relation(left_only, right_only)
     at_defaults = None
     if relation != "equal" and not defaults and (_defaults(left) or _defaults(right)):
-        at_defaults = compare_patterns(left, right, sizes=sizes, defaults=True)
+        at_defaults = _compare(left, right, sizes, True)
         if at_defaults.relation == relation:
             at_defaults = None
     return Comparison(relation, left_only, right_only, names, at_defaults)
@@ -257,7 +264,10 @@ class _Question:
         if self.related_heads:
             unknown |= {Var("heads"), Var("kv_heads")}
         assert unknown, "only products and quotients of unknowns are opaque"
+        end = time.monotonic() + TRIED_SECONDS
         for values in islice(_trials(unknown), MOST_TRIES):
+            if time.monotonic() > end:
+                break
             given: dict[Expr, IntExpr] = {leaf: Const(value) for leaf, value in values.items()}
             known = {leaf.name: value for leaf, value in values.items()}
             facts = self.facts

@@ -26,7 +26,8 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 
 MOST_EXTENTS = 1 << 25  # tokens times loops of one mask
 MOST_DENSE = 1 << 13  # tokens up to which every pair of a mask is looked at
-KEPT = 16  # masks of which the pairs are kept at a time
+MANY_LOOPS = 32  # of a row; looking at every pair is quicker, where that is possible
+MOST_KEPT = 1 << 22  # tokens of all masks of which the loops are kept at a time
 
 
 class Hops(Protocol):
@@ -96,8 +97,11 @@ class Positions:
             program = lower(pattern, 1, 1, sizes=sizes, within=True, transposed=False)
         except TooIntricateError:
             program = None
-        self._program = None if program is None or program.ignored else program
-        self._rows = lru_cache(maxsize=KEPT)(self._make_rows)
+        if program is not None and (program.ignored or self._is_dense(program)):
+            program = None
+        self._program = program
+        kept = max(4, MOST_KEPT // q_len)
+        self._rows = lru_cache(maxsize=kept)(self._make_rows)
 
     def start(self, position: int) -> Flags:
         flags = np.zeros(self._q_len, dtype=bool)
@@ -112,6 +116,10 @@ class Positions:
 
     def readers(self, position: int, kind: int) -> Flags:
         return self._rows(kind).readers(position) | self.start(position)
+
+    def _is_dense(self, program: BlockProgram) -> bool:
+        loops = sum(sweep.classes for sweep in program.forward)
+        return loops > MANY_LOOPS and self._q_len <= MOST_DENSE
 
     def _make_rows(self, kind: int) -> _Loops | _Pairs:
         if self._program is None:

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import lcm
 
 from patterncc.dsl.build import any_of, substitute
-from patterncc.dsl.mask import Const, Expr, IntExpr, Param, Predicate, Var, variables
+from patterncc.dsl.mask import (
+    Const,
+    Expr,
+    IntExpr,
+    Mod,
+    Param,
+    Predicate,
+    Product,
+    Sum,
+    Var,
+    children,
+    variables,
+)
 from patterncc.dsl.pattern import Pattern
 
 Place = Mapping[str, int]  # `layer`, `head`, `kv_head`
@@ -50,12 +63,16 @@ def stack(
     reads = variables(body)
     share = sizes["heads"] // sizes["kv_heads"]
     heads = range(sizes["heads"]) if reads & {"head", "kv_head"} else range(1)
+    period = layer_period(body)
     known: dict[Predicate, int] = {}
     members: list[tuple[Place, ...]] = []
     kinds: list[int] = []
     for layer in range(layers):
         if layer and "layer" not in reads:
             kinds.append(0)
+            continue
+        if period is not None and layer >= period:
+            kinds.append(kinds[layer - period])
             continue
         own: dict[Predicate, Place] = {}
         for head in heads:
@@ -68,3 +85,30 @@ def stack(
             members.append(tuple(own.values()))
         kinds.append(known[mask])
     return Stack(tuple(known), tuple(members), tuple(kinds), "layer" not in reads)
+
+
+def layer_period(expr: Expr) -> int | None:
+    """A number of layers after which they repeat, seen from structure; `None` where it shows none.
+
+    They do where `layer` is read only as a linear term of what is taken modulo a constant.
+    """
+    match expr:
+        case Var("layer"):
+            return None
+        case Mod(value, Const(divisor)):
+            terms = value.terms if isinstance(value, Sum) else (value,)
+            rest = [term for term in terms if not _is_linear(term)]
+            periods = [layer_period(term) for term in rest]
+            own = [divisor] if len(rest) < len(terms) else []
+        case _:
+            periods = [layer_period(child) for child in children(expr)]
+            own = []
+    known = [period for period in periods if period is not None]
+    return lcm(1, *known, *own) if len(known) == len(periods) else None
+
+
+def _is_linear(term: IntExpr) -> bool:
+    match term:
+        case Var("layer") | Product((Const(), Var("layer"))):
+            return True
+    return False

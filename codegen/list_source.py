@@ -35,7 +35,7 @@ from patterncc.codegen.sweep_source import (
 )
 from patterncc.codegen.table_source import helpers, tables_read
 from patterncc.codegen.triton_source import KernelParameter, KernelSource
-from patterncc.dsl.mask import Expr, Member, Param, Var, walk
+from patterncc.dsl.mask import Expr, Member, Param, Var, variables, walk
 
 if TYPE_CHECKING:
     from patterncc.codegen.config import KernelConfig
@@ -52,7 +52,7 @@ CAPACITY = KernelParameter("tile_capacity", "i32")
 
 _LANES = 128  # tiles that are looked at together
 _SHORT = 8  # fewer entries along an axis are looked at one by one
-_AT_ONCE = 16  # or that many at once
+_AT_ONCE = {True: 16, False: 8}  # or that many at once: along the last axis, along another
 _ACROSS = ("[:, None]", "[None, :]")  # a vector as the rows and as the columns of a tile
 _GIVEN = frozenset({"q_len", "kv_len", "q_offset", "head", "kv_head", "batch", "heads", "kv_heads"})
 _OF_TILE = frozenset({"q_first", "q_last", K_FIRST.name, K_LAST.name, RESIDUE.name})
@@ -263,15 +263,14 @@ def _entries(entries: Entries, table: Table) -> Iterator[str]:
     last = longest == len(spans) - 1
     at_once = 1
     if spans[longest] >= _SHORT:
-        at_once = min(1 << (spans[longest] - 1).bit_length(), _AT_ONCE)
+        at_once = min(1 << (spans[longest] - 1).bit_length(), _AT_ONCE[last])
     tile, along = ("", "") if at_once == 1 else _ACROSS if last else _ACROSS[::-1]
     steps = [span if axis != longest else -(-span // at_once) for axis, span in enumerate(spans)]
     writer = ExpressionWriter(_wide, least_bits=64)
-    zeros = "tl.zeros([LANES], tl.int64)"  # for bounds that are numbers of the whole program
     for axis, bounds in enumerate(entries.ranges):
-        yield f"low_{axis} = {writer.integer(bounds.lo).operand()} + {zeros}"
+        yield f"low_{axis} = {writer.integer(bounds.lo).text}"
         if bounds.most > 1:
-            yield f"high_{axis} = {writer.integer(bounds.hi).operand()} + {zeros}"
+            yield f"high_{axis} = {writer.integer(bounds.hi).text}"
     yield "some = tl.zeros([LANES], tl.int32)"
     yield "every = tl.full([LANES], 1, tl.int32)"
     yield f"for entry in range(0, {prod(steps)}):"
@@ -279,20 +278,22 @@ def _entries(entries: Entries, table: Table) -> Iterator[str]:
     left = prod(steps)
     for axis, bounds in enumerate(entries.ranges):
         left //= steps[axis]
-        yield f"    index_{axis} = low_{axis}{tile}"
-        if bounds.most == 1:
-            continue
-        number = f"entry // {left} % {steps[axis]}"
+        # Else bounds are numbers of the whole program.
+        of_tile = tile if variables(bounds.lo) & {K_FIRST.name, K_LAST.name} else ""
+        number = f" + entry // {left} % {steps[axis]}" if bounds.most > 1 else ""
         if axis == longest and at_once > 1:
-            number = f"({number} * {at_once} + tl.arange(0, {at_once})){along}"
-        yield f"    index_{axis} += {number}"
-        yield f"    within = within & (index_{axis} <= high_{axis}{tile})"
-    yield "    place = index_0"
+            number = f" + ({number[3:]} * {at_once} + tl.arange(0, {at_once})){along}"
+        yield f"    index_{axis} = low_{axis}{of_tile}{number}"
+        if bounds.most > 1:
+            yield f"    within = within & (index_{axis} <= high_{axis}{of_tile})"
     yield "    inside = within"
+    yield "    place = index_0"
     for axis, size in enumerate(table.sizes):
         if axis:
             yield f"    place = place * {size.name} + index_{axis}"
         yield f"    inside = inside & (index_{axis} >= 0) & (index_{axis} < {size.name})"
+    # The choice also gives each lane a place.
+    yield "    place = tl.where(inside, place, 0)"
     yield f"    true = tl.load({table.pointer.name} + place, mask=inside, other=0) != 0"
     some, every = "tl.where(true, 1, 0)", "tl.where(true | (within == 0), 1, 0)"
     if at_once > 1:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from patterncc.codegen import calls
 from patterncc.codegen.presburger.images import Image, farthest_from_both_ends
+from patterncc.codegen.questions import ask
 from patterncc.codegen.schedule import evaluate
 from patterncc.dsl.build import all_of, compare, substitute, subtract
 from patterncc.dsl.mask import Const, Expr, IntExpr, K, Param, Predicate, Q, Var, variables
@@ -72,12 +73,16 @@ def live_set(
         UnsupportedError: A term is outside what can be computed with exactly, or a computation
             outgrows its budget.
     """
+    return ask([pattern.body], _live_set, pattern.body, dict(values or {}), kv_len)
+
+
+def _live_set(body: Predicate, values: Mapping[str, int], kv_len: int | None) -> LiveSet:
     replace: dict[Expr, IntExpr] = {}
-    for name, value in (values or {}).items():
+    for name, value in values.items():
         replace[Var(name)] = replace[Param(name)] = Const(value)
     if kv_len is not None:
         replace[calls.KV_LEN] = Const(kv_len)
-    body = substitute(pattern.body, replace)
+    body = substitute(body, replace)
     reads = variables(body)
     readers = all_of(
         compare("<=", TIME, Q),
@@ -127,6 +132,11 @@ def growth(live: LiveSet) -> tuple[Literal["bounded", "unbounded"], Bound | None
         UnsupportedError: The computation outgrows its budget.
     """
     form = substitute(live.form, {TIME: Q})
+    return ask([form], _growth, form)
+
+
+def _growth(form: Predicate) -> tuple[Literal["bounded", "unbounded"], Bound | None]:
+    """As `growth`, of a form in `q` for the time and `k`."""
     far = farthest_from_both_ends(form)
     if far is None:
         return "unbounded", None

@@ -316,6 +316,12 @@ def _arguments(
                 f"the table {table.name} has {len(shapes[table.name])} axes, the pattern reads "
                 f"{table.axes}"
             )
+        if table.reach(shapes[table.name]) >= 2**31:
+            raise UnsupportedError(
+                f"the table {table.name} of {tuple(shapes[table.name])} spreads what one tile "
+                "looks up over 2^31 entries or more",
+                "put the axes that are indexed by head, layer or batch first",
+            )
         values |= table.size_values(shapes[table.name])
     names = [p.name for p in source.parameters if not p.box and not p.type.startswith("*")]
     missing = [name.removeprefix("number_") for name in names if name not in values]

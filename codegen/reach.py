@@ -7,7 +7,8 @@ composition of their relations, each joined with the identity; the heads of a la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -18,6 +19,7 @@ from patterncc.codegen.layers import Stack, stack
 from patterncc.codegen.pieces import TooIntricateError
 from patterncc.codegen.presburger.chains import Chain
 from patterncc.codegen.presburger.exact import refuse_tables
+from patterncc.codegen.questions import ask
 from patterncc.codegen.runs import Run, runs_of
 from patterncc.dsl.build import compare
 from patterncc.dsl.errors import ConfigError
@@ -32,7 +34,8 @@ Method: TypeAlias = Literal["relations", "positions"]
 MOST_LAYERS = 4096
 MOST_TOKENS = 1 << 20
 MOST_WORK = 1 << 28  # tokens times layers
-MOST_TRIED = 256  # layers up to which the smallest number that is enough is looked for
+# Layers up to which the smallest number that is enough is looked for: where all are alike, or not.
+MOST_TRIED = {True: 256, False: 64}
 MOST_NODES = 1 << 16  # of a graph
 MOST_EDGES = 1 << 21
 
@@ -115,26 +118,29 @@ def reach(
     _check(q_len, layers)
     refuse_tables(pattern.body)
     # Of a pattern that reads the number of layers, a lower stack would be another pattern.
-    spare = layers if "layers" in variables(pattern.body) else _most_tried(q_len)
+    reads = variables(pattern.body)
+    most = min(MOST_TRIED["layer" not in reads], MOST_WORK // (8 * q_len))
+    spare = layers if "layers" in reads else most
     tallest = max(layers, spare)
     concrete = stack(pattern, tallest, sizes, length=Const(q_len), batch=batch)
-    ways: dict[Method, Callable[[], Hops]] = {
-        "relations": lambda: Relations(concrete, q_len),
-        "positions": lambda: Positions(pattern, concrete, q_len, sizes, batch),
-    }
+    bodies = (pattern.body, pattern.body)  # what is composed divides more often than its parts
     found: _Walked | None = None
-    for way in ways if method is None else (method,):
+    used: Method = "relations"
+    if method != "positions":
         try:
-            found = _walk(ways[way](), concrete, q_len, layers)
+            found = ask(bodies, _by_relations, concrete, q_len, layers)
         except TooIntricateError:
-            if way == "positions" or method is not None:
+            if method == "relations":
                 raise
-            continue
-        break
-    assert found is not None, "the last way raises or finds"
-    form, covered = _form(stack(pattern, layers, sizes, length=Var("kv_len"), batch=batch))
+    if found is None:
+        used = "positions"
+        found = _walk(Positions(pattern, concrete, q_len, sizes, batch), concrete, q_len, layers)
+    form, covered = compare("==", Q, K), 0
+    with suppress(TooIntricateError):
+        symbolic = stack(pattern, layers, sizes, length=Var("kv_len"), batch=batch)
+        form, covered = ask(bodies, _form, symbolic)
     return Reach(
-        q_len, layers, found.states, found.enough, found.tried, found.path, way, form, covered
+        q_len, layers, found.states, found.enough, found.tried, found.path, used, form, covered
     )
 
 
@@ -149,16 +155,13 @@ def _check(q_len: int, layers: int) -> None:
         )
 
 
-def _most_tried(q_len: int) -> int:
-    return min(MOST_TRIED, MOST_WORK // (8 * q_len))
+def _by_relations(layers: Stack, q_len: int, height: int) -> _Walked:
+    return _walk(Relations(layers, q_len), layers, q_len, height)
 
 
 def _form(layers: Stack) -> tuple[Predicate, int]:
     """The closed form for all lengths, through as many of the top layers as there is one for."""
-    try:
-        return Chain(layers.masks, Var("kv_len")).through(layers.kinds[::-1])
-    except TooIntricateError:
-        return compare("==", Q, K), 0
+    return Chain(layers.masks, Var("kv_len")).through(layers.kinds[::-1])
 
 
 @dataclass(frozen=True, slots=True)

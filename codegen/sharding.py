@@ -21,6 +21,7 @@ from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
 from patterncc.codegen.presburger.images import Image
 from patterncc.codegen.problem import Problem
+from patterncc.codegen.questions import ask
 from patterncc.codegen.runs import Run, runs_of
 from patterncc.codegen.schedule import evaluate
 from patterncc.dsl.build import (
@@ -248,7 +249,7 @@ def shard_plan(
         "kv_len": shards.q_len,
     }
     body = _put_in(pattern.body, values)
-    general = _needs(body, shards)
+    general = ask([body, shards.holds(Q)], _needs, body, shards)
     visible = _Visible(pattern, values)
     owners = shards.owners()
     share = sizes["heads"] // sizes["kv_heads"]

@@ -9,8 +9,10 @@ ever read out of bounds, whatever the tables hold.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal, TypeAlias
 
 from patterncc.codegen.triton_source import KernelParameter
@@ -35,7 +37,7 @@ TableKind: TypeAlias = Literal["int", "bool", "segments"]
 ANSWERS: tuple[SegmentKind, ...] = ("id", "start", "end")
 """What is found out of a position at once."""
 
-_VECTORS = frozenset({"q", "k", "residue"})  # names that stand for tensors
+_VECTORS = frozenset({"q", "k", "k_first", "k_last", "residue"})  # names that stand for tensors
 _POINTERS: Mapping[TableKind, str] = {"int": "*i32", "bool": "*u8", "segments": "*i32"}
 
 
@@ -46,12 +48,17 @@ class Table:
     Attributes:
         name: The pattern's name of it.
         kind: What it holds.
-        axes: How many it has; 1 for `segments`.
+        spread: For each axis, whether a kernel looks up many of its indexes at once.
     """
 
     name: str
     kind: TableKind
-    axes: int
+    spread: tuple[bool, ...]
+
+    @property
+    def axes(self) -> int:
+        """How many it has; 1 for `segments`."""
+        return len(self.spread)
 
     @property
     def pointer(self) -> KernelParameter:
@@ -72,37 +79,59 @@ class Table:
         taken = [shape[0] - 1] if self.kind == "segments" else shape
         return {size.name: value for size, value in zip(self.sizes, taken, strict=True)}
 
+    def reach(self, shape: Sequence[int]) -> int:
+        """How far apart in memory elements are that are looked up at once; kernels count that in
+        32 bits."""
+        steps = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        return sum(
+            (size - 1) * step
+            for size, step, many in zip(shape, steps, self.spread, strict=True)
+            if many
+        )
+
 
 def tables_read(exprs: Iterable[Expr]) -> tuple[Table, ...]:
     """The tables that expressions read, by name."""
-    found = {table for expr in exprs for node in walk(expr) if (table := _table(node)) is not None}
-    return tuple(sorted(found, key=lambda table: table.name))
+    found: dict[str, Table] = {}
+    for expr in exprs:
+        for node in walk(expr):
+            table = _table(node)
+            if table is not None:
+                known = found.get(table.name, table)
+                spread = tuple(map(any, zip(known.spread, table.spread, strict=True)))
+                found[table.name] = replace(table, spread=spread)
+    return tuple(found[name] for name in sorted(found))
 
 
 def _table(node: Expr) -> Table | None:
     match node:
         case Entry(name, indexes):
-            return Table(name, "int", len(indexes))
+            return Table(name, "int", tuple(map(_many, indexes)))
         case Member(name, indexes):
-            return Table(name, "bool", len(indexes))
+            return Table(name, "bool", tuple(map(_many, indexes)))
         case Segment(_, name, _):
-            return Table(name, "segments", 1)
+            return Table(name, "segments", (False,))
     return None
 
 
+def _many(index: IntExpr) -> bool:
+    return bool(variables(index) & _VECTORS)
+
+
 def read_text(node: Entry | Member, indexes: Sequence[str]) -> str:
-    """Reads an element of a table; a truth value comes as int32, 0 or 1.
+    """Reads an element of a table; a truth value comes as one byte, 0 or 1.
 
     Args:
         node: The element.
-        indexes: Texts of its indexes, scalars or tensors that broadcast together.
+        indexes: Texts of its indexes: tensors, which broadcast together, where those of the node
+            read a name that stands for one, and scalars elsewhere.
     """
     table = _table(node)
     assert table is not None
     missing = MISSING if table.kind == "int" else 0
     sizes = [size.name for size in table.sizes]
     arguments = [table.pointer.name, *sizes, *indexes, str(missing)]
-    return f"read_table_{table.axes}({', '.join(arguments)})"
+    return f"read_table_{''.join('sv'[many] for many in table.spread)}({', '.join(arguments)})"
 
 
 def find_document_text(node: Segment, position: str, between: Sequence[str] = ()) -> str:
@@ -117,7 +146,7 @@ def find_document_text(node: Segment, position: str, between: Sequence[str] = ()
     """
     table = _table(node)
     assert table is not None
-    several = bool(variables(node.position) & _VECTORS)
+    several = _many(node.position)
     function = "find_document" + "s" * several + ("", "_from", "_between")[len(between)]
     arguments = [table.pointer.name, table.sizes[0].name, position, *between]
     return f"{function}({', '.join(arguments)})"
@@ -138,32 +167,47 @@ def rises_with(position: IntExpr, var: Var) -> bool:
 
 def helpers(body: str) -> Iterator[str]:
     """The functions that a kernel's text calls, each once."""
-    for axes in range(1, 9):
-        if f"read_table_{axes}(" in body:
-            yield _reader(axes)
+    for axes in sorted(set(re.findall(r"\bread_table_([sv]+)\(", body))):
+        yield _reader(axes)
     if "find_document" in body:
         yield _FIND_DOCUMENT
     if "find_documents" in body:
         yield _FIND_DOCUMENTS
 
 
-def _reader(axes: int) -> str:
-    sizes = [f"size_{axis}" for axis in range(axes)]
-    indexes = [f"index_{axis}" for axis in range(axes)]
+def _reader(axes: str) -> str:
+    """Reads by a scalar (s) or many indexes (v) on each axis.
+
+    Scalars move the pointer, in 64 bits; the offsets of a tensor are 32 bits wide, for they take a
+    register each.
+    """
+    sizes = [f"size_{axis}" for axis in range(len(axes))]
+    indexes = [f"index_{axis}" for axis in range(len(axes))]
     lines = [
         "@triton.jit",
         f"def read_table_{axes}(table, {', '.join(sizes)}, {', '.join(indexes)}, missing):",
         '    """An element of a table, `missing` outside of it."""',
-        "    place = tl.cast(index_0, tl.int64)",
-        "    inside = (place >= 0) & (place < size_0)",
+        "    step = tl.cast(1, tl.int64)",
+        "    offset = tl.cast(0, tl.int32)",
+        "    inside = tl.cast(1, tl.int1)",
     ]
-    for size, index in zip(sizes[1:], indexes[1:], strict=True):
-        lines += [
-            f"    {index}_wide = tl.cast({index}, tl.int64)",
-            f"    inside = inside & ({index}_wide >= 0) & ({index}_wide < {size})",
-            f"    place = place * {size} + {index}_wide",
-        ]
-    lines.append("    return tl.load(table + place, mask=inside, other=missing)")
+    for axis in reversed(range(len(axes))):
+        size, index = sizes[axis], indexes[axis]
+        if axes[axis] == "s":
+            lines += [
+                f"    {index} = tl.cast({index}, tl.int64)",
+                f"    inside = inside & ({index} >= 0) & ({index} < {size})",
+                f"    table += {index} * step",
+            ]
+        else:
+            lines += [
+                f"    exists = ({index} >= 0) & ({index} < {size})",
+                f"    {index} = tl.where(exists, {index}, 0).to(tl.int32)",
+                "    inside = inside & exists",
+                f"    offset = offset + {index} * step.to(tl.int32)",
+            ]
+        lines.append(f"    step = step * {size}")
+    lines.append("    return tl.load(table + offset, mask=inside, other=missing)")
     return "\n".join(lines) + "\n"
 
 

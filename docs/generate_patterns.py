@@ -27,6 +27,7 @@ from patterncc.call import Call
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import library, load
 from patterncc.dsl.errors import ConfigError, UnsupportedError
+from patterncc.dsl.pattern import Parameter, TableType
 from patterncc.explain import explain
 
 DOCS = Path(__file__).resolve().parent
@@ -168,6 +169,9 @@ DRAWINGS = {
     ),
 }
 
+# Larger ones, that the text of the page shows.
+LARGE = {"lacache": Drawing("capacity=96", "layer 0 1", layers=32, length=512)}
+
 
 # ------------------------------------------------------------------------------------- the text
 
@@ -227,13 +231,18 @@ def lines(name: str) -> list[str]:
 def count(name: str) -> dict[str, str]:
     """How a pattern is lowered, and the area of the tiles it visits for each visible pair."""
     lengths = [NATURAL.get(name, LENGTH), SHORTER]
-    if load(name).tables and "mask" in count_at(name, 1)["loops"]:
-        lengths = [SHORTER]  # it would take minutes
+    if any(reads_positions(parameter) for parameter in load(name).tables):
+        lengths = [SHORTER]  # each pair may have to be looked at
     for length in lengths:
         found = count_at(name, length)
         if found["waste"] != NOT_COUNTED:
             break
     return found
+
+
+def reads_positions(table: Parameter) -> bool:
+    """Whether a table may be read at a position, not only at a head, a layer or a sequence."""
+    return isinstance(table.type, TableType) and not {None, "token"}.isdisjoint(table.type.axes)
 
 
 def count_at(name: str, length: int) -> dict[str, str]:
@@ -281,9 +290,9 @@ PALETTE = ((236, 239, 243), (31, 90, 148), (255, 255, 255))
 GAP = 8
 
 
-def draw(name: str) -> npt.NDArray[np.uint8]:
+def draw(name: str, drawing: Drawing | None = None) -> npt.NDArray[np.uint8]:
     """The picture of a pattern as places in the palette: uint8 `[height, width]`."""
-    drawing = DRAWINGS.get(name, Drawing())
+    drawing = drawing or DRAWINGS.get(name, Drawing())
     values: dict[str, Any] = {
         key: int(value) for key, value in (v.split("=") for v in drawing.values.split())
     }
@@ -342,6 +351,11 @@ def png(pixels: npt.NDArray[np.uint8]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
+def large_picture(name: str) -> Path:
+    """Where the larger picture of a pattern is."""
+    return PICTURES.parent / f"{name}-large.png"
+
+
 def read_png(file: bytes) -> npt.NDArray[np.uint8]:
     """The pixels of a file that `png` wrote, whichever zlib packed them."""
     place, parts = 8, {}
@@ -374,6 +388,8 @@ def main() -> None:
         PICTURES.mkdir(parents=True, exist_ok=True)
         for name in names:
             (PICTURES / f"{name}.png").write_bytes(png(draw(name)))
+        for name, drawing in LARGE.items():
+            large_picture(name).write_bytes(png(draw(name, drawing)))
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), numbers), encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patterncc.codegen import hops
+from patterncc.codegen.layers import layer_period
 from patterncc.codegen.pieces import TooIntricateError
 from patterncc.codegen.reach import Method, Reach, layer_graph, reach
 from patterncc.codegen.runs import flags_of
@@ -141,7 +142,7 @@ def test_what_never_arrives() -> None:
         found = reach(load(text), 300, 3, ONE)
         assert found.enough is None and found.tried is None, text
     periodic = reach(load("if layer % 2 == 0 then chunked(64) else window(1)"), 300, 3, ONE)
-    assert periodic.enough is None and periodic.tried == 256
+    assert periodic.enough is None and periodic.tried == 64
 
 
 def test_one_token() -> None:
@@ -210,6 +211,28 @@ def test_sizes_that_cannot_be() -> None:
         layer_graph(load("causal"), 4000, 1, ONE)
     with pytest.raises(UnsupportedError, match=r"`doc\["):
         reach(load("document"), 64, 1, ONE)
+
+
+@pytest.mark.parametrize(
+    ("text", "period"),
+    [
+        ("causal", 1),
+        ("ladder(period = 6)", 6),
+        ("if layer % 4 == 3 then causal else q - k < (k + 2 * layer) % 6", 12),
+        ("q - k < layer", None),
+        ("(k + layer // 2) % 4 == 0", None),
+        ("(k % 3 + layer) % 4 == 0 and (layer * head + k) % 2 == 0", None),
+    ],
+)
+def test_periods_of_layers(text: str, period: int | None) -> None:
+    body = load(text).body
+    assert layer_period(body) == period
+    if period is not None:
+        env = {"q_len": 30, "kv_len": 30, "q_offset": 0, "sinks": 1, "recent": 2, "kept": 1}
+        for layer in range(3):
+            np.testing.assert_array_equal(
+                dense(body, {**env, "layer": layer}), dense(body, {**env, "layer": layer + period})
+            )
 
 
 def test_layers_are_read() -> None:

@@ -331,6 +331,16 @@ def test_tables_of_a_call() -> None:
         planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0, {"keep": (2,), "w": (8,)})
 
 
+def test_tables_beyond_32_bits() -> None:
+    """What one tile looks up lies within 2^31 entries; heads before that may be any number."""
+    text = "pattern p(keep: bool[head, *, *]): causal and keep[head, q // 64, k // 64]"
+    planner = Planner(lowered(load(text)), KernelConfig(64, 64, 4, 2))
+    env = {"q_offset": 0}
+    planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0, {"keep": (64, 1 << 15, 1 << 15)})
+    with pytest.raises(UnsupportedError, match="the table keep of"):
+        planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0, {"keep": (1, 1 << 17, 1 << 15)})
+
+
 def test_lists_of_tiles_come_first() -> None:
     """Rows of 5 key tiles and one more; one list for all heads, for the table does not name any."""
     text = "pattern p(keep: bool[*, *]): causal and keep[q // 64, k // 64]"

@@ -246,13 +246,13 @@ def system_cases() -> Iterator[Case]:
         numbers = f"kernel={kernel} stride={stride} dilation={dilation}"
         yield case("neighborhood_causal", numbers, length, kv_len=length)
     for layer, head in ((0, 0), (0, 1), (1, 1)):
-        windows = {
+        by_head = {
             "depth_window": [[1, 3], [5, 1]],
             "row_window": [[3, 1], [1, 3]],
             "column_window": [[1, 3], [3, 5]],
         }
         numbers = "tile=2 depth=2 rows=3 columns=4 text=3"
-        yield case("sliding_tile_heads", numbers, 53, layer=layer, head=head, **windows)
+        yield case("sliding_tile_heads", numbers, 53, layer=layer, head=head, **by_head)
     for sizes, kernels in (((3, 4, 5), (3, 3, 3)), ((2, 5, 4), (1, 4, 3)), ((4, 3, 3), (2, 3, 1))):
         numbers = "frames={} height={} width={}".format(*sizes)
         numbers += " frame_kernel={} row_kernel={} column_kernel={}".format(*kernels)

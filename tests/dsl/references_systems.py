@@ -429,8 +429,9 @@ def sliding_tile_heads(
     row_window: Sequence[Sequence[int]],
     column_window: Sequence[Sequence[int]],
 ) -> bool:
-    windows = [table[layer][head] for table in (depth_window, row_window, column_window)]
-    return sliding_tile(q, k, tile, depth, rows, columns, *windows, text)
+    in_depth, in_rows = depth_window[layer][head], row_window[layer][head]
+    in_columns = column_window[layer][head]
+    return sliding_tile(q, k, tile, depth, rows, columns, in_depth, in_rows, in_columns, text)
 
 
 SYSTEMS: dict[str, Callable[..., bool]] = {

@@ -18,6 +18,12 @@ from patterncc.dsl.errors import ArgumentError, PatternError, UnsupportedError
 from patterncc.importers.minference import BLOCK_SPARSE, STREAMING, VERTICAL_SLASH
 from tests.front.inputs import tensors
 
+# What torch says of its sparse tensors.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta"),
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled"),
+]
+
 
 def table(imported: importers.Imported, name: str) -> Tensor:
     found = imported.values[name]

@@ -1,6 +1,7 @@
 """LaCache's tables against a simulation of its cache, and the library pattern with them."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ def test_the_oldest_key_of_a_published_configuration() -> None:
         ({"layers": 32, "capacity": 36}, "`capacity` is 36; .* must be 37 or more"),
     ],
 )
-def test_no_such_ladder(arguments: dict[str, int], message: str) -> None:
+def test_no_such_ladder(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         selection.lacache(**arguments)
 

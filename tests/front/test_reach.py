@@ -50,7 +50,7 @@ def test_other_ends() -> None:
     assert "never influence the last, after any number of layers" in never
     text = "if layer % 2 == 0 then chunked(64) else window(1)"
     periodic = format_reach(reach(load(text), 300, 3, SIZES), "")
-    assert "after 256 layers there are still earlier tokens" in periodic
+    assert "after 64 layers there are still earlier tokens" in periodic
     assert "pattern: 300 tokens, 3 layers" in periodic
 
 
