@@ -13,7 +13,6 @@ whose score is that logarithm and whose value is that output. That merge is exac
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.access_source import TYPES, Access
@@ -29,7 +28,6 @@ from patterncc.codegen.list_source import (
     CAPACITY,
     LIST_PARAMETERS,
     listed_loops,
-    lists_tiles,
 )
 from patterncc.codegen.mask_source import emit_mask, scalar_name
 from patterncc.codegen.scalar_source import HELPERS
@@ -120,14 +118,10 @@ class _ForwardWriter:
         self._access = Access(problem, config, program.tiling)
         # float32 is computed as such: tensor cores would round the operands to 10 bits.
         self._precision = ', input_precision="ieee"' if problem.dtype == "float32" else ""
-        self._listed = lists_tiles(program)
-        if program.listed and not self._listed:
-            # A table may say no of some pairs of a tile that is full by all else.
-            program = replace(
-                program, forward=tuple(replace(s, kind="partial") for s in program.forward)
-            )
-            self._program = program
-        self._nest = listed_loops(program) if self._listed else emit_loops(program.forward)
+        self._listed = bool(program.listed)
+        self._nest = (
+            listed_loops(program, problem.group) if self._listed else emit_loops(program.forward)
+        )
         self._mask = emit_mask(program.mask, self._nest.documents)
         self._masked = any(loop.kind == "partial" for loop in self._nest.loops)
         self._bounds = () if self._listed else scalars_read(program.forward)

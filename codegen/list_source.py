@@ -10,10 +10,10 @@ as arithmetic would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from patterncc.codegen.class_source import (
     CLASS_NAMES,
@@ -33,18 +33,15 @@ from patterncc.codegen.sweep_source import (
     wide_name,
     widened,
 )
-from patterncc.codegen.table_source import helpers, read_text, tables_read
+from patterncc.codegen.table_source import helpers, tables_read
 from patterncc.codegen.triton_source import KernelParameter, KernelSource
-from patterncc.dsl.mask import Expr, Member, Param, Var, walk
+from patterncc.dsl.mask import Expr, Member, Param, Var, variables, walk
 
 if TYPE_CHECKING:
     from patterncc.codegen.config import KernelConfig
     from patterncc.codegen.ir import BlockProgram, Entries
     from patterncc.codegen.problem import Problem
-
-MOST_ENTRIES = 64
-"""Most entries of a table that are looked at for one tile. Finer tables are left to the mask, which
-reads them anyway: to list their tiles would cost as much."""
+    from patterncc.codegen.table_source import Table
 
 LIST_PARAMETERS = (
     KernelParameter("tiles_ptr", "*i32", 4),
@@ -54,44 +51,62 @@ CAPACITY = KernelParameter("tile_capacity", "i32")
 """The length of a row of `tiles`."""
 
 _LANES = 128  # tiles that are looked at together
-_PER_HEAD = frozenset({"head", "kv_head", "heads", "kv_heads"})
+_SHORT = 8  # fewer entries along an axis are looked at one by one
+_AT_ONCE = {True: 16, False: 8}  # or that many at once: along the last axis, along another
+_ACROSS = ("[:, None]", "[None, :]")  # a vector as the rows and as the columns of a tile
 _GIVEN = frozenset({"q_len", "kv_len", "q_offset", "head", "kv_head", "batch", "heads", "kv_heads"})
 _OF_TILE = frozenset({"q_first", "q_last", K_FIRST.name, K_LAST.name, RESIDUE.name})
 
 
-def lists_tiles(program: BlockProgram) -> bool:
-    """Are the program's tiles listed by a kernel of their own?"""
-    return (
-        bool(program.listed)
-        and not any(loop.vectors for loop in emit_loops(program.forward).loops)
-        and all(_count(entries) <= MOST_ENTRIES for clause in program.listed for entries in clause)
-    )
+@dataclass(frozen=True, slots=True)
+class ListAxes:
+    """What the lists of a program differ by.
+
+    Attributes:
+        head: Each head, each head of the keys, or neither has its own.
+        batch: Each batch entry has its own.
+    """
+
+    head: Literal["head", "kv_head"] | None
+    batch: bool
+
+    def grid(self, heads: int, group: int, batch: int) -> tuple[int, int]:
+        """How many lists a query tile has by head, and by batch entry."""
+        by_head = {"head": heads, "kv_head": heads // group, None: 1}[self.head]
+        return by_head, batch if self.batch else 1
+
+    def place(self, by_head: str) -> str:
+        """The number of a head's and batch entry's lists, as text; `by_head` as in `grid`."""
+        head = f"{self.head}.to(tl.int64)" if self.head else ""
+        entry = f"batch.to(tl.int64) * ({by_head})" if self.head else "batch.to(tl.int64)"
+        terms = [*([entry] if self.batch else []), *([head] if head else [])]
+        return " + ".join(terms) or "tl.cast(0, tl.int64)"
 
 
-def list_axes(program: BlockProgram) -> tuple[bool, bool]:
-    """Do the lists differ between heads, and between batch entries?"""
+def list_axes(program: BlockProgram) -> ListAxes:
+    """Which heads and batch entries share their lists."""
     names = {
         leaf.name for expr in _expressions(program) for leaf in walk(expr) if isinstance(leaf, Var)
     }
-    return bool(names & _PER_HEAD), "batch" in names
+    head: Literal["head", "kv_head"] | None = None
+    if "head" in names:
+        head = "head"
+    elif names & {"kv_head", "heads", "kv_heads"}:
+        head = "kv_head"
+    return ListAxes(head, "batch" in names)
 
 
-def list_row(program: BlockProgram) -> str:
-    """The number of a program's row in the lists, as text."""
-    per_head, per_batch = list_axes(program)
-    head = {
-        (True, True): "batch.to(tl.int64) * tl.num_programs(1) + head",
-        (True, False): "head.to(tl.int64)",
-        (False, True): "batch.to(tl.int64)",
-        (False, False): "tl.cast(0, tl.int64)",
-    }[per_head, per_batch]
+def _row(program: BlockProgram, by_head: str) -> str:
+    """The number of a query tile's row in the lists, as text."""
     step = program.tiling.q_step
-    place = "q_tile" if step == 1 else f"q_tile * {step} + row_class"
-    return f"({head}) * tl.num_programs(0) + {place}"
+    tile = "q_tile" if step == 1 else f"q_tile * {step} + row_class"
+    return f"({list_axes(program).place(by_head)}) * tl.num_programs(0) + {tile}"
 
 
-def listed_loops(program: BlockProgram) -> LoopNest:
+def listed_loops(program: BlockProgram, group: int) -> LoopNest:
     """The forward kernel's loops over what `list_tiles` wrote down."""
+    heads = {"head": "tl.num_programs(1)", "kv_head": f"tl.num_programs(1) // {group}", None: ""}
+    row = _row(program, heads[list_axes(program).head])
     last = "tiles + tile_capacity"
     partial = TileLoop(
         "partial",
@@ -111,7 +126,7 @@ def listed_loops(program: BlockProgram) -> LoopNest:
     )
     some_full = any(sweep.kind == "full" for sweep in program.forward)
     common = (
-        f"list_row = {list_row(program)}",
+        f"list_row = {row}",
         "tiles = tiles_ptr + list_row * tile_capacity",
         "partial_count = tl.load(tile_counts_ptr + list_row * 2)",
         *(["full_count = tl.load(tile_counts_ptr + list_row * 2 + 1)"] * some_full),
@@ -121,11 +136,14 @@ def listed_loops(program: BlockProgram) -> LoopNest:
 
 def emit_lists(program: BlockProgram, problem: Problem, config: KernelConfig) -> KernelSource:
     """Writes the kernel that lists the tiles of a program, for a grid of as many query tiles as the
-    forward kernel's, and of its heads and batch entries where the lists differ between those."""
+    forward kernel's and of what else its lists differ by (`ListAxes.grid`)."""
     config = replace(config, num_warps=4, num_stages=1, load="pointer", max_registers=None)
-    nest, tiling = emit_loops(program.forward), program.tiling
+    nest, tiling = emit_loops(program.forward, lanes=False), program.tiling
+    by_kv_head = list_axes(program).head == "kv_head"
+    group = problem.group
     leaves = _leaves(program)
     tables = tables_read(_expressions(program))
+    by_name = {table.name: table for table in tables}
     lengths = length_parameters(tiling)
     known = {*_GIVEN, *_OF_TILE, *CLASS_NAMES, *lengths}
     parameters = (
@@ -143,15 +161,15 @@ def emit_lists(program: BlockProgram, problem: Problem, config: KernelConfig) ->
         f"LANES: tl.constexpr = {_LANES}",
         "",
         *tile_lines(tiling, config.order),
-        "head = tl.program_id(1)",
+        f"{'kv_head' if by_kv_head else 'head'} = tl.program_id(1)",
         "batch = tl.program_id(2)",
-        f"kv_head = head // {problem.group}",
-        *(["heads = tl.num_programs(1)"] if "heads" in names else []),
-        *([f"kv_heads = tl.num_programs(1) // {problem.group}"] if "kv_heads" in names else []),
+        *([] if by_kv_head else [f"kv_head = head // {group}"]),
+        *([_size("heads", group if by_kv_head else 1)] if "heads" in names else []),
+        *([_size("kv_heads", 1 if by_kv_head else -group)] if "kv_heads" in names else []),
         *class_lines(tiling),
         *row_lines(tiling),
-        f"row = {list_row(program)}",
-        "tiles = tiles_ptr + row * tile_capacity",
+        f"list_row = {_row(program, 'tl.num_programs(1)')}",
+        "tiles = tiles_ptr + list_row * tile_capacity",
         "",
         "# Bounds of the sweeps, in 64 bits so that no sum of numbers wraps.",
         *(
@@ -160,19 +178,16 @@ def emit_lists(program: BlockProgram, problem: Problem, config: KernelConfig) ->
             if leaf.name not in (K_FIRST.name, K_LAST.name)
         ),
         *nest.common,
-        *(line for loop in nest.loops for line in loop.setup),
+        *(line for loop in nest.loops if loop.classes == 1 for line in loop.setup),
         "",
         "partial_count = tl.cast(0, tl.int32)",
         "full_count = tl.cast(0, tl.int32)",
     ]
     for loop in nest.loops:
-        count = loop.count if tiling == DENSE else f"tl.where(has_work, {loop.count}, 0)"
-        lines += ["", f"# Tiles that the sweeps call {loop.kind}."]
-        lines += [f"for start in range(0, {count}, LANES):"]
-        lines += [f"    {line}" for line in _look(program, loop, count)]
+        lines += ["", f"# Tiles that the sweeps call {loop.kind}.", *_walk(program, loop, by_name)]
     lines += [
-        "tl.store(tile_counts_ptr + row * 2, partial_count)",
-        "tl.store(tile_counts_ptr + row * 2 + 1, full_count)",
+        "tl.store(tile_counts_ptr + list_row * 2, partial_count)",
+        "tl.store(tile_counts_ptr + list_row * 2 + 1, full_count)",
     ]
     body = "\n".join(f"    {line}" if line else "" for line in lines)
     divides = "floor_divide(" in body or "floor_modulo(" in body
@@ -187,7 +202,28 @@ def emit_lists(program: BlockProgram, problem: Problem, config: KernelConfig) ->
     return KernelSource("list_tiles", text, parameters, problem, config, tables)
 
 
-def _look(program: BlockProgram, loop: TileLoop, count: str) -> Iterator[str]:
+def _size(name: str, factor: int) -> str:
+    """A number of heads from that of programs; a negative factor divides."""
+    scaled = {1: "", -1: ""}.get(factor, f" * {factor}" if factor > 0 else f" // {-factor}")
+    return f"{name} = tl.num_programs(1){scaled}"
+
+
+def _walk(program: BlockProgram, loop: TileLoop, tables: Mapping[str, Table]) -> Iterator[str]:
+    """Walks the tiles of a loop, of one residue class after the other where it has many."""
+    indent = ""
+    if loop.classes > 1:
+        yield f"for residue in range(0, {loop.classes}):"
+        indent = "    "
+        yield f"{indent}residue_wide = tl.cast(residue, tl.int64)"
+        yield from (f"{indent}{line}" for line in loop.setup)
+    count = loop.count if program.tiling == DENSE else f"tl.where(has_work, {loop.count}, 0)"
+    yield f"{indent}for start in range(0, {count}, LANES):"
+    yield from (f"{indent}    {line}" for line in _look(program, loop, count, tables))
+
+
+def _look(
+    program: BlockProgram, loop: TileLoop, count: str, tables: Mapping[str, Table]
+) -> Iterator[str]:
     """Looks at tiles, one in each lane, and writes those that are visited down."""
     yield "step = start + tl.arange(0, LANES)"
     yield f"visited = step < {count}"
@@ -199,7 +235,7 @@ def _look(program: BlockProgram, loop: TileLoop, count: str) -> Iterator[str]:
         yield "any_true = tl.zeros([LANES], tl.int32)"
         yield "any_whole = tl.zeros([LANES], tl.int32)"
         for entries in clause:
-            yield from _entries(entries)
+            yield from _entries(entries, tables[entries.table])
             yield "any_true = tl.maximum(any_true, some)"
             yield "any_whole = tl.maximum(any_whole, every)"
         yield "visited = visited & (any_true != 0)"
@@ -215,33 +251,56 @@ def _look(program: BlockProgram, loop: TileLoop, count: str) -> Iterator[str]:
         yield "full_count += tl.sum(plain, 0)"
 
 
-def _entries(entries: Entries) -> Iterator[str]:
-    """`some`, `every`: are some and are all entries true that a tile reads?"""
+def _entries(entries: Entries, table: Table) -> Iterator[str]:
+    """`some`, `every`: are some and are all entries true that a tile reads?
+
+    Entries along the longest axis are looked at many at once. Their lanes are those nearest in
+    memory where that is the table's last axis, which the entries lie along; else it is the tiles'
+    lanes, which follow that axis.
+    """
+    spans = [bounds.most for bounds in entries.ranges]
+    longest = max(range(len(spans)), key=lambda axis: (spans[axis], axis))
+    last = longest == len(spans) - 1
+    at_once = 1
+    if spans[longest] >= _SHORT:
+        at_once = min(1 << (spans[longest] - 1).bit_length(), _AT_ONCE[last])
+    tile, along = ("", "") if at_once == 1 else _ACROSS if last else _ACROSS[::-1]
+    steps = [span if axis != longest else -(-span // at_once) for axis, span in enumerate(spans)]
     writer = ExpressionWriter(_wide, least_bits=64)
-    yield "some = tl.zeros([LANES], tl.int32)"
-    yield "every = tl.full([LANES], 1, tl.int32)"
-    indexes, inside = [], []
-    left = _count(entries)
     for axis, bounds in enumerate(entries.ranges):
         yield f"low_{axis} = {writer.integer(bounds.lo).text}"
-        left //= bounds.most
-        if bounds.most == 1:
-            indexes.append(f"low_{axis}")
-            continue
-        yield f"high_{axis} = {writer.integer(bounds.hi).text}"
-        indexes.append(f"(low_{axis} + entry // {left} % {bounds.most})")
-        inside.append(f"({indexes[-1]} <= high_{axis})")
-    node = Member(entries.table, tuple(bounds.lo for bounds in entries.ranges))
-    yield f"for entry in range(0, {_count(entries)}):"
-    yield f"    true = {read_text(node, indexes)} != 0"
-    within = " & ".join(inside) or "visited"
-    yield f"    within = {within}"
-    yield "    some = tl.maximum(some, tl.where(within & true, 1, 0))"
-    yield "    every = tl.minimum(every, tl.where(within & (true == 0), 0, 1))"
-
-
-def _count(entries: Entries) -> int:
-    return prod(bounds.most for bounds in entries.ranges)
+        if bounds.most > 1:
+            yield f"high_{axis} = {writer.integer(bounds.hi).text}"
+    yield "some = tl.zeros([LANES], tl.int32)"
+    yield "every = tl.full([LANES], 1, tl.int32)"
+    yield f"for entry in range(0, {prod(steps)}):"
+    yield f"    within = visited{tile}"
+    left = prod(steps)
+    for axis, bounds in enumerate(entries.ranges):
+        left //= steps[axis]
+        # Else bounds are numbers of the whole program.
+        of_tile = tile if variables(bounds.lo) & {K_FIRST.name, K_LAST.name} else ""
+        number = f" + entry // {left} % {steps[axis]}" if bounds.most > 1 else ""
+        if axis == longest and at_once > 1:
+            number = f" + ({number[3:]} * {at_once} + tl.arange(0, {at_once})){along}"
+        yield f"    index_{axis} = low_{axis}{of_tile}{number}"
+        if bounds.most > 1:
+            yield f"    within = within & (index_{axis} <= high_{axis}{of_tile})"
+    yield "    inside = within"
+    yield "    place = index_0"
+    for axis, size in enumerate(table.sizes):
+        if axis:
+            yield f"    place = place * {size.name} + index_{axis}"
+        yield f"    inside = inside & (index_{axis} >= 0) & (index_{axis} < {size.name})"
+    # The choice also gives each lane a place.
+    yield "    place = tl.where(inside, place, 0)"
+    yield f"    true = tl.load({table.pointer.name} + place, mask=inside, other=0) != 0"
+    some, every = "tl.where(true, 1, 0)", "tl.where(true | (within == 0), 1, 0)"
+    if at_once > 1:
+        axis = 1 if last else 0
+        some, every = f"tl.max({some}, {axis})", f"tl.min({every}, {axis})"
+    yield f"    some = tl.maximum(some, {some})"
+    yield f"    every = tl.minimum(every, {every})"
 
 
 def _expressions(program: BlockProgram) -> Iterator[Expr]:

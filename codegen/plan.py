@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.config import KernelConfig, check_config, default_config, tile_order
@@ -19,9 +21,9 @@ from patterncc.codegen.forward_source import emit_forward
 from patterncc.codegen.interval import LIMIT, MOST_PROGRAMS
 from patterncc.codegen.ir import DENSE, BlockProgram, Passes
 from patterncc.codegen.layout import Layout
-from patterncc.codegen.list_source import emit_lists, list_axes, lists_tiles
+from patterncc.codegen.list_source import emit_lists, list_axes
 from patterncc.codegen.problem import Problem
-from patterncc.codegen.schedule import evaluate
+from patterncc.codegen.schedule import evaluate, extents
 from patterncc.codegen.triton_source import KernelSource
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import TRUE
@@ -29,6 +31,9 @@ from patterncc.dsl.mask import TRUE
 Lowered: TypeAlias = Callable[[int, int], Sequence[Passes]]
 """Lowers for a tile shape `(block_q, block_k)`: alternatives, the most special one first, one that
 assumes nothing last."""
+
+MOST_LISTED = 2 << 30
+"""Most bytes of lists of tiles at once."""
 
 _LEAST_SCALE = 1.0e-35
 """Stands for 0: so small that scaled scores vanish beside the logarithm of a count of keys."""
@@ -115,22 +120,22 @@ class Planner:
             tiles = step * _ceildiv(_ceildiv(q_len, step), source.config.block_q)
             grid = (tiles, heads, batch)
             numbers = dict(env)
-            if lists_tiles(program):
-                key_tiles = _ceildiv(_ceildiv(key.sizes[2], program.tiling.k_step), config.block_k)
-                numbers["tile_capacity"] = key_tiles + 1
+            if program.listed:
+                capacity = 1 + _most_tiles(program, numbers, heads, problem.group)
+                numbers["tile_capacity"] = capacity
                 lists = self._source(program, problem, config, lists=True)
-                axes = zip((heads, batch), list_axes(program), strict=True)
-                list_grid = (tiles, *(count if differs else 1 for count, differs in axes))
+                list_grid = (tiles, *list_axes(program).grid(heads, problem.group, batch))
+                _check_lists(prod(list_grid), capacity)
                 launches.append(
                     Launch(
                         lists,
                         True,
-                        list_grid,  # type: ignore[arg-type]
+                        list_grid,
                         (),
                         _pointers(lists),
                         _arguments(lists, layouts, numbers, scale, shapes),
                         (
-                            ("tiles", (prod(list_grid), key_tiles + 1)),
+                            ("tiles", (prod(list_grid), capacity)),
                             ("tile_counts", (prod(list_grid), 2)),
                         ),
                     )
@@ -200,6 +205,38 @@ class Planner:
 
 def _ceildiv(value: int, divisor: int) -> int:
     return -(-value // divisor)
+
+
+def _most_tiles(program: BlockProgram, env: Mapping[str, int], heads: int, group: int) -> int:
+    """A bound of the tiles that the sweeps visit for one query tile: the most at this call, or all
+    tiles where that depends on what only the device knows, such as the head or a table."""
+    env = {**env, "heads": heads, "kv_heads": heads // group}
+    try:
+        return max(_longest(program, part.env) for part in row_classes(program, env))
+    except KeyError:
+        keys = _ceildiv(env["kv_len"], program.tiling.k_step)
+        return _ceildiv(keys, program.block_k)
+
+
+def _longest(program: BlockProgram, env: Mapping[str, int]) -> int:
+    """The most tiles that the sweeps visit for one query tile of a class of rows.
+
+    Raises:
+        KeyError: They read what `env` does not have.
+    """
+    counts: Any = sum(count for _, _, count, _ in extents(program, env))
+    return int(np.max(counts))
+
+
+def _check_lists(rows: int, capacity: int) -> None:
+    """Refuses lists of tiles that take more memory than `MOST_LISTED`."""
+    size = 4 * rows * capacity
+    if size > MOST_LISTED:
+        raise UnsupportedError(
+            f"lists of {capacity - 1} tiles for each of {rows} query tiles take "
+            f"{size / 2**30:.1f} GiB",
+            f"at most {MOST_LISTED // 2**30} GiB: split the call, or take larger tiles",
+        )
 
 
 def _holds(program: BlockProgram, env: Mapping[str, int]) -> bool:

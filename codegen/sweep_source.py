@@ -52,7 +52,8 @@ class TileLoop:
         setup: Lines that compute what `count` and `tile` read, before the loop.
         count: The number of tiles, an expression.
         tile: The tile number as an expression of the counter `step`.
-        vectors: Does that expression hold vectors, so that `step` can be no vector?
+        classes: How many times the loop is run, `residue_wide` counting from 0: more than once only
+            where no lanes were asked for, and `setup` then is of one time.
         first, following: Lines that load the number of the first tile before the loop, and that of
             the next one in it, where the numbers are in memory.
     """
@@ -61,7 +62,7 @@ class TileLoop:
     setup: tuple[str, ...]
     count: str
     tile: str
-    vectors: bool = False
+    classes: int = 1
     first: str = ""
     following: str = ""
 
@@ -114,20 +115,29 @@ class _Piece:
         if self.residue is not None:
             tiles += f", residue {self.residue}"
         elif sweep.classes > 1:
-            tiles += f", {sweep.classes} residue classes as lanes"
+            tiles += f", {sweep.classes} residue classes"
         return f"# {sweep.kind} {which}: {tiles}"
 
 
-def emit_loops(sweeps: Sequence[Sweep]) -> LoopNest:
-    """The loops that run all sweeps: at most two for each kind of tile."""
+def emit_loops(sweeps: Sequence[Sweep], *, lanes: bool = True) -> LoopNest:
+    """The loops that run all sweeps: at most two for each kind of tile.
+
+    Args:
+        sweeps: Of a program.
+        lanes: May classes be lanes, so that `step` must be a scalar? Otherwise each sweep of many
+            classes is a loop that is run for one after the other.
+    """
     pieces = list(_pieces(sweeps))
     shared = _share([piece.sweep for piece in pieces])
     loops = []
     for kind in ("partial", "full"):
-        for wide in (False, True):
-            group = [p for p in pieces if p.sweep.kind == kind and (p.lanes > WARP) == wide]
-            if group:
-                loops.append(_loop(shared.writer, group))
+        of_kind = [piece for piece in pieces if piece.sweep.kind == kind]
+        if lanes:
+            groups = [[p for p in of_kind if (p.lanes > WARP) == wide] for wide in (False, True)]
+        else:
+            groups = [[p for p in of_kind if p.sweep.classes == 1]]
+            groups += [[p] for p in of_kind if p.sweep.classes > 1]
+        loops += [_loop(shared.writer, group, lanes=lanes) for group in groups if group]
     return LoopNest(tuple(shared.lines), tuple(loops), shared.documents)
 
 
@@ -284,18 +294,20 @@ def _scalar(expr: Expr) -> Text | None:
 # ------------------------------------------------------------------------------------ one loop
 
 
-def _loop(writer: ExpressionWriter, pieces: Sequence[_Piece]) -> TileLoop:
+def _loop(writer: ExpressionWriter, pieces: Sequence[_Piece], *, lanes: bool) -> TileLoop:
     """Lays the pieces end to end."""
-    kind = pieces[0].sweep.kind
+    first = pieces[0].sweep
     setup: list[str] = []
     before = ""  # the counter at which the next piece starts
     for piece in pieces:
         setup += (
-            _lanes(writer, piece, before) if piece.lanes > 1 else _stretch(writer, piece, before)
+            _lanes(writer, piece, before)
+            if piece.lanes > 1 and lanes
+            else _stretch(writer, piece, before)
         )
         before = f"end_{piece.label}"
-    vectors = any(piece.lanes > 1 for piece in pieces)
-    return TileLoop(kind, tuple(setup), before, _tile_number(pieces), vectors)
+    tile = _tile_number(pieces, lanes=lanes)
+    return TileLoop(first.kind, tuple(setup), before, tile, 1 if lanes else first.classes)
 
 
 def _stretch(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[str]:
@@ -315,7 +327,7 @@ def _stretch(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[s
 def _lanes(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[str]:
     """The lines of a piece whose bounds are vectors with a lane for each residue class."""
     label, sweep = piece.label, piece.sweep
-    yield piece.comment
+    yield f"{piece.comment} as lanes"
     yield f"residue_wide = tl.arange(0, {piece.lanes}).to(tl.int64)"
     yield f"first_{label} = {_integer(writer, sweep.lo)}"
     guard = separate(sweep.guard)
@@ -340,7 +352,7 @@ def _shift(writer: ExpressionWriter, sweep: Sweep, start: str) -> str:
     return f"({start}).to(tl.int32)"
 
 
-def _tile_number(pieces: Sequence[_Piece]) -> str:
+def _tile_number(pieces: Sequence[_Piece], *, lanes: bool) -> str:
     """The tile at counter `step`; a common stride is multiplied once, outside of the selection."""
     strides = {piece.sweep.stride for piece in pieces}
     common = strides.pop() if len(strides) == 1 else None
@@ -350,7 +362,7 @@ def _tile_number(pieces: Sequence[_Piece]) -> str:
         place = f"shift_{label}"
         if common is None:
             place = f"{_scaled_step(piece.sweep.stride)} + {place}"
-        if piece.lanes > 1:
+        if piece.lanes > 1 and lanes:
             here = f"(starts_{label} <= step) & (step < ends_{label})"
             place = f"tl.sum(tl.where({here}, {place}, 0), 0)"
         tile = f"tl.where(step < end_{label}, {place}, {tile})" if tile else place

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.codegen.config import KernelConfig
-from patterncc.codegen.ir import BlockProgram, Tiling
+from patterncc.codegen.ir import BlockProgram, Passes, Tiling
 from patterncc.codegen.mask_source import emit_mask, scalar_name
 from patterncc.codegen.scalar_source import HELPERS, ExpressionWriter, Text
 from patterncc.codegen.sweep_source import emit_loops, scalars_read, wide_name
@@ -61,7 +61,7 @@ class Call:
     """One attention call; `offset` None aligns the last row with the last key.
 
     With `passes`, texts and their variables, these are run instead of the text; with `every_tile`,
-    all tiles are visited and masked.
+    all tiles are visited and masked; `chosen` takes the passes that counting tiles chooses.
     """
 
     text: str
@@ -79,12 +79,14 @@ class Call:
     passes: tuple[tuple[str, Tiling], ...] = ()
     tables: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     every_tile: bool = False
+    chosen: bool = False
 
 
 def attend(call: Call) -> Errors:
     """The kernel's errors against float64; memory past the keys and of the outputs is poisoned."""
     import torch
 
+    from patterncc.codegen.choice import lower_passes
     from patterncc.codegen.forward import Forward
     from patterncc.dsl import load
     from tests.codegen.attention import (
@@ -109,7 +111,12 @@ def attend(call: Call) -> Errors:
     env = {"q_offset": offset, "layer": 0, **numbers, **call.values}
     sizes = {"heads": heads, "kv_heads": kv_heads, "layers": env.get("layers", 4)}
     tables = {name: _table(rows) for name, rows in call.tables.items()}
-    if call.passes:
+    if call.chosen:
+
+        def lower(block_q: int, block_k: int) -> list[Passes]:
+            return [lower_passes(pattern, block_q, block_k, sizes=sizes, transposed=False)]
+
+    elif call.passes:
         lower = in_passes([(load(text), tiling) for text, tiling in call.passes], sizes)
     else:
         lower = all_partial(pattern.body) if call.every_tile else lowered(pattern, sizes)
@@ -126,6 +133,54 @@ def _table(rows: Sequence[Any]) -> Any:
 
     table = torch.tensor(rows)
     return table if table.dtype == torch.bool else table.to(torch.int32)
+
+
+def lists(call: Call, head: int) -> tuple[list[list[int]], list[list[int]]]:
+    """The partial and the full tiles that the kernel lists for each query tile of a head of the
+    first batch entry; memory that it does not write is poisoned."""
+    import torch
+
+    from patterncc.codegen.layout import Layout
+    from patterncc.codegen.plan import Planner
+    from patterncc.codegen.problem import Problem
+    from patterncc.dsl import load
+    from tests.codegen.attention import lowered
+
+    (heads, kv_heads), width = call.heads, call.head_dim
+    named = {"query": (heads, call.q_len), "key": (kv_heads, call.kv_len)}
+    named |= {"value": named["key"], "out": named["query"]}
+    layouts = [
+        Layout(name, 0, (call.batch, n, rows, width), (n * rows * width, rows * width, width, 1), 4)
+        for name, (n, rows) in named.items()
+    ]
+    offset = call.kv_len - call.q_len if call.offset is None else call.offset
+    tables = {name: _table(rows) for name, rows in call.tables.items()}
+    launch, _ = Planner(lowered(load(call.text)), call.config).plan(
+        Problem("float32", width, width, heads // kv_heads),
+        "interpreter",
+        layouts,
+        {"q_offset": offset, **call.values},
+        call.scale,
+        {name: tuple(table.shape) for name, table in tables.items()},
+    )
+    operands = {
+        name: torch.full(shape, -7, dtype=torch.int32) for name, shape in launch.buffers
+    } | {f"table_{name}": table.view(torch.uint8) for name, table in tables.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        kernel = _imported(launch.source.text, Path(folder)).list_tiles
+        kernel[launch.grid](*(operands[name] for name in launch.pointers), *launch.rest)
+    query_tiles, by_head, _ = launch.grid
+    place = head * by_head // heads
+    rows = slice(place * query_tiles, (place + 1) * query_tiles)
+    partial, full = [], []
+    for tiles, (masked, plain) in zip(
+        operands["tiles"][rows].tolist(), operands["tile_counts"][rows].tolist(), strict=True
+    ):
+        assert masked + plain < len(tiles)
+        partial.append(tiles[:masked])
+        full.append(tiles[len(tiles) - plain :])
+        assert set(tiles[masked : len(tiles) - plain]) <= {-7}
+    return partial, full
 
 
 # ------------------------------------------------------------------------------------ probes
@@ -226,12 +281,18 @@ def _probe(
     out = torch.full(shape, -7, dtype=torch.int64)
     given = torch.from_numpy(np.zeros(1, np.int32) if positions is None else positions)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"probe_{next(_names)}.py"
-        path.write_text(text)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = _imported(text, Path(folder))
         with np.errstate(over="raise"):
             module.probe[(1,)](out, given, *(values[name] for name in names))
     return out.numpy()
+
+
+def _imported(text: str, folder: Path) -> Any:
+    """A text as a module, which Triton reads from a file."""
+    path = folder / f"probe_{next(_names)}.py"
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -123,17 +123,29 @@ def test_packed_documents_on_hopper(tmp_path: Path) -> None:
     assert not re.search(r"convert_layout [^\n]*tensor<64x64xi1", loops)
 
 
+LISTED = (
+    TABLES[3],
+    "pattern p(keep: bool[batch, kv_head, *, *]): causal and keep[batch, kv_head, q, k // 64]",
+    "pattern p(v: bool[head, *], s: bool[head, *]): causal and (v[head, k] or s[head, q - k])",
+    "pattern p(keep: bool[*, *]): causal and keep[q, k]",
+    "pattern p(keep: bool[*, *]): (q - k) % 12 < 5 and keep[q // 64, k // 48]",
+)
+
+
 @pytest.mark.parametrize("target", TARGETS)
-def test_listed_tiles(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", LISTED)
+def test_listed_tiles(text: str, target: str, tmp_path: Path) -> None:
     config = default_config(WIDE, target)
-    program = lower(load(TABLES[3]), config.block_q, config.block_k, within=True)
-    compile_for(emit_lists(program, WIDE, config), target, folder=tmp_path)
+    program = lower(load(text), config.block_q, config.block_k, within=True)
+    lists = compile_for(emit_lists(program, WIDE, config), target, folder=tmp_path)
+    assert lists.spilled == 0
     kernel = compile_for(emit_forward(program, WIDE, config), target, folder=tmp_path)
     if target == "cuda:90":
         copies = str(kernel.stages["ttgir"]).count("ttng.async_tma_copy_global_to_local")
-        # The query once; for each of two loops keys and values, in the loop and ahead of it: the
-        # number of the next tile is there early enough to load at full depth.
-        assert copies == 1 + 2 * 2 * config.num_stages
+        loops = len({sweep.kind for sweep in program.forward})
+        # The query once; for each loop keys and values, in the loop and ahead of it: the number of
+        # the next tile is there early enough to load at full depth.
+        assert copies == 1 + loops * 2 * config.num_stages
 
 
 def test_too_much_shared_memory_is_named(tmp_path: Path) -> None:
