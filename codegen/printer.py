@@ -4,7 +4,16 @@ could change.
 
 from __future__ import annotations
 
-from patterncc.codegen.ir import DENSE, Q_CLASS, BlockProgram, Direction, Entries, Range, Sweep
+from patterncc.codegen.ir import (
+    DENSE,
+    Q_CLASS,
+    BlockProgram,
+    Clauses,
+    Direction,
+    Entries,
+    Range,
+    Sweep,
+)
 from patterncc.dsl.build import add, multiply
 from patterncc.dsl.mask import TRUE, Const, K, Q
 from patterncc.dsl.printer import expression_text
@@ -30,7 +39,7 @@ def format_program(program: BlockProgram) -> str:
         key = add(multiply(Const(tiling.k_step), K), tiling.k_class)
         lines.append(f"positions  query {expression_text(query)}, key {expression_text(key)}")
     if program.listed:
-        lines.append(f"listed by  {' and '.join(map(_clause, program.listed))}")
+        lines.append(f"listed by  {format_clauses(program.listed)}")
     if program.ignored:
         lines.append(f"no bound   {'; '.join(map(expression_text, program.ignored))}")
     for direction, heading in _HEADINGS.items():
@@ -41,6 +50,11 @@ def format_program(program: BlockProgram) -> str:
             "  nothing"
         ]
     return "\n".join(lines) + "\n"
+
+
+def format_clauses(listed: Clauses) -> str:
+    """Which entries of tables a tile asks for: `keep[head, q_first // 64 .. q_last // 64, ...]`."""
+    return " and ".join(map(_clause, listed))
 
 
 def _clause(clause: tuple[Entries, ...]) -> str:

@@ -20,6 +20,7 @@ from patterncc.codegen.facts import Work
 from patterncc.codegen.ir import BlockProgram, Passes
 from patterncc.codegen.lower import lower
 from patterncc.codegen.pair_counts import count_pairs, pair_program
+from patterncc.codegen.printer import format_clauses
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.build import all_of, compare, substitute
 from patterncc.dsl.errors import ConfigError, UnsupportedError
@@ -69,6 +70,8 @@ class PassLoops:
         tiling: Its variables, in a few words.
         q_step, k_step: How far apart its rows and keys are; loops count within the first class.
         visited, full: Tiles, of all classes.
+        listed: What tables say of which tiles are visited, of those that the loops have; "" where
+            they say nothing.
         ignored: Terms of the mask that decide only inside of the tiles.
         forward: Loops of a query tile.
         transposed: Loops of a key tile.
@@ -79,6 +82,7 @@ class PassLoops:
     k_step: int
     visited: int
     full: int
+    listed: str
     ignored: tuple[str, ...]
     forward: tuple[Loop, ...]
     transposed: tuple[Loop, ...]
@@ -354,6 +358,7 @@ def _pass_loops(program: BlockProgram, env: dict[str, Any]) -> PassLoops:
         tiling.k_step,
         counts.visited,
         counts.full,
+        format_clauses(program.listed),
         tuple(map(expression_text, program.ignored)),
         tuple(loops(program, first.env, "forward")),
         tuple(loops(program, first.env, "transposed")),

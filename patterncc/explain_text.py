@@ -62,6 +62,8 @@ def _pass(each: PassLoops, count: int) -> Iterator[str]:
         ]
         among = f", tiles of {' and '.join(strides)}" if strides else ""
         yield f"  pass {each.tiling}{among}: {each.visited:,} visited, {each.full:,} full"
+    if each.listed:
+        yield f"  of these tiles those that a table lists: {each.listed}"
     for term in each.ignored:
         yield f"  tiles are visited whatever this says: {term}"
     yield "  query tile i visits key tiles j"
