@@ -14,6 +14,7 @@ from patterncc.codegen.choice import TilingChoice, lower_passes
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.plan import Lowered
 from patterncc.dsl import load
+from patterncc.dsl.library import source
 from patterncc.dsl.pattern import Pattern
 
 Tables = Mapping[str, torch.Tensor]
@@ -115,10 +116,41 @@ def _blocks(tables: Tables) -> Mask:
 
 
 def _drawn_blocks(length: int, heads: int) -> dict[str, Any]:
-    """An eighth of the blocks, and those on the diagonal."""
+    """A tenth of the blocks, and those on the diagonal."""
     blocks = -(-length // 64)
-    keep = np.random.default_rng(0).random((heads, blocks, blocks)) < 1 / 8
+    keep = np.random.default_rng(0).random((heads, blocks, blocks)) < 0.1
     return {"keep": keep | np.eye(blocks, dtype=bool)}
+
+
+def _bigbird(tables: Tables) -> Mask:
+    random = tables["random"]
+    last = random.shape[1] - 1
+
+    def mask(batch: Any, head: Any, q: Any, k: Any) -> Any:
+        row, column = q // 64, k // 64
+        ends = (row == 0) | (row == last) | (column == 0) | (column == last)
+        return ends | ((row - column).abs() <= 1) | random[head, row, column]
+
+    return mask
+
+
+def _drawn_bigbird(length: int, heads: int) -> dict[str, Any]:
+    """Three blocks of each row, as Hugging Face's default has them."""
+    blocks = -(-length // 64)
+    order = np.random.default_rng(0).random((heads, blocks, blocks)).argsort(axis=2)
+    return {"random": order < 3}
+
+
+def _vertical_slash(tables: Tables) -> Mask:
+    verticals, slashes = tables["verticals"], tables["slashes"]
+    return lambda batch, head, q, k: (q >= k) & (verticals[head, k] | slashes[head, (q - k).abs()])
+
+
+def _drawn_lines(length: int, heads: int) -> dict[str, Any]:
+    """The first 64 keys and near distances, and 100 other keys and distances for each head."""
+    random, near = np.random.default_rng(0), np.arange(length) < 64
+    drawn = [random.random((heads, length)) < 100 / length for _ in range(2)]
+    return {"verticals": drawn[0] | near, "slashes": drawn[1] | near}
 
 
 _STRIDED = Case(
@@ -163,10 +195,18 @@ CASES = (
     Case("packed, 16 documents", _PACKED_TEXT, _packed, tables=_even_documents),
     Case("packed, drawn lengths", _PACKED_TEXT, _packed, tables=_drawn_documents),
     Case(
-        "blocks of 64 by table, 1 in 8",
+        "blocks of 64 by table, 1 in 10",
         "pattern blocks(keep: bool[head, *, *]): causal and keep[head, q // 64, k // 64]",
         _blocks,
         tables=_drawn_blocks,
+        per_head=True,
+    ),
+    Case("bigbird", source("bigbird").text, _bigbird, tables=_drawn_bigbird, per_head=True),
+    Case(
+        "vertical_slash",
+        source("vertical_slash").text,
+        _vertical_slash,
+        tables=_drawn_lines,
         per_head=True,
     ),
 )

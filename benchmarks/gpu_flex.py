@@ -42,8 +42,13 @@ class Shape:
 
 def flex_times(
     names: Sequence[str], shape: Shape, scale: float, seconds: float
-) -> dict[str, float | str]:
-    """Milliseconds of each case, or why there are none; compiling takes `seconds` at most."""
+) -> dict[str, dict[str, float] | str]:
+    """What each case takes, or why there is no answer; compiling takes `seconds` at most.
+
+    Returns:
+        By name `ms`, the milliseconds of a call with a block mask that is there, and `mask_ms`, of
+        making it.
+    """
     context = multiprocessing.get_context("spawn")
     compiled, timing, found = context.Barrier(len(names)), context.Lock(), context.Queue()
     processes = [
@@ -54,7 +59,7 @@ def flex_times(
     ]
     for process in processes:
         process.start()
-    results: dict[str, float | str] = dict.fromkeys(names, "not compiled in time")
+    results: dict[str, dict[str, float] | str] = dict.fromkeys(names, "not compiled in time")
     end = time.monotonic() + 1.2 * seconds
     try:
         for _ in names:
@@ -87,7 +92,8 @@ def _measure(
         (case,) = (case for case in CASES if case.name == name)
         mask = case.flex(case.tables_on(device, shape.length, shape.heads))
         heads = shape.heads if case.per_head else None
-        block_mask = create_block_mask(mask, None, heads, shape.length, shape.length, device=device)
+        sizes = (None, heads, shape.length, shape.length)
+        block_mask = create_block_mask(mask, *sizes, device=device)
         attention = torch.compile(flex_attention)
         gqa = shape.heads != shape.kv_heads
 
@@ -100,7 +106,12 @@ def _measure(
             compiled.wait(seconds)
         with timing:
             ms = triton.testing.do_bench(run, warmup=20, rep=100, return_mode="median")
-        found.put((name, float(ms)))
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            create_block_mask(mask, *sizes, device=device)
+            torch.cuda.synchronize()
+            mask_ms = 1000 * (time.perf_counter() - start)
+        found.put((name, {"ms": float(ms), "mask_ms": mask_ms}))
     except Exception as error:  # FlexAttention cannot do this case; the others go on without it
         compiled.abort()
         found.put((name, f"{type(error).__name__}: {error}"[:300]))

@@ -32,6 +32,7 @@ from patterncc.codegen.config import KernelConfig, check_config, default_config,
 from patterncc.codegen.forward import Forward
 from patterncc.codegen.forward_source import emit_forward
 from patterncc.codegen.launch import CompiledKernel, compile_for
+from patterncc.codegen.list_source import emit_lists
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
 
@@ -55,6 +56,9 @@ def compile_one(
 ) -> list[CompiledKernel]:
     """Fills Triton's cache with the kernels of a case; runs in another process."""
     parts = passes(name, config.block_q, config.block_k)
+    for program in parts:
+        if program.listed:
+            compile_for(emit_lists(program, problem, config), target)
     return [
         compile_for(
             emit_forward(
@@ -210,7 +214,7 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, ", end="")
     print(f"triton {triton.__version__}, {len(kernels)} kernels compiled in {compiled:.0f} s")
     shape = Shape(options.heads, kv_heads, options.length, options.head_dim)
-    flex: dict[str, float | str] = {}
+    flex: dict[str, dict[str, float] | str] = {}
     if not options.no_flex:
         named = [case.name for case in cases if case.tiling == "auto"]
         flex = flex_times(named, shape, options.head_dim**-0.5, options.flex_seconds)
@@ -242,7 +246,10 @@ def compile_all(
     target: str,
     jobs: int,
 ) -> dict[tuple[str, KernelConfig], list[CompiledKernel]]:
-    """Compiles every kernel in other processes; Triton's cache on disk carries them over."""
+    """Compiles every kernel in other processes; Triton's cache on disk carries them over.
+
+    A config whose kernels turn out to be too large is taken out of `tried`.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         futures = {
@@ -250,7 +257,14 @@ def compile_all(
             for case in cases
             for config in tried[case.name]
         }
-        return {key: future.result() for key, future in futures.items()}
+        kernels = {}
+        for (name, config), future in futures.items():
+            try:
+                kernels[name, config] = future.result()
+            except ConfigError as error:
+                print(f"{name}: {error}")
+                tried[name].remove(config)
+        return kernels
 
 
 def run_case(
@@ -259,7 +273,7 @@ def run_case(
     configs: list[KernelConfig],
     kernels: dict[tuple[str, KernelConfig], list[CompiledKernel]],
     options: argparse.Namespace,
-    flex: dict[str, float | str],
+    flex: dict[str, dict[str, float] | str],
 ) -> dict[str, Any]:
     """Checks and times one pattern in every config, and its peers.
 
@@ -300,8 +314,8 @@ def run_case(
         "runs": runs,
     }
     other = flex.get(case.name)
-    if isinstance(other, float):
-        result["flex"] = {"ms": other, "tflops": flops / other / 1e9}
+    if isinstance(other, dict):
+        result["flex"] = {**other, "tflops": flops / other["ms"] / 1e9}
     elif other is not None:
         result["flex"] = {"error": other}
     if case.name in ("full", "causal"):

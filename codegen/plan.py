@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from patterncc.codegen.classes import row_classes
-from patterncc.codegen.config import KernelConfig, check_config, default_config, tile_order
+from patterncc.codegen.config import KernelConfig, check_config, default_config, suited
 from patterncc.codegen.forward_source import emit_forward
 from patterncc.codegen.interval import LIMIT, MOST_PROGRAMS
 from patterncc.codegen.ir import DENSE, BlockProgram, Passes
@@ -115,7 +115,7 @@ class Planner:
         launches: list[Launch] = []
         for number, program in enumerate(passes):
             resumes, hands_on = number > 0, number < len(passes) - 1
-            source = self._source(program, problem, config, resumes, hands_on)
+            source = self._source(program, problem, target, config, resumes, hands_on)
             step = program.tiling.q_step
             tiles = step * _ceildiv(_ceildiv(q_len, step), source.config.block_q)
             grid = (tiles, heads, batch)
@@ -123,7 +123,7 @@ class Planner:
             if program.listed:
                 capacity = 1 + _most_tiles(program, numbers, heads, problem.group)
                 numbers["tile_capacity"] = capacity
-                lists = self._source(program, problem, config, lists=True)
+                lists = self._source(program, problem, target, config, lists=True)
                 list_grid = (tiles, *list_axes(program).grid(heads, problem.group, batch))
                 _check_lists(prod(list_grid), capacity)
                 launches.append(
@@ -180,6 +180,7 @@ class Planner:
         self,
         program: BlockProgram,
         problem: Problem,
+        target: str,
         config: KernelConfig,
         resumes: bool = False,
         hands_on: bool = False,
@@ -189,7 +190,7 @@ class Planner:
         """The kernel of a pass, or the one that lists its tiles, written once; without a config of
         the caller's it starts with the longest tiles."""
         if self._config is None:
-            config = replace(config, order=tile_order(program))
+            config = suited(config, problem, target, program)
         # By identity, for a program is slow to hash; kept beside the source, so that no other
         # program can come to have its identity.
         place = (id(program), problem, config, resumes, hands_on, lists)

@@ -6,11 +6,10 @@ Holds no tensor and imports no torch; what a stage means is in `codegen`.
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from patterncc.codegen.choice import candidates
-from patterncc.codegen.config import KernelConfig, check_config, default_config, tile_order
+from patterncc.codegen.config import KernelConfig, check_config, default_config, suited
 from patterncc.codegen.forward_source import emit_forward
 from patterncc.codegen.lower import initial_part
 from patterncc.codegen.passes import PASSES, after_each
@@ -148,7 +147,7 @@ class Compilation:
 
     @functools.cached_property
     def config(self) -> KernelConfig:
-        """Tile shape and other choices of the first kernel; others differ in order alone.
+        """Tile shape and other choices of the first kernel; others differ in order and stages.
 
         Raises:
             ConfigError: It cannot work for this problem on this target.
@@ -202,12 +201,12 @@ class Compilation:
         Raises:
             UnsupportedError: The problem has no kernel, or the pattern no lowering.
         """
-        programs = self.programs()
+        programs, base = self.programs(), default_config(self.problem, self.target)
         return tuple(
             emit_forward(
                 program,
                 self.problem,
-                self.config if self._config else replace(self.config, order=tile_order(program)),
+                self._config or suited(base, self.problem, self.target, program),
                 resumes=number > 0,
                 hands_on=number < len(programs) - 1,
             )

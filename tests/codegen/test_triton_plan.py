@@ -89,6 +89,17 @@ def test_default_starts_with_the_longest_tiles() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "head_dim", "stages"),
+    [("keep[q // 64, k // 64]", 128, 2), ("keep[q // 64, k // 64]", 64, 3), ("keep[3, k]", 128, 3)],
+)
+def test_stages_leave_room_for_two_programs(text: str, head_dim: int, stages: int) -> None:
+    """A table that is read pair by pair takes shared memory of the multiprocessor."""
+    program = lower(load(f"pattern p(keep: bool[*, *]): causal and {text}"), 64, 64)
+    problem = Problem("bfloat16", head_dim, head_dim, 1)
+    assert default_config(problem, "cuda:90", program).num_stages == stages
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"block_q": 48}, "block_q=48"),
