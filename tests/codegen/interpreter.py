@@ -24,6 +24,7 @@ import numpy.typing as npt
 from patterncc.codegen.config import KernelConfig
 from patterncc.codegen.ir import BlockProgram, Passes, Tiling
 from patterncc.codegen.mask_source import emit_mask, scalar_name
+from patterncc.codegen.plan import Lowered
 from patterncc.codegen.scalar_source import HELPERS, ExpressionWriter, Text
 from patterncc.codegen.sweep_source import emit_loops, scalars_read, wide_name
 from patterncc.dsl.mask import Expr, IntExpr, Param, Predicate, Var, walk
