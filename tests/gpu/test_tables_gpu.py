@@ -29,6 +29,25 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
         {"keep": [[[(h + i * j) % 3 == 1 for j in range(6)] for i in range(7)] for h in range(4)]},
     ),
     (
+        "pattern p(keep: bool[batch, kv_head, *, *]): causal and keep[batch, kv_head, q, k // 32]",
+        {
+            "keep": [
+                [
+                    [[(q // 9 + j + h) % 4 == 0 for j in range(6)] for q in range(190)]
+                    for h in (0, 1)
+                ]
+            ]
+        },
+    ),
+    (
+        "pattern p(v: bool[*], s: bool[*]): causal and (v[k] or s[q - k])",
+        {"v": [n % 71 < 2 for n in range(180)], "s": [n % 90 < 5 for n in range(150)]},
+    ),
+    (
+        "pattern p(keep: bool[*, *]): (q - k) % 12 < 5 and keep[q // 48, k // 40]",
+        {"keep": [[(i + j) % 3 == 0 for j in range(6)] for i in range(4)]},
+    ),
+    (
         "pattern p(image: int[token]): causal or image[q] == image[k]",
         {"image": [n // 90 for n in range(195)]},
     ),
@@ -100,3 +119,31 @@ def test_wrong_tables(tmp_path: Path) -> None:
         call(torch.zeros(4, dtype=torch.int32, device="cuda")[::2])
     with pytest.raises(ConfigError, match="has 2 axes"):
         call(torch.zeros((1, 2), dtype=torch.int32, device="cuda"))
+
+
+def test_a_graph_lists_tiles_anew(tmp_path: Path) -> None:
+    """A replayed graph visits the tiles that the table names then."""
+    pattern = load("pattern p(keep: bool[*, *]): keep[q // 48, k // 32]")
+    forward = Forward(lowered(pattern), folder=tmp_path)
+    query, key, value = (
+        torch.randn(1, 2, 190, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)
+    )
+    rows = [[[(i + j + n) % 3 == 0 for j in range(6)] for i in range(4)] for n in (0, 1)]
+    table = torch.tensor(rows[0], device="cuda")
+
+    def call() -> tuple[torch.Tensor, torch.Tensor]:
+        return forward(query, key, value, env={"q_offset": 0}, scale=0.125, tables={"keep": table})
+
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = call()
+    for given in (rows[1], rows[0]):
+        table.copy_(torch.tensor(given))
+        graph.replay()
+        torch.cuda.synchronize()
+        wanted = expected(pattern, query, key, value, {"q_offset": 0}, 0.125, {"keep": given})
+        found = errors(got, wanted)
+        assert found.out < 3e-2, found
+        assert found.empty
