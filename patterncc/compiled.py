@@ -221,7 +221,7 @@ class Attention(Facts):
             block_q: Rows of a tile.
             block_k: Keys of a tile.
             head, layer, q_offset, heads, kv_heads, layers, batch: As for `mask`.
-            **values: Run-time numbers by name.
+            **values: Run-time numbers and tables by name.
 
         Returns:
             uint8 `[ceil(q_len / block_q), ceil(kv_len / block_k)]`, on the CPU: 0 empty, 1 partial,
@@ -272,7 +272,7 @@ class Attention(Facts):
         dtype: DType = "bfloat16",
         head_dim: int = 128,
         value_head_dim: int | None = None,
-        **values: int,
+        **values: Any,
     ) -> str:
         """What the pattern means and costs at one call, as text: its mathematics, which parameters
         are run-time values, how many pairs, tiles, operations and bytes, and the loops of a kernel.
@@ -290,7 +290,7 @@ class Attention(Facts):
             dtype: Of the tensors, for the count of bytes.
             head_dim: Of query and key.
             value_head_dim: Of value; `head_dim` if not given.
-            **values: Run-time numbers by name.
+            **values: Run-time numbers and tables by name.
 
         Raises:
             ArgumentError: An argument is missing, unknown or does not fit.
@@ -320,7 +320,7 @@ class Attention(Facts):
         kv_heads: int | None = None,
         layers: int | None = None,
         batch: int = 0,
-        **values: int,
+        **values: Any,
     ) -> None:
         """Draws the mask of one head into a file, its tiles coloured full, partial and empty.
 
@@ -337,7 +337,7 @@ class Attention(Facts):
             kv_heads: Number of key/value heads; `heads` if not given.
             layers: Number of layers; `layer + 1` if not given.
             batch: Index in the batch.
-            **values: Run-time numbers by name.
+            **values: Run-time numbers and tables by name.
 
         Raises:
             ArgumentError: An argument is missing, unknown or does not fit.

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from patterncc.codegen.config import KernelConfig
 from patterncc.codegen.ir import BlockProgram, Passes, Tiling
 from patterncc.codegen.mask_source import emit_mask, scalar_name
+from patterncc.codegen.plan import Lowered
 from patterncc.codegen.scalar_source import HELPERS, ExpressionWriter, Text
 from patterncc.codegen.sweep_source import emit_loops, scalars_read, wide_name
 from patterncc.dsl.mask import Expr, IntExpr, Param, Predicate, Var, walk
@@ -111,11 +112,13 @@ def attend(call: Call) -> Errors:
     env = {"q_offset": offset, "layer": 0, **numbers, **call.values}
     sizes = {"heads": heads, "kv_heads": kv_heads, "layers": env.get("layers", 4)}
     tables = {name: _table(rows) for name, rows in call.tables.items()}
+    lower: Lowered
     if call.chosen:
 
-        def lower(block_q: int, block_k: int) -> list[Passes]:
+        def chosen(block_q: int, block_k: int) -> Sequence[Passes]:
             return [lower_passes(pattern, block_q, block_k, sizes=sizes, transposed=False)]
 
+        lower = chosen
     elif call.passes:
         lower = in_passes([(load(text), tiling) for text, tiling in call.passes], sizes)
     else:

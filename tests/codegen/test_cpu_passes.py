@@ -3,8 +3,10 @@
 import math
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from patterncc.codegen import cpu, cpu_kernels, head_kinds
-from patterncc.codegen.choice import Passes, TilingChoice, lower_passes
+from patterncc.codegen.choice import TilingChoice, lower_passes
 from patterncc.codegen.cpu_heads import PlanStore
 from patterncc.codegen.decompose import decompositions
-from patterncc.codegen.ir import Q_FIRST, Q_LAST, BlockProgram, Sweep
+from patterncc.codegen.ir import Q_FIRST, Q_LAST, BlockProgram, Passes, Sweep
 from patterncc.codegen.reference import allowed, dense_attention
 from patterncc.codegen.tiling import change_variables
 from patterncc.dsl import load
@@ -168,7 +170,7 @@ def test_strided_patterns(
 
 @pytest.mark.parametrize("text", STRIDED)
 def test_the_tensors_are_not_copied(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = set()
+    seen: set[int] = set()
     original = cpu_kernels.flash
 
     def spy(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
@@ -176,8 +178,9 @@ def test_the_tensors_are_not_copied(text: str, monkeypatch: pytest.MonkeyPatch) 
         return original(query, key, value, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cpu_kernels, "flash", spy)
-    tensors = [random(1, 4, 200, 16, seed=seed) for seed in (1, 2, 3)]
-    check(passes_of(text), load(text).body, *tensors, {"layer": 3})
+    query, key, value = (random(1, 4, 200, 16, seed=seed) for seed in (1, 2, 3))
+    check(passes_of(text), load(text).body, query, key, value, {"layer": 3})
+    tensors = (query, key, value)
     assert seen <= {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
 
@@ -334,14 +337,17 @@ def test_tables_may_change_in_place() -> None:
 
 
 def test_heads_with_equal_numbers_are_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from patterncc.codegen import cpu_heads
+    from patterncc.codegen import cpu_heads, cpu_tiles
 
     _, program = windows()
     planned = []
-    original = cpu_heads.masked_tiles
-    monkeypatch.setattr(
-        cpu_heads, "masked_tiles", lambda *args: planned.append(1) or original(*args)
-    )
+    original = cpu_tiles.masked_tiles
+
+    def counted(*args: Any) -> Any:
+        planned.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(cpu_heads, "masked_tiles", counted)
     store = PlanStore()
     env = {"q_len": 99, "kv_len": 99, "q_offset": 0, "heads": 6, "kv_heads": 3}
     table = np.array([5, 9, 5, 5, 9, 500])
@@ -370,7 +376,7 @@ def test_long_tables_are_not_kept() -> None:
 
 
 def test_digests_tell_arrays_apart() -> None:
-    arrays = [
+    arrays: list[npt.NDArray[Any]] = [
         np.zeros(4, np.int64),
         np.zeros((2, 2), np.int64),
         np.zeros((4, 1), np.int64),

@@ -23,6 +23,7 @@ from patterncc.codegen.schedule import forward_tiles
 from patterncc.dsl import load
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.library import source
+from patterncc.dsl.pattern import TableType
 from tests.codegen.attention import lowered
 from tests.codegen.interpreter import Call, attend, interpreter, lists
 
@@ -153,8 +154,9 @@ def test_library(worker: ProcessPoolExecutor, name: str, lengths: tuple[int, int
     tables = {
         table.name: (
             random.random([sizes.get(str(a), 100) for a in table.type.axes]) < 0.1
-        ).tolist()  # type: ignore[union-attr]
+        ).tolist()
         for table in load(text).tables
+        if isinstance(table.type, TableType)
     }
     _attends(worker, Call(text, *lengths, config=SMALL, tables=tables, chosen=True))
 
@@ -188,7 +190,7 @@ def _buffers(text: str, length: int, tables: dict[str, tuple[int, ...]]) -> list
 
 def test_lists_are_no_longer_than_the_sweeps() -> None:
     text = "pattern p(keep: bool[batch, kv_head, *, *]): {} and keep[batch, kv_head, q, k // 64]"
-    tables = {"keep": (2, 2, 6400, 100)}
+    tables: dict[str, tuple[int, ...]] = {"keep": (2, 2, 6400, 100)}
     assert _buffers(text.format("causal"), 6400, tables) == [(100 * 2 * 2, 101), (400, 2)]
     assert _buffers(text.format("window(192)"), 6400, tables) == [(400, 5), (400, 2)]
     # Windows that only the device knows.

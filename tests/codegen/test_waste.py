@@ -5,6 +5,8 @@ Waste is the area of visited tiles over visible pairs, in tiles of 128 x 128 at 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from patterncc import example_values
@@ -65,7 +67,9 @@ def waste(name: str) -> float:
     sizes = {"heads": 8, "kv_heads": 8, "layers": layers, "kv_len": LENGTH, "batch": 1}
     example = example_values.example(name, pattern, sizes)
     tables, numbers = ({}, {}) if example is None else (example.tables, example.numbers)
-    open_numbers = {number.name: 512 for number in pattern.numbers if number.value is None}
+    open_numbers: dict[str, Any] = {
+        number.name: 512 for number in pattern.numbers if number.value is None
+    }
     pattern = load(library.source(name).text, **{**open_numbers, **numbers})
     call = Call.of(pattern, LENGTH, heads=8, layers=layers, tables=tables)
     passes = lower_passes(pattern, TILE, TILE, sizes=call.sizes, within=True, transposed=False)

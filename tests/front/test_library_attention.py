@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,9 +21,7 @@ def test_attention_equals_dense(name: str) -> None:
     layers = example_values.USUAL_LAYERS.get(name, 4)
     sizes = {"heads": HEADS, "kv_heads": KV_HEADS, "layers": layers, "kv_len": LENGTH, "batch": 1}
     example = example_values.example(name, pattern, sizes)
-    values: dict[str, object] = {
-        number.name: 50 for number in pattern.numbers if number.value is None
-    }
+    values: dict[str, Any] = {number.name: 50 for number in pattern.numbers if number.value is None}
     if example is not None:
         values |= example.numbers
         values |= {table: torch.as_tensor(given) for table, given in example.tables.items()}
@@ -36,7 +36,7 @@ def test_attention_equals_dense(name: str) -> None:
         return_lse=True,
         layer=LAYER,
         layers=layers,
-        **values,  # type: ignore[arg-type]
+        **values,
     )
     for head in range(HEADS):
         allowed = attn.mask(
@@ -46,7 +46,7 @@ def test_attention_equals_dense(name: str) -> None:
             kv_heads=KV_HEADS,
             layer=LAYER,
             layers=layers,
-            **values,  # type: ignore[arg-type]
+            **values,
         )
         shared = head // (HEADS // KV_HEADS)
         scores = query[0, head].double() @ key[0, shared].double().T / 32**0.5

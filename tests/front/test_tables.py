@@ -22,7 +22,7 @@ IMAGES = patterncc.compile("pattern p(image: int[token]): k <= q or image[q] == 
 LENGTHS = patterncc.compile("pattern p(n: int[batch]): k < n[batch]")
 LAYERED = patterncc.compile("pattern p(w: int[layer, head]): 0 <= q - k < w[layer, head]")
 
-TABLES: dict[str, tuple[patterncc.Attention, dict[str, Tensor]]] = {
+TABLES: dict[str, tuple[patterncc.Attention, dict[str, Any]]] = {
     "windows": (WINDOWS, {"w": torch.tensor([3, 40, 3, 9])}),
     "packed": (
         PACKED,
@@ -55,8 +55,8 @@ def test_a_table_may_change_between_calls() -> None:
     attn, tables = TABLES["packed"]
     inputs = tensors()
     tables = {name: table.clone() for name, table in tables.items()}
-    for change in (lambda: tables["doc"][1].fill_(3), lambda: tables["window"].fill_(2)):
-        change()
+    for place in (tables["doc"][1], tables["window"]):
+        place.fill_(3)
         results = attn(*inputs, return_lse=True, **tables)
         assert_right(results, expected(attn, *inputs, **tables), inputs[0])
 
@@ -101,8 +101,9 @@ def test_compiled_calls_take_other_tables_without_compiling_again() -> None:
     attn, tables = TABLES["packed"]
     counter = CompileCounter()
 
-    def model(query: Tensor, key: Tensor, value: Tensor, **given: Tensor) -> Tensor:
-        return attn(query * 2, key, value, **given) + 1
+    def model(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
+        out: Tensor = attn(query * 2, key, value, **given)
+        return out + 1
 
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=counter, fullgraph=True)

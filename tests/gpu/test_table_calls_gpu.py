@@ -52,7 +52,9 @@ def test_a_call_never_waits_for_the_device() -> None:
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_a_graph_is_replayed_with_other_tables(dtype: torch.dtype) -> None:
     query, key, value = inputs()
-    cpu_tables = {name: table.clone() for name, table in TABLES["packed"][1].items()}
+    cpu_tables: dict[str, Any] = {
+        name: table.clone() for name, table in TABLES["packed"][1].items()
+    }
     tables: dict[str, Any] = on_gpu(cpu_tables, dtype)
     PACKED(query, key, value, **tables)
     graph = torch.cuda.CUDAGraph()
