@@ -170,7 +170,7 @@ def _tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:
         return KernelConfig(32, 32, 4, 1)
     if problem.dtype == "float32":
         # Accumulators and operands share the registers: wider tiles spill on one target or another.
-        return KernelConfig(32, 32, 4, 2) if widest <= 192 else KernelConfig(32, 16, 4, 2)
+        return KernelConfig(32, 32, 4, 2) if widest <= 160 else KernelConfig(32, 16, 4, 2)
     if target.startswith("hip"):
         return KernelConfig(128, 64, 4, 1) if widest <= 128 else KernelConfig(64, 64, 4, 1)
     load: Load = "descriptor" if descriptors and "descriptor" in loads(target) else "pointer"

@@ -54,7 +54,7 @@ from patterncc.dsl.mask import (
 from patterncc.dsl.pattern import Pattern
 from patterncc.dsl.printer import expression_text
 
-MOST_INTRICATE = 12  # of `approximate.intricacy`, with which an exact lowering is tried
+MOST_INTRICATE = 11  # of `approximate.intricacy`, with which an exact lowering is tried
 
 DIVIDING_SIZES = ("heads", "kv_heads", "layers")
 

@@ -94,11 +94,13 @@ class Relation:
             full_pieces = _disjoint(
                 [part for whole_part in [*natural, full] for part in _simplest_first(whole_part)]
             )
-            partial_pieces = []
-            for part in _disjoint(_simplest_first(visited)):
-                partial_pieces.extend(
-                    _disjoint(_simplest_first(part.to_set().subtract(full).coalesce()))
-                )
+            partial_pieces = _disjoint(_simplest_first(visited))
+            if full_pieces:
+                partial_pieces = [
+                    rest
+                    for part in partial_pieces
+                    for rest in _disjoint(_simplest_first(part.to_set().subtract(full).coalesce()))
+                ]
             return (
                 [
                     piece

@@ -34,7 +34,13 @@ NARROW = {
 # Columns of blocks much narrower than a tile: every tile meets one.
 COLUMNS = {"deepspeed_fixed": 4.0, "deepspeed_longformer": 13.0, "sparse_fixed": 3.9}
 # Rows of a raster: a tile of 128 positions is two or three of its rows, and sees all their columns.
-RASTERS = {"neighborhood": 5.5, "neighborhood_3d": 15.0, "sliding_tile": 3.5, "swin": 14.0}
+RASTERS = {
+    "neighborhood": 5.5,
+    "neighborhood_3d": 15.0,
+    "sliding_tile": 3.5,
+    "sliding_tile_heads": 3.5,
+    "swin": 14.0,
+}
 # Tables read by position: blocks narrower than tiles, scattered columns, ids that no bound knows.
 TABLES = {
     "bigbird": 2.7,
