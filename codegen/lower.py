@@ -116,7 +116,9 @@ def initial_program(
         UnsupportedError: For a term that has no exact lowering yet; the message names it.
     """
     whole = specialise(pattern.body, sizes or {})
-    return _program(pattern.structure, whole, block_q, block_k, within, tiling, transposed)
+    return initial_part(
+        pattern, whole, block_q, block_k, within=within, tiling=tiling, transposed=transposed
+    )
 
 
 def initial_part(
@@ -139,24 +141,12 @@ def initial_part(
     Raises:
         UnsupportedError: For a term that has no lowering; the message names it.
     """
-    return _program(pattern.structure, body, block_q, block_k, within, tiling, transposed)
-
-
-def _program(
-    structure: str,
-    whole: Predicate,
-    block_q: int,
-    block_k: int,
-    within: bool,
-    tiling: Tiling,
-    transposed: bool,
-) -> BlockProgram:
-    body = change_variables(whole, tiling)
+    body = change_variables(body, tiling)
     geometry = _Geometry(block_q, block_k, within, tiling)
     known, listed = split_listed(body, block_q, block_k)
     forward, below, ignored = _loops(known, geometry, transposed)
     return BlockProgram(
-        structure=structure,
+        structure=pattern.structure,
         block_q=block_q,
         block_k=block_k,
         mask=body,

@@ -42,11 +42,9 @@ def pair_program(
     Raises:
         UnsupportedError: For a pattern that cannot be lowered.
     """
-    pairs = lower(pattern, 1, 1, sizes=sizes, within=within, transposed=False)
+    pairs = lower(pattern, 1, 1, sizes=sizes, within=within, transposed=transposed)
     if pairs.listed or pairs.ignored:
         return lower(pattern, _TILE, _TILE, sizes=sizes, within=within, transposed=False)
-    if transposed:
-        return lower(pattern, 1, 1, sizes=sizes, within=within)
     return pairs
 
 

@@ -12,41 +12,24 @@ from math import gcd
 from patterncc.codegen.ir import CALL_KV_LEN, CALL_Q_LEN, DENSE, Q_CLASS, Tiling
 from patterncc.codegen.passes.simplify import divide
 from patterncc.dsl.build import (
-    absolute,
     add,
-    all_of,
-    any_of,
-    branch,
     compare,
-    maximum,
-    minimum,
     modulo,
     multiply,
-    negate,
-    select,
+    rebuild,
     substitute,
 )
 from patterncc.dsl.mask import (
-    Abs,
-    And,
-    Branch,
     Compare,
     Const,
-    Entry,
+    Expr,
     FloorDiv,
     IntExpr,
     K,
-    Max,
-    Member,
-    Min,
     Mod,
-    Not,
-    Or,
     Predicate,
     Product,
     Q,
-    Segment,
-    Select,
     Sum,
     Truth,
     Var,
@@ -71,7 +54,7 @@ def change_variables(body: Predicate, tiling: Tiling) -> Predicate:
             Var("kv_len"): CALL_KV_LEN,
         },
     )
-    return _Reducer(tiling).predicate(changed)
+    return _Reducer(tiling).reduced(changed)  # type: ignore[return-value]
 
 
 class _Reducer:
@@ -90,49 +73,16 @@ class _Reducer:
         if not isinstance(tiling.k_class, Const):
             self._ranges[tiling.k_class] = tiling.k_step
 
-    def predicate(self, expr: Predicate) -> Predicate:
-        match expr:
+    def reduced(self, expr: Expr) -> Expr:
+        match rebuild(expr, self.reduced):
             case Compare(op, left, right):
-                return _reduced(op, self.integer(left), self.integer(right))
-            case And(args):
-                return all_of(*map(self.predicate, args))
-            case Or(args):
-                return any_of(*map(self.predicate, args))
-            case Not(arg):
-                return negate(self.predicate(arg))
-            case Branch(condition, then, otherwise):
-                parts = map(self.predicate, (condition, then, otherwise))
-                return branch(*parts)
-            case Member(table, indexes):
-                return Member(table, tuple(map(self.integer, indexes)))
-        return expr
-
-    def integer(self, expr: IntExpr) -> IntExpr:
-        match expr:
-            case Sum(terms):
-                return add(*map(self.integer, terms))
-            case Product(factors):
-                return multiply(*map(self.integer, factors))
+                return _reduced(op, left, right)
             case FloorDiv(value, Const(divisor)):
-                whole = self._without_class(self.integer(value), divisor)
-                return self._quotient(divide(whole, divisor))
+                return self._quotient(divide(self._without_class(value, divisor), divisor))
             case Mod(value, Const(divisor)):
-                return self._remainder(self.integer(value), divisor)
-            case Min(args):
-                return minimum(*map(self.integer, args))
-            case Max(args):
-                return maximum(*map(self.integer, args))
-            case Abs(value):
-                return absolute(self.integer(value))
-            case Select(condition, then, otherwise):
-                return select(
-                    self.predicate(condition), self.integer(then), self.integer(otherwise)
-                )
-            case Entry(table, indexes):
-                return Entry(table, tuple(map(self.integer, indexes)))
-            case Segment(kind, segments, position):
-                return Segment(kind, segments, self.integer(position))
-        return expr
+                return self._remainder(value, divisor)
+            case simple:
+                return simple
 
     def _without_class(self, value: IntExpr, divisor: int) -> IntExpr:
         """Drops the class of a dividend where it never decides: `(8 * q + q_class) // 64`."""

@@ -3,7 +3,8 @@
 Each returns the simplest node that says the same; none changes meaning.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar
 
 from patterncc.dsl.limits import MAX_CONSTANT
@@ -271,47 +272,57 @@ def _substitute(expr: Expr, replace: Mapping[Expr, Expr], leaves: bool) -> Expr:
     def go(inner: Expr) -> Expr:
         return _substitute(inner, replace, leaves)
 
-    if not leaves and expr in replace:
-        return replace[expr]
+    if isinstance(expr, (Var, Param)) or not leaves:
+        found = replace.get(expr)
+        if found is not None:
+            return found
+    if isinstance(expr, Cover):
+        inside = {leaf: value for leaf, value in replace.items() if leaf not in (Q, K)}
+        expr = dataclasses.replace(expr, body=_substitute(expr.body, inside, leaves))  # type: ignore[arg-type]
+    return rebuild(expr, go)
+
+
+def rebuild(expr: Expr, function: Callable[[Expr], Expr]) -> Expr:
+    """The expression with a function applied to its direct subexpressions, put together by the
+    constructors above.
+
+    The body of a `Cover` has positions of its own and stays as it is.
+    """
     match expr:
-        case Const() | Truth():
+        case Const() | Truth() | Var() | Param():
             return expr
-        case Var() | Param():
-            return replace.get(expr, expr)
         case Sum(terms):
-            return add(*map(go, terms))  # type: ignore[arg-type]
+            return add(*map(function, terms))  # type: ignore[arg-type]
         case Product(factors):
-            return multiply(*map(go, factors))  # type: ignore[arg-type]
+            return multiply(*map(function, factors))  # type: ignore[arg-type]
         case FloorDiv(value, divisor):
-            return floordiv(go(value), go(divisor))  # type: ignore[arg-type]
+            return floordiv(function(value), function(divisor))  # type: ignore[arg-type]
         case Mod(value, divisor):
-            return modulo(go(value), go(divisor))  # type: ignore[arg-type]
+            return modulo(function(value), function(divisor))  # type: ignore[arg-type]
         case Min(args):
-            return minimum(*map(go, args))  # type: ignore[arg-type]
+            return minimum(*map(function, args))  # type: ignore[arg-type]
         case Max(args):
-            return maximum(*map(go, args))  # type: ignore[arg-type]
+            return maximum(*map(function, args))  # type: ignore[arg-type]
         case Abs(value):
-            return absolute(go(value))  # type: ignore[arg-type]
+            return absolute(function(value))  # type: ignore[arg-type]
         case Select(condition, then, otherwise):
-            return select(go(condition), go(then), go(otherwise))  # type: ignore[arg-type]
+            return select(function(condition), function(then), function(otherwise))  # type: ignore[arg-type]
         case Entry(table, indexes):
-            return Entry(table, tuple(map(go, indexes)))  # type: ignore[arg-type]
+            return Entry(table, tuple(map(function, indexes)))  # type: ignore[arg-type]
         case Segment(kind, segments, position):
-            return Segment(kind, segments, go(position))  # type: ignore[arg-type]
+            return Segment(kind, segments, function(position))  # type: ignore[arg-type]
         case Compare(op, left, right):
-            return compare(op, go(left), go(right))  # type: ignore[arg-type]
+            return compare(op, function(left), function(right))  # type: ignore[arg-type]
         case And(args):
-            return all_of(*map(go, args))  # type: ignore[arg-type]
+            return all_of(*map(function, args))  # type: ignore[arg-type]
         case Or(args):
-            return any_of(*map(go, args))  # type: ignore[arg-type]
+            return any_of(*map(function, args))  # type: ignore[arg-type]
         case Not(arg):
-            return negate(go(arg))  # type: ignore[arg-type]
+            return negate(function(arg))  # type: ignore[arg-type]
         case Branch(condition, then, otherwise):
-            return branch(go(condition), go(then), go(otherwise))  # type: ignore[arg-type]
+            return branch(function(condition), function(then), function(otherwise))  # type: ignore[arg-type]
         case Member(table, indexes):
-            return Member(table, tuple(map(go, indexes)))  # type: ignore[arg-type]
+            return Member(table, tuple(map(function, indexes)))  # type: ignore[arg-type]
         case Cover(block_q, block_k, body, causal, q, k):
-            inside = {leaf: value for leaf, value in replace.items() if leaf not in (Q, K)}
-            seen_from = (go(q), go(k))
-            return Cover(block_q, block_k, _substitute(body, inside, leaves), causal, *seen_from)  # type: ignore[arg-type]
+            return Cover(block_q, block_k, body, causal, function(q), function(k))  # type: ignore[arg-type]
     raise TypeError(f"not an expression: {expr!r}")

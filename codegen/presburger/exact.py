@@ -8,13 +8,11 @@ of its own: `Symbols.opaque` names those.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import islpy as isl
 
-from patterncc.codegen.pieces import TooIntricateError
-from patterncc.codegen.presburger.translate import Symbols, Translator, is_spent
+from patterncc.codegen.presburger.translate import Symbols, Translator
 from patterncc.codegen.scalars import Scalars, is_scalar
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import (
@@ -51,6 +49,8 @@ class ExactSymbols(Symbols):
         UnsupportedError: A mask reads a table or segments; the message names the term.
     """
 
+    _spent = "this question is too intricate to answer exactly within the budget of operations"
+
     def __init__(
         self,
         bodies: Iterable[Predicate],
@@ -65,19 +65,6 @@ class ExactSymbols(Symbols):
         self.names = sorted(self.scalars.meaning)
         self.context = isl.Context()
         self.context.set_max_operations(budget)
-
-    @contextmanager
-    def budget(self) -> Iterator[None]:
-        """Where isl computes: the end of its budget becomes a TooIntricateError."""
-        try:
-            yield
-        except isl.Error as error:
-            if is_spent(error):
-                raise TooIntricateError(
-                    "this question is too intricate to answer exactly within the budget of "
-                    "operations"
-                ) from error
-            raise
 
     @property
     def opaque(self) -> dict[str, IntExpr]:

@@ -68,6 +68,7 @@ class Symbols:
     """
 
     _facts: Sequence[str] = ()
+    _spent = "this pattern is too intricate to lower exactly within the compiler's budget"
 
     def __init__(
         self, bodies: Iterable[Predicate], extra: Sequence[str], facts: Sequence[Predicate] = ()
@@ -92,9 +93,7 @@ class Symbols:
             yield
         except isl.Error as error:
             if is_spent(error):
-                raise TooIntricateError(
-                    "this pattern is too intricate to lower exactly within the compiler's budget"
-                ) from error
+                raise TooIntricateError(self._spent) from error
             raise
 
     def pairs(self, body: Predicate) -> isl.Set:
