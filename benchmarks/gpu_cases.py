@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from patterncc.codegen.choice import TilingChoice, lower_passes
+from patterncc.codegen.gpu.plan import Lowered
 from patterncc.codegen.ir import Passes
-from patterncc.codegen.plan import Lowered
 from patterncc.dsl import load
 from patterncc.dsl.library import source
 from patterncc.dsl.pattern import Pattern

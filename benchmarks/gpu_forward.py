@@ -28,11 +28,11 @@ import triton
 from gpu_cases import CASES, Case, Mask, lowered, passes, pattern
 from gpu_flex import Shape, flex_times
 
-from patterncc.codegen.config import KernelConfig, check_config, default_config, tile_order
-from patterncc.codegen.forward import Forward
-from patterncc.codegen.forward_source import emit_forward
-from patterncc.codegen.launch import CompiledKernel, compile_for
-from patterncc.codegen.list_source import emit_lists
+from patterncc.codegen.gpu.config import KernelConfig, check_config, default_config, tile_order
+from patterncc.codegen.gpu.forward import Forward
+from patterncc.codegen.gpu.forward_source import emit_forward
+from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
+from patterncc.codegen.gpu.list_source import emit_lists
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
 

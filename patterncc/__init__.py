@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from patterncc.api import attention, compile, diff
-    from patterncc.codegen.compare import Comparison
+    from patterncc.codegen.facts.compare import Comparison
     from patterncc.compiled import Attention
     from patterncc.dsl.errors import (
         ArgumentError,
@@ -51,7 +51,7 @@ __all__ = [
 _EXPORTS: dict[str, str] = {
     "ArgumentError": "patterncc.dsl.errors",
     "Attention": "patterncc.compiled",
-    "Comparison": "patterncc.codegen.compare",
+    "Comparison": "patterncc.codegen.facts.compare",
     "ConfigError": "patterncc.dsl.errors",
     "InternalError": "patterncc.dsl.errors",
     "Pattern": "patterncc.dsl.pattern",

@@ -15,7 +15,7 @@ from patterncc.pipeline import Signature
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from patterncc.codegen.compare import Comparison
+    from patterncc.codegen.facts.compare import Comparison
 
 __all__ = ["Attention", "Source", "attention", "compile", "diff"]
 
@@ -148,7 +148,7 @@ def diff(
             budget; the message names the term.
         OSError: A file cannot be read.
     """
-    from patterncc.codegen.compare import compare_patterns
+    from patterncc.codegen.facts.compare import compare_patterns
     from patterncc.pairing import known_sizes, load_pair
 
     texts = [

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from patterncc.codegen.compare import Comparison, Witness
+from patterncc.codegen.facts.compare import Comparison, Witness
 from patterncc.dsl.mask import variables
 from patterncc.dsl.pattern import Pattern
 from patterncc.notation import layout

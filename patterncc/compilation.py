@@ -9,8 +9,8 @@ import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 from patterncc.codegen.choice import candidates
-from patterncc.codegen.config import KernelConfig, check_config, default_config, suited
-from patterncc.codegen.forward_source import emit_forward
+from patterncc.codegen.gpu.config import KernelConfig, check_config, default_config, suited
+from patterncc.codegen.gpu.forward_source import emit_forward
 from patterncc.codegen.lower import initial_part
 from patterncc.codegen.passes import PASSES, after_each
 from patterncc.codegen.printer import format_program
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from patterncc.codegen.decompose import Part
+    from patterncc.codegen.gpu.kernel_source import KernelSource
+    from patterncc.codegen.gpu.launch import CompiledKernel
     from patterncc.codegen.ir import BlockProgram, Passes
-    from patterncc.codegen.launch import CompiledKernel
-    from patterncc.codegen.triton_source import KernelSource
     from patterncc.dsl.syntax import Program
 
 DEFAULT_PROBLEM = Problem("bfloat16", 128, 128)
@@ -222,7 +222,7 @@ class Compilation:
             UnsupportedError: Triton is missing.
         """
         # Here, because it loads triton and torch.
-        from patterncc.codegen.launch import compile_for
+        from patterncc.codegen.gpu.launch import compile_for
 
         folder = kernel_folder()
         return tuple(compile_for(kernel, self.target, folder=folder) for kernel in self.kernels)

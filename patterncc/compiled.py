@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from patterncc.codegen.config import KernelConfig
+    from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.problem import DType
     from patterncc.dsl.pattern import Pattern
 

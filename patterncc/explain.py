@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from patterncc import live
 from patterncc.call import Call
-from patterncc.codegen import facts, schedule
+from patterncc.codegen import schedule
 from patterncc.codegen.choice import Candidate, tiling_name, tiling_names
 from patterncc.codegen.classes import row_classes
-from patterncc.codegen.facts import Work
+from patterncc.codegen.facts.counts import Work, count_tiles, work
+from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.ir import BlockProgram, Passes
 from patterncc.codegen.lower import lower
-from patterncc.codegen.pair_counts import count_pairs, pair_program
 from patterncc.codegen.printer import format_clauses
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.build import all_of, compare, substitute
@@ -329,7 +329,7 @@ def _measure(
         for part in row_classes(program, env):
             for counts in schedule.tile_counts(program, part.env):
                 digest.update(counts.tobytes())
-    return _Measured(facts.work(passes, problem, env, seen), seen.rows, digest.digest())
+    return _Measured(work(passes, problem, env, seen), seen.rows, digest.digest())
 
 
 def _group(
@@ -350,7 +350,7 @@ def _group(
 
 def _pass_loops(program: BlockProgram, env: dict[str, Any]) -> PassLoops:
     tiling = program.tiling
-    counts = facts.count_tiles(program, env)
+    counts = count_tiles(program, env)
     first = next(iter(row_classes(program, env)))
     return PassLoops(
         tiling_names((program,)),

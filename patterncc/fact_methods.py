@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from patterncc.call import Call
+    from patterncc.codegen.facts.reach import Reach
+    from patterncc.codegen.facts.sharding import Placement, ShardPlan
     from patterncc.codegen.problem import DType
-    from patterncc.codegen.reach import Reach
-    from patterncc.codegen.sharding import Placement, ShardPlan
     from patterncc.dsl.pattern import Pattern
     from patterncc.pipeline import Signature
 
@@ -146,7 +146,7 @@ class Facts:
             ConfigError: A size cannot be.
             UnsupportedError: The plan is not known; the message names the term.
         """
-        from patterncc.codegen.sharding import Shards, shard_plan
+        from patterncc.codegen.facts.sharding import Shards, shard_plan
 
         call = self._call(q_len, None, None, heads, kv_heads, layers, batch, values)
         return shard_plan(
@@ -187,7 +187,7 @@ class Facts:
             UnsupportedError: The reach is not known; the message says why.
             OSError: The file cannot be written.
         """
-        from patterncc.codegen.reach import reach
+        from patterncc.codegen.facts.reach import reach
 
         call = self._call(q_len, None, None, heads, kv_heads, layers, batch, values)
         found = reach(call.pattern, q_len, layers, call.sizes, batch=batch)

@@ -16,7 +16,7 @@ from patterncc import __version__, settings
 from patterncc.api import Attention
 from patterncc.call import Call
 from patterncc.codegen import cpu
-from patterncc.codegen.config import KernelConfig
+from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.problem import Problem
 from patterncc.compilation import Compilation
 from patterncc.dsl import load

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from patterncc.codegen import liveness
-from patterncc.codegen.liveness import Bound, LiveSet
+from patterncc.codegen.facts import liveness
+from patterncc.codegen.facts.liveness import Bound, LiveSet
 from patterncc.dsl.build import any_of
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Predicate, variables

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from patterncc.call import Call
 from patterncc.codegen import schedule
+from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.ir import BlockProgram
-from patterncc.codegen.pair_counts import count_pairs, pair_program
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 
 MOST_TOKENS = 512  # rows and keys up to which every pair is drawn

@@ -20,7 +20,7 @@ from patterncc.dsl.mask import FloorDiv, Mod, variables, walk
 from patterncc.settings import settings
 
 if TYPE_CHECKING:
-    from patterncc.codegen.forward import Forward
+    from patterncc.codegen.gpu.forward import Forward
     from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.dsl.pattern import Pattern
 
@@ -196,7 +196,7 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Forward:
     Raises:
         UnsupportedError: Triton is missing.
     """
-    from patterncc.codegen.forward import Forward  # here, because it loads triton and torch
+    from patterncc.codegen.gpu.forward import Forward  # here, because it loads triton and torch
 
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         return _Alternatives(structure, block_q, block_k, sizes)

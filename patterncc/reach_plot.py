@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from patterncc.codegen.reach import Reach
-from patterncc.codegen.runs import flags_of
+from patterncc.codegen.facts.reach import Reach
+from patterncc.codegen.facts.runs import flags_of
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.pattern import Pattern
 from patterncc.notation import display_text, percent

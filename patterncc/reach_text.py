@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from patterncc.codegen.reach import Reach
+from patterncc.codegen.facts.reach import Reach
 from patterncc.live_text import live_text
 from patterncc.notation import layout, percent
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from patterncc.codegen.runs import Run
-from patterncc.codegen.sharding import RankPlan, ShardGroup, ShardPlan, Shards
+from patterncc.codegen.facts.runs import Run
+from patterncc.codegen.facts.sharding import RankPlan, ShardGroup, ShardPlan, Shards
 from patterncc.dsl.pattern import Pattern
 from patterncc.live_text import live_text, members_text
 from patterncc.notation import layout, percent

@@ -13,9 +13,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from patterncc.api import Attention
 from patterncc.call import Call
-from patterncc.codegen import config, cpu, facts
+from patterncc.codegen import cpu
 from patterncc.codegen.choice import lower_passes
-from patterncc.codegen.pair_counts import count_pairs, pair_program
+from patterncc.codegen.facts.counts import count_tiles
+from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
+from patterncc.codegen.gpu import config
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
 from patterncc.explain import is_causal
@@ -248,7 +250,7 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
         env = call.env(head, layer)
         visible += share * int(count_pairs(pairs, env).rows.sum())
         for program in passes:
-            counts = facts.count_tiles(program, env)
+            counts = count_tiles(program, env)
             full += share * counts.full
             visited += share * counts.visited
     rows, columns = -(-call.q_len // shape.block_q), -(-call.kv_len // shape.block_k)

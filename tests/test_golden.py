@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from patterncc.codegen.config import KernelConfig
+from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.problem import Problem
 from patterncc.compilation import Compilation
 

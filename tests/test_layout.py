@@ -23,7 +23,7 @@ SINGLE_IMPORTERS = {
     "islpy": "codegen/presburger",
     "lark": "dsl/parser.py",
     "optuna": "autotune/search.py",
-    "triton": "codegen/launch.py",
+    "triton": "codegen/gpu/launch.py",
 }
 
 

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from patterncc.codegen.compare import Comparison, compare_patterns
+from patterncc.codegen.facts.compare import Comparison, compare_patterns
 from patterncc.commands import console
 from patterncc.commands.inputs import read
 from patterncc.comparison_text import format_comparison

@@ -7,7 +7,7 @@ from typing import Any
 
 from patterncc import plot, reach_plot
 from patterncc.call import Call
-from patterncc.codegen.reach import Reach, reach
+from patterncc.codegen.facts.reach import Reach, reach
 from patterncc.commands import console
 from patterncc.commands.inputs import pattern_of
 from patterncc.dsl.errors import ConfigError

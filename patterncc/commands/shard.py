@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from patterncc.call import Call
-from patterncc.codegen.sharding import PLACEMENTS, ShardPlan, Shards, VisiblePairs, shard_plan
+from patterncc.codegen.facts.sharding import PLACEMENTS, ShardPlan, Shards, VisiblePairs, shard_plan
 from patterncc.commands import console
 from patterncc.commands.inputs import pattern_of, problem_of
 from patterncc.dsl.errors import ConfigError, UnsupportedError

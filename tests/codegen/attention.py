@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from patterncc.codegen.gpu.plan import Lowered
 from patterncc.codegen.ir import BlockProgram, Passes, Sweep, Tiling
 from patterncc.codegen.lower import lower
-from patterncc.codegen.plan import Lowered
 from patterncc.dsl.build import add, floordiv
 from patterncc.dsl.evaluate import allows
 from patterncc.dsl.mask import Const, Predicate, Var

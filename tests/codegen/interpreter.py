@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patterncc.codegen.config import KernelConfig
+from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
+from patterncc.codegen.gpu.plan import Lowered
+from patterncc.codegen.gpu.scalar_source import HELPERS, ExpressionWriter, Text
+from patterncc.codegen.gpu.sweep_source import emit_loops, scalars_read, wide_name
 from patterncc.codegen.ir import BlockProgram, Passes, Tiling
-from patterncc.codegen.mask_source import emit_mask, scalar_name
-from patterncc.codegen.plan import Lowered
-from patterncc.codegen.scalar_source import HELPERS, ExpressionWriter, Text
-from patterncc.codegen.sweep_source import emit_loops, scalars_read, wide_name
 from patterncc.dsl.mask import Expr, IntExpr, Param, Predicate, Var, walk
 from tests.codegen.attention import Errors
 
@@ -49,7 +49,7 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
 
 
 def _interprets() -> bool:
-    from patterncc.codegen.launch import interpreting
+    from patterncc.codegen.gpu.launch import interpreting
 
     return interpreting()
 
@@ -88,7 +88,7 @@ def attend(call: Call) -> Errors:
     import torch
 
     from patterncc.codegen.choice import lower_passes
-    from patterncc.codegen.forward import Forward
+    from patterncc.codegen.gpu.forward import Forward
     from patterncc.dsl import load
     from tests.codegen.attention import (
         all_partial,
@@ -143,8 +143,8 @@ def lists(call: Call, head: int) -> tuple[list[list[int]], list[list[int]]]:
     first batch entry; memory that it does not write is poisoned."""
     import torch
 
-    from patterncc.codegen.layout import Layout
-    from patterncc.codegen.plan import Planner
+    from patterncc.codegen.gpu.layout import Layout
+    from patterncc.codegen.gpu.plan import Planner
     from patterncc.codegen.problem import Problem
     from patterncc.dsl import load
     from tests.codegen.attention import lowered

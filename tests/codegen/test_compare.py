@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patterncc.codegen.compare import Comparison, Witness, compare_patterns
+from patterncc.codegen.facts.compare import Comparison, Witness, compare_patterns
 from patterncc.dsl import load
 from patterncc.dsl.build import all_of, any_of, compare, negate
 from patterncc.dsl.errors import UnsupportedError

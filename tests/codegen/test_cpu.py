@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from patterncc.codegen import cpu, cpu_execute, cpu_kernels
+from patterncc.codegen import cpu
+from patterncc.codegen.cpu import execute, kernels
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
 from patterncc.codegen.reference import allowed, dense_attention
@@ -40,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Runs a test on each kernel, the way a torch without the flash kernel would."""
     if request.param == "matmul":
-        monkeypatch.setattr(cpu_kernels, "flash_works", lambda: False)
+        monkeypatch.setattr(kernels, "flash_works", lambda: False)
     elif cpu.cpu_kernel_name() != request.param:
         pytest.skip("this torch lacks the flash kernel")
     assert cpu.cpu_kernel_name() == request.param
@@ -210,13 +211,13 @@ def test_grouped_heads_are_not_copied(
 ) -> None:
     seen = []
     for name in ("flash", "matmul"):
-        original = getattr(cpu_kernels, name)
+        original = getattr(kernels, name)
 
         def spy(query: Tensor, key: Tensor, *rest: object, original: object = original) -> object:
             seen.append((key.shape[0] * key.shape[1], key.untyped_storage().data_ptr()))
             return original(query, key, *rest)  # type: ignore[operator]
 
-        monkeypatch.setattr(cpu_kernels, name, spy)
+        monkeypatch.setattr(kernels, name, spy)
     query, key, value = (
         random(2, heads, 256, 16, seed=heads) for heads in (6, 6 // group, 6 // group)
     )
@@ -361,12 +362,12 @@ def test_both_kernels_agree_on_many_blocks(monkeypatch: pytest.MonkeyPatch) -> N
     query, key, value = (random(1, 4, 1000, 16, seed=seed) for seed in (1, 2, 3))
     program = program_of("causal and (sinks(4) or window(100))")
     whole, whole_lse = cpu.attention((program,), query, key, value)
-    monkeypatch.setattr(cpu_execute, "_MAX_NUMBERS", 1 << 14)  # calls in parts
+    monkeypatch.setattr(execute, "_MAX_NUMBERS", 1 << 14)  # calls in parts
     parts, parts_lse = cpu.attention((program,), query, key, value)
     assert torch.equal(whole, parts)
     assert torch.equal(whole_lse, parts_lse)
-    monkeypatch.setattr(cpu_kernels, "flash_works", lambda: False)
-    monkeypatch.setattr(cpu_kernels, "_MAX_SCORES", 1 << 15)
+    monkeypatch.setattr(kernels, "flash_works", lambda: False)
+    monkeypatch.setattr(kernels, "_MAX_SCORES", 1 << 15)
     products, products_lse = cpu.attention((program,), query, key, value)
     torch.testing.assert_close(products, whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(products_lse, whole_lse, rtol=1e-5, atol=1e-5)
@@ -379,12 +380,12 @@ def test_the_trial_notices_a_kernel_that_is_missing_or_wrong(
         raise RuntimeError("expected as many key heads as query heads")
 
     def wrong(*arguments: object) -> tuple[Tensor, Tensor]:
-        out, lse = cpu_kernels.matmul(*arguments)  # type: ignore[arg-type]
+        out, lse = kernels.matmul(*arguments)  # type: ignore[arg-type]
         return out, lse + 1
 
-    trial = cpu_kernels.flash_works.__wrapped__
+    trial = kernels.flash_works.__wrapped__
     for broken in (refuses, wrong):
-        monkeypatch.setattr(cpu_kernels, "flash", broken)
+        monkeypatch.setattr(kernels, "flash", broken)
         assert not trial()
 
 

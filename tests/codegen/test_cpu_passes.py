@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from patterncc.codegen import cpu, cpu_kernels, head_kinds
+from patterncc.codegen import cpu
 from patterncc.codegen.choice import TilingChoice, lower_passes
-from patterncc.codegen.cpu_heads import PlanStore
+from patterncc.codegen.cpu import head_kinds, kernels
+from patterncc.codegen.cpu.heads import PlanStore
 from patterncc.codegen.decompose import decompositions
 from patterncc.codegen.ir import Q_FIRST, Q_LAST, BlockProgram, Passes, Sweep
 from patterncc.codegen.reference import allowed, dense_attention
@@ -159,7 +160,7 @@ def test_strided_patterns(
     text: str, dtype: torch.dtype, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kernel == "matmul":
-        monkeypatch.setattr(cpu_kernels, "flash_works", lambda: False)
+        monkeypatch.setattr(kernels, "flash_works", lambda: False)
     passes = passes_of(text)
     assert any(program.tiling.k_step > 1 for program in passes)
     body = load(text).body
@@ -171,13 +172,13 @@ def test_strided_patterns(
 @pytest.mark.parametrize("text", STRIDED)
 def test_the_tensors_are_not_copied(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[int] = set()
-    original = cpu_kernels.flash
+    original = kernels.flash
 
     def spy(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
         seen.update(x.untyped_storage().data_ptr() for x in (query, key, value))
         return original(query, key, value, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cpu_kernels, "flash", spy)
+    monkeypatch.setattr(kernels, "flash", spy)
     query, key, value = (random(1, 4, 200, 16, seed=seed) for seed in (1, 2, 3))
     check(passes_of(text), load(text).body, query, key, value, {"layer": 3})
     tensors = (query, key, value)
@@ -337,17 +338,17 @@ def test_tables_may_change_in_place() -> None:
 
 
 def test_heads_with_equal_numbers_are_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from patterncc.codegen import cpu_heads, cpu_tiles
+    from patterncc.codegen.cpu import heads, tiles
 
     _, program = windows()
     planned = []
-    original = cpu_tiles.masked_tiles
+    original = tiles.masked_tiles
 
     def counted(*args: Any) -> Any:
         planned.append(1)
         return original(*args)
 
-    monkeypatch.setattr(cpu_heads, "masked_tiles", counted)
+    monkeypatch.setattr(heads, "masked_tiles", counted)
     store = PlanStore()
     env = {"q_len": 99, "kv_len": 99, "q_offset": 0, "heads": 6, "kv_heads": 3}
     table = np.array([5, 9, 5, 5, 9, 500])

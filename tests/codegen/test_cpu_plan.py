@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patterncc.codegen import cpu_heads
-from patterncc.codegen.cpu_heads import PlanStore
-from patterncc.codegen.cpu_plan import Plan, make_plan
-from patterncc.codegen.cpu_tiles import FULL, MaskedTiles, masked_tiles
+from patterncc.codegen.cpu import heads
+from patterncc.codegen.cpu.heads import PlanStore
+from patterncc.codegen.cpu.plan import Plan, make_plan
+from patterncc.codegen.cpu.tiles import FULL, MaskedTiles, masked_tiles
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
 from patterncc.dsl import load
@@ -190,7 +190,7 @@ def scalars(**given: int) -> dict[str, int]:
     return base | given
 
 
-def places(text: str, batch: int = 2) -> list[tuple[cpu_heads.Place, ...]]:
+def places(text: str, batch: int = 2) -> list[tuple[heads.Place, ...]]:
     found = PlanStore().find(lower(load(text), 32, 32), scalars(), batch)
     return [part.places for part in found]
 

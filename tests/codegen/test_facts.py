@@ -7,9 +7,10 @@ import time
 import numpy as np
 from hypothesis import assume, given, settings
 
-from patterncc.codegen import facts, schedule
+from patterncc.codegen import schedule
+from patterncc.codegen.facts.counts import work
+from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.lower import lower
-from patterncc.codegen.pair_counts import count_pairs, pair_program
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.build import all_of, any_of, compare, subtract
 from patterncc.dsl.loader import load
@@ -72,16 +73,16 @@ def test_work_of_streaming_by_hand() -> None:
     pattern = pattern_of(STREAMING)
     env = {"q_len": 512, "kv_len": 512, "q_offset": 0, "a": 4, "b": 128}
     counts = count_pairs(pair_program(pattern, {}), env)
-    work = facts.work((lower(pattern, 128, 128),), Problem("bfloat16", 64, 64), env, counts)
+    done = work((lower(pattern, 128, 128),), Problem("bfloat16", 64, 64), env, counts)
     # Rows 0..127 see q + 1 keys; the others 128 and those sinks that the window has left behind.
     rows = [min(q + 1, 128) + min(4, max(0, q - 127)) for q in range(512)]
-    assert work.pairs == sum(rows)
+    assert done.pairs == sum(rows)
     # Each row of tiles: the diagonal, the tile before it and, from the third on, the sinks' tile.
-    assert (work.visited, work.full, work.tiles, work.longest) == (1 + 2 + 3 + 3, 0, 16, 3)
-    assert work.useful_flops == 4 * 64 * work.pairs
-    assert work.computed_flops == 4 * 64 * 9 * 128 * 128
-    assert work.least_bytes == 2 * 128 * (512 + 512) + 4 * 512
-    assert work.tile_bytes == 2 * 128 * 9 * 128
+    assert (done.visited, done.full, done.tiles, done.longest) == (1 + 2 + 3 + 3, 0, 16, 3)
+    assert done.useful_flops == 4 * 64 * done.pairs
+    assert done.computed_flops == 4 * 64 * 9 * 128 * 128
+    assert done.least_bytes == 2 * 128 * (512 + 512) + 4 * 512
+    assert done.tile_bytes == 2 * 128 * 9 * 128
 
 
 def test_a_million_tokens_are_counted_without_enumeration() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patterncc.codegen.liveness import Bound, LiveSet, growth, live_set
+from patterncc.codegen.facts.liveness import Bound, LiveSet, growth, live_set
 from patterncc.codegen.schedule import evaluate
 from patterncc.dsl import load
 from patterncc.dsl.build import substitute

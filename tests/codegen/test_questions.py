@@ -10,10 +10,10 @@ from pathlib import Path
 import islpy as isl
 import pytest
 
-from patterncc.codegen import questions
+from patterncc.codegen.facts import questions
+from patterncc.codegen.facts.questions import ask
 from patterncc.codegen.pieces import TooIntricateError
 from patterncc.codegen.presburger.translate import is_spent
-from patterncc.codegen.questions import ask
 from patterncc.dsl import load
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import Predicate
@@ -77,7 +77,7 @@ def test_a_process_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_forks_ask_for_themselves() -> None:
     code = (
         "import operator, os\n"
-        "from patterncc.codegen.questions import ask\n"
+        "from patterncc.codegen.facts.questions import ask\n"
         "from patterncc.dsl import load\n"
         "bodies = [load('neighborhood').body]\n"
         "first = ask(bodies, os.getpid)\n"
@@ -93,7 +93,7 @@ def test_forks_ask_for_themselves() -> None:
 def test_nothing_is_left_behind() -> None:
     code = (
         "import os\n"
-        "from patterncc.codegen.questions import ask\n"
+        "from patterncc.codegen.facts.questions import ask\n"
         "from patterncc.dsl import load\n"
         "print(ask([load('neighborhood').body], os.getpid))\n"
     )

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patterncc.codegen import hops
-from patterncc.codegen.layers import layer_period
+from patterncc.codegen.facts import hops
+from patterncc.codegen.facts.layers import layer_period
+from patterncc.codegen.facts.reach import Method, Reach, layer_graph, reach
+from patterncc.codegen.facts.runs import flags_of
 from patterncc.codegen.pieces import TooIntricateError
-from patterncc.codegen.reach import Method, Reach, layer_graph, reach
-from patterncc.codegen.runs import flags_of
 from patterncc.codegen.schedule import evaluate
 from patterncc.dsl import load
 from patterncc.dsl.build import substitute
@@ -172,8 +172,8 @@ def test_a_stack_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     def refuse(*args: object) -> None:
         raise TooIntricateError("refused")
 
-    monkeypatch.setattr("patterncc.codegen.reach.Relations", refuse)
-    monkeypatch.setattr("patterncc.codegen.reach.Chain", refuse)
+    monkeypatch.setattr("patterncc.codegen.facts.reach.Relations", refuse)
+    monkeypatch.setattr("patterncc.codegen.facts.reach.Chain", refuse)
     found = reach(load("window(5)"), 30, 3, ONE)
     assert found.method == "positions" and found.form_layers == 0
     check(found, load("window(5)"), ONE)

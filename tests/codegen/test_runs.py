@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patterncc.codegen.runs import Run, flags_of, runs_of
+from patterncc.codegen.facts.runs import Run, flags_of, runs_of
 
 
 @given(st.lists(st.booleans(), max_size=80), st.integers(0, 5))

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patterncc.codegen.problem import Problem
-from patterncc.codegen.runs import flags_of
-from patterncc.codegen.schedule import evaluate
-from patterncc.codegen.sharding import (
+from patterncc.codegen.facts.runs import flags_of
+from patterncc.codegen.facts.sharding import (
     PLACEMENTS,
     Placement,
     ShardPlan,
     Shards,
     shard_plan,
 )
+from patterncc.codegen.problem import Problem
+from patterncc.codegen.schedule import evaluate
 from patterncc.dsl import load
 from patterncc.dsl.build import substitute
 from patterncc.dsl.errors import ConfigError, UnsupportedError

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from patterncc.codegen.config import KernelConfig
+from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.ir import DENSE, Q_CLASS, Tiling
 from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl.build import modulo, multiply

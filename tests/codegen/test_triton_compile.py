@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from patterncc.codegen import launch
 from patterncc.codegen.choice import lower_passes
-from patterncc.codegen.config import (
+from patterncc.codegen.gpu import launch
+from patterncc.codegen.gpu.config import (
     KernelConfig,
     Load,
     default_config,
     shared_bytes,
     shared_limit,
 )
-from patterncc.codegen.forward import Forward
-from patterncc.codegen.forward_source import emit_forward
-from patterncc.codegen.launch import CompiledKernel, compile_for, kernel_count
-from patterncc.codegen.list_source import emit_lists
+from patterncc.codegen.gpu.forward import Forward
+from patterncc.codegen.gpu.forward_source import emit_forward
+from patterncc.codegen.gpu.kernel_source import KernelSource
+from patterncc.codegen.gpu.launch import CompiledKernel, compile_for, kernel_count
+from patterncc.codegen.gpu.list_source import emit_lists
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.tiling import residue_tiling
-from patterncc.codegen.triton_source import KernelSource
 from patterncc.dsl import library, load
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from tests.codegen.attention import lowered

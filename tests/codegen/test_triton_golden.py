@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from patterncc.codegen.config import KernelConfig
-from patterncc.codegen.forward_source import emit_forward
+from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.forward_source import emit_forward
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from patterncc.codegen.config import KernelConfig
+from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.lower import lower
 from patterncc.codegen.schedule import evaluate, forward_tiles
 from patterncc.dsl.build import (

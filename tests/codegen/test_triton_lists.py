@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from patterncc.codegen.config import KernelConfig
-from patterncc.codegen.layout import Layout
-from patterncc.codegen.list_source import ListAxes, list_axes
+from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.layout import Layout
+from patterncc.codegen.gpu.list_source import ListAxes, list_axes
+from patterncc.codegen.gpu.plan import Planner
 from patterncc.codegen.lower import lower
-from patterncc.codegen.plan import Planner
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.schedule import forward_tiles
 from patterncc.dsl import load

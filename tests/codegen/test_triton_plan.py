@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from patterncc.codegen.config import (
+from patterncc.codegen.gpu.config import (
     INTERPRETER,
     KernelConfig,
     check_config,
@@ -14,11 +14,11 @@ from patterncc.codegen.config import (
     shared_bytes,
     shared_limit,
 )
-from patterncc.codegen.head_dim import parts
+from patterncc.codegen.gpu.head_dim import parts
+from patterncc.codegen.gpu.layout import Layout
+from patterncc.codegen.gpu.plan import Planner
 from patterncc.codegen.ir import Passes
-from patterncc.codegen.layout import Layout
 from patterncc.codegen.lower import lower
-from patterncc.codegen.plan import Planner
 from patterncc.codegen.problem import DType, Problem
 from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl import load

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 
-from patterncc.codegen.mask_source import emit_mask
+from patterncc.codegen.gpu.mask_source import emit_mask
+from patterncc.codegen.gpu.separate import separate
 from patterncc.codegen.schedule import evaluate
-from patterncc.codegen.separate import separate
 from patterncc.dsl import load
 from patterncc.dsl.mask import FALSE, TRUE, Not, Predicate, walk
 from tests.codegen.drawing import Shape, dense, environment, masks, numbers, shapes

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from patterncc.codegen.config import KernelConfig
-from patterncc.codegen.forward_source import emit_forward
+from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.forward_source import emit_forward
+from patterncc.codegen.gpu.mask_source import emit_mask
+from patterncc.codegen.gpu.separate import separate
 from patterncc.codegen.lower import lower
-from patterncc.codegen.mask_source import emit_mask
 from patterncc.codegen.problem import Problem
-from patterncc.codegen.separate import separate
 from patterncc.dsl import load
 from patterncc.dsl.evaluate import allows
 from tests.codegen.interpreter import Call, attend, interpreter

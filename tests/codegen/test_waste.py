@@ -11,9 +11,9 @@ import pytest
 
 from patterncc import example_values
 from patterncc.call import Call
-from patterncc.codegen import facts
 from patterncc.codegen.choice import lower_passes
-from patterncc.codegen.pair_counts import count_pairs, pair_program
+from patterncc.codegen.facts.counts import count_tiles
+from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.dsl import library
 from patterncc.dsl.loader import load
 
@@ -84,7 +84,7 @@ def waste(name: str) -> float:
     for head in (0, 5):
         env = call.env(head, layer=1)
         visible += int(count_pairs(pairs, env).rows.sum())
-        visited += sum(facts.count_tiles(program, env).visited for program in passes)
+        visited += sum(count_tiles(program, env).visited for program in passes)
     return visited * TILE * TILE / visible
 
 
@@ -101,5 +101,5 @@ def test_dilation_is_dense_work() -> None:
     env = call.env()
     pairs = int(count_pairs(pair_program(pattern, {}, transposed=False), env).rows.sum())
     area = TILE * TILE
-    assert sum(facts.count_tiles(each, env).visited for each in passes) * area <= 1.5 * pairs
-    assert facts.count_tiles(dense, env).visited * area >= 8 * pairs
+    assert sum(count_tiles(each, env).visited for each in passes) * area <= 1.5 * pairs
+    assert count_tiles(dense, env).visited * area >= 8 * pairs

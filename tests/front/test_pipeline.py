@@ -10,7 +10,7 @@ import pytest
 
 from patterncc import settings
 from patterncc.codegen import passes
-from patterncc.codegen.config import KernelConfig
+from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.problem import Problem
 from patterncc.compilation import STAGE_NAMES, STAGES, Compilation, pass_names
 from patterncc.dsl.errors import ConfigError, PatternError, UnsupportedError

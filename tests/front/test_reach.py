@@ -8,7 +8,7 @@ import pytest
 
 import patterncc
 from patterncc import cli, reach_plot
-from patterncc.codegen.reach import reach
+from patterncc.codegen.facts.reach import reach
 from patterncc.dsl import load
 from patterncc.dsl.errors import ArgumentError, ConfigError
 from patterncc.reach_text import format_reach

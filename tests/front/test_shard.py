@@ -6,7 +6,7 @@ import pytest
 
 import patterncc
 from patterncc import cli
-from patterncc.codegen.runs import Run
+from patterncc.codegen.facts.runs import Run
 from patterncc.dsl.errors import ArgumentError, ConfigError
 from patterncc.shard_text import runs_text
 

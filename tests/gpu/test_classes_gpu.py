@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from patterncc.codegen.config import KernelConfig, loads
-from patterncc.codegen.forward import Forward
+from patterncc.codegen.gpu.config import KernelConfig, loads
+from patterncc.codegen.gpu.forward import Forward
+from patterncc.codegen.gpu.launch import kernel_count
 from patterncc.codegen.ir import DENSE, Q_CLASS, Tiling
-from patterncc.codegen.launch import kernel_count
 from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl import load
 from patterncc.dsl.mask import Const

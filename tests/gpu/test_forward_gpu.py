@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from patterncc.codegen.config import KernelConfig, loads
-from patterncc.codegen.forward import Forward
-from patterncc.codegen.launch import kernel_count
+from patterncc.codegen.gpu.config import KernelConfig, loads
+from patterncc.codegen.gpu.forward import Forward
+from patterncc.codegen.gpu.launch import kernel_count
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.pattern import Pattern

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import patterncc
 from patterncc import UnsupportedError, pipeline
-from patterncc.codegen import launch
+from patterncc.codegen.gpu import launch
 from tests.front.inputs import assert_right, expected, tensors
 
 pytestmark = pytest.mark.gpu

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from patterncc.codegen.forward import Forward
-from patterncc.codegen.launch import kernel_count
+from patterncc.codegen.gpu.forward import Forward
+from patterncc.codegen.gpu.launch import kernel_count
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
 from tests.codegen.attention import all_partial, errors, expected, lowered, poisoned

@@ -16,15 +16,15 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from patterncc.codegen.classes import row_classes
-from patterncc.codegen.config import KernelConfig, check_config, default_config, suited
-from patterncc.codegen.forward_source import emit_forward
-from patterncc.codegen.interval import LIMIT, MOST_PROGRAMS
+from patterncc.codegen.gpu.config import KernelConfig, check_config, default_config, suited
+from patterncc.codegen.gpu.forward_source import emit_forward
+from patterncc.codegen.gpu.interval import LIMIT, MOST_PROGRAMS
+from patterncc.codegen.gpu.kernel_source import KernelSource
+from patterncc.codegen.gpu.layout import Layout
+from patterncc.codegen.gpu.list_source import emit_lists, list_axes
 from patterncc.codegen.ir import DENSE, BlockProgram, Passes
-from patterncc.codegen.layout import Layout
-from patterncc.codegen.list_source import emit_lists, list_axes
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.schedule import evaluate, extents
-from patterncc.codegen.triton_source import KernelSource
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import TRUE
 

@@ -8,7 +8,7 @@ import os
 import pickle
 import sys
 
-from patterncc.codegen.questions import send
+from patterncc.codegen.facts.questions import send
 
 try:
     import resource

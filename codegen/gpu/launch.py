@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 import torch
 
-from patterncc.codegen.config import INTERPRETER, shared_limit
+from patterncc.codegen.gpu.config import INTERPRETER, shared_limit
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from patterncc.codegen.triton_source import KernelSource
+    from patterncc.codegen.gpu.kernel_source import KernelSource
 
 try:
     import triton

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.codegen import schedule
+from patterncc.codegen.facts.layers import Stack
 from patterncc.codegen.ir import BlockProgram
-from patterncc.codegen.layers import Stack
 from patterncc.codegen.lower import lower
 from patterncc.codegen.pieces import TooIntricateError
 from patterncc.codegen.presburger.chains import Chain

@@ -1,6 +1,6 @@
 """Block-sparse attention on the CPU, forward: runs the passes of a pattern on torch tensors.
 
-Each call of a plan (`cpu_plan`) goes to aten's own CPU flash kernel, on strided views of the
+Each call of a plan (`plan`) goes to aten's own CPU flash kernel, on strided views of the
 tensors. Where this torch lacks that kernel, or it does not do as it should, calls go to a loop of
 matrix products instead; `cpu_kernel_name` says which it is.
 """
@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from patterncc.codegen import cpu_execute, cpu_kernels
-from patterncc.codegen.config import KernelConfig
-from patterncc.codegen.cpu_execute import Operands, Whole
-from patterncc.codegen.cpu_heads import HeadPlan, PlanStore
-from patterncc.codegen.head_kinds import digest
+from patterncc.codegen.cpu import execute, kernels
+from patterncc.codegen.cpu.execute import Operands, Whole
+from patterncc.codegen.cpu.head_kinds import digest
+from patterncc.codegen.cpu.heads import HeadPlan, PlanStore
+from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.ir import BlockProgram
 from patterncc.dsl.errors import ArgumentError, UnsupportedError
 
@@ -35,7 +35,7 @@ def default_config() -> KernelConfig:
 
 def cpu_kernel_name() -> str:
     """Which kernel runs here: `aten flash` or `matmul`."""
-    return "aten flash" if cpu_kernels.flash_works() else "matmul"
+    return "aten flash" if kernels.flash_works() else "matmul"
 
 
 @torch.no_grad()
@@ -95,18 +95,18 @@ def attention(
     if not work or not work[0].whole:
         out.zero_()
     lse = query.new_full((batch, heads, q_len), -math.inf, dtype=wide)
-    flash = cpu_kernels.flash_works()
+    flash = kernels.flash_works()
     width = max(head_dim, value_dim) if flash else 0  # the flash kernel wants them equal
     query, key, value = (_readable(tensor, width) for tensor in (query, key, value))
-    kernel = cpu_kernels.flash if flash else cpu_kernels.matmul
+    kernel = kernels.flash if flash else kernels.matmul
     bounds = Whole(query), Whole(key), Whole(value)
     for number, each in enumerate(work):
         whole = bounds if len(each.jobs) > 1 else (None, None, None)
         for part, on in each.operands(query, key, value, out, lse, whole):
             for call in part.plan.calls:
-                mask = cpu_execute.additive_mask(part.plan, call, wide)
+                mask = execute.additive_mask(part.plan, call, wide)
                 for heads_of_class in on:
-                    cpu_execute.run(call, mask, heads_of_class, kernel, scale, number == 0)
+                    execute.run(call, mask, heads_of_class, kernel, scale, number == 0)
     return out.to(query.dtype), lse
 
 
@@ -150,7 +150,7 @@ class _Jobs:
             rows, keys = job.rows, job.keys
             for part in job.plans:
                 _, on = shared.setdefault(id(part), (part, []))
-                on += cpu_execute.operands(
+                on += execute.operands(
                     part,
                     query[:, :, rows],
                     key[:, :, keys],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from patterncc.codegen.head_dim import query_key_value_parts
+from patterncc.codegen.gpu.head_dim import query_key_value_parts
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import Entry, Member, variables, walk
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from patterncc.codegen.class_source import rows_of_call
-from patterncc.codegen.head_dim import query_key_value_parts
+from patterncc.codegen.gpu.class_source import rows_of_call
+from patterncc.codegen.gpu.head_dim import query_key_value_parts
+from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.ir import DENSE
-from patterncc.codegen.triton_source import KernelParameter
 
 if TYPE_CHECKING:
-    from patterncc.codegen.config import KernelConfig
-    from patterncc.codegen.head_dim import Part
+    from patterncc.codegen.gpu.config import KernelConfig
+    from patterncc.codegen.gpu.head_dim import Part
     from patterncc.codegen.ir import Tiling
     from patterncc.codegen.problem import Problem
 

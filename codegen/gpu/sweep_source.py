@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from patterncc.codegen.gpu.mask_source import scalar_name
+from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text
+from patterncc.codegen.gpu.separate import separate
+from patterncc.codegen.gpu.table_source import ANSWERS, find_document_text, rises_with
 from patterncc.codegen.ir import Q_FIRST, Q_LAST, RESIDUE, Kind, Sweep
-from patterncc.codegen.mask_source import scalar_name
-from patterncc.codegen.scalar_source import ExpressionWriter, Text
-from patterncc.codegen.separate import separate
-from patterncc.codegen.table_source import ANSWERS, find_document_text, rises_with
 from patterncc.dsl.build import any_of, substitute
 from patterncc.dsl.mask import (
     FALSE,

@@ -13,7 +13,7 @@ from typing import Literal
 
 from typing_extensions import assert_never
 
-from patterncc.codegen.interval import interval
+from patterncc.codegen.gpu.interval import interval
 from patterncc.dsl.build import (
     add,
     all_of,

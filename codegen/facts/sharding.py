@@ -15,14 +15,15 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from patterncc.codegen import calls, schedule
-from patterncc.codegen.facts import BYTES
+from patterncc.codegen import schedule
+from patterncc.codegen.facts import calls
+from patterncc.codegen.facts.counts import BYTES
+from patterncc.codegen.facts.questions import ask
+from patterncc.codegen.facts.runs import Run, runs_of
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.lower import lower
 from patterncc.codegen.presburger.images import Image
 from patterncc.codegen.problem import Problem
-from patterncc.codegen.questions import ask
-from patterncc.codegen.runs import Run, runs_of
 from patterncc.codegen.schedule import evaluate
 from patterncc.dsl.build import (
     add,

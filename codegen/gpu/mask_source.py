@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from patterncc.codegen.interval import interval
+from patterncc.codegen.gpu.interval import interval
+from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text, is_predicate
+from patterncc.codegen.gpu.separate import is_bound, reads_key, reads_row, separate
+from patterncc.codegen.gpu.table_source import ANSWERS, find_document_text, rises_with
 from patterncc.codegen.ir import Q_FIRST, Q_LAST
-from patterncc.codegen.scalar_source import ExpressionWriter, Text, is_predicate
-from patterncc.codegen.separate import is_bound, reads_key, reads_row, separate
-from patterncc.codegen.table_source import ANSWERS, find_document_text, rises_with
 from patterncc.dsl.build import all_of, any_of, compare, maximum, minimum, substitute, subtract
 from patterncc.dsl.mask import (
     And,

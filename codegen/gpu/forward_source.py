@@ -15,31 +15,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from patterncc.codegen.access_source import TYPES, Access
-from patterncc.codegen.class_source import (
+from patterncc.codegen.gpu.access_source import TYPES, Access
+from patterncc.codegen.gpu.class_source import (
     CLASS_NAMES,
     class_lines,
     length_parameters,
     row_lines,
     tile_lines,
 )
-from patterncc.codegen.ir import DENSE
-from patterncc.codegen.list_source import (
+from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
+from patterncc.codegen.gpu.list_source import (
     CAPACITY,
     LIST_PARAMETERS,
     listed_loops,
 )
-from patterncc.codegen.mask_source import emit_mask, scalar_name
-from patterncc.codegen.scalar_source import HELPERS
-from patterncc.codegen.sweep_source import (
+from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
+from patterncc.codegen.gpu.scalar_source import HELPERS
+from patterncc.codegen.gpu.sweep_source import (
     emit_loops,
     expressions,
     scalars_read,
     wide_name,
     widened,
 )
-from patterncc.codegen.table_source import helpers, tables_read
-from patterncc.codegen.triton_source import KernelParameter, KernelSource
+from patterncc.codegen.gpu.table_source import helpers, tables_read
+from patterncc.codegen.ir import DENSE
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Param, Var, walk
 from patterncc.dsl.printer import expression_text
@@ -47,10 +47,10 @@ from patterncc.dsl.printer import expression_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from patterncc.codegen.config import KernelConfig
+    from patterncc.codegen.gpu.config import KernelConfig
+    from patterncc.codegen.gpu.sweep_source import TileLoop
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
-    from patterncc.codegen.sweep_source import TileLoop
     from patterncc.dsl.mask import Expr
 
 EMITTER = 1

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from patterncc.codegen import launch
-from patterncc.codegen.layout import Layout
-from patterncc.codegen.plan import Launch, Planner
+from patterncc.codegen.gpu import launch
+from patterncc.codegen.gpu.layout import Layout
+from patterncc.codegen.gpu.plan import Launch, Planner
 from patterncc.codegen.problem import DType, Problem
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from patterncc.codegen.config import KernelConfig
-    from patterncc.codegen.plan import Lowered
-    from patterncc.codegen.table_source import Table, TableKind
+    from patterncc.codegen.gpu.config import KernelConfig
+    from patterncc.codegen.gpu.plan import Lowered
+    from patterncc.codegen.gpu.table_source import Table, TableKind
 
 _DTYPES: dict[torch.dtype, DType] = {
     torch.float16: "float16",

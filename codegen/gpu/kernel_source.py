@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from patterncc.codegen.config import KernelConfig
+    from patterncc.codegen.gpu.config import KernelConfig
+    from patterncc.codegen.gpu.table_source import Table
     from patterncc.codegen.problem import Problem
-    from patterncc.codegen.table_source import Table
 
 
 @dataclass(frozen=True, slots=True)

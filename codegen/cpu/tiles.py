@@ -1,6 +1,6 @@
 """The visited tiles of one head with the masks of the partial ones, equal masks kept once.
 
-Owns evaluating masks on tiles; how tiles become kernel calls is `cpu_plan`.
+Owns evaluating masks on tiles; how tiles become kernel calls is `plan`.
 """
 
 from collections.abc import Mapping

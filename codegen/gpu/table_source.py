@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal, TypeAlias
 
-from patterncc.codegen.triton_source import KernelParameter
+from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.dsl.mask import (
     MISSING,
     Const,

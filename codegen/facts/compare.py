@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import Literal, TypeAlias
 
-from patterncc.codegen import calls
+from patterncc.codegen.facts import calls
+from patterncc.codegen.facts.questions import ask
 from patterncc.codegen.presburger.compare import Inclusion
 from patterncc.codegen.presburger.exact import is_nonlinear
-from patterncc.codegen.questions import ask
 from patterncc.dsl.build import all_of, compare, substitute
 from patterncc.dsl.errors import InternalError, UnsupportedError
 from patterncc.dsl.evaluate import allows

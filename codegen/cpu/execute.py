@@ -13,10 +13,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from patterncc.codegen import cpu_kernels
-from patterncc.codegen.cpu_heads import HeadPlan
-from patterncc.codegen.cpu_kernels import Kernel
-from patterncc.codegen.cpu_plan import Call, Plan
+from patterncc.codegen.cpu import kernels
+from patterncc.codegen.cpu.heads import HeadPlan
+from patterncc.codegen.cpu.kernels import Kernel
+from patterncc.codegen.cpu.plan import Call, Plan
 
 _MAX_NUMBERS = 1 << 24  # that a kernel call returns; more blocks are run in several calls
 
@@ -168,7 +168,7 @@ def run(
         call: Of the plan of these heads.
         mask: Its `additive_mask`, if it has a mask.
         on: The heads.
-        kernel: What to run, of `cpu_kernels`.
+        kernel: What to run, of `kernels`.
         scale: Factor of the scores.
         first: Whether nothing but this plan has written these rows.
     """
@@ -190,7 +190,7 @@ def run(
             and math.isfinite(value.norm(keys))
         )
         out, lse = _attend(
-            kernel if hidden_stays_hidden else cpu_kernels.matmul,
+            kernel if hidden_stays_hidden else kernels.matmul,
             _blocks(on.query.numbers, rows),
             _blocks(key.numbers, keys),
             _blocks(value.numbers, keys),

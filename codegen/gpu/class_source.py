@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from patterncc.codegen.gpu.mask_source import scalar_name
+from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text
 from patterncc.codegen.ir import CALL_KV_LEN, DENSE, Q_CLASS, Q_OFFSET
-from patterncc.codegen.mask_source import scalar_name
-from patterncc.codegen.scalar_source import ExpressionWriter, Text
 from patterncc.dsl.build import add, floordiv, modulo, multiply
 from patterncc.dsl.mask import Const, Expr, IntExpr, Param, Var
 
 if TYPE_CHECKING:
-    from patterncc.codegen.config import Order
+    from patterncc.codegen.gpu.config import Order
     from patterncc.codegen.ir import Tiling
 
 ROW_CLASS = Var("row_class")

@@ -14,8 +14,8 @@ from typing import Literal, TypeAlias
 
 from typing_extensions import TypeIs, assert_never
 
-from patterncc.codegen.interval import Interval, interval
-from patterncc.codegen.table_source import ANSWERS, find_document_text, read_text
+from patterncc.codegen.gpu.interval import Interval, interval
+from patterncc.codegen.gpu.table_source import ANSWERS, find_document_text, read_text
 from patterncc.dsl.errors import InternalError, UnsupportedError
 from patterncc.dsl.mask import (
     Abs,

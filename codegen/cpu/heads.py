@@ -8,9 +8,9 @@ from threading import Lock
 from typing import Any, TypeAlias
 
 from patterncc.codegen.classes import RowClass, row_classes
-from patterncc.codegen.cpu_plan import Plan, make_plan
-from patterncc.codegen.cpu_tiles import MaskedTiles, masked_tiles
-from patterncc.codegen.head_kinds import PER_HEAD, Trait, kind, traits
+from patterncc.codegen.cpu.head_kinds import PER_HEAD, Trait, kind, traits
+from patterncc.codegen.cpu.plan import Plan, make_plan
+from patterncc.codegen.cpu.tiles import MaskedTiles, masked_tiles
 from patterncc.codegen.ir import Q_CLASS, Q_FIRST, Q_LAST, RESIDUE, BlockProgram
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import Entry, Expr, K, Member, Param, Q, Segment, Var, walk

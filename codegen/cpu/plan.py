@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patterncc.codegen.cpu_tiles import FULL, Bools, Ints, MaskedTiles
+from patterncc.codegen.cpu.tiles import FULL, Bools, Ints, MaskedTiles
 
 # Costs in units of one (query, key) pair of one head, found by fitting measured times.
 _PER_CALL = 6000

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from patterncc.codegen import calls
+from patterncc.codegen.facts import calls
+from patterncc.codegen.facts.questions import ask
 from patterncc.codegen.presburger.images import Image, farthest_from_both_ends
-from patterncc.codegen.questions import ask
 from patterncc.codegen.schedule import evaluate
 from patterncc.dsl.build import all_of, compare, substitute, subtract
 from patterncc.dsl.errors import ConfigError

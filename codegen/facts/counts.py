@@ -8,8 +8,8 @@ import numpy as np
 
 from patterncc.codegen import schedule
 from patterncc.codegen.classes import row_classes
+from patterncc.codegen.facts.pair_counts import PairCounts
 from patterncc.codegen.ir import BlockProgram, Passes
-from patterncc.codegen.pair_counts import PairCounts
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.schedule import Env
 

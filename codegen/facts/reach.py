@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from patterncc.codegen.hops import Hops, Positions, Relations
-from patterncc.codegen.layers import Stack, stack
+from patterncc.codegen.facts.hops import Hops, Positions, Relations
+from patterncc.codegen.facts.layers import Stack, stack
+from patterncc.codegen.facts.questions import ask
+from patterncc.codegen.facts.runs import Run, runs_of
 from patterncc.codegen.pieces import TooIntricateError
 from patterncc.codegen.presburger.chains import Chain
 from patterncc.codegen.presburger.exact import refuse_tables
-from patterncc.codegen.questions import ask
-from patterncc.codegen.runs import Run, runs_of
 from patterncc.dsl.build import compare
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import Const, K, Predicate, Q, Var, variables

@@ -95,7 +95,7 @@ class _Process:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
-        code = _SERVER.format(path=sys.path, module="patterncc.codegen.question_server")
+        code = _SERVER.format(path=sys.path, module="patterncc.codegen.facts.question_server")
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],

@@ -15,17 +15,17 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
-from patterncc.codegen.class_source import (
+from patterncc.codegen.gpu.class_source import (
     CLASS_NAMES,
     class_lines,
     length_parameters,
     row_lines,
     tile_lines,
 )
-from patterncc.codegen.ir import DENSE, K_FIRST, K_LAST, RESIDUE
-from patterncc.codegen.mask_source import scalar_name
-from patterncc.codegen.scalar_source import HELPERS, ExpressionWriter, Text
-from patterncc.codegen.sweep_source import (
+from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
+from patterncc.codegen.gpu.mask_source import scalar_name
+from patterncc.codegen.gpu.scalar_source import HELPERS, ExpressionWriter, Text
+from patterncc.codegen.gpu.sweep_source import (
     LoopNest,
     TileLoop,
     emit_loops,
@@ -33,15 +33,15 @@ from patterncc.codegen.sweep_source import (
     wide_name,
     widened,
 )
-from patterncc.codegen.table_source import helpers, tables_read
-from patterncc.codegen.triton_source import KernelParameter, KernelSource
+from patterncc.codegen.gpu.table_source import helpers, tables_read
+from patterncc.codegen.ir import DENSE, K_FIRST, K_LAST, RESIDUE
 from patterncc.dsl.mask import Expr, Member, Param, Var, variables, walk
 
 if TYPE_CHECKING:
-    from patterncc.codegen.config import KernelConfig
+    from patterncc.codegen.gpu.config import KernelConfig
+    from patterncc.codegen.gpu.table_source import Table
     from patterncc.codegen.ir import BlockProgram, Entries
     from patterncc.codegen.problem import Problem
-    from patterncc.codegen.table_source import Table
 
 LIST_PARAMETERS = (
     KernelParameter("tiles_ptr", "*i32", 4),

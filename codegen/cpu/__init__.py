@@ -1,0 +1,10 @@
+"""Block-sparse attention on the CPU.
+
+`tiles` evaluates masks on the tiles of a program, `plan` joins tiles into few kernel calls, `heads`
+finds the heads that share a plan and keeps plans, `kernels` has what runs one call, `execute` runs
+it on the tensors of some heads, and `forward` is attention from tensors to tensors.
+"""
+
+from patterncc.codegen.cpu.forward import attention, cpu_kernel_name, default_config, plans
+
+__all__ = ["attention", "cpu_kernel_name", "default_config", "plans"]

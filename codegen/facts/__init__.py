@@ -1,0 +1,3 @@
+"""Facts about patterns, derived from their relations: exact counts of pairs, tiles and operations,
+equality and inclusion, live keys, shard plans, reach through layers.
+"""
