@@ -83,6 +83,24 @@ def allowed(
     return answer.broadcast_to(torch.broadcast_shapes(q.shape, k.shape))  # type: ignore[no-untyped-call]
 
 
+def discrete(
+    expr: IntExpr | Predicate,
+    q: Tensor,
+    k: Tensor,
+    env: Mapping[str, int],
+    tables: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """An integer (int64) or a predicate (bool) at positions; arguments and errors as `allowed`.
+
+    Returns:
+        A tensor that broadcasts with the shape of `q` and `k`.
+    """
+    evaluator = _Evaluator(q.long(), k.long(), env, tables or {})
+    if isinstance(expr, (Truth, Compare, And, Or, Not, Branch, Member, Cover)):
+        return evaluator.predicate(expr)
+    return evaluator.integer(expr)
+
+
 @dataclass(frozen=True, slots=True)
 class _Evaluator:
     """Evaluates expressions at fixed positions."""
