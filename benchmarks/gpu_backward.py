@@ -101,7 +101,7 @@ def main() -> None:
 
 def run_case(case: Case, tensors: Tensors, flex: dict[str, float] | str | None) -> dict[str, Any]:
     """Checks and times one pattern, and SDPA beside it; `flex` has FlexAttention's times."""
-    query, key, _ = tensors
+    query = tensors[0]
     heads, length, head_dim = query.shape[1:]
     device = query.device
     attention = patterncc.compile(case.text)
