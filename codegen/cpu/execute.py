@@ -6,8 +6,9 @@ the matrix products wherever the inputs admit a score or a value that is not fin
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from patterncc.codegen.cpu.heads import HeadPlan
 from patterncc.codegen.cpu.jobs import Job, head_views
 from patterncc.codegen.cpu.kernels import Kernel
 from patterncc.codegen.cpu.plan import Call, Plan
+from patterncc.codegen.cpu.scores import Places, ScoreTerm, places_of
 from patterncc.codegen.cpu.tensors import wide_type
 
 _MAX_NUMBERS = 1 << 24  # that a kernel call returns; more blocks are run in several calls
@@ -82,8 +84,14 @@ class Operands:
 
     Shapes: query `[heads, q_len, dim]`, key and value `[kv_heads, kv_len, dim]`, out
     `[heads, q_len, value_dim]`, lse `[heads, q_len]`.
+
+    Attributes:
+        job: The class of rows.
+        heads: int64 `[heads, 2]`, index in the batch and number of each.
     """
 
+    job: Job
+    heads: Tensor
     query: Input
     key: Input
     value: Input
@@ -117,14 +125,25 @@ def operands(
         query, key, value, out, lse: Of all heads and rows.
         whole: What query, key and value are part of, where their classes are many.
     """
+    batch, heads = query.shape[:2]
+    numbers = torch.cartesian_prod(torch.arange(batch), torch.arange(heads))
     of_rows = [tensor[:, :, job.rows] for tensor in (query, out, lse)]
+    of_rows.append(numbers.view(batch, heads, 2))
     of_keys = [tensor[:, :, job.keys] for tensor in (key, value)]
-    for (q, o, s), (k, v) in head_views(part, of_rows, of_keys):
-        yield Operands(Input(q, whole[0]), Input(k, whole[1]), Input(v, whole[2]), o, s)
+    for (q, o, s, own), (k, v) in head_views(part, of_rows, of_keys):
+        inputs = Input(q, whole[0]), Input(k, whole[1]), Input(v, whole[2])
+        yield Operands(job, own, *inputs, o, s)
 
 
 def run(
-    call: Call, mask: Tensor | None, on: Operands, kernel: Kernel, scale: float, first: bool
+    call: Call,
+    mask: Tensor | None,
+    on: Operands,
+    kernel: Kernel,
+    scale: float,
+    first: bool,
+    score: ScoreTerm | None = None,
+    q_offset: int = 0,
 ) -> None:
     """Runs a call on some heads: writes its rows if they hold nothing yet, else merges into them.
 
@@ -135,6 +154,8 @@ def run(
         kernel: What to run, of `kernels`.
         scale: Factor of the scores.
         first: Whether nothing but this plan has written these rows.
+        score: What makes logits of the scores.
+        q_offset: Position of row 0 of the call.
     """
     heads, _, dim = on.query.numbers.shape
     few = max(1, _MAX_NUMBERS // (heads * call.size * dim))
@@ -148,9 +169,17 @@ def run(
                 for x in (key, value)
             )
             keys = BlockRange(0, 0, call.keys, 1)
-        hidden_stays_hidden = mask is None or (
-            _finite_scores(on.query.norm(rows), key.norm(keys), scale, key.numbers.dtype)
-            and math.isfinite(value.norm(keys))
+        if score is not None:
+            places = places_of(call, on.job, on.heads, q_offset, low, count)
+            places = places.turned(heads != len(on.key.numbers))
+            kernel = partial(kernels.matmul, logits=partial(_logits, score, places))
+        hidden_stays_hidden = (
+            mask is None
+            or score is not None
+            or (
+                _finite_scores(on.query.norm(rows), key.norm(keys), scale, key.numbers.dtype)
+                and math.isfinite(value.norm(keys))
+            )
         )
         out, lse = _attend(
             kernel if hidden_stays_hidden else kernels.matmul,
@@ -171,6 +200,13 @@ def run(
             blocks(on.lse[..., None], rows)[..., 0],
             first and call.first,
         )
+
+
+def _logits(
+    score: ScoreTerm, places: Places, outer: slice, rows: slice
+) -> Callable[[Tensor], Tensor]:
+    """What makes logits of the scores of a part of a block."""
+    return partial(score, places=places.part(outer, rows))
 
 
 def _norm(numbers: Tensor) -> float:

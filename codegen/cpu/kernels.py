@@ -39,11 +39,17 @@ def flash(
 
 
 def matmul(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    logits: Callable[[slice, slice], Callable[[Tensor], Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Two matrix products with a softmax between, in float32 or wider, some rows at a time.
 
-    Nothing that the mask hides from a row has any influence on it.
+    Nothing that the mask hides from a row has any influence on it. `logits`, if given, has
+    what makes logits of the scaled scores, for a part of the outer axis and of the rows.
     """
     outer, heads, rows, _ = query.shape
     keys = key.shape[2]
@@ -58,23 +64,33 @@ def matmul(
         for row in range(0, rows, few_rows):
             some = slice(row, row + few_rows)
             hidden = None if mask is None else mask[some] != 0
+            part = None if logits is None else logits(blocks, some)
             out[blocks, :, some], lse[blocks, :, some] = _products(
-                query[blocks, :, some].to(wide), k, v, hidden, scale
+                query[blocks, :, some].to(wide), k, v, hidden, scale, part
             )
     return out, lse
 
 
 def _products(
-    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    hidden: Tensor | None,
+    scale: float,
+    logits: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     outer, heads, rows, dim = query.shape
     kv_heads, keys = key.shape[1:3]
     grouped = query.reshape(outer, kv_heads, heads // kv_heads * rows, dim)
     scores = (grouped @ key.mT * scale).view(outer, heads, rows, keys)
+    if logits is not None:
+        scores = logits(scores).contiguous()
     if hidden is not None:
         scores = scores.masked_fill_(hidden, -torch.inf)
     lse = scores.logsumexp(-1)
     weights = scores.sub_(lse[..., None]).exp_()
+    if logits is not None:  # which may be -inf for all that a row sees
+        weights = weights.masked_fill_((lse == -torch.inf)[..., None], 0)
     if hidden is not None:
         weights = weights.masked_fill_(hidden, 0)  # also where a row that sees nothing got NaN
 
