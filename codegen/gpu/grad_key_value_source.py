@@ -1,0 +1,216 @@
+"""The kernel of the gradients of keys and values: a program computes one key tile of one head of
+the keys, from all query heads that share it.
+
+With transposed tiles, so that what is accumulated lies along the keys:
+
+    scores^T  = k q^T                   weights^T = 2^(scores^T scale - lse)
+    grad_v   += weights^T grad_out      grad_scores^T = weights^T (v grad_out^T - delta)
+    grad_k   += grad_scores^T q         times the scale, at the end
+
+`lse` is the final one of the row, so passes of a pattern add up: all but the last leave float32
+sums, all but the first start from them. Nothing is added up by two programs at once: repeated runs
+give the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from patterncc.codegen.gpu.chunk_source import (
+    CHUNK_HELPERS,
+    CHUNK_PARAMETERS,
+    SUMS,
+    split_place_lines,
+)
+from patterncc.codegen.gpu.class_source import (
+    CLASS_NAMES,
+    key_class_lines,
+    length_parameters,
+)
+from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
+from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
+from patterncc.codegen.gpu.key_access_source import PASSING, RESULTS, KeyAccess
+from patterncc.codegen.gpu.key_tile_source import KeyTile, key_lines
+from patterncc.codegen.gpu.mask_source import scalar_name
+from patterncc.codegen.gpu.query_tile_source import check_program, dot_precision
+from patterncc.dsl.mask import Param, Var, walk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from patterncc.codegen.gpu.config import KernelConfig
+    from patterncc.codegen.gpu.sweep_source import TileLoop
+    from patterncc.codegen.ir import BlockProgram
+    from patterncc.codegen.problem import Problem
+
+EMITTER = 1
+"""Version of the generated text; it is part of the text, so a change of it separates caches."""
+
+_LOG2_E = "1.4426950408889634"
+_LN_2 = "0.6931471805599453"
+_INFINITE = 'float("inf")'
+
+
+def emit_grad_key_value(
+    program: BlockProgram,
+    problem: Problem,
+    config: KernelConfig,
+    *,
+    resumes: bool = False,
+    hands_on: bool = False,
+) -> KernelSource:
+    """Writes the kernel of the gradients of keys and values, for any lengths, offset, strides and
+    numbers.
+
+    Args:
+        program: The pattern, or one pass of it, with its transposed sweeps.
+        problem: The shape class.
+        config: How to build it; `block_k` keys are held while `block_q` rows at a time pass by.
+        resumes: It adds to what an earlier pass left.
+        hands_on: It leaves float32 sums for a later pass, instead of the gradients.
+
+    Raises:
+        UnsupportedError: The dtype or head dimension has no kernel, or the pattern has a cover.
+        ConfigError: The config's tiles are not the program's.
+        InternalError: The program was lowered for the forward direction alone.
+    """
+    return _Writer(program, problem, config, resumes, hands_on).source()
+
+
+class _Writer:
+    """Writes one kernel; each method writes one stretch of it, in the order of the text."""
+
+    def __init__(
+        self,
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        resumes: bool,
+        hands_on: bool,
+    ) -> None:
+        check_program(program, problem, config)
+        self._program = program
+        self._problem = problem
+        self._config = config
+        self._resumes = resumes
+        self._hands_on = hands_on
+        self._access = KeyAccess(problem, config, program.tiling)
+        self._keys = KeyTile(program, problem, config, self._access)
+        self._precision = dot_precision(problem)
+
+    def source(self) -> KernelSource:
+        pointers = [KernelParameter("lse_ptr", "*fp32", 4), KernelParameter("delta_ptr", "*fp32", 4)]
+        pointers += _results(self._access, self._resumes, self._hands_on)
+        scale = KernelParameter("scale", "fp32")
+        parameters = tuple(self._keys.parameters(pointers, [scale]))
+        lines = [
+            *self._keys.setup(),
+            "",
+            *self._access.held_lines(),
+            "",
+            *self._start(),
+            *self._keys.body(self._tile),
+            *self._finish(),
+        ]
+        fields = described_fields(
+            self._program,
+            self._problem,
+            self._config,
+            EMITTER,
+            resumes=self._resumes,
+            hands_on=self._hands_on,
+        )
+        header = header_text("Gradients of keys and values", fields)
+        text = module_text(header, "grad_key_value", parameters, lines, (CHUNK_HELPERS,))
+        return KernelSource(
+            "grad_key_value", text, parameters, self._problem, self._config, self._keys.tables
+        )
+
+    def _start(self) -> Iterator[str]:
+        if self._resumes:
+            yield "# Where the earlier passes ended; chunks are added to that later."
+            yield from self._access.result_lines()
+            yield "key_starts = key_exists & (split == 0) & (idle == 0)"
+        else:
+            yield "# The gradients, of the keys without the scale."
+        for name in RESULTS:
+            for number, part in enumerate(self._access.parts_of(name)):
+                start = f"tl.zeros([BLOCK_K, {part.width}], tl.float32)"
+                if self._resumes:
+                    start = self._access.load_state(name, number, part, "key_starts")
+                yield f"{name}_{number} = {start}"
+
+    def _tile(self, loop: TileLoop) -> Iterator[str]:
+        masked, access, precision = loop.kind == "partial", self._access, self._precision
+        dtype = self._problem.dtype
+        yield from access.tile_loads("query")
+        yield from _product("scores", "key_{n}, query_{n}.T", len(access.parts_of("key")), precision)
+        yield access.load_row_numbers("lse", _INFINITE)
+        yield f"lse = tl.where(lse == -{_INFINITE}, {_INFINITE}, lse * {_LOG2_E})"
+        yield "weights = tl.exp2(scores * scale - lse[None, :])"
+        if masked:
+            yield from self._keys.allowed()
+            yield "weights = tl.where(allowed, weights, 0.0)"
+        yield from access.tile_loads("grad_out")
+        yield f"rounded = weights.to(tl.{dtype})"
+        for number in range(len(access.parts_of("value"))):
+            operands = f"rounded, grad_out_{number}, grad_value_{number}"
+            yield f"grad_value_{number} = tl.dot({operands}{precision})"
+        parts = len(access.parts_of("value"))
+        yield from _product("grad_weights", "value_{n}, grad_out_{n}.T", parts, precision)
+        yield access.load_row_numbers("delta", "0.0")
+        yield "grad_scores = weights * (grad_weights - delta[None, :])"
+        if masked:
+            yield "grad_scores = tl.where(allowed, grad_scores, 0.0)"
+        yield f"rounded = grad_scores.to(tl.{dtype})"
+        for number in range(len(access.parts_of("key"))):
+            operands = f"rounded, query_{number}, grad_key_{number}"
+            yield f"grad_key_{number} = tl.dot({operands}{precision})"
+
+    def _finish(self) -> Iterator[str]:
+        access = self._access
+        yield ""
+        yield "if split:"
+        yield f"{INDENT}# A chunk: its sums are added up later."
+        yield f"{INDENT}sums_rows = tl.num_programs(0) - places"
+        yield f"{INDENT}{access.sums_base()}"
+        yield f"{INDENT}places_in_tile = tl.arange(0, BLOCK_K)"
+        for name in RESULTS:
+            for number in range(len(access.parts_of(name))):
+                place = access.sums_place(name, number, "places_in_tile")
+                yield f"{INDENT}tl.store({place}, {name}_{number})"
+        yield "else:"
+        yield f"{INDENT}key_ends = key_exists & (idle == 0)"
+        yield from (
+            f"{INDENT}{line}"
+            for line in _store(access, "key_ends", self._hands_on, addressed=self._resumes)
+        )
+
+
+def _product(name: str, operands: str, parts: int, precision: str) -> Iterator[str]:
+    """A matrix product over all parts of a head dimension; `{n}` is the number of the part."""
+    for number in range(parts):
+        onto = f", {name}" if number else ""
+        yield f"{name} = tl.dot({operands.format(n=number)}{onto}{precision})"
+
+
+def _results(access: KeyAccess, resumes: bool, hands_on: bool) -> Iterator[KernelParameter]:
+    """Pointers to what is computed."""
+    for name in RESULTS:
+        if not hands_on:
+            yield KernelParameter(f"{name}_ptr", f"*{access.element}", 16)
+        if resumes or hands_on:
+            yield KernelParameter(f"{name}_state_ptr", "*fp32", 16)
+    yield SUMS
+
+
+def _store(access: KeyAccess, exists: str, hands_on: bool, addressed: bool) -> Iterator[str]:
+    """Stores the rows of both gradients where `exists`, scaled if no other pass adds to them."""
+    if not addressed:
+        yield from access.result_lines()
+    for name in RESULTS:
+        for number, part in enumerate(access.parts_of(name)):
+            if name == "grad_key" and not hands_on:
+                yield f"grad_key_{number} = grad_key_{number} * (scale * {_LN_2})"
+            yield access.store_result(name, number, part, exists, hands_on)
