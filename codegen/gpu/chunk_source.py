@@ -55,9 +55,7 @@ def chunk_values(split: tuple[Progression, ...]) -> dict[str, int]:
     unused = Progression(0, 1, 0, 1)
     return {
         f"split_{field}_{number}": getattr(progression, field)
-        for number, progression in enumerate(
-            (*split, *[unused] * (MOST_PROGRESSIONS - len(split)))
-        )
+        for number, progression in enumerate((*split, *[unused] * (MOST_PROGRESSIONS - len(split))))
         for field in _FIELDS
     }
 

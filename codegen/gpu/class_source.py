@@ -124,6 +124,11 @@ def in_pairs(tiling: Tiling) -> bool:
     return gcd(factor, tiling.k_step) == 1
 
 
+def classes_seen(tiling: Tiling) -> int:
+    """How many classes of rows a class of keys may belong to."""
+    return 1 if in_pairs(tiling) else tiling.q_step
+
+
 def key_class_lines(tiling: Tiling) -> Iterator[str]:
     """The key tile of a program, its class of keys and how many keys that has; where classes are in
     pairs also all of its rows. Reads `place`, the number of the tile among all tiles of all
@@ -150,6 +155,16 @@ def row_class_lines(tiling: Tiling) -> Iterator[str]:
     yield from _of_rows(tiling)
     own = "True" if tiling.k_step == 1 else f"k_class == {_number(tiling.k_class)}"
     yield f"sees = {own}"
+
+
+def key_lines(tiling: Tiling, within: str = "tl.arange(0, BLOCK_K)") -> Iterator[str]:
+    """The keys of a tile `k_tile`, and with classes which keys of the call they are; `within` are
+    their numbers within the tile."""
+    yield "k_first = k_tile * BLOCK_K"
+    yield f"keys = k_first + {within}"
+    yield "key_exists = keys < kv_len"
+    if tiling.k_step > 1:
+        yield f"call_keys = keys * {tiling.k_step} + k_class"
 
 
 def rows_of_call(tiling: Tiling) -> str:

@@ -14,27 +14,14 @@ give the same bits.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from patterncc.codegen.gpu.chunk_source import (
-    CHUNK_HELPERS,
-    CHUNK_PARAMETERS,
-    SUMS,
-    split_place_lines,
-)
-from patterncc.codegen.gpu.class_source import (
-    CLASS_NAMES,
-    key_class_lines,
-    length_parameters,
-)
+from patterncc.codegen.gpu.chunk_source import CHUNK_HELPERS
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
-from patterncc.codegen.gpu.key_access_source import PASSING, RESULTS, KeyAccess
-from patterncc.codegen.gpu.key_tile_source import KeyTile, key_lines
-from patterncc.codegen.gpu.mask_source import scalar_name
+from patterncc.codegen.gpu.key_access_source import RESULTS, KeyAccess
+from patterncc.codegen.gpu.key_tile_source import KeyTile
 from patterncc.codegen.gpu.query_tile_source import check_program, dot_precision
-from patterncc.dsl.mask import Param, Var, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +35,6 @@ EMITTER = 1
 """Version of the generated text; it is part of the text, so a change of it separates caches."""
 
 _LOG2_E = "1.4426950408889634"
-_LN_2 = "0.6931471805599453"
 _INFINITE = 'float("inf")'
 
 
@@ -100,10 +86,14 @@ class _Writer:
         self._precision = dot_precision(problem)
 
     def source(self) -> KernelSource:
-        pointers = [KernelParameter("lse_ptr", "*fp32", 4), KernelParameter("delta_ptr", "*fp32", 4)]
-        pointers += _results(self._access, self._resumes, self._hands_on)
-        scale = KernelParameter("scale", "fp32")
-        parameters = tuple(self._keys.parameters(pointers, [scale]))
+        pointers = [
+            KernelParameter("lse_ptr", "*fp32", 4),
+            KernelParameter("delta_ptr", "*fp32", 4),
+        ]
+        pointers += self._access.results(self._resumes, self._hands_on)
+        factors = [KernelParameter("score_scale", "fp32"), KernelParameter("scale", "fp32")]
+        factors = factors[: 1 if self._hands_on else 2]
+        parameters = tuple(self._keys.parameters(pointers, factors))
         lines = [
             *self._keys.setup(),
             "",
@@ -130,7 +120,7 @@ class _Writer:
     def _start(self) -> Iterator[str]:
         if self._resumes:
             yield "# Where the earlier passes ended; chunks are added to that later."
-            yield from self._access.result_lines()
+            yield self._access.result_rows()
             yield "key_starts = key_exists & (split == 0) & (idle == 0)"
         else:
             yield "# The gradients, of the keys without the scale."
@@ -138,17 +128,19 @@ class _Writer:
             for number, part in enumerate(self._access.parts_of(name)):
                 start = f"tl.zeros([BLOCK_K, {part.width}], tl.float32)"
                 if self._resumes:
-                    start = self._access.load_state(name, number, part, "key_starts")
+                    start = self._access.load_state(name, part, "key_starts")
                 yield f"{name}_{number} = {start}"
 
     def _tile(self, loop: TileLoop) -> Iterator[str]:
         masked, access, precision = loop.kind == "partial", self._access, self._precision
         dtype = self._problem.dtype
         yield from access.tile_loads("query")
-        yield from _product("scores", "key_{n}, query_{n}.T", len(access.parts_of("key")), precision)
+        yield from _product(
+            "scores", "key_{n}, query_{n}.T", len(access.parts_of("key")), precision
+        )
         yield access.load_row_numbers("lse", _INFINITE)
         yield f"lse = tl.where(lse == -{_INFINITE}, {_INFINITE}, lse * {_LOG2_E})"
-        yield "weights = tl.exp2(scores * scale - lse[None, :])"
+        yield "weights = tl.exp2(scores * score_scale - lse[None, :])"
         if masked:
             yield from self._keys.allowed()
             yield "weights = tl.where(allowed, weights, 0.0)"
@@ -184,7 +176,7 @@ class _Writer:
         yield f"{INDENT}key_ends = key_exists & (idle == 0)"
         yield from (
             f"{INDENT}{line}"
-            for line in _store(access, "key_ends", self._hands_on, addressed=self._resumes)
+            for line in access.store_results("key_ends", self._hands_on, addressed=self._resumes)
         )
 
 
@@ -193,24 +185,3 @@ def _product(name: str, operands: str, parts: int, precision: str) -> Iterator[s
     for number in range(parts):
         onto = f", {name}" if number else ""
         yield f"{name} = tl.dot({operands.format(n=number)}{onto}{precision})"
-
-
-def _results(access: KeyAccess, resumes: bool, hands_on: bool) -> Iterator[KernelParameter]:
-    """Pointers to what is computed."""
-    for name in RESULTS:
-        if not hands_on:
-            yield KernelParameter(f"{name}_ptr", f"*{access.element}", 16)
-        if resumes or hands_on:
-            yield KernelParameter(f"{name}_state_ptr", "*fp32", 16)
-    yield SUMS
-
-
-def _store(access: KeyAccess, exists: str, hands_on: bool, addressed: bool) -> Iterator[str]:
-    """Stores the rows of both gradients where `exists`, scaled if no other pass adds to them."""
-    if not addressed:
-        yield from access.result_lines()
-    for name in RESULTS:
-        for number, part in enumerate(access.parts_of(name)):
-            if name == "grad_key" and not hands_on:
-                yield f"grad_key_{number} = grad_key_{number} * (scale * {_LN_2})"
-            yield access.store_result(name, number, part, exists, hands_on)

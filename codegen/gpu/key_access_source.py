@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.access_source import TYPES
+from patterncc.codegen.gpu.chunk_source import SUMS
 from patterncc.codegen.gpu.class_source import rows_of_call
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
 from patterncc.codegen.gpu.kernel_source import KernelParameter
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 
 HELD = ("key", "value")
 PASSING = ("query", "grad_out")
-RESULTS = {"grad_key": "key", "grad_value": "value"}
-"""The gradients that are computed, and what they are the gradients of."""
+RESULTS = ("grad_key", "grad_value")
 
 
 class KeyAccess:
@@ -38,13 +38,16 @@ class KeyAccess:
         problem: Dtype and head dimensions.
         config: Tile shape and the way to load.
         tiling: The classes of rows and keys.
+
+    Attributes:
+        element: Triton's name of the dtype.
     """
 
     def __init__(self, problem: Problem, config: KernelConfig, tiling: Tiling) -> None:
         self._problem = problem
         self._config = config
         self._tiling = tiling
-        self._element = TYPES[problem.dtype]
+        self.element = TYPES[problem.dtype]
         self._key_parts, self._value_parts = query_key_value_parts(problem)
         described = config.load == "descriptor"
         # Keys of a class are loaded once, by pointers, which need no complete group of them.
@@ -80,7 +83,7 @@ class KeyAccess:
             for name in names if described else ():
                 for number, part in enumerate(self.parts_of(name)):
                     box = (1, 1, rows, *classes, part.width)
-                    kind = f"tensordesc<{self._element}[{', '.join(map(str, box))}]>"
+                    kind = f"tensordesc<{self.element}[{', '.join(map(str, box))}]>"
                     yield KernelParameter(f"{name}_desc_{number}", kind, box=box)
 
     @property
@@ -92,7 +95,7 @@ class KeyAccess:
     def pointers(self) -> Iterator[KernelParameter]:
         """The pointer parameters to those."""
         for name in self._strided:
-            yield KernelParameter(f"{name}_ptr", f"*{self._element}", 16)
+            yield KernelParameter(f"{name}_ptr", f"*{self.element}", 16)
 
     def strides(self) -> Iterator[KernelParameter]:
         """Their strides."""
@@ -173,54 +176,74 @@ class KeyAccess:
 
     # -------------------------------------------------------------------------------- results
 
-    def result_lines(self) -> Iterator[str]:
+    def results(self, resumes: bool, hands_on: bool) -> Iterator[KernelParameter]:
+        """Pointers to what is computed.
+
+        Args:
+            resumes: An earlier pass has left sums.
+            hands_on: The sums are left for a later pass, instead of the gradients.
+        """
+        for name in RESULTS:
+            if not hands_on:
+                yield KernelParameter(f"{name}_ptr", f"*{self.element}", 16)
+            if resumes or hands_on:
+                yield KernelParameter(f"{name}_state_ptr", "*fp32", 16)
+        yield SUMS
+
+    def result_rows(self) -> str:
         """Where the rows of the gradients lie, tensors `[batch, kv_heads, kv_len, columns]` without
         gaps."""
         length = "kv_len" if self._tiling == DENSE else "call_kv_len"
         head = "batch.to(tl.int64) * tl.num_programs(1) + kv_head"
-        yield f"result_rows = ({head}) * {length} + {self._keys}[:, None]"
+        return f"result_rows = ({head}) * {length} + {self._keys}[:, None]"
 
-    def load_state(self, name: str, number: int, part: Part, exists: str) -> str:
-        """What earlier passes left of a part of a gradient."""
+    def load_state(self, name: str, part: Part, exists: str) -> str:
+        """What earlier passes left of a part of a gradient, where `exists`."""
         mask = _mask(f"{exists}[:, None]", part)
         return f"tl.load({self._result(f'{name}_state', name, part)}, mask={mask}, other=0.0)"
 
-    def store_result(self, name: str, number: int, part: Part, exists: str, state: bool) -> str:
-        """Stores a part of a gradient, rounded to its dtype, or as a float32 sum."""
-        mask = _mask(f"{exists}[:, None]", part)
-        if state:
-            return f"tl.store({self._result(f'{name}_state', name, part)}, {name}_{number}, mask={mask})"
-        value = f"{name}_{number}.to(tl.{self._problem.dtype})"
-        return f"tl.store({self._result(name, name, part)}, {value}, mask={mask})"
+    def store_results(self, exists: str, hands_on: bool, addressed: bool) -> Iterator[str]:
+        """Stores the rows of both gradients where `exists`: as float32 sums for a later pass, or
+        scaled and rounded.
+
+        Args:
+            exists: The vector of rows to store.
+            hands_on: As in `results`.
+            addressed: `result_rows` has been written already.
+        """
+        if not addressed:
+            yield self.result_rows()
+        for name in RESULTS:
+            for number, part in enumerate(self.parts_of(name)):
+                result = f"{name}_{number}"
+                if name == "grad_key" and not hands_on:
+                    yield f"{result} = {result} * scale"
+                tensor = f"{name}_state" if hands_on else name
+                rounded = result if hands_on else f"{result}.to(tl.{self._problem.dtype})"
+                mask = _mask(f"{exists}[:, None]", part)
+                yield f"tl.store({self._result(tensor, name, part)}, {rounded}, mask={mask})"
 
     def _result(self, tensor: str, name: str, part: Part) -> str:
         problem = self._problem
         width = problem.head_dim if name == "grad_key" else problem.value_head_dim
         return f"{tensor}_ptr + result_rows * {width} + {_columns(part)}"
 
-    def sums_place(self, name: str, number: int, rows: str) -> str:
-        """Where a part of the sums of chunk `sums_row` lies, of `sums_rows` of each head.
-
-        Args:
-            name: The gradient.
-            number: Of the part.
-            rows: The vector of the key's numbers within the tile.
-        """
-        before = [part for result in RESULTS for part in self.parts_of(result)]
-        if name == "grad_key":
-            before = before[:number]
-        else:
-            before = before[: len(self._key_parts) + number]
-        start = sum(part.width for part in before)
-        width = self.parts_of(name)[number].width
-        columns = f"{start} + tl.arange(0, {width})[None, :]"
-        return f"sums + {rows}[:, None] * {self.columns} + {columns}"
+    # -------------------------------------------------------------------------------- chunks
 
     def sums_base(self) -> str:
-        """Where those of a chunk start."""
+        """Where the sums of chunk `sums_row` start, of `sums_rows` of each head."""
         head = "batch.to(tl.int64) * tl.num_programs(1) + kv_head"
         size = f"BLOCK_K * {self.columns}"
         return f"sums = sums_ptr + (({head}) * sums_rows + sums_row) * ({size})"
+
+    def sums_place(self, name: str, number: int, rows: str) -> str:
+        """Where a part of a gradient lies in them; `rows` is the vector of the keys' numbers within
+        the tile."""
+        before = sum(part.width for part in self.parts_of(name)[:number])
+        if name == "grad_value":
+            before += sum(part.width for part in self._key_parts)
+        columns = f"tl.arange(0, {self.parts_of(name)[number].width})[None, :]"
+        return f"sums + {rows}[:, None] * {self.columns} + ({before} + {columns})"
 
     # -------------------------------------------------------------------------------- addresses
 

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 from patterncc.codegen.gpu.chunk_source import CHUNK_PARAMETERS, place_lines
 from patterncc.codegen.gpu.class_source import (
     CLASS_NAMES,
+    classes_seen,
     in_pairs,
     key_class_lines,
+    key_lines,
     length_parameters,
     row_class_lines,
 )
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.kernel_text import INDENT
-from patterncc.codegen.gpu.list_source import CAPACITY, LIST_PARAMETERS, listed_loops
+from patterncc.codegen.gpu.list_source import CAPACITY, LIST_PARAMETERS, list_leaves, listed_loops
 from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
 from patterncc.codegen.gpu.separate import keys_of_tiles
 from patterncc.codegen.gpu.sweep_source import (
@@ -31,7 +33,7 @@ from patterncc.codegen.gpu.sweep_source import (
     widened,
 )
 from patterncc.codegen.gpu.table_source import tables_read
-from patterncc.codegen.ir import DENSE, K_LAST, K_TILE
+from patterncc.codegen.ir import K_LAST, K_TILE
 from patterncc.dsl.mask import Param, Var, walk
 
 if TYPE_CHECKING:
@@ -83,15 +85,11 @@ class KeyTile:
         self._masked = any(loop.kind == "partial" for loop in self._nest.loops)
         self._bounds = () if self._listed else scalars_read(sweeps)
         self.tables = tables_read(self._expressions())
-        names = {leaf.name for leaf in self._scalars() if isinstance(leaf, Var)}
-        self._names = names | {leaf.name for leaf in self._listing() if isinstance(leaf, Var)}
-        tiling = program.tiling
-        self._classes = 1 if in_pairs(tiling) else tiling.q_step
-        self._by_head = problem.group > 1 and "head" in self._names
-        self._visits = (problem.group if self._by_head else 1) * self._classes
-        if self._classes > 1 and not self._by_head:
-            self._visits = problem.group * self._classes
-            self._by_head = True
+        leaves = [*self._scalars(), *(list_leaves(program, "transposed") if self._listed else ())]
+        self._names = {leaf.name for leaf in leaves if isinstance(leaf, Var)}
+        self._classes = classes_seen(program.tiling)
+        # Is there a loop around those over tiles?
+        self._nested = self._classes > 1 or (problem.group > 1 and "head" in self._names)
 
     # -------------------------------------------------------------------------------- signature
 
@@ -132,11 +130,6 @@ class KeyTile:
         for expr in self._expressions():
             yield from (leaf for leaf in walk(expr) if isinstance(leaf, (Var, Param)))
 
-    def _listing(self) -> Iterator[Expr]:
-        """What its lists of tiles differ by."""
-        if self._listed:
-            yield from list_leaves(self._program, "transposed")
-
     # -------------------------------------------------------------------------------- the text
 
     def setup(self) -> Iterator[str]:
@@ -157,7 +150,7 @@ class KeyTile:
     def body(self, tile: Callable[[TileLoop], Iterator[str]]) -> Iterator[str]:
         """The loops over all tiles of rows; `tile` writes what is done for one."""
         yield from self._access.passing_lines()
-        if not self._by_head:
+        if not self._nested:
             if self._group == 1:
                 yield "head = kv_head"
             yield from self._visit(tile)
@@ -165,7 +158,7 @@ class KeyTile:
         yield ""
         classes = " and class of rows" if self._classes > 1 else ""
         yield f"# Each query head of the group{classes} has bounds of its own."
-        yield f"for visit in range(0, {self._visits}):"
+        yield f"for visit in range(0, {self._group * self._classes}):"
         lines = [
             f"head = kv_head * {self._group} + visit"
             + (f" // {self._classes}" if self._classes > 1 else "")
@@ -203,11 +196,9 @@ class KeyTile:
     @property
     def _one_head(self) -> bool:
         """Is the query head known outside of the loops over tiles?"""
-        return self._by_head or self._group == 1
+        return self._nested or self._group == 1
 
-    def _loop(
-        self, loop: TileLoop, tile: Callable[[TileLoop], Iterator[str]]
-    ) -> Iterator[str]:
+    def _loop(self, loop: TileLoop, tile: Callable[[TileLoop], Iterator[str]]) -> Iterator[str]:
         group = 1 if self._one_head else self._group
         yield ""
         yield "# Partial tiles, with the mask." if loop.kind == "partial" else "# Full tiles."
@@ -236,15 +227,6 @@ class KeyTile:
         yield "q = q_offset + rows[None, :]"
         yield from self._mask.row_lines
         yield f"allowed = {self._mask.expression}"
-
-
-def key_lines(tiling: Tiling) -> Iterator[str]:
-    """The keys of a tile `k_tile`, and with classes which keys of the call they are."""
-    yield "k_first = k_tile * BLOCK_K"
-    yield "keys = k_first + tl.arange(0, BLOCK_K)"
-    yield "key_exists = keys < kv_len"
-    if tiling.k_step > 1:
-        yield f"call_keys = keys * {tiling.k_step} + k_class"
 
 
 def _indented(lines: Iterable[str]) -> Iterator[str]:
