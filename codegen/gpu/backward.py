@@ -24,6 +24,7 @@ from patterncc.codegen.gpu.steps import (
     with_contiguous_rows,
 )
 from patterncc.dsl.errors import ArgumentError
+from patterncc.dsl.score_terms import PLAIN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,7 +132,7 @@ class Backward:
 
             def plan() -> Sequence[Launch]:
                 return self.planner.plan(
-                    problem_of(query, key, value),
+                    problem_of(query, key, value, PLAIN),
                     target_of(query.device),
                     [layout_of(name, tensor) for name, tensor in operands.items()],
                     env,

@@ -17,10 +17,10 @@ from patterncc.codegen.gpu.backward_config import (
     grad_query_shared_bytes,
     suited_grad_query,
 )
-from patterncc.codegen.gpu.delta_source import ROWS, emit_delta
+from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, ROWS, emit_delta, row_length
 from patterncc.codegen.gpu.grad_query_source import ROW_TENSORS, STATE, emit_grad_query
 from patterncc.codegen.gpu.key_tile_plan import GRAD_KEY_VALUE
-from patterncc.codegen.gpu.launches import Launch, call_of, ceildiv, planned_launch
+from patterncc.codegen.gpu.launches import Buffer, Launch, call_of, ceildiv, planned_launch
 from patterncc.codegen.gpu.plan import (
     Kind,
     PassPlanner,
@@ -67,7 +67,7 @@ class BackwardPlanner:
     def __init__(self, lower: Lowered, config: BackwardConfig) -> None:
         self._grad_query = PassPlanner(lower, GRAD_QUERY, config.grad_query)
         self._grad_key_value = PassPlanner(lower, GRAD_KEY_VALUE, config.grad_key_value)
-        self._deltas: dict[tuple[Problem, bool], KernelSource] = {}
+        self._deltas: dict[tuple[Problem, bool, bool], KernelSource] = {}
 
     def plan(
         self,
@@ -102,17 +102,27 @@ class BackwardPlanner:
         """
         factors = {"scale": scale, "score_scale": scale * math.log2(math.e)}
         call = call_of(problem, target, layouts, env, factors, shapes, multiprocessors)
-        launches = [self._delta(call)]
+        launches = [self._delta(call, with_rows=needs_key_value)]
         if needs_query:
             launches += self._grad_query.launches(call)
         if needs_key_value:
             launches += self._grad_key_value.launches(call)
         return tuple(launches)
 
-    def _delta(self, call: Call) -> Launch:
+    def _delta(self, call: Call, *, with_rows: bool) -> Launch:
         """The launch that all others read from."""
-        place = (call.problem, "grad_lse" in call.layouts)
+        place = (call.problem, "grad_lse" in call.layouts, with_rows)
         if place not in self._deltas:
-            self._deltas[place] = emit_delta(call.problem, with_lse=place[1])
-        grid = (ceildiv(call.q_len, ROWS), call.heads, call.batch)
-        return planned_launch(self._deltas[place], grid, call)
+            self._deltas[place] = emit_delta(call.problem, with_lse=place[1], with_rows=with_rows)
+        if not with_rows:
+            grid = (ceildiv(call.q_len, ROWS), call.heads, call.batch)
+            return planned_launch(self._deltas[place], grid, call)
+        length = row_length(call.q_len)
+        shape = (call.batch, call.heads, length)
+        return planned_launch(
+            self._deltas[place],
+            (ceildiv(length, ROWS), call.heads, call.batch),
+            call,
+            numbers={"row_length": length},
+            buffers=tuple(Buffer(name, shape, "float32") for name in ROW_NUMBERS),
+        )

@@ -3,7 +3,7 @@ the keys, from all query heads that share it.
 
 With transposed tiles, so that what is accumulated lies along the keys:
 
-    scores^T  = k q^T                   weights^T = 2^(scores^T scale - lse)
+    scores^T  = k q^T                   weights^T = 2^(scores^T scale - row_lse)
     grad_v   += weights^T grad_out      grad_scores^T = weights^T (v grad_out^T - delta)
     grad_k   += grad_scores^T q         times the scale, at the end
 
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 EMITTER = 1
 """Version of the generated text; it is part of the text, so a change of it separates caches."""
-
-_LOG2_E = "1.4426950408889634"
-_INFINITE = 'float("inf")'
 
 
 def emit_grad_key_value(
@@ -132,33 +129,36 @@ class _Writer:
                 yield f"{name}_{number} = {start}"
 
     def _tile(self, loop: TileLoop) -> Iterator[str]:
-        masked, access, precision = loop.kind == "partial", self._access, self._precision
-        dtype = self._problem.dtype
+        access, precision, dtype = self._access, self._precision, self._problem.dtype
         yield from access.tile_loads("query")
-        yield from _product(
-            "scores", "key_{n}, query_{n}.T", len(access.parts_of("key")), precision
-        )
-        yield access.load_row_numbers("lse", _INFINITE)
-        yield f"lse = tl.where(lse == -{_INFINITE}, {_INFINITE}, lse * {_LOG2_E})"
-        yield "weights = tl.exp2(scores * score_scale - lse[None, :])"
-        if masked:
-            yield from self._keys.allowed()
-            yield "weights = tl.where(allowed, weights, 0.0)"
+        yield from self._product("scores", "key", "query")
         yield from access.tile_loads("grad_out")
-        yield f"rounded = weights.to(tl.{dtype})"
-        for number in range(len(access.parts_of("value"))):
-            operands = f"rounded, grad_out_{number}, grad_value_{number}"
-            yield f"grad_value_{number} = tl.dot({operands}{precision})"
-        parts = len(access.parts_of("value"))
-        yield from _product("grad_weights", "value_{n}, grad_out_{n}.T", parts, precision)
-        yield access.load_row_numbers("delta", "0.0")
-        yield "grad_scores = weights * (grad_weights - delta[None, :])"
-        if masked:
-            yield "grad_scores = tl.where(allowed, grad_scores, 0.0)"
-        yield f"rounded = grad_scores.to(tl.{dtype})"
-        for number in range(len(access.parts_of("key"))):
-            operands = f"rounded, query_{number}, grad_key_{number}"
-            yield f"grad_key_{number} = tl.dot({operands}{precision})"
+        yield from self._product("grad_weights", "value", "grad_out")
+        yield from access.load_row_numbers()
+        yield "grad_weights = grad_weights - row_delta[None, :]"
+        if loop.kind == "partial":
+            # Before the arithmetic: choices after it are moved behind the rounding, by a compiler
+            # that then takes a hundred instructions to shuffle truth values for them.
+            yield from self._keys.allowed()
+            yield 'scores = tl.where(allowed, scores, float("-inf"))'
+            yield "grad_weights = tl.where(allowed, grad_weights, 0.0)"
+        yield "weights = tl.exp2(scores * score_scale - row_lse[None, :])"
+        yield "grad_scores = weights * grad_weights"
+        for name, factor, rows in (
+            ("grad_value", "weights", "grad_out"),
+            ("grad_key", "grad_scores", "query"),
+        ):
+            yield f"{factor} = {factor}.to(tl.{dtype})"
+            for number in range(len(access.parts_of(name))):
+                operands = f"{factor}, {rows}_{number}, {name}_{number}"
+                yield f"{name}_{number} = tl.dot({operands}{precision})"
+
+    def _product(self, name: str, keys: str, rows: str) -> Iterator[str]:
+        """Each key times each row, over all parts of the head dimension."""
+        for number in range(len(self._access.parts_of(keys))):
+            onto = f", {name}" if number else ""
+            operands = f"{keys}_{number}, {rows}_{number}.T{onto}"
+            yield f"{name} = tl.dot({operands}{self._precision})"
 
     def _finish(self) -> Iterator[str]:
         access = self._access
@@ -178,10 +178,3 @@ class _Writer:
             f"{INDENT}{line}"
             for line in access.store_results("key_ends", self._hands_on, addressed=self._resumes)
         )
-
-
-def _product(name: str, operands: str, parts: int, precision: str) -> Iterator[str]:
-    """A matrix product over all parts of a head dimension; `{n}` is the number of the part."""
-    for number in range(parts):
-        onto = f", {name}" if number else ""
-        yield f"{name} = tl.dot({operands.format(n=number)}{onto}{precision})"

@@ -6,6 +6,10 @@ descriptor of classes views the rows as `[groups, q_step]`, and a tile is a box 
 `access_source`, a box that would hang over the last row of its class is moved back until it ends
 there. Rows that do not exist, or that the move brings in again, have a logarithm of the sum of plus
 infinity, which makes all of their weights 0: no tile needs a mask for them.
+
+The numbers of the rows come in the same way, as tiles of `row_lse` and `row_delta`
+(`delta_source`), of which there are some after the last row. Loads of single numbers would be
+replicated among the threads as the products lay them out, with an address and a mask each.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import TYPE_CHECKING
 from patterncc.codegen.gpu.access_source import TYPES
 from patterncc.codegen.gpu.chunk_source import SUMS
 from patterncc.codegen.gpu.class_source import rows_of_call
+from patterncc.codegen.gpu.delta_source import ROW_NUMBERS
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.ir import DENSE
@@ -54,6 +59,7 @@ class KeyAccess:
         self._held_described = described and tiling.k_step == 1
         self._passing_described = described
         self._rows_apart = tiling.q_step > 1
+        self._numbers_described = described and not self._rows_apart
         self._rows = rows_of_call(tiling)
         self._keys = "keys" if tiling.k_step == 1 else "call_keys"
 
@@ -85,6 +91,10 @@ class KeyAccess:
                     box = (1, 1, rows, *classes, part.width)
                     kind = f"tensordesc<{self.element}[{', '.join(map(str, box))}]>"
                     yield KernelParameter(f"{name}_desc_{number}", kind, box=box)
+        if self._numbers_described:
+            box = (1, 1, 1, self._config.block_q)
+            kind = f"tensordesc<fp32[{', '.join(map(str, box))}]>"
+            yield from (KernelParameter(f"{name}_desc_0", kind, box=box) for name in ROW_NUMBERS)
 
     @property
     def _strided(self) -> tuple[str, ...]:
@@ -96,6 +106,13 @@ class KeyAccess:
         """The pointer parameters to those."""
         for name in self._strided:
             yield KernelParameter(f"{name}_ptr", f"*{self.element}", 16)
+        if not self._numbers_described:
+            yield from (KernelParameter(f"{name}_ptr", "*fp32", 16) for name in ROW_NUMBERS)
+
+    def lengths(self) -> Iterator[KernelParameter]:
+        """The length of the rows' numbers, where they are reached by pointers."""
+        if not self._numbers_described:
+            yield KernelParameter("row_length", "i32")
 
     def strides(self) -> Iterator[KernelParameter]:
         """Their strides."""
@@ -140,8 +157,8 @@ class KeyAccess:
         """Where the rows of a query head, and of a class of rows, start."""
         for name in () if self._passing_described else PASSING:
             yield _base(name, "head", "row_class" if self._rows_apart else "")
-        length = "q_len" if self._tiling == DENSE else "call_q_len"
-        yield f"head_row = (batch.to(tl.int64) * heads + head) * {length}"
+        if not self._numbers_described:
+            yield "head_row = (batch.to(tl.int64) * heads + head) * row_length"
 
     def tile_start(self) -> Iterator[str]:
         """The rows of a tile, and which of them exist."""
@@ -169,10 +186,16 @@ class KeyAccess:
                 load = f"tl.load({name}_first + {name}_offsets_{number}, mask={mask}, other=0.0)"
             yield f"{name}_{number} = {load}"
 
-    def load_row_numbers(self, name: str, other: str) -> str:
-        """Loads a number for each row; rows that do not exist have `other`."""
-        place = f"{name}_ptr + head_row + {self._rows}"
-        return f"{name} = tl.load({place}, mask=row_exists, other={other})"
+    def load_row_numbers(self) -> Iterator[str]:
+        """Loads what has been prepared of each row; where rows do not exist weights become 0."""
+        for name, other in zip(ROW_NUMBERS, ('float("inf")', "0.0"), strict=True):
+            if self._numbers_described:
+                load = f"{name}_desc_0.load([batch, head, 0, row_first]).reshape(BLOCK_Q)"
+            else:
+                place = f"{name}_ptr + head_row + {self._rows}"
+                guard = f", mask=row_exists, other={other}" if self._rows_apart else ""
+                load = f"tl.load({place}{guard})"
+            yield f"{name} = {load}"
 
     # -------------------------------------------------------------------------------- results
 

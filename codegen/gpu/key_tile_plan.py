@@ -4,6 +4,7 @@ them, the kernel, and the sums of the chunks of key tiles that it splits."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,11 @@ from patterncc.codegen.gpu.balance import key_tile_steps, split_tiles
 from patterncc.codegen.gpu.chunk_source import chunk_values
 from patterncc.codegen.gpu.chunk_sum_source import KEYS_TOGETHER, emit_sum_chunks
 from patterncc.codegen.gpu.class_source import classes_seen
+from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, row_length
 from patterncc.codegen.gpu.grad_key_value_source import emit_grad_key_value
 from patterncc.codegen.gpu.key_access_source import HELD, PASSING, RESULTS, KeyAccess
 from patterncc.codegen.gpu.launches import Buffer, Launch, ceildiv, planned_launch
+from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
 from patterncc.codegen.gpu.plan import Kind, check_lists
 from patterncc.dsl.errors import UnsupportedError
@@ -26,7 +29,6 @@ from patterncc.dsl.errors import UnsupportedError
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.launches import Call
-    from patterncc.codegen.gpu.layout import Layout
     from patterncc.codegen.gpu.plan import Pass, Sources
     from patterncc.codegen.ir import Passes
 
@@ -53,7 +55,8 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
     )
     chunks = sum(progression.programs for progression in split)
     tall = sum(progression.count for progression in split)
-    numbers = chunk_values(split)
+    numbers = chunk_values(split) | {"row_length": row_length(call.q_len)}
+    call = replace(call, layouts={**call.layouts, **_row_layouts(call)})
     if program.listed:
         capacity = 1 + _most_tiles(one, call)
         numbers["tile_capacity"] = capacity
@@ -81,6 +84,14 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
         source = sources.get(emit_sum_chunks, program, problem, config, **passes)
         grid = (tall * (config.block_k // KEYS_TOGETHER), kv_heads, call.batch)
         yield planned_launch(source, grid, call, numbers=numbers)
+
+
+def _row_layouts(call: Call) -> dict[str, Layout]:
+    """Where the numbers of rows lie that the delta kernel leaves; allocated, so aligned."""
+    length = row_length(call.q_len)
+    sizes = (call.batch, call.heads, 1, length)
+    strides = (call.heads * length, length, length, 1)
+    return {name: Layout(name, 0, sizes, strides, 4) for name in ROW_NUMBERS}
 
 
 def _at_once(call: Call, config: KernelConfig) -> int:

@@ -107,6 +107,7 @@ class KeyTile:
         yield from scalars
         for name in length_parameters(self._program.tiling):
             yield KernelParameter(name, "i32")
+        yield from self._access.lengths()
         yield from self._access.strides()
         yield from CHUNK_PARAMETERS
         if self._listed:
