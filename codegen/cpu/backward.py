@@ -6,34 +6,20 @@ of its keys. So each call of each plan adds what its pairs contribute, whatever 
     p = exp(scale * q.k - lse),  delta = grad_out.out - grad_lse,  ds = p * (grad_out.v - delta)
     grad_q = scale * ds @ k,  grad_k = scale * ds^T @ q,  grad_v = p^T @ grad_out
 
-(T. Dao, "FlashAttention-2", 2023, algorithm 2; lse as an output adds its gradient to ds.)
+(T. Dao, "FlashAttention-2", 2023, algorithm 2, and the gradient of lse as an output.)
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from patterncc.codegen.cpu.backward_kernels import (
-    Gradients,
-    OfKeys,
-    OfRows,
-    few_blocks,
-    matmul,
-)
-from patterncc.codegen.cpu.heads import HeadPlan
-from patterncc.codegen.cpu.jobs import (
-    BlockRange,
-    Job,
-    blocks,
-    call_jobs,
-    head_views,
-    key_blocks,
-    row_blocks,
-)
-from patterncc.codegen.cpu.plan import Call
+from patterncc.codegen.cpu import backward_kernels
+from patterncc.codegen.cpu.accumulate import Tensors, accumulate
+from patterncc.codegen.cpu.jobs import call_jobs
+from patterncc.codegen.cpu.scores import ScoreTerm
 from patterncc.codegen.cpu.tensors import check_gradients, check_inputs, readable, wide_type
 from patterncc.codegen.ir import BlockProgram
 
@@ -52,7 +38,8 @@ def attention_backward(
     env: Mapping[str, int] | None = None,
     tables: Mapping[str, Tensor] | None = None,
     scale: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    score: ScoreTerm | None = None,
+) -> tuple[Tensor, ...]:
     """Gradients of attention under a lowered pattern.
 
     A row that sees nothing gets the gradient 0 and passes none on. A number that is not finite
@@ -64,10 +51,11 @@ def attention_backward(
         grad_lse: Gradient of the log-sum-exp, `[batch, heads, q_len]`; zeros if not given.
         query, key, value: As in `attention`.
         out, lse: What `attention` returned for them.
-        env, tables, scale: As in `attention`.
+        env, tables, scale, score: As in `attention`.
 
     Returns:
-        The gradients of `query`, `key` and `value`, each of its shape and type, contiguous.
+        The gradients of `query`, `key` and `value`, each of its shape and type, contiguous; then
+        those of the parameters of `score`.
 
     Raises:
         ArgumentError: A shape or type does not fit, or a scalar or table that the pattern reads is
@@ -77,121 +65,61 @@ def attention_backward(
     check_inputs(query, key, value)
     check_gradients(query, value, grad_out, grad_lse, out, lse)
     scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
-    wide = wide_type(query.dtype)
-    grads = [torch.zeros(x.shape, dtype=wide) for x in (query, key, value)]
-    if all(x.numel() > 0 for x in (query, key)):
+    flash = score is None and backward_kernels.flash_works()
+    rows, keys = _operands(grad_out, grad_lse, query, key, value, out, lse, flash)
+    grads = [torch.zeros(x.shape, dtype=x.dtype) for x in (rows[0], *keys)]
+    parameters = () if score is None else score.parameters
+    term_sums = [torch.zeros_like(x) for x in parameters]
+    if query.numel() > 0 and key.numel() > 0:
         work = call_jobs(passes, query, key, env, tables)
-        delta = (grad_out.to(wide) * out).sum(-1)
-        if grad_lse is not None:
-            delta -= grad_lse
-        rows = [readable(x.to(wide)) for x in (query, grad_out, lse[..., None], delta[..., None])]
-        keys = [readable(x.to(wide)) for x in (key, value)]
-        for each in work:
-            for part, jobs in each.places:
-                for call in part.plan.calls:
-                    hidden = None
-                    if call.masks is not None:
-                        hidden = torch.from_numpy(~part.plan.call_mask(call))
-                    for job in jobs:
-                        for on in _operands(part, job, rows, keys, grads):
-                            _run(call, hidden, on, scale)
-    grad_query, grad_key, grad_value = (grad.to(query.dtype) for grad in grads)
-    return grad_query, grad_key, grad_value
-
-
-@dataclass(frozen=True, slots=True)
-class _Operands:
-    """Views of some heads that share a plan, batch and heads as one axis, in the wide type.
-
-    Shapes: those of rows `[heads, q_len, dim]`, lse and delta with a dim of 1; those of keys
-    `[kv_heads, kv_len, dim]`. The gradients are sums to add to.
-    """
-
-    query: Tensor
-    grad_out: Tensor
-    lse: Tensor
-    delta: Tensor
-    grad_query: Tensor
-    key: Tensor
-    value: Tensor
-    grad_key: Tensor
-    grad_value: Tensor
+        products = partial(backward_kernels.matmul, scale=scale, term=score, term_sums=term_sums)
+        fast = partial(backward_kernels.flash, scale=scale) if flash else products
+        masked = fast if flash and _tame(rows, keys, scale) else products
+        accumulate(
+            work,
+            Tensors(rows, keys, grads[:1], grads[1:]),
+            lambda hidden: fast if hidden is None else masked,
+        )
+    dims = (x.shape[3] for x in (query, key, value))
+    found = (grad[..., :dim] for grad, dim in zip(grads, dims, strict=True))
+    return (*(grad.to(query.dtype).contiguous() for grad in found), *term_sums)
 
 
 def _operands(
-    part: HeadPlan, job: Job, rows: list[Tensor], keys: list[Tensor], grads: list[Tensor]
-) -> Iterator[_Operands]:
-    """The views of the heads of a plan in one class of rows."""
-    grad_query, *grad_keys = grads
-    of_rows = [tensor[:, :, job.rows] for tensor in (*rows, grad_query)]
-    of_keys = [tensor[:, :, job.keys] for tensor in (*keys, *grad_keys)]
-    for own, shared in head_views(part, of_rows, of_keys):
-        yield _Operands(*own, *shared)
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    flash: bool,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What the kernels take for rows and for keys, in the wide type.
 
-
-def _run(call: Call, hidden: Tensor | None, on: _Operands, scale: float) -> None:
-    """Adds what a call contributes for some heads.
-
-    Args:
-        call: Of the plan of these heads.
-        hidden: bool `[size, keys]`, the pairs that its mask hides; None if there are none.
-        on: The heads.
-        scale: Factor of the scores.
+    They know no gradient of lse: one more number in each row of grad_out and out makes the product
+    of the two what delta must be. The flash kernel wants values as long as keys, so the shorter get
+    zeros.
     """
-    heads = len(on.query)
-    few = few_blocks(heads * call.size * call.keys)
-    for low in range(0, call.count, few):
-        count = min(few, call.count - low)
-        rows, keys = row_blocks(call, low, count), key_blocks(call, low, count)
-        gathered = len(call.spans) > 1
-        if gathered:
-            key, value = (
-                torch.cat([x[:, slice(*span)] for span in call.spans], dim=1)[:, None]
-                for x in (on.key, on.value)
-            )
-        else:
-            key, value = blocks(on.key, keys), blocks(on.value, keys)
-        grad_query, grad_key, grad_value = _contributions(
-            OfRows(*(blocks(x, rows) for x in (on.query, on.grad_out, on.lse, on.delta))),
-            OfKeys(key, value),
-            hidden,
-            scale,
-        )
-        blocks(on.grad_query, rows).add_(grad_query)
-        for total, part in ((on.grad_key, grad_key), (on.grad_value, grad_value)):
-            if gathered:
-                sizes = [stop - start for start, stop in call.spans]
-                parts = torch.split(part[:, 0], sizes, dim=1)
-                for span, some in zip(call.spans, parts, strict=True):
-                    total[:, slice(*span)].add_(some)
-            else:
-                _add(total, part, keys)
+    wide = wide_type(query.dtype)
+    lse = lse.masked_fill(lse == -math.inf, 0)
+    more = 0 if grad_lse is None else 1
+    dim, value_dim = query.shape[3], value.shape[3] + more
+    if flash:
+        dim = value_dim = max(dim, value_dim)
+    query, key = (readable(x.to(wide), dim) for x in (query, key))
+    value, grad_out, out = (readable(x.to(wide), value_dim) for x in (value, grad_out, out))
+    if grad_lse is not None:
+        grad_out[..., -1] = grad_lse
+        out[..., -1] = -1
+    return [query, grad_out, out, lse[..., None]], [key, value]
 
 
-def _contributions(rows: OfRows, keys: OfKeys, hidden: Tensor | None, scale: float) -> Gradients:
-    """Runs the kernel on operands `[heads, blocks, length, dim]`, fewer key heads or as many.
-
-    It finds the key head of a query head only with the heads of a block side by side.
-    """
-    found = matmul(
-        OfRows(*(x.transpose(0, 1) for x in rows)),
-        OfKeys(*(x.transpose(0, 1) for x in keys)),
-        hidden,
-        scale,
+def _tame(rows: list[Tensor], keys: list[Tensor], scale: float) -> bool:
+    """Whether nothing in a block can fail to be finite: then a mask that is added hides pairs."""
+    query, grad_out, out, lse, key, value = (
+        float(torch.linalg.vector_norm(x)) for x in (*rows, *keys)
     )
-    return Gradients(*(x.transpose(0, 1) for x in found))
-
-
-def _add(total: Tensor, part: Tensor, to: BlockRange) -> None:
-    """Adds blocks `[heads, count, size, dim]` to where they lie in `[heads, length, dim]`.
-
-    Blocks that overlap are added in turns, so that each turn writes every place at most once.
-    """
-    if to.step == 0:
-        total[:, to.start : to.stop].add_(part.sum(1))
-        return
-    turns = min(to.count, -(-to.size // to.step))
-    for turn in range(turns):
-        some = part[:, turn::turns]
-        start = to.start + turn * to.step
-        blocks(total, BlockRange(start, turns * to.step, to.size, some.shape[1])).add_(some)
+    largest = 0.25 * torch.finfo(keys[0].dtype).max
+    # By Cauchy and Schwarz; the norm of all is not finite where one number is not.
+    return query * key * max(1.0, abs(scale)) + lse < largest and grad_out * (value + out) < largest

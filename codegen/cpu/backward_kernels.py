@@ -1,117 +1,142 @@
-"""What computes the gradients of one call of a plan."""
+"""The two kernels that compute gradients of blocks: aten's CPU flash backward, and matrix products.
 
-from typing import NamedTuple
+Both take as operands of rows query, grad_out, out and lse, with a dim of 1 and 0 for rows that see
+nothing, as operands of keys key and value, all float32 or float64; and give grad_query for the
+rows, grad_key and grad_value for the keys. What `ds` lacks of `p * (grad_out.v)` is, row by row,
+`grad_out.out`.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
-_MAX_SCORES = 1 << 20  # held at a time
+from patterncc.codegen.cpu.accumulate import Block, Hidden
+from patterncc.codegen.cpu.products import Stack, by_rows
+from patterncc.codegen.cpu.scores import Places, ScoreTerm
 
 
-def few_blocks(scores: int) -> int:
-    """How many blocks of so many scores to give to a kernel at a time."""
-    return max(1, _MAX_SCORES // scores)
+def flash(block: Block, scale: float) -> tuple[list[Tensor], list[Tensor]]:
+    """aten's kernel, which the value dimension must fit: `value_dim == dim`.
 
-
-class OfRows(NamedTuple):
-    """What the rows of blocks bring, all float32 or float64.
-
-    Shapes: query `[outer, heads, rows, dim]`, grad_out `[outer, heads, rows, value_dim]`, lse and
-    delta `[outer, heads, rows, 1]`.
+    It adds the mask to the scores, so what is not finite gets through it.
     """
-
-    query: Tensor
-    grad_out: Tensor
-    lse: Tensor
-    delta: Tensor
-
-
-class OfKeys(NamedTuple):
-    """What the keys bring: `[outer, kv_heads, keys, dim]` and `[outer, kv_heads, keys, value_dim]`.
-
-    `kv_heads` divides the heads of the rows.
-    """
-
-    key: Tensor
-    value: Tensor
-
-
-class Gradients(NamedTuple):
-    """Of query, key and value, of their shapes: what some pairs contribute."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
+    query, grad_out, out, lse = block.rows
+    key, value = block.keys
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    grad_query, grad_key, grad_value = kernel(
+        grad_out,
+        query,
+        key,
+        value,
+        out,
+        lse[..., 0],
+        0.0,
+        False,
+        attn_mask=None if block.hidden is None else block.hidden.additive[None, None],
+        scale=scale,
+    )
+    return [grad_query], [grad_key, grad_value]
 
 
-def matmul(rows: OfRows, keys: OfKeys, hidden: Tensor | None, scale: float) -> Gradients:
+def matmul(
+    block: Block,
+    scale: float,
+    term: ScoreTerm | None = None,
+    term_sums: Sequence[Tensor] = (),
+) -> tuple[list[Tensor], list[Tensor]]:
     """Five matrix products, some rows at a time.
 
     Nothing passes between a row and a key that the mask hides from it.
 
     Args:
-        rows, keys: The operands.
-        hidden: bool `[rows, keys]`, the pairs that do not count; None if all do.
+        block: The operands.
         scale: Factor of the scores.
+        term: What makes logits of the scores.
+        term_sums: For each of its parameters, what its gradient is added to.
     """
-    outer, heads, length, _ = rows.query.shape
-    grads = Gradients(
-        torch.empty_like(rows.query, memory_format=torch.contiguous_format),
-        torch.zeros_like(keys.key, memory_format=torch.contiguous_format),
-        torch.zeros_like(keys.value, memory_format=torch.contiguous_format),
-    )
-    few = max(1, min(length, _MAX_SCORES // (outer * heads * keys.key.shape[2])))
-    for low in range(0, length, few):
-        some = slice(low, low + few)
-        part = _products(
-            OfRows(*(x[:, :, some] for x in rows)),
-            keys,
-            None if hidden is None else hidden[some],
-            scale,
+
+    def step(stack: Stack) -> tuple[list[Tensor], list[Tensor]]:
+        query, grad_out, out, lse = stack.rows
+        key, value = stack.keys
+        logits = (query @ key.mT).mul_(scale)
+        if term is not None:
+            scores = stack.hide(logits)
+            logits, pull_back = _logits(stack, scores, term, term_sums)
+        weights = stack.hide(logits.sub_(lse).exp_())
+        delta = (grad_out * out).sum(-1, keepdim=True)
+        # Hidden once more, as 0 times what is not finite is not 0.
+        grad_scores = stack.hide((grad_out @ value.mT).sub_(delta).mul_(weights))
+        if term is not None:
+            grad_scores = stack.hide(pull_back(grad_scores))
+        grad_scores.mul_(scale)
+        grad_value = stack.for_keys(weights, grad_out)
+        return [stack.for_rows(grad_scores, key)], [stack.for_keys(grad_scores, query), grad_value]
+
+    return by_rows(block, step)
+
+
+def _logits(
+    stack: Stack, scores: Tensor, term: ScoreTerm, term_sums: Sequence[Tensor]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Logits of scores, and what makes the gradient of the scores from theirs.
+
+    The latter also adds the gradients of the parameters to `term_sums`.
+    """
+    with torch.enable_grad():
+        leaf = scores.view(stack.shape).requires_grad_()
+        logits = term(leaf, stack.places())
+
+    def pull_back(grad_logits: Tensor) -> Tensor:
+        grad_scores, *grads = torch.autograd.grad(
+            logits,
+            [leaf, *term.parameters],
+            grad_logits.view(stack.shape),
+            allow_unused=True,
+            materialize_grads=True,
         )
-        grads.query[:, :, some] = part.query
-        grads.key.add_(part.key)
-        grads.value.add_(part.value)
-    return grads
+        for total, part in zip(term_sums, grads, strict=True):
+            total.add_(part)
+        return grad_scores.clone().view(grad_logits.shape)
+
+    return logits.detach().clone().view(scores.shape), pull_back
 
 
-def _products(rows: OfRows, keys: OfKeys, hidden: Tensor | None, scale: float) -> Gradients:
-    outer, heads, length, _ = rows.query.shape
-    kv_heads = keys.key.shape[1]
-    group = heads // kv_heads
-    # The heads that share a key head are more rows.
-    query, grad_out, lse, delta = (
-        x.reshape(outer, kv_heads, group * length, x.shape[-1]) for x in rows
-    )
-    unseen = None if hidden is None else hidden.repeat(group, 1)
-    by_keys = None if unseen is None else unseen.mT
-    weights = (query @ keys.key.mT).mul_(scale).sub_(lse).exp_()
-    if unseen is not None:
-        weights.masked_fill_(unseen, 0)
-    grad_value = seen_products(weights.mT, grad_out, by_keys)
-    grad_scores = (grad_out @ keys.value.mT).sub_(delta).mul_(weights).mul_(scale)
-    if unseen is not None:
-        grad_scores.masked_fill_(unseen, 0)  # 0 times what is not finite
-    return Gradients(
-        seen_products(grad_scores, keys.key, unseen).view(outer, heads, length, -1),
-        seen_products(grad_scores.mT, query, by_keys),
-        grad_value,
-    )
+@cache
+def flash_works() -> bool:
+    """Whether this torch has the kernel, and it does grouped heads, masks and strides rightly.
 
-
-def seen_products(weights: Tensor, numbers: Tensor, hidden: Tensor | None) -> Tensor:
-    """`weights @ numbers`, where what is hidden has no influence, finite or not.
-
-    Args:
-        weights: `[..., rows, columns]`, 0 where hidden.
-        numbers: `[..., columns, dim]`.
-        hidden: bool `[rows, columns]`, or None.
+    The operator is private to torch and has changed before, hence a trial on a few numbers.
     """
-    if hidden is None:
-        return weights @ numbers
-    wild = ~numbers.isfinite()  # 0 times these is not 0
-    if not bool(wild.any()):
-        return weights @ numbers
-    clean = weights @ numbers.masked_fill(wild, 0)
-    touched = (~hidden).to(weights.dtype) @ wild.to(weights.dtype) > 0
-    return torch.where(touched, weights @ numbers, clean)
+    if not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward"):
+        return False
+    with torch.no_grad():
+        return all(_agree(dtype) for dtype in (torch.float32, torch.float64))
+
+
+def _agree(dtype: torch.dtype) -> bool:
+    """Whether both kernels find the same, with a mask that hides all from a row, and without."""
+    numbers = torch.linspace(-1, 1, 96, dtype=dtype)
+    query, grad_out = (7 * numbers).sin().view(2, 4, 3, 4), (2 * numbers).cos().view(2, 4, 3, 4)
+    out, lse = (9 * numbers).cos().view(2, 4, 3, 4), (4 * numbers[:24]).cos().view(2, 4, 3, 1)
+    key = (5 * numbers).cos().as_strided((2, 2, 5, 4), (0, 20, 4, 1))
+    value = (3 * numbers).sin().as_strided((2, 2, 5, 4), (8, 20, 4, 1))
+    pairs = torch.zeros(3, 5, dtype=torch.bool)
+    pairs[0, 2:] = pairs[1] = True
+    for hidden in (None, Hidden(pairs, dtype)):
+        block = Block([query, grad_out, out, lse], [key, value], hidden, _nowhere)
+        try:
+            for_rows, for_keys = flash(block, 0.5)
+        except (RuntimeError, TypeError):
+            return False
+        found = [*for_rows, *for_keys]
+        for_rows, for_keys = matmul(block, 0.5)
+        for one, other in zip(found, [*for_rows, *for_keys], strict=True):
+            if one.shape != other.shape or not torch.allclose(one, other, atol=1e-5):
+                return False
+    return True
+
+
+def _nowhere() -> Places:
+    raise AssertionError("no score term asks for places")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from patterncc.codegen.cpu import kernels
+from patterncc.codegen.cpu.blocks import BlockRange, blocks, key_blocks, row_blocks
 from patterncc.codegen.cpu.heads import HeadPlan
-from patterncc.codegen.cpu.jobs import BlockRange, Job, blocks, head_views, key_blocks, row_blocks
+from patterncc.codegen.cpu.jobs import Job, head_views
 from patterncc.codegen.cpu.kernels import Kernel
 from patterncc.codegen.cpu.plan import Call, Plan
 from patterncc.codegen.cpu.tensors import wide_type

@@ -1,7 +1,6 @@
 """What a call of a pattern does on the CPU: passes, classes of rows, plans, and the heads of each.
 
-Tensors come in through views alone: of a class of rows, of the heads that share a plan, of the
-blocks of a call. Owns finding these views, not what runs on them.
+Tensors come in through views alone: of a class of rows, and of the heads that share a plan.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,29 +13,10 @@ from torch import Tensor
 
 from patterncc.codegen.cpu.head_kinds import digest
 from patterncc.codegen.cpu.heads import HeadPlan, PlanStore
-from patterncc.codegen.cpu.plan import Call
 from patterncc.codegen.ir import BlockProgram
 from patterncc.dsl.errors import ArgumentError, UnsupportedError
 
 plans = PlanStore()
-
-
-@dataclass(frozen=True, slots=True)
-class BlockRange:
-    """Blocks along the length of a tensor: `[start, start + size) + step * block`, `count` of them.
-
-    Those of rows are disjoint; those of keys may overlap, and are one and the same where the step
-    is 0.
-    """
-
-    start: int
-    step: int
-    size: int
-    count: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + (self.count - 1) * self.step + self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +35,12 @@ class PassJobs:
     Attributes:
         jobs: Those of its classes of rows that see anything.
         whole: Whether every row is in some call.
+        q_offset: Position of row 0.
     """
 
     jobs: tuple[Job, ...]
     whole: bool
+    q_offset: int
 
     @property
     def plans(self) -> Iterator[HeadPlan]:
@@ -122,7 +104,7 @@ def _pass_jobs(
         if found:
             at = slice(rows.first_row, None, step), slice(rows.first_key, None, k_step)
             jobs.append(Job(*at, found))
-    return PassJobs(tuple(jobs), whole)
+    return PassJobs(tuple(jobs), whole, scalars["q_offset"])
 
 
 def head_views(
@@ -153,27 +135,6 @@ def head_views(
         for b in range(batch) if index is None else [index]:
             for own, shared in _head_ranges(members, group):
                 yield [x[b, own] for x in of_rows], [x[b, shared] for x in of_keys]
-
-
-def row_blocks(call: Call, low: int, count: int) -> BlockRange:
-    """The rows of `count` blocks of a call from block `low` on."""
-    return BlockRange(call.row + low * call.row_step, call.row_step, call.size, count)
-
-
-def key_blocks(call: Call, low: int, count: int) -> BlockRange:
-    """The keys of `count` blocks of a call, of one span, from block `low` on."""
-    return BlockRange(call.spans[0][0] + low * call.key_step, call.key_step, call.keys, count)
-
-
-def blocks(tensor: Tensor, of: BlockRange) -> Tensor:
-    """Blocks along the length of `[heads, length, dim]`: a view `[heads, count, size, dim]`."""
-    heads, _, dim = tensor.shape
-    head, place, _ = tensor.stride()
-    return tensor.as_strided(
-        (heads, of.count, of.size, dim),
-        (head, of.step * place, place, 1),
-        tensor.storage_offset() + of.start * place,
-    )
 
 
 def _array(name: str, tables: Mapping[str, Tensor]) -> npt.NDArray[Any]:
