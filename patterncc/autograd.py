@@ -150,7 +150,7 @@ def _refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
         UnsupportedError: A tensor has a tangent.
     """
     if _torch._C._is_fwd_grad_enabled() and any(
-        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
+        tensor is not None and _torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
         for tensor in tensors
     ):
         raise UnsupportedError(

@@ -96,7 +96,7 @@ def judge_gradients(
                 got = grads[0][index, head].cpu().double()
                 worst[0].see(got[others], torch.zeros(()))
                 env = call.env(head, layer) | {"batch": index}
-                for part in rows.split(max(1, _CHUNK // max(1, call.kv_len))):
+                for part in torch.split(rows, max(1, _CHUNK // call.kv_len)):
                     here = part.to(query.device)
                     found = _dense_gradients(
                         query[index, head, here].cpu().double(),

@@ -131,7 +131,7 @@ def _attn_bwd_cpu(
     if query.numel() == 0 or key.numel() == 0:
         return _zeros(query), _zeros(key), _zeros(value)
     with _as_typed():
-        grads = attention_backward(
+        grad_query, grad_key, grad_value = attention_backward(
             _cpu_passes(pattern, call),
             grad_out,
             grad_lse,
@@ -144,7 +144,7 @@ def _attn_bwd_cpu(
             tables=call.named(rest[-1]),
             scale=call.scale,
         )
-    return _packed(grads)
+    return grad_query, grad_key, grad_value
 
 
 def _attn_bwd_cuda(
@@ -163,7 +163,7 @@ def _attn_bwd_cuda(
     if query.numel() == 0 or key.numel() == 0:
         return _zeros(query), _zeros(key), _zeros(value)
     backward = pipeline.backward_launcher(pattern, call.sizes)
-    grads = backward(
+    grad_query, grad_key, grad_value = backward(
         grad_out,
         grad_lse,
         query,
@@ -175,7 +175,8 @@ def _attn_bwd_cuda(
         scale=call.scale,
         tables=_narrow_all(call, rest[-1]),
     )
-    return _packed(grads)
+    assert grad_query is not None and grad_key is not None and grad_value is not None, "all wanted"
+    return grad_query, grad_key, grad_value
 
 
 def _attn_bwd_fake(
@@ -216,7 +217,7 @@ def _attn_bwd_bwd_cpu(
     if query.numel() == 0 or key.numel() == 0:
         return tuple(map(_zeros, (grad_out, lse, query, key, value)))
     with _as_typed():
-        grads = attention_double_backward(
+        return attention_double_backward(
             _cpu_passes(pattern, call),
             (grad_grad_query, grad_grad_key, grad_grad_value),
             grad_out,
@@ -230,7 +231,6 @@ def _attn_bwd_bwd_cpu(
             tables=call.named(rest[-1]),
             scale=call.scale,
         )
-    return _packed(grads)
 
 
 def _attn_bwd_bwd_cuda(grad_grad_query: Tensor, *_: Any) -> NoReturn:
@@ -291,11 +291,6 @@ def _room(tensor: Tensor) -> Tensor:
 
 def _zeros(tensor: Tensor) -> Tensor:
     return tensor.new_zeros(tensor.shape)
-
-
-def _packed(grads: Sequence[Tensor]) -> Any:
-    """Gradients in the layout that the fake implementation promises."""
-    return tuple(grad.contiguous() for grad in grads)
 
 
 def _check_fakes(

@@ -1,6 +1,7 @@
 """Tensors and the right answer for the tests of the front."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,5 +123,5 @@ def assert_right_gradients(
             answer,
             rtol=0,
             atol=tolerance * largest,
-            msg=lambda text, name=name: f"grad_{name}: {text}",
+            msg=partial("grad_{}: {}".format, name),
         )

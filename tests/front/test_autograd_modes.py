@@ -18,6 +18,7 @@ from torch.utils.checkpoint import (
 
 import patterncc
 from patterncc import UnsupportedError, operators
+from patterncc.codegen import cpu
 from tests.front.inputs import assert_right_gradients, expected_gradients, tensors
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -55,7 +56,12 @@ def test_only_inputs_and_results_are_kept() -> None:
     doc = torch.tensor([0, 20, 40], dtype=torch.int32)
     inputs = leaves()
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out, lse = DOCUMENTS(*inputs, return_lse=True, doc=doc)
     places = [tensor.data_ptr() for tensor in (*inputs, out, lse, doc)]
     assert [tensor.data_ptr() for tensor in kept] == places
@@ -74,7 +80,7 @@ def test_a_graph_that_is_kept_gives_the_same_again() -> None:
 def test_gradients_add_up() -> None:
     inputs = leaves()
     for _ in range(2):
-        model(*inputs).backward()
+        torch.autograd.backward(model(*inputs))
     wanted = grads_of(model, inputs)
     for tensor, grad in zip(inputs, wanted, strict=True):
         assert tensor.grad is not None
@@ -86,8 +92,8 @@ def test_hooks_see_gradients() -> None:
     wanted = grads_of(model, inputs)
     seen: dict[int, Tensor] = {}
     for index, tensor in enumerate(inputs):
-        tensor.register_hook(lambda grad, index=index: seen.update({index: grad}))
-    model(*inputs).backward()
+        _torch.Tensor.register_hook(tensor, lambda grad, index=index: seen.update({index: grad}))
+    torch.autograd.backward(model(*inputs))
     assert_close([seen[0], seen[1], seen[2]], wanted)
 
 
@@ -96,7 +102,7 @@ def test_a_table_changed_before_the_backward_is_found() -> None:
     out = DOCUMENTS(*leaves(), doc=doc)
     doc[1] = 30
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        out.sum().backward()
+        torch.autograd.backward(out.sum())
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -117,7 +123,7 @@ def test_fake_tensors() -> None:
     with FakeTensorMode() as mode:
         inputs = [mode.from_tensor(tensor).requires_grad_() for tensor in tensors()]
         out = WINDOW(*inputs)
-        out.sum().backward()
+        torch.autograd.backward(out.sum())
         for tensor in inputs:
             assert tensor.grad is not None and tensor.grad.shape == tensor.shape
 
@@ -137,7 +143,7 @@ def test_checkpoints(reentrant: bool) -> None:
 def test_selective_checkpoints(keep: bool, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     operator = torch.ops.patterncc.attn_fwd.default
     counted = 0
-    attention = operators.cpu.attention
+    attention = cpu.attention
 
     def counting(*arguments: Any, **options: Any) -> Any:
         nonlocal counted
@@ -151,10 +157,10 @@ def test_selective_checkpoints(keep: bool, calls: int, monkeypatch: pytest.Monke
 
     inputs = leaves()
     wanted = grads_of(model, inputs)
-    monkeypatch.setattr(operators.cpu, "attention", counting)
+    monkeypatch.setattr(cpu, "attention", counting)
     context = partial(create_selective_checkpoint_contexts, policy)
     loss: Tensor = checkpoint(model, *inputs, use_reentrant=False, context_fn=context)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert_close([tensor.grad for tensor in inputs], wanted)
     assert counted == calls
 
@@ -187,7 +193,7 @@ def test_autocast_does_not_narrow_float64() -> None:
     inputs = leaves(dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = WINDOW(*inputs)
-        out.backward(torch.ones_like(out))
+        torch.autograd.backward(out, torch.ones_like(out))
     answers = expected_gradients(WINDOW, inputs, torch.ones_like(out))
     assert_right_gradients([tensor.grad for tensor in inputs], answers, inputs)
 
@@ -199,7 +205,7 @@ def test_func_grad() -> None:
     inputs = tensors()
     wanted = grads_of(model, leaves())
     assert_close(torch.func.grad(model, argnums=(0, 1, 2))(*inputs), wanted)
-    loss, back = torch.func.vjp(model, *inputs)
+    loss, back = _torch.func.vjp(model, *inputs)
     assert_close(back(torch.ones_like(loss)), wanted)
 
 
@@ -254,7 +260,7 @@ def test_vmap_of_grad_over_tables() -> None:
 def test_jacrev() -> None:
     query, key, value = tensors(5, batch=1, heads=2, kv_heads=1, head_dim=4, dtype=torch.float64)
     found = torch.func.jacrev(lambda k: WINDOW(query, k, value, return_lse=True)[1])(key)
-    wanted = torch.autograd.functional.jacobian(
+    wanted = _torch.autograd.functional.jacobian(
         lambda k: WINDOW(query, k, value, return_lse=True)[1], key
     )
     torch.testing.assert_close(found, wanted)
@@ -268,7 +274,7 @@ def test_hessian() -> None:
         return (out**2).sum() + lse.sin().sum()
 
     found = torch.func.jacrev(torch.func.jacrev(loss))(key)
-    wanted = torch.autograd.functional.hessian(loss, key)
+    wanted = _torch.autograd.functional.hessian(loss, key)
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(found, found.movedim((0, 1, 2, 3), (4, 5, 6, 7)))
 
@@ -331,7 +337,7 @@ def test_third_derivatives_are_refused() -> None:
     (first,) = torch.autograd.grad(WINDOW(query, key, value).sin().sum(), key, create_graph=True)
     (second,) = torch.autograd.grad(first.sin().sum(), key, create_graph=True)
     with pytest.raises(UnsupportedError, match=r"a third was asked for\n.*dense attention"):
-        second.sum().backward()
+        torch.autograd.backward(second.sum())
 
 
 def test_second_derivatives_elsewhere_are_refused() -> None:
@@ -347,11 +353,11 @@ def test_forward_mode_is_refused() -> None:
     with refusal():
         torch.func.hessian(lambda q: WINDOW(q, key, value).sum())(query)
     with forward_ad.dual_level():
-        dual = forward_ad.make_dual(query, query)
+        dual = _torch.autograd.forward_ad.make_dual(query, query)
         with refusal():
             WINDOW(dual, key, value)
         with torch.no_grad(), refusal():
-            WINDOW(query, key, forward_ad.make_dual(value, value))
+            WINDOW(query, key, _torch.autograd.forward_ad.make_dual(value, value))
         with refusal():
             torch.ops.patterncc.attn_fwd.default(dual, key, value, *operands()[7:])
         assert torch.equal(WINDOW(query, key, value), WINDOW(*tensors(6)))

@@ -230,9 +230,11 @@ def test_run_without_backward_says_nothing_of_it(capsys: pytest.CaptureFixture[s
 def test_a_wrong_gradient_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = backward_trial.judge_gradients
+    honest = gradient_verdict.judge_gradients
 
-    def spoiled(call: Call, inputs: Any, grad: Tensor, grads: Any, rows: Tensor, **options: Any):  # type: ignore[no-untyped-def]
+    def spoiled(
+        call: Call, inputs: Any, grad: Tensor, grads: Any, rows: Tensor, **options: Any
+    ) -> gradient_verdict.GradientVerdict:
         return honest(call, inputs, grad, (grads[0], grads[1] * 1.001, grads[2]), rows, **options)
 
     monkeypatch.setattr(backward_trial, "judge_gradients", spoiled)
