@@ -12,7 +12,7 @@ import torch
 
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
-from patterncc.codegen.gpu.launch import target_of
+from patterncc.codegen.gpu.launch import multiprocessors_of, target_of
 from patterncc.codegen.gpu.steps import (
     NO_TABLES,
     Steps,
@@ -138,6 +138,7 @@ class Backward:
                     env,
                     scale,
                     shapes_of(tables),
+                    multiprocessors=multiprocessors_of(query.device),
                     needs_query=needs_query,
                     needs_key_value=needs_key_value,
                 )

@@ -76,7 +76,11 @@ def described_fields(
 
 
 def module_text(
-    header: str, name: str, parameters: Iterable[KernelParameter], lines: Iterable[str]
+    header: str,
+    name: str,
+    parameters: Iterable[KernelParameter],
+    lines: Iterable[str],
+    functions: Iterable[str] = (),
 ) -> str:
     """The module of one kernel.
 
@@ -85,11 +89,12 @@ def module_text(
         name: Of the kernel's function.
         parameters: Of that function, in order.
         lines: Its body, not yet indented.
+        functions: Source of what it calls, besides the functions that all kernels share.
     """
     body = "\n".join(f"{INDENT}{line}" if line else "" for line in lines)
     signature = "".join(f"{INDENT}{parameter.name},\n" for parameter in parameters)
     divides = "floor_divide(" in body or "floor_modulo(" in body
-    functions = [*([HELPERS] if divides else []), *helpers(body)]
+    functions = [*([HELPERS] if divides else []), *helpers(body), *functions]
     if "hyperbolic_tangent(" in body:
         functions.append(TANH)
     return (
