@@ -131,7 +131,8 @@ def differentiate_terms(case: ScoreCall, wanted: tuple[str, ...] | None = None) 
             results.append([*found, *sums.values()])
     shares = [_share(one, other) for one, other in zip(results[0], expected, strict=True)]
     again = all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    return GradientErrors(*shares[:3], dict(zip(names, shares[3:], strict=True)), again)
+    query, key, value, *rest = shares
+    return GradientErrors(query, key, value, dict(zip(names, rest, strict=True)), again)
 
 
 def _share(got: torch.Tensor, wanted: torch.Tensor) -> float:
