@@ -206,7 +206,7 @@ def _logits(
     score: ScoreTerm, places: Places, outer: slice, rows: slice
 ) -> Callable[[Tensor], Tensor]:
     """What makes logits of the scores of a part of a block."""
-    return partial(score, places=places.part(outer, rows))
+    return partial(score, places=places.outer(outer).rows(rows))
 
 
 def _norm(numbers: Tensor) -> float:

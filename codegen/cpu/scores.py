@@ -37,6 +37,13 @@ class Places:
         q, k, head, batch = (x.transpose(0, 1) for x in (self.q, self.k, self.head, self.batch))
         return Places(q, k, head, batch)
 
+    def outer(self, some: slice) -> "Places":
+        """Those of the scores of some of the first axis."""
+        q, k, head, batch = (
+            x if len(x) == 1 else x[some] for x in (self.q, self.k, self.head, self.batch)
+        )
+        return Places(q, k, head, batch)
+
     def rows(self, some: slice) -> "Places":
         """Those of the scores of some rows."""
         return Places(self.q[:, :, some], self.k, self.head, self.batch)

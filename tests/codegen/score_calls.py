@@ -128,7 +128,7 @@ def differentiate_terms(case: ScoreCall, wanted: tuple[str, ...] | None = None) 
                 score_values=values,
                 table_gradients=sums,
             )
-            results.append([*found, *sums.values()])
+            results.append([*(one for one in found if one is not None), *sums.values()])
     shares = [_share(one, other) for one, other in zip(results[0], expected, strict=True)]
     again = all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     query, key, value, *rest = shares
