@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _torch: Any = torch  # the parts of torch that have no types
-_transforming: Callable[[], bool] = _torch._C._are_functorch_transforms_active
+transforming: Callable[[], bool] = _torch._C._are_functorch_transforms_active
 
 _OPTIONS = 7  # arguments after the tensors, from the pattern to the tables: they have no gradient
 _NO_GRADS = (None,) * _OPTIONS
@@ -31,7 +31,7 @@ class PatternAttention(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _beneath(attn_fwd, arguments)
+        return beneath(attn_fwd, arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -60,7 +60,7 @@ class PatternAttentionGrad(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _beneath(attn_bwd, arguments)
+        return beneath(attn_bwd, arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -82,7 +82,7 @@ class PatternAttentionGradGrad(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _beneath(attn_bwd_bwd, arguments)
+        return beneath(attn_bwd_bwd, arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -102,11 +102,11 @@ def _needed(ctx: Any, grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     return tuple(grad if wants else None for grad, wants in zip(grads, wanted, strict=False))
 
 
-def _beneath(operator: Any, arguments: tuple[Any, ...]) -> Any:
+def beneath(operator: Any, arguments: tuple[Any, ...]) -> Any:
     """Runs an operator as the forward of a Function does: beneath autograd, or beneath the level of
     a transform of torch.func; the levels under that one record what they want to."""
     with _torch._C._AutoDispatchBelowAutograd():
-        if _transforming():
+        if transforming():
             with torch.enable_grad():
                 return operator(*arguments)
         return operator(*arguments)
@@ -129,13 +129,13 @@ def _derive(operator: Any, function: Any, tensors: int) -> None:
 
     def at_autograd_key(*arguments: Any) -> Any:
         if forward_ad._current_level >= 0:
-            _refuse_tangents(arguments[:tensors])
+            refuse_tangents(arguments[:tensors])
         if not torch.is_grad_enabled() or not any(
             tensor is not None and tensor.requires_grad for tensor in arguments[:tensors]
         ):
             with _torch._C._AutoDispatchBelowAutograd():
                 return operator(*arguments)
-        if _transforming():
+        if transforming():
             with enable_single_level_autograd_function():
                 return apply(*arguments)
         return apply(*arguments)
@@ -143,7 +143,7 @@ def _derive(operator: Any, function: Any, tensors: int) -> None:
     LIBRARY.impl(operator.name(), at_autograd_key, "Autograd")
 
 
-def _refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
+def refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
     """Refuses forward mode, which has no flag on tensors and would lose their tangents.
 
     Raises:
