@@ -174,8 +174,8 @@ def add_at(gradient: Tensor, places: tuple[Tensor, ...], inside: Tensor, shares:
         return
     # First along axes on which all go to the same entry: fewer numbers to sort, and in the order
     # of a sum.
-    shape = (1,) * (shares.dim() - inside.dim()) + tuple(inside.shape)
     shares = torch.where(inside, shares, 0)
+    shape = (1,) * (shares.dim() - inside.dim()) + tuple(inside.shape)
     alone = [axis for axis in range(shares.dim()) if shape[axis] == 1]
     if alone:
         shares = shares.sum(alone, keepdim=True)

@@ -44,7 +44,8 @@ class ScoredAttention(Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
         query, key, value, out, lse, *rest = ctx.saved_tensors
-        count, needs = ctx.count, ctx.needs_input_grad
+        count: int = ctx.count
+        needs = ctx.needs_input_grad
         nothing = (None,) * _OPTIONS
         if grad_out is None:
             if grad_lse is None:
@@ -64,7 +65,7 @@ class ScoredAttention(Function):
             *ctx.options,
             rest[count:],
         )
-        found = iter(of_tables)
+        found: Any = iter(of_tables)
         first = tuple(grad if need else None for grad, need in zip(grads, needs, strict=False))
         return (*first, None, *(next(found) if yes else None for yes in wanted), *nothing)
 

@@ -6,7 +6,7 @@ the matrix products wherever the inputs admit a score or a value that is not fin
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,7 @@ from patterncc.codegen.cpu.heads import HeadPlan
 from patterncc.codegen.cpu.jobs import Job, head_views
 from patterncc.codegen.cpu.kernels import Kernel
 from patterncc.codegen.cpu.plan import Call, Plan
-from patterncc.codegen.cpu.scores import Places, ScoreTerm, places_of
+from patterncc.codegen.cpu.scores import ScoreTerm, places_of
 from patterncc.codegen.cpu.tensors import wide_type
 
 _MAX_NUMBERS = 1 << 24  # that a kernel call returns; more blocks are run in several calls
@@ -83,20 +83,17 @@ class Operands:
     """Tensors of some heads that share a plan, batch and heads as one axis, all views.
 
     Shapes: query `[heads, q_len, dim]`, key and value `[kv_heads, kv_len, dim]`, out
-    `[heads, q_len, value_dim]`, lse `[heads, q_len]`.
-
-    Attributes:
-        job: The class of rows.
-        heads: int64 `[heads, 2]`, index in the batch and number of each.
+    `[heads, q_len, value_dim]`, lse `[heads, q_len]`, heads as in `head_numbers`. The job is that
+    of their class of rows.
     """
 
-    job: Job
-    heads: Tensor
     query: Input
     key: Input
     value: Input
     out: Tensor
     lse: Tensor
+    job: Job
+    heads: Tensor
 
 
 def additive_mask(plan: Plan, call: Call, dtype: torch.dtype) -> Tensor | None:
@@ -115,6 +112,7 @@ def operands(
     value: Tensor,
     out: Tensor,
     lse: Tensor,
+    heads: Tensor,
     whole: tuple[Whole | None, Whole | None, Whole | None],
 ) -> Iterator[Operands]:
     """The views of the heads of a plan in one class of rows.
@@ -123,16 +121,14 @@ def operands(
         part: The plan and its heads.
         job: The class of rows.
         query, key, value, out, lse: Of all heads and rows.
+        heads: Of all, as in `head_numbers`.
         whole: What query, key and value are part of, where their classes are many.
     """
-    batch, heads = query.shape[:2]
-    numbers = torch.cartesian_prod(torch.arange(batch), torch.arange(heads))
-    of_rows = [tensor[:, :, job.rows] for tensor in (query, out, lse)]
-    of_rows.append(numbers.view(batch, heads, 2))
+    of_rows = [heads, *(tensor[:, :, job.rows] for tensor in (query, out, lse))]
     of_keys = [tensor[:, :, job.keys] for tensor in (key, value)]
-    for (q, o, s, own), (k, v) in head_views(part, of_rows, of_keys):
+    for (numbers, q, o, s), (k, v) in head_views(part, of_rows, of_keys):
         inputs = Input(q, whole[0]), Input(k, whole[1]), Input(v, whole[2])
-        yield Operands(job, own, *inputs, o, s)
+        yield Operands(*inputs, o, s, job, numbers)
 
 
 def run(
@@ -143,7 +139,6 @@ def run(
     scale: float,
     first: bool,
     score: ScoreTerm | None = None,
-    q_offset: int = 0,
 ) -> None:
     """Runs a call on some heads: writes its rows if they hold nothing yet, else merges into them.
 
@@ -154,8 +149,7 @@ def run(
         kernel: What to run, of `kernels`.
         scale: Factor of the scores.
         first: Whether nothing but this plan has written these rows.
-        score: What makes logits of the scores.
-        q_offset: Position of row 0 of the call.
+        score: What makes logits of scores; then `kernel` is not run, but the matrix products.
     """
     heads, _, dim = on.query.numbers.shape
     few = max(1, _MAX_NUMBERS // (heads * call.size * dim))
@@ -169,20 +163,15 @@ def run(
                 for x in (key, value)
             )
             keys = BlockRange(0, 0, call.keys, 1)
-        if score is not None:
-            places = places_of(call, on.job, on.heads, q_offset, low, count)
-            places = places.turned(heads != len(on.key.numbers))
-            kernel = partial(kernels.matmul, logits=partial(_logits, score, places))
-        hidden_stays_hidden = (
-            mask is None
-            or score is not None
-            or (
-                _finite_scores(on.query.norm(rows), key.norm(keys), scale, key.numbers.dtype)
-                and math.isfinite(value.norm(keys))
-            )
+        hidden_stays_hidden = mask is None or (
+            _finite_scores(on.query.norm(rows), key.norm(keys), scale, key.numbers.dtype)
+            and math.isfinite(value.norm(keys))
         )
+        chosen = kernel if hidden_stays_hidden else kernels.matmul
+        if score is not None:
+            chosen = _with_score(score, call, on, low, count)
         out, lse = _attend(
-            kernel if hidden_stays_hidden else kernels.matmul,
+            chosen,
             blocks(on.query.numbers, rows),
             blocks(key.numbers, keys),
             blocks(value.numbers, keys),
@@ -202,13 +191,6 @@ def run(
         )
 
 
-def _logits(
-    score: ScoreTerm, places: Places, outer: slice, rows: slice
-) -> Callable[[Tensor], Tensor]:
-    """What makes logits of the scores of a part of a block."""
-    return partial(score, places=places.outer(outer).rows(rows))
-
-
 def _norm(numbers: Tensor) -> float:
     """The Euclidean norm of `[heads, length, dim]`; infinite or not a number if a number there is.
 
@@ -225,6 +207,17 @@ def _norm(numbers: Tensor) -> float:
 def _finite_scores(query: float, key: float, scale: float, dtype: torch.dtype) -> bool:
     """Whether no score can overflow, by the norms of query and key and Cauchy and Schwarz."""
     return query * key * max(1.0, abs(scale)) < 0.25 * torch.finfo(wide_type(dtype)).max
+
+
+def _with_score(score: ScoreTerm, call: Call, on: Operands, low: int, count: int) -> Kernel:
+    """The matrix products for some blocks of a call, with logits instead of scores."""
+    turned = len(on.query.numbers) != len(on.key.numbers)  # by `_attend`
+    places = places_of(call, on.job, on.heads, low, count).turned(turned)
+
+    def logits(scores: Tensor, outer: slice, rows: slice) -> Tensor:
+        return score(scores, places.part(outer, rows))
+
+    return partial(kernels.matmul, logits=logits)
 
 
 def _attend(

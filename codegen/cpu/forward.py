@@ -13,7 +13,7 @@ from torch import Tensor
 
 from patterncc.codegen.cpu import execute, kernels
 from patterncc.codegen.cpu.execute import Whole
-from patterncc.codegen.cpu.jobs import call_jobs, plans
+from patterncc.codegen.cpu.jobs import call_jobs, head_numbers, plans
 from patterncc.codegen.cpu.scores import ScoreTerm
 from patterncc.codegen.cpu.tensors import check_inputs, readable, wide_type
 from patterncc.codegen.gpu.config import KernelConfig
@@ -59,13 +59,14 @@ def attention(
         tables: The tables that the pattern reads by name, integer or bool, of its rank, and
             `cu_seqlens` `[documents + 1]` for segments. They may change between calls.
         scale: Factor of the scores; `1 / sqrt(head_dim)` if not given.
-        score: What makes logits of the scores.
+        score: What makes logits of the scaled scores, which are their own logits if it is not
+            given.
         sink: Logits of a key of value 0 that each row sees besides its own,
             `[batch, heads, q_len]`, in the type of the log-sum-exp.
 
     Returns:
         The output `[batch, heads, q_len, value_head_dim]` in the type of `query`, contiguous, and
-        the natural log-sum-exp of the visible scores and the sink `[batch, heads, q_len]`, float32
+        the natural log-sum-exp of the visible logits and the sink `[batch, heads, q_len]`, float32
         (float64 for float64). A row that sees nothing gets 0 and the sink's logit, or -inf.
 
     Raises:
@@ -93,31 +94,18 @@ def attention(
     flash = score is None and kernels.flash_works()
     width = max(head_dim, value_dim) if flash else 0  # the flash kernel wants them equal
     query, key, value = (readable(tensor, width) for tensor in (query, key, value))
+    numbers = head_numbers(batch, heads)
     kernel = kernels.flash if flash else kernels.matmul
     bounds = Whole(query), Whole(key), Whole(value)
     for number, each in enumerate(work):
         whole = bounds if len(each.jobs) > 1 else (None, None, None)
         for part, jobs in each.places:
-            on = [
-                heads_of_class
-                for job in jobs
-                for heads_of_class in execute.operands(
-                    part, job, query, key, value, out, lse, whole
-                )
-            ]
+            tensors = (query, key, value, out, lse, numbers)
+            on = [x for job in jobs for x in execute.operands(part, job, *tensors, whole)]
             for call in part.plan.calls:
                 mask = execute.additive_mask(part.plan, call, wide)
                 for heads_of_class in on:
-                    execute.run(
-                        call,
-                        mask,
-                        heads_of_class,
-                        kernel,
-                        scale,
-                        number == 0,
-                        score,
-                        each.q_offset,
-                    )
+                    execute.run(call, mask, heads_of_class, kernel, scale, number == 0, score)
     if sink is not None:
         total = torch.logaddexp(lse, sink)
         out.mul_(torch.where(lse == -math.inf, 0, (lse - total).exp())[..., None])

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patterncc.codegen.cpu.scores import Places
+from patterncc.codegen.cpu.scores import Places, PullBack
 from patterncc.codegen.elementwise import discrete
 from patterncc.codegen.score_elementwise import RealEvaluator
-from patterncc.codegen.score_values import Rows, ScoreValues
+from patterncc.codegen.score_values import Rows, ScoreValues, add_at
 from patterncc.dsl.mask import IntExpr, Predicate
-from patterncc.dsl.score import SCORE, Real, reads_score
+from patterncc.dsl.score import SCORE, Real
 from patterncc.dsl.score_check import table_ranks
 from patterncc.dsl.score_terms import ScoreTerms
 
@@ -24,14 +24,14 @@ class Logits:
     """The logits of a call: a `ScoreTerm` of the executor.
 
     Attributes:
-        logit: What a score becomes.
-        values: What that reads.
+        terms: What a score becomes; the sink is no part of it.
+        values: What they read.
         rows: The rows of the call.
         parameters: The tables that get a gradient, in the order of `names`.
         names: Of those.
     """
 
-    logit: Real
+    terms: ScoreTerms
     values: ScoreValues
     rows: Rows
     parameters: tuple[Tensor, ...]
@@ -39,6 +39,29 @@ class Logits:
 
     def __call__(self, scores: Tensor, places: Places) -> Tensor:
         """The logits of scaled scores `[outer, heads, rows, keys]`."""
+        return self._evaluator(scores, places)(self.terms.logit).expand(scores.shape)
+
+    def with_pull_back(self, scores: Tensor, places: Places) -> tuple[Tensor, PullBack]:
+        """The logits, and gradients by the symbolic derivatives."""
+        evaluate = self._evaluator(scores, places)
+
+        def pull_back(grad_logits: Tensor) -> tuple[Tensor, list[Tensor]]:
+            def through(slope: Real) -> Tensor:
+                # Hidden pairs have 0, whatever the derivative is where they are.
+                return torch.where(grad_logits == 0, 0, grad_logits * evaluate(slope))
+
+            sums = {
+                name: torch.zeros_like(table)
+                for name, table in zip(self.names, self.parameters, strict=True)
+            }
+            for entry, slope in self.terms.table_slopes():
+                if entry.table in sums:
+                    add_at(sums[entry.table], *evaluate.places(entry), through(slope))
+            return through(self.terms.slope), list(sums.values())
+
+        return evaluate(self.terms.logit).expand(scores.shape), pull_back
+
+    def _evaluator(self, scores: Tensor, places: Places) -> RealEvaluator:
         rows = self.rows
         sizes = {"q_len": rows.q_len, "kv_len": rows.kv_len}
         sizes |= {"heads": rows.heads, "kv_heads": rows.kv_heads}
@@ -49,13 +72,7 @@ class Logits:
         def found(expr: IntExpr | Predicate) -> Tensor:
             return discrete(expr, places.q, places.k, scope)
 
-        tables = {**self.values.tables, **dict(zip(self.names, self.parameters, strict=True))}
-        evaluate = RealEvaluator(scores, found, self.values.numbers, tables, scores)
-        logits = evaluate(self.logit).broadcast_to(scores.shape)
-        if reads_score(self.logit):
-            return logits
-        # The executor asks for a derivative by the scores: this one is 0.
-        return torch.where(torch.ones((), dtype=torch.bool), logits, scores)
+        return RealEvaluator(scores, found, self.values.numbers, self.values.tables, scores)
 
 
 def logits_of(
@@ -76,9 +93,10 @@ def logits_of(
     """
     if terms.logit == SCORE:
         return None
-    tables = {name: values.tables[name].detach().to(dtype) for name in table_ranks([terms.logit])}
+    tables = {
+        name: values.tables[name].detach().to(dtype).contiguous()
+        for name in table_ranks([terms.logit])
+    }
     names = tuple(name for name in tables if wanted is not None and name in wanted)
-    for name in names:
-        tables[name] = tables[name].clone().requires_grad_()
     parameters = tuple(tables[name] for name in names)
-    return Logits(terms.logit, ScoreValues(values.numbers, tables), rows, parameters, names)
+    return Logits(terms, ScoreValues(values.numbers, tables), rows, parameters, names)
