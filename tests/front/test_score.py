@@ -61,7 +61,10 @@ def test_results_and_gradients() -> None:
     found = torch.autograd.grad((out * weights).sum() + lse.sum(), leaves)
     other = torch.autograd.grad((wanted[0] * weights).sum() + wanted[1].sum(), leaves)
     torch.testing.assert_close(found, other)
-    again: Any = patterncc.attention(**given, source="window(30)", score=SCORE, sink=SINK, cap=2.0)
+    query, key, value, slopes, sinks = given.values()
+    again = patterncc.attention(
+        query, key, value, "window(30)", score=SCORE, sink=SINK, cap=2.0, slopes=slopes, sinks=sinks
+    )
     assert torch.equal(out, again)
 
 
