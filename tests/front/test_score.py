@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,6 +177,18 @@ def test_terms_are_part_of_a_value() -> None:
         assert other.terms == attend.terms
     assert eval(repr(attend)) == attend
     assert "score=" not in repr(patterncc.compile("causal", sink="0.5"))[:22]
+
+
+def test_what_the_documentation_shows_runs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "scores.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 5
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["sinks"].grad is not None and names["embedding"].weight.grad is not None
+    buckets = names["bucket"](torch.tensor([-200, -128, -20, -8, -1, 0, 1, 7, 8, 200]))
+    assert buckets.tolist() == [15, 15, 10, 8, 1, 0, 17, 23, 24, 31]
 
 
 def test_explain_lists_the_terms() -> None:
