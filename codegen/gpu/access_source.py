@@ -183,9 +183,9 @@ class Access:
         elif not self._described:
             yield "key_exists = k_first + key_rows < kv_len"
 
-    def tile_keys(self) -> str:
-        """The numbers of a masked tile's keys."""
-        first = "k_box" if self.moves_boxes else "k_first"
+    def tile_keys(self, masked: bool) -> str:
+        """The numbers of a tile's keys."""
+        first = "k_box" if masked and self.moves_boxes else "k_first"
         return f"k = {first} + tl.arange(0, BLOCK_K)[None, :]"
 
     def tile_loads(self, name: str, masked: bool) -> Iterator[str]:

@@ -12,7 +12,7 @@ import torch
 
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
-from patterncc.codegen.gpu.launch import target_of
+from patterncc.codegen.gpu.launch import multiprocessors_of, target_of
 from patterncc.codegen.gpu.steps import (
     NO_TABLES,
     Steps,
@@ -24,6 +24,7 @@ from patterncc.codegen.gpu.steps import (
     with_contiguous_rows,
 )
 from patterncc.dsl.errors import ArgumentError
+from patterncc.dsl.score_terms import PLAIN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,12 +132,13 @@ class Backward:
 
             def plan() -> Sequence[Launch]:
                 return self.planner.plan(
-                    problem_of(query, key, value),
+                    problem_of(query, key, value, PLAIN),
                     target_of(query.device),
                     [layout_of(name, tensor) for name, tensor in operands.items()],
                     env,
                     scale,
                     shapes_of(tables),
+                    multiprocessors=multiprocessors_of(query.device),
                     needs_query=needs_query,
                     needs_key_value=needs_key_value,
                 )

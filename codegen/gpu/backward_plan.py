@@ -17,9 +17,10 @@ from patterncc.codegen.gpu.backward_config import (
     grad_query_shared_bytes,
     suited_grad_query,
 )
-from patterncc.codegen.gpu.delta_source import ROWS, emit_delta
+from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, ROWS, emit_delta, row_length
 from patterncc.codegen.gpu.grad_query_source import ROW_TENSORS, STATE, emit_grad_query
-from patterncc.codegen.gpu.launches import Launch, call_of, ceildiv, planned_launch
+from patterncc.codegen.gpu.key_tile_plan import GRAD_KEY_VALUE
+from patterncc.codegen.gpu.launches import Buffer, Launch, call_of, ceildiv, planned_launch
 from patterncc.codegen.gpu.plan import (
     Kind,
     PassPlanner,
@@ -27,7 +28,6 @@ from patterncc.codegen.gpu.plan import (
     query_tile_obstacle,
     state_buffer,
 )
-from patterncc.dsl.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.kernel_source import KernelSource
@@ -66,7 +66,8 @@ class BackwardPlanner:
 
     def __init__(self, lower: Lowered, config: BackwardConfig) -> None:
         self._grad_query = PassPlanner(lower, GRAD_QUERY, config.grad_query)
-        self._deltas: dict[tuple[Problem, bool], KernelSource] = {}
+        self._grad_key_value = PassPlanner(lower, GRAD_KEY_VALUE, config.grad_key_value)
+        self._deltas: dict[tuple[Problem, bool, bool], KernelSource] = {}
 
     def plan(
         self,
@@ -77,6 +78,7 @@ class BackwardPlanner:
         scale: float,
         shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
         *,
+        multiprocessors: int = 1,
         needs_query: bool = True,
         needs_key_value: bool = True,
     ) -> tuple[Launch, ...]:
@@ -90,6 +92,7 @@ class BackwardPlanner:
             env: `q_offset`, and the other scalars that the pattern reads, by name.
             scale: Of the scores, of any sign.
             shapes: Of the tables that the pattern reads, by name.
+            multiprocessors: Of the device.
             needs_query, needs_key_value: Which gradients are asked for.
 
         Raises:
@@ -98,24 +101,28 @@ class BackwardPlanner:
             ConfigError: As from `PassPlanner.launches`.
         """
         factors = {"scale": scale, "score_scale": scale * math.log2(math.e)}
-        call = call_of(problem, target, layouts, env, factors, shapes)
-        launches = [self._delta(call)]
+        call = call_of(problem, target, layouts, env, factors, shapes, multiprocessors)
+        launches = [self._delta(call, with_rows=needs_key_value)]
         if needs_query:
             launches += self._grad_query.launches(call)
         if needs_key_value:
-            launches += self._key_value_launches(call)
+            launches += self._grad_key_value.launches(call)
         return tuple(launches)
 
-    def _delta(self, call: Call) -> Launch:
+    def _delta(self, call: Call, *, with_rows: bool) -> Launch:
         """The launch that all others read from."""
-        place = (call.problem, "grad_lse" in call.layouts)
+        place = (call.problem, "grad_lse" in call.layouts, with_rows)
         if place not in self._deltas:
-            self._deltas[place] = emit_delta(call.problem, with_lse=place[1])
-        grid = (ceildiv(call.q_len, ROWS), call.heads, call.batch)
-        return planned_launch(self._deltas[place], grid, call)
-
-    def _key_value_launches(self, call: Call) -> tuple[Launch, ...]:
-        """The launches of the gradients of key and value."""
-        raise UnsupportedError(
-            "the gradients of key and value have no GPU kernel yet", "compute them on the CPU"
+            self._deltas[place] = emit_delta(call.problem, with_lse=place[1], with_rows=with_rows)
+        if not with_rows:
+            grid = (ceildiv(call.q_len, ROWS), call.heads, call.batch)
+            return planned_launch(self._deltas[place], grid, call)
+        length = row_length(call.q_len)
+        shape = (call.batch, call.heads, length)
+        return planned_launch(
+            self._deltas[place],
+            (ceildiv(length, ROWS), call.heads, call.batch),
+            call,
+            numbers={"row_length": length},
+            buffers=tuple(Buffer(name, shape, "float32") for name in ROW_NUMBERS),
         )

@@ -5,7 +5,6 @@ Plans are remembered, so a call like the last one costs little more than its lau
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,8 +20,11 @@ from patterncc.codegen.gpu.steps import (
     problem_of,
     run,
     shapes_of,
+    term_arguments,
     with_contiguous_rows,
 )
+from patterncc.codegen.score_values import NO_VALUES, Rows, ScoreValues, sink_logits
+from patterncc.dsl.score_terms import PLAIN, ScoreTerms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,16 +44,23 @@ class Forward:
             descriptors where the device has them and the tensors' layout allows them, else by
             pointers.
         folder: Where generated sources are written; the user's cache by default.
+        terms: Which logits enter the softmax.
 
     Raises:
         UnsupportedError: Triton is missing.
     """
 
     def __init__(
-        self, lower: Lowered, *, config: KernelConfig | None = None, folder: Path | None = None
+        self,
+        lower: Lowered,
+        *,
+        config: KernelConfig | None = None,
+        folder: Path | None = None,
+        terms: ScoreTerms = PLAIN,
     ) -> None:
         self.planner = Planner(lower, config)
         self._steps = Steps(folder)
+        self._terms = terms
 
     def __call__(
         self,
@@ -62,6 +71,7 @@ class Forward:
         env: Mapping[str, int],
         scale: float,
         tables: Mapping[str, torch.Tensor] = NO_TABLES,
+        score_values: ScoreValues = NO_VALUES,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Runs the kernels of all passes on the current stream.
 
@@ -78,16 +88,22 @@ class Forward:
             tables: The tables that the pattern reads, by name, contiguous and on the query's
                 device: int32 for numbers and for `segments` (`cu_seqlens`: from 0, never falling),
                 bool or uint8 for truth values. What they hold is not looked at here.
+            score_values: What the score terms read.
 
         Returns:
             `out` `[batch, heads, q_len, value_head_dim]` of the query's dtype, and the natural
-            logarithm of the sum of exponentials, float32 `[batch, heads, q_len]`.
+            logarithm of the sum of exponentials, the sink's among them, float32
+            `[batch, heads, q_len]`.
 
         Raises:
+            ArgumentError: What the score terms read is missing or does not fit; names it.
             UnsupportedError: The device, dtype, a size or a number has no kernel.
             ConfigError: The config given at construction is illegal for these tensors or this
                 device; a number or table is missing, or a table of another kind.
         """
+        terms = self._terms
+        rows = Rows.of(query, key, env)
+        given = term_arguments(terms, score_values, query.device)
         if scale < 0:  # the kernel takes the largest score before it scales
             query, scale = -query, -scale
         query, key, value = with_contiguous_rows((query, key, value))
@@ -95,21 +111,24 @@ class Forward:
         out = query.new_empty((batch, heads, q_len, value.shape[3]))
         lse = query.new_empty((batch, heads, q_len), dtype=torch.float32)
         if out.numel() == 0 or key.shape[2] == 0:
-            return out.zero_(), lse.fill_(-math.inf)
+            return out.zero_(), lse.copy_(sink_logits(terms, score_values, rows, lse))
         operands = {"query": query, "key": key, "value": value, "out": out}
 
         def plan() -> Sequence[Launch]:
             return self.planner.plan(
-                problem_of(query, key, value),
+                problem_of(query, key, value, terms),
                 target_of(query.device),
                 [layout_of(name, tensor) for name, tensor in operands.items()],
                 env,
                 scale,
                 shapes_of(tables),
+                given.values,
             )
 
         signature = call_signature((query, key, value), env, scale, tables)
+        signature += tuple(given.values.items())
         steps = self._steps.of(signature, plan, tables, query.device)
         # What passes hand on: float32 outputs can hold it themselves.
-        run(steps, {**operands, "lse": lse, "state": out}, tables, query.device)
+        operands |= {**given.tensors, "lse": lse, "state": out}
+        run(steps, operands, tables, query.device)
         return out, lse

@@ -6,9 +6,10 @@ minus infinity, so a row whose tiles so far held no key for it has weights of ex
 needed in the loop, and `total` stays 0 for rows without keys. The order of statements in a tile
 matters: it lets the product with the values run on while the next scores are computed.
 
-A pattern of several passes has a kernel for each. All but the last leave their output in float32
-and the base-2 logarithm of the sum; all but the first start from there, as from one key of weight 1
-whose score is that logarithm and whose value is that output. That merge is exact.
+Score terms make a logit of each score before the mask; a sink is a key of value 0 that a row
+starts from. A pattern of several passes has a kernel for each. All but the last leave their output
+in float32 and the base-2 logarithm of the sum; all but the first start from there, as from one key
+of weight 1 whose score is that logarithm and whose value is that output. That merge is exact.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from patterncc.codegen.gpu.access_source import Access
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
 from patterncc.codegen.gpu.query_tile_source import QueryTile, check_program, dot_precision
+from patterncc.codegen.gpu.score_source import TermWriter, sink_logit, tile_logit
+from patterncc.dsl.score import coordinates_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,13 +82,24 @@ class _ForwardWriter:
         self._resumes = resumes
         self._hands_on = hands_on
         self._access = Access(problem, config, program.tiling)
-        self._rows = QueryTile(program, problem, config, self._access)
+        self._logit = tile_logit(problem.terms, program.tiling)
+        # Of several passes the first one starts from the sink, as from an earlier key.
+        self._sink = None if resumes else sink_logit(problem.terms, program.tiling)
+        self._rows = QueryTile(
+            program,
+            problem,
+            config,
+            self._access,
+            () if self._logit is None else (self._logit,),
+            () if self._sink is None else (self._sink,),
+        )
+        self._logits, self._term_lines = self._written_terms()
         self._precision = dot_precision(problem)
         self._lines: list[str] = []
 
     def source(self) -> KernelSource:
         parameters = tuple(self._parameters())
-        self._write(*self._rows.setup())
+        self._write(*self._rows.setup(), *self._term_lines)
         self._operands()
         for loop in self._rows.loops:
             self._write(*self._rows.loop_head(loop))
@@ -108,7 +122,19 @@ class _ForwardWriter:
         pointers = [KernelParameter("lse_ptr", "*fp32", 4)]
         if self._resumes or self._hands_on:
             pointers.append(KernelParameter("state_ptr", "*fp32", 16))
-        return self._rows.parameters(pointers, [KernelParameter("scale", "fp32")])
+        scale = [KernelParameter("scale", "fp32")] if self._logit is None else []
+        return self._rows.parameters(pointers, scale)
+
+    def _written_terms(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What turns a tile's scores into logits, and what that needs before the loops."""
+        if self._logit is None:
+            return (), ()
+        writer = TermWriter([self._logit], "k")
+        logits = f"scores = {writer.write(self._logit)}"
+        lines = writer.program_lines
+        if lines:
+            lines = ["", "# What the score terms ask of the row alone.", *lines]
+        return (*writer.tile_lines, logits), tuple(lines)
 
     # -------------------------------------------------------------------------------- before loops
 
@@ -127,10 +153,25 @@ class _ForwardWriter:
                 self._write(self._access.load_packed("state", f"out_{number}", part))
             return
         self._write(
-            "# The largest score so far (base 2), the sum of weights, the weighted sum of values.",
-            f"peak = tl.full([BLOCK_Q], {PEAK_FLOOR}, tl.float32)",
-            "total = tl.zeros([BLOCK_Q], tl.float32)",
+            "# The largest score so far (base 2), the sum of weights, the weighted sum of values."
         )
+        if self._sink is None:
+            self._write(
+                f"peak = tl.full([BLOCK_Q], {PEAK_FLOOR}, tl.float32)",
+                "total = tl.zeros([BLOCK_Q], tl.float32)",
+            )
+        else:
+            writer = TermWriter([self._sink], None, position="row_positions", prefix="sink_")
+            sink = writer.write(self._sink, "program")
+            if "q" in coordinates_read(self._sink):
+                self._write("row_positions = q_offset + rows")
+            self._write(
+                *writer.program_lines,
+                "# The sink is the first key: its weight is 1, its value 0.",
+                f"sink = tl.zeros([BLOCK_Q], tl.float32) + {sink}",
+                f"peak = tl.maximum(sink, {PEAK_FLOOR})",
+                'total = tl.where(sink == float("-inf"), 0.0, 1.0)',
+            )
         for number, part in enumerate(self._access.value_parts):
             self._write(f"out_{number} = tl.zeros([BLOCK_Q, {part.width}], tl.float32)")
 
@@ -144,11 +185,16 @@ class _ForwardWriter:
             onto = ", scores" if number else ""
             operands = f"query_{number}, key_{number}.T{onto}"
             yield f"scores = tl.dot({operands}{self._precision})"
+        yield from self._rows.tile_keys(loop)
         if masked:
             yield from self._rows.allowed()
+        yield from self._logits
+        if masked:
             yield 'scores = tl.where(allowed, scores, float("-inf"))'
-        yield "new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)"
-        yield "weights = tl.exp2(scores * scale - new_peak[:, None])"
+        # The largest score stays that where a scale, which is not negative, comes later.
+        scale = "" if self._logits else " * scale"
+        yield f"new_peak = tl.maximum(peak, tl.max(scores, 1){scale})"
+        yield f"weights = tl.exp2(scores{scale} - new_peak[:, None])"
         yield "decay = tl.exp2(peak - new_peak)"
         yield "total = total * decay + tl.sum(weights, 1)"
         yield "peak = new_peak"

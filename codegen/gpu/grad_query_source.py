@@ -152,6 +152,7 @@ class _GradQueryWriter:
         yield from self._product("grad_weights", "grad_out", "value", len(access.value_parts))
         yield "weights = tl.exp2(scores * score_scale - lse)"
         yield "grad_scores = weights * (grad_weights - delta)"
+        yield from self._rows.tile_keys(loop)
         if masked:
             yield from self._rows.allowed()
             yield "grad_scores = tl.where(allowed, grad_scores, 0.0)"

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.scalar_source import HELPERS
+from patterncc.codegen.gpu.score_source import TANH
 from patterncc.codegen.gpu.table_source import helpers
 from patterncc.codegen.ir import DENSE
 from patterncc.dsl.printer import expression_text
@@ -49,7 +50,7 @@ def described_fields(
         resumes: The kernel starts from what an earlier pass left.
         hands_on: It leaves its result for a later pass.
     """
-    tiling = program.tiling
+    tiling, terms = program.tiling, problem.terms
     fields = {
         "pattern": program.structure,
         "problem": f"{problem.dtype}, head_dim {problem.head_dim}, "
@@ -58,6 +59,9 @@ def described_fields(
         f"{config.num_stages} stages, {config.load} loads, {config.order} order",
         "emitter": str(emitter),
     }
+    if not terms.plain:
+        fields["score"], _, sink = terms.text.partition("\n")
+        fields |= {"sink": sink} if sink else {}
     if tiling != DENSE:
         fields["tiling"] = (
             f"rows {tiling.q_step} * q{' + q_class' * (tiling.q_step > 1)}, "
@@ -72,7 +76,11 @@ def described_fields(
 
 
 def module_text(
-    header: str, name: str, parameters: Iterable[KernelParameter], lines: Iterable[str]
+    header: str,
+    name: str,
+    parameters: Iterable[KernelParameter],
+    lines: Iterable[str],
+    functions: Iterable[str] = (),
 ) -> str:
     """The module of one kernel.
 
@@ -81,11 +89,14 @@ def module_text(
         name: Of the kernel's function.
         parameters: Of that function, in order.
         lines: Its body, not yet indented.
+        functions: Source of what it calls, besides the functions that all kernels share.
     """
     body = "\n".join(f"{INDENT}{line}" if line else "" for line in lines)
     signature = "".join(f"{INDENT}{parameter.name},\n" for parameter in parameters)
     divides = "floor_divide(" in body or "floor_modulo(" in body
-    functions = [*([HELPERS] if divides else []), *helpers(body)]
+    functions = [*([HELPERS] if divides else []), *helpers(body), *functions]
+    if "hyperbolic_tangent(" in body:
+        functions.append(TANH)
     return (
         f"{header}\nimport triton\nimport triton.language as tl\n\n\n"
         f"{''.join(f'{function}{chr(10)}{chr(10)}' for function in functions)}"

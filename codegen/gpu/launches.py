@@ -70,6 +70,7 @@ class Call:
         env: The scalars that the pattern reads, with `q_len`, `kv_len` and `q_offset`.
         factors: Values of the kernels' floating-point parameters, by name.
         shapes: Of the tables that the pattern reads, by name.
+        multiprocessors: Of the device.
     """
 
     problem: Problem
@@ -78,6 +79,7 @@ class Call:
     env: Mapping[str, int]
     factors: Mapping[str, float]
     shapes: Mapping[str, Sequence[int]]
+    multiprocessors: int = 1
 
     @property
     def batch(self) -> int:
@@ -107,6 +109,7 @@ def call_of(
     env: Mapping[str, int],
     factors: Mapping[str, float],
     shapes: Mapping[str, Sequence[int]],
+    multiprocessors: int = 1,
 ) -> Call:
     """A call within what kernels count with; arguments as `Call`'s, `env` without the lengths.
 
@@ -115,7 +118,7 @@ def call_of(
     """
     named = {layout.name: layout for layout in layouts}
     lengths = {"q_len": named["query"].sizes[2], "kv_len": named["key"].sizes[2]}
-    call = Call(problem, target, named, {**env, **lengths}, factors, shapes)
+    call = Call(problem, target, named, {**env, **lengths}, factors, shapes, multiprocessors)
     if max(call.batch, call.heads) > MOST_PROGRAMS:
         raise UnsupportedError(
             f"{call.batch} batch entries of {call.heads} heads are too many for one launch",

@@ -37,6 +37,7 @@ from patterncc.codegen.gpu.launches import (
 )
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
+from patterncc.codegen.gpu.score_source import SCALE
 from patterncc.codegen.ir import DENSE, BlockProgram, Passes
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.schedule import evaluate, extents
@@ -66,7 +67,7 @@ class Sources:
         program: BlockProgram,
         problem: Problem,
         config: KernelConfig,
-        **options: bool,
+        **options: bool | str,
     ) -> KernelSource:
         """What an emitter writes for a program, with its further options."""
         # By identity, for a program is slow to hash; kept beside the source, so that no other
@@ -331,6 +332,7 @@ class Planner:
         env: Mapping[str, int],
         scale: float,
         shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
+        real_values: Mapping[str, float] = MappingProxyType({}),
     ) -> tuple[Launch, ...]:
         """Plans one call: a launch for each pass, in the order in which they must run.
 
@@ -341,6 +343,7 @@ class Planner:
             env: `q_offset`, and the other scalars that the pattern reads, by name.
             scale: Of the scores; not negative.
             shapes: Of the tables that the pattern reads, by name.
+            real_values: Of the parameters that score terms add, by name.
 
         Raises:
             UnsupportedError: A size or a number is beyond what kernels compute with, or no kernel
@@ -349,5 +352,6 @@ class Planner:
         """
         # Kernels compute powers of two. They multiply masked scores, -inf, by the scale: never by
         # 0.
-        factors = {"scale": max(scale * math.log2(math.e), _LEAST_SCALE)}
+        factors = {"scale": max(scale * math.log2(math.e), _LEAST_SCALE), SCALE.name: scale}
+        factors |= real_values
         return self._kernels.launches(call_of(problem, target, layouts, env, factors, shapes))

@@ -20,6 +20,7 @@ from patterncc.codegen.gpu.class_source import (
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.list_source import CAPACITY, LIST_PARAMETERS, listed_loops
 from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
+from patterncc.codegen.gpu.score_source import TermParameters
 from patterncc.codegen.gpu.sweep_source import (
     emit_loops,
     expressions,
@@ -31,15 +32,17 @@ from patterncc.codegen.gpu.table_source import tables_read
 from patterncc.codegen.ir import DENSE
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Param, Var, walk
+from patterncc.dsl.score import coordinates_read, discrete
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.sweep_source import TileLoop
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
     from patterncc.dsl.mask import Expr
+    from patterncc.dsl.score import Real
 
 _TILE_NAMES = frozenset({"q", "k", "q_first", "q_last", "residue"})
 _CALL_NAMES = frozenset({"head", "kv_head", "batch", "heads", "kv_heads"})
@@ -88,6 +91,9 @@ class QueryTile:
         problem: The shape class.
         config: How to build the kernel.
         access: How it reaches its tensors.
+        tile_terms: What the kernel computes of the score terms in its tiles, as `in_classes` gives
+            it.
+        row_terms: What it computes of them for its rows.
 
     Attributes:
         loops: Its loops over key tiles, partial ones first.
@@ -98,9 +104,19 @@ class QueryTile:
     """
 
     def __init__(
-        self, program: BlockProgram, problem: Problem, config: KernelConfig, access: Access
+        self,
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        access: Access,
+        tile_terms: Sequence[Real] = (),
+        row_terms: Sequence[Real] = (),
     ) -> None:
         self._program = program
+        self._terms = (*tile_terms, *row_terms)
+        reads = frozenset().union(*map(coordinates_read, tile_terms))
+        self._reads_row, self._reads_key = "q" in reads, "k" in reads
+        self._term_parameters = TermParameters(self._terms)
         self._config = config
         self._group = problem.group
         self._access = access
@@ -127,7 +143,9 @@ class QueryTile:
             yield from LIST_PARAMETERS
         for table in self.tables:
             yield table.pointer
+        yield from self._term_parameters.pointers()
         yield from scalars
+        yield from self._term_parameters.scalars()
         for name in length_parameters(self._program.tiling):
             yield KernelParameter(name, "i32")
         yield from self._access.strides()
@@ -147,6 +165,8 @@ class QueryTile:
         yield self._program.tiling.k_class
         if self._masked:
             yield self._program.mask
+        for term in self._terms:
+            yield from discrete(term)
 
     def _scalars(self) -> Iterator[Var | Param]:
         """The leaves of those."""
@@ -183,7 +203,9 @@ class QueryTile:
         if self._masked:
             yield ""
             yield "# What the mask asks of the row alone."
+        if self._masked or self._reads_row:
             yield "q = q_offset + rows[:, None]"
+        if self._masked:
             yield from self._mask.row_lines
 
     # -------------------------------------------------------------------------------- in the loops
@@ -206,9 +228,14 @@ class QueryTile:
             yield loop.following
         yield from self._access.tile_start(loop.kind == "partial")
 
+    def tile_keys(self, loop: TileLoop) -> Iterator[str]:
+        """`k`, the keys of a tile, where its mask or the score terms read them."""
+        masked = loop.kind == "partial"
+        if masked or self._reads_key:
+            yield self._access.tile_keys(masked)
+
     def allowed(self) -> Iterator[str]:
-        """`allowed`, the pairs of a masked tile that the pattern allows."""
-        yield self._access.tile_keys()
+        """`allowed`, the pairs of a masked tile that the pattern allows; after `tile_keys`."""
         yield from self._mask.key_lines
         again = " & (k_first <= k)" if self._access.moves_boxes else ""
         yield f"allowed = {self._mask.expression}{again}"

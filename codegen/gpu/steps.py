@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from patterncc.codegen.gpu.table_source import Table, TableKind
+    from patterncc.codegen.score_values import ScoreValues
+    from patterncc.dsl.score_terms import ScoreTerms
 
 NO_TABLES: Mapping[str, torch.Tensor] = MappingProxyType({})
 
@@ -161,8 +163,10 @@ def shapes_of(tables: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(table.shape) for name, table in tables.items()}
 
 
-def problem_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Problem:
-    """The shape class of a call.
+def problem_of(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, terms: ScoreTerms
+) -> Problem:
+    """The shape class of a call with score terms.
 
     Raises:
         UnsupportedError: No kernel computes in its dtype.
@@ -177,7 +181,41 @@ def problem_of(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> P
             "use float16 or float32 there",
         )
     group = query.shape[1] // key.shape[1]
-    return Problem(_DTYPES[query.dtype], query.shape[3], value.shape[3], group)
+    return Problem(_DTYPES[query.dtype], query.shape[3], value.shape[3], group, terms)
+
+
+class TermArguments(NamedTuple):
+    """What kernels with score terms are given.
+
+    Attributes:
+        values: Of the parameters that terms add, by name.
+        tensors: What their pointers point to, by name.
+    """
+
+    values: Mapping[str, float]
+    tensors: Mapping[str, torch.Tensor]
+
+
+def term_arguments(terms: ScoreTerms, values: ScoreValues, device: torch.device) -> TermArguments:
+    """The arguments of score terms; tables are copied where they are not float32 and contiguous.
+
+    Raises:
+        ArgumentError: As from `ScoreValues.check`.
+        UnsupportedError: A table has so many entries that kernels cannot count them.
+    """
+    values.check(terms, device)
+    found: dict[str, float] = {f"real_{name}": values.numbers[name] for name in terms.numbers}
+    tensors = {}
+    for name in terms.tables:
+        table = values.tables[name].detach().float().contiguous()
+        if table.numel() >= 2**31:
+            raise UnsupportedError(
+                f"the table {name} of {tuple(table.shape)} has 2^31 entries or more",
+                "split the call, so that each part reads a smaller table",
+            )
+        tensors[f"real_table_{name}"] = table
+        found |= {f"real_table_{name}_size_{axis}": size for axis, size in enumerate(table.shape)}
+    return TermArguments(found, tensors)
 
 
 def with_contiguous_rows(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from patterncc.codegen.gpu.backward_config import BackwardConfig
+from patterncc.codegen.gpu.chunk_source import Progression
 from patterncc.dsl.pattern import Pattern
 from tests.codegen.attention import allowed_pairs, poisoned
 from tests.codegen.interpreter import Call, prepared
@@ -27,12 +29,14 @@ class Case:
         with_lse: The lse has a gradient.
         expanded: One row's gradient of the output stands for all rows, as `.sum()` gives it.
         config: Of all kernels.
+        split: How key tiles are split, instead of by what is counted.
     """
 
     call: Call
     with_lse: bool = True
     expanded: bool = False
     config: BackwardConfig | None = None
+    split: tuple[Progression, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,18 @@ def grad_out_of(like: torch.Tensor, *, expanded: bool) -> torch.Tensor:
 def differentiate(case: Case) -> GradientErrors:
     """The errors of the query's gradient against float64; memory past all rows and that of results
     is poisoned."""
+    return _differentiate(case, needs_query=True, needs_key_value=False)
+
+
+def differentiate_key_value(case: Case) -> GradientErrors:
+    """The same of the gradients of key and value."""
+    if case.split is None:
+        return _differentiate(case, needs_query=False, needs_key_value=True)
+    with patch("patterncc.codegen.gpu.key_tile_plan.split_tiles", return_value=case.split):
+        return _differentiate(case, needs_query=False, needs_key_value=True)
+
+
+def _differentiate(case: Case, *, needs_query: bool, needs_key_value: bool) -> GradientErrors:
     from patterncc.codegen.gpu.backward import Backward
 
     call, it = case.call, prepared(case.call)
@@ -156,7 +172,8 @@ def differentiate(case: Case) -> GradientErrors:
             env=it.env,
             scale=call.scale,
             tables=it.tables,
-            needs_key_value=False,
+            needs_query=needs_query,
+            needs_key_value=needs_key_value,
         )
     return gradient_errors(got, wanted)
 

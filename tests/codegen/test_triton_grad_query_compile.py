@@ -106,7 +106,7 @@ def test_passes_and_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("with_lse", [True, False])
 def test_delta(with_lse: bool, target: str, tmp_path: Path) -> None:
-    source = emit_delta(Problem("bfloat16", 64, 96), with_lse=with_lse)
+    source = emit_delta(Problem("bfloat16", 64, 96), with_lse=with_lse, with_rows=with_lse)
     kernel = compile_for(source, target, folder=tmp_path)
     assert kernel.spilled == 0
     if target == "cuda:90":
@@ -183,5 +183,5 @@ def test_text(golden: Callable[[Path, str], None]) -> None:
 
 
 def test_text_of_delta(golden: Callable[[Path, str], None]) -> None:
-    source = emit_delta(Problem("float16", 80, 72, 4), with_lse=True)
+    source = emit_delta(Problem("float16", 80, 72, 4), with_lse=True, with_rows=True)
     golden(GOLDEN / "delta.txt", source.text)
