@@ -151,7 +151,7 @@ def test_defaults_are_legal(target: str) -> None:
         for head_dim in range(8, 257, 8):
             for value_head_dim in (16, head_dim, 256):
                 for descriptors in (True, False):
-                    problem = Problem(dtype, head_dim, value_head_dim)  # type: ignore[arg-type]
+                    problem = Problem(dtype, head_dim, value_head_dim)
                     config = default_grad_query_config(problem, target, descriptors=descriptors)
                     check_config(config, problem, target, grad_query_shared_bytes)
                     assert descriptors or config.load == "pointer"
