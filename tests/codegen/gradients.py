@@ -176,3 +176,42 @@ def _differentiate(case: Case, *, needs_query: bool, needs_key_value: bool) -> G
             needs_key_value=needs_key_value,
         )
     return gradient_errors(got, wanted)
+
+
+def stray() -> list[str]:
+    """Where a NaN or an infinity of a tensor reaches gradients of rows that do not see it.
+
+    The keys from 40 on see no row before 40, and tiles of 32 hold both kinds.
+    """
+    from patterncc.codegen.gpu.backward import Backward
+
+    call = Call("k <= q and q // 40 == k // 40", 80, 80, heads=(1, 1))
+    it = prepared(call)
+    found = []
+    for name in ("grad_out", "query", "value"):
+        for number in (math.nan, math.inf):
+            given = {"query": it.query.clone(), "key": it.key.clone(), "value": it.value.clone()}
+            given["grad_out"] = torch.randn(it.query.shape)
+            tensors = (it.query, it.key, it.value)
+            rows = given["grad_out"]
+            wanted = reference(it.pattern, tensors, rows, None, it.scope, call.scale)
+            given[name][:, :, 40:] = number
+            with tempfile.TemporaryDirectory() as folder:
+                backward = Backward(it.lower, folder=Path(folder))
+                grad_query, _, _ = backward(
+                    given["grad_out"],
+                    None,
+                    given["query"],
+                    given["key"],
+                    given["value"],
+                    wanted.out.float(),
+                    wanted.lse.float(),
+                    env=it.env,
+                    scale=call.scale,
+                    needs_key_value=False,
+                )
+            assert grad_query is not None
+            difference = (grad_query - wanted.gradients[0])[:, :, :40].abs().max()
+            if not difference < 1e-5:
+                found.append(f"{name} {number}: {difference}")
+    return found
