@@ -7,6 +7,14 @@ gradients from the same plans.
 """
 
 from patterncc.codegen.cpu.backward import attention_backward
+from patterncc.codegen.cpu.double_backward import attention_double_backward
 from patterncc.codegen.cpu.forward import attention, cpu_kernel_name, default_config, plans
 
-__all__ = ["attention", "attention_backward", "cpu_kernel_name", "default_config", "plans"]
+__all__ = [
+    "attention",
+    "attention_backward",
+    "attention_double_backward",
+    "cpu_kernel_name",
+    "default_config",
+    "plans",
+]

@@ -18,7 +18,7 @@ from patterncc.codegen.cpu.jobs import Job, PassJobs, head_views
 from patterncc.codegen.cpu.plan import Call
 from patterncc.codegen.cpu.scores import Places, places_of
 
-_MAX_NUMBERS = 1 << 19  # that a kernel is given to work on at a time: what stays in a cache
+_MAX_NUMBERS = 1 << 20  # that a kernel is given to work on at a time: what stays in a cache
 
 
 class Hidden:

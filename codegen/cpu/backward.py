@@ -6,7 +6,7 @@ of its keys. So each call of each plan adds what its pairs contribute, whatever 
     p = exp(scale * q.k - lse),  delta = grad_out.out - grad_lse,  ds = p * (grad_out.v - delta)
     grad_q = scale * ds @ k,  grad_k = scale * ds^T @ q,  grad_v = p^T @ grad_out
 
-(T. Dao, "FlashAttention-2", 2023, algorithm 2; lse as an output adds its gradient to ds.)
+(T. Dao, "FlashAttention-2", 2023, algorithm 2, and the gradient of lse as an output.)
 """
 
 import math
@@ -97,31 +97,29 @@ def _operands(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """What the kernels take for rows and for keys, in the wide type.
 
-    The flash kernel wants values as long as keys, so the shorter get zeros. It knows no gradient of
-    lse: one more number in each row of grad_out and out makes their product what delta must be.
+    They know no gradient of lse: one more number in each row of grad_out and out makes the product
+    of the two what delta must be. The flash kernel wants values as long as keys, so the shorter get
+    zeros.
     """
     wide = wide_type(query.dtype)
-    delta = (grad_out.to(wide) * out).sum(-1)
-    if grad_lse is not None:
-        delta -= grad_lse
     lse = lse.masked_fill(lse == -math.inf, 0)
     more = 0 if grad_lse is None else 1
-    width = max(query.shape[3], value.shape[3] + more) if flash else 0
-    query, key, value, grad_out, out = (
-        readable(x.to(wide), width) for x in (query, key, value, grad_out, out)
-    )
-    if flash and grad_lse is not None:
-        grad_out, out = grad_out.clone(), out.clone()
+    dim, value_dim = query.shape[3], value.shape[3] + more
+    if flash:
+        dim = value_dim = max(dim, value_dim)
+    query, key = (readable(x.to(wide), dim) for x in (query, key))
+    value, grad_out, out = (readable(x.to(wide), value_dim) for x in (value, grad_out, out))
+    if grad_lse is not None:
         grad_out[..., -1] = grad_lse
         out[..., -1] = -1
-    return [query, grad_out, out, lse[..., None], delta[..., None]], [key, value]
+    return [query, grad_out, out, lse[..., None]], [key, value]
 
 
 def _tame(rows: list[Tensor], keys: list[Tensor], scale: float) -> bool:
     """Whether nothing in a block can fail to be finite: then a mask that is added hides pairs."""
-    query, grad_out, _, lse, delta, key, value = (
+    query, grad_out, out, lse, key, value = (
         float(torch.linalg.vector_norm(x)) for x in (*rows, *keys)
     )
     largest = 0.25 * torch.finfo(keys[0].dtype).max
     # By Cauchy and Schwarz; the norm of all is not finite where one number is not.
-    return query * key * max(1.0, abs(scale)) + lse < largest and grad_out * value + delta < largest
+    return query * key * max(1.0, abs(scale)) + lse < largest and grad_out * (value + out) < largest

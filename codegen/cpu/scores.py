@@ -37,12 +37,9 @@ class Places:
         q, k, head, batch = (x.transpose(0, 1) for x in (self.q, self.k, self.head, self.batch))
         return Places(q, k, head, batch)
 
-    def part(self, outer: slice, rows: slice) -> "Places":
-        """Those of some of the scores."""
-        q, k, head, batch = (
-            x if len(x) == 1 else x[outer] for x in (self.q, self.k, self.head, self.batch)
-        )
-        return Places(q[:, :, rows], k, head, batch)
+    def rows(self, some: slice) -> "Places":
+        """Those of the scores of some rows."""
+        return Places(self.q[:, :, some], self.k, self.head, self.batch)
 
 
 class ScoreTerm(Protocol):

@@ -63,20 +63,37 @@ def check_gradients(
     """
     rows = tuple(query.shape[:3])
     wanted = {
-        "grad_out": (grad_out, (*rows, value.shape[3]), query.dtype),
-        "grad_lse": (grad_lse, rows, wide_type(query.dtype)),
-        "out": (out, (*rows, value.shape[3]), query.dtype),
-        "lse": (lse, rows, wide_type(query.dtype)),
+        "`grad_out`": (grad_out, (*rows, value.shape[3]), query.dtype),
+        "`grad_lse`": (grad_lse, rows, wide_type(query.dtype)),
+        "`out`": (out, (*rows, value.shape[3]), query.dtype),
+        "`lse`": (lse, rows, wide_type(query.dtype)),
     }
     for name, (tensor, shape, dtype) in wanted.items():
-        if tensor is None:
-            continue
-        if tensor.device.type != "cpu":
-            raise UnsupportedError(f"`{name}` is on {tensor.device}; this executor is for the CPU")
-        if tuple(tensor.shape) != shape:
-            raise ArgumentError(f"`{name}` has the shape {tuple(tensor.shape)}; it must be {shape}")
-        if tensor.dtype != dtype:
-            raise ArgumentError(f"`{name}` is {tensor.dtype}; it must be {dtype}")
+        if tensor is not None:
+            _check(name, tensor, shape, dtype)
+
+
+def check_cotangents(
+    cotangents: tuple[Tensor, Tensor, Tensor], query: Tensor, key: Tensor, value: Tensor
+) -> None:
+    """Holds the gradients of gradients against the tensors of those.
+
+    Raises:
+        ArgumentError: A shape or type does not fit.
+        UnsupportedError: A tensor is not on the CPU.
+    """
+    named = {"query": query, "key": key, "value": value}
+    for cotangent, (name, tensor) in zip(cotangents, named.items(), strict=True):
+        _check(f"the gradient of grad_{name}", cotangent, tuple(tensor.shape), tensor.dtype)
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if tensor.device.type != "cpu":
+        raise UnsupportedError(f"{name} is on {tensor.device}; this executor is for the CPU")
+    if tuple(tensor.shape) != shape:
+        raise ArgumentError(f"{name} has the shape {tuple(tensor.shape)}; it must be {shape}")
+    if tensor.dtype != dtype:
+        raise ArgumentError(f"{name} is {tensor.dtype}; it must be {dtype}")
 
 
 def readable(tensor: Tensor, width: int = 0) -> Tensor:
