@@ -135,15 +135,15 @@ class _Writer:
         yield from access.tile_loads("grad_out")
         yield from self._product("grad_weights", "value", "grad_out")
         yield from access.load_row_numbers()
+        yield "scores = scores * score_scale - row_lse[None, :]"
         if loop.kind == "partial":
-            # Choices after the arithmetic are moved behind the rounding, by a compiler that then
-            # takes a hundred instructions to shuffle truth values for them.
+            # A choice of weights would be moved behind their rounding, by a compiler that then
+            # takes a hundred instructions to shuffle truth values for it.
             yield from self._keys.allowed()
             yield 'scores = tl.where(allowed, scores, float("-inf"))'
-        yield "weights = tl.exp2(scores * score_scale - row_lse[None, :])"
+        yield "weights = tl.exp2(scores)"
         yield "grad_scores = weights * (grad_weights - row_delta[None, :])"
         if loop.kind == "partial":
-            # Where values are infinite or NaN that the row does not see.
             yield "grad_scores = tl.where(allowed, grad_scores, 0.0)"
         for name, factor, rows in (
             ("grad_value", "weights", "grad_out"),
