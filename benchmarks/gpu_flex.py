@@ -1,4 +1,4 @@
-"""FlexAttention's times for the cases of `gpu_forward.py`, compiled side by side.
+"""FlexAttention's times for the cases of `gpu_cases.py`, compiled side by side.
 
 Inductor takes from half a minute to two for a mask. Each case compiles in a process of its own, all
 at once; when every one is done, or the time for it is over, they are timed one after another.
@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,19 +41,20 @@ class Shape:
 
 
 def flex_times(
-    names: Sequence[str], shape: Shape, scale: float, seconds: float
+    names: Sequence[str], shape: Shape, scale: float, seconds: float, *, backward: bool = False
 ) -> dict[str, dict[str, float] | str]:
     """What each case takes, or why there is no answer; compiling takes `seconds` at most.
 
     Returns:
         By name `ms`, the milliseconds of a call with a block mask that is there, and `mask_ms`, of
-        making it.
+        making it. With `backward` also `both_ms`, of a call and its gradients, and `peak_bytes`,
+        what these need at most beyond inputs, block mask and the gradient of the output.
     """
     context = multiprocessing.get_context("spawn")
     compiled, timing, found = context.Barrier(len(names)), context.Lock(), context.Queue()
     processes = [
         context.Process(
-            target=_measure, args=(name, shape, scale, seconds, compiled, timing, found)
+            target=_measure, args=(name, shape, scale, seconds, backward, compiled, timing, found)
         )
         for name in names
     ]
@@ -73,11 +74,22 @@ def flex_times(
     return results
 
 
+def peak_bytes(run: Callable[[], object]) -> int:
+    """What a call allocates at most at one time."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def _measure(
     name: str,
     shape: Shape,
     scale: float,
     seconds: float,
+    backward: bool,
     compiled: Any,
     timing: Any,
     found: Any,
@@ -88,7 +100,8 @@ def _measure(
 
     try:
         device = torch.device("cuda", 0)
-        query, key, value = shape.tensors(device)
+        tensors = query, key, value = shape.tensors(device)
+        gradient = torch.randn_like(query)
         (case,) = (case for case in CASES if case.name == name)
         mask = case.flex(case.tables_on(device, shape.length, shape.heads))
         heads = shape.heads if case.per_head else None
@@ -100,18 +113,29 @@ def _measure(
         def run() -> Any:
             return attention(query, key, value, block_mask=block_mask, scale=scale, enable_gqa=gqa)
 
+        def both() -> None:
+            torch.autograd.grad(run(), tensors, gradient)
+
         run()
+        if backward:
+            for tensor in tensors:
+                tensor.requires_grad_()
+            both()
         torch.cuda.synchronize()
         with contextlib.suppress(threading.BrokenBarrierError):  # one failed: no use waiting for it
             compiled.wait(seconds)
         with timing:
             ms = triton.testing.do_bench(run, warmup=20, rep=100, return_mode="median")
+            measured = {"ms": float(ms)}
+            if backward:
+                ms = triton.testing.do_bench(both, warmup=20, rep=100, return_mode="median")
+                measured |= {"both_ms": float(ms), "peak_bytes": peak_bytes(both)}
             torch.cuda.synchronize()
             start = time.perf_counter()
             create_block_mask(mask, *sizes, device=device)
             torch.cuda.synchronize()
             mask_ms = 1000 * (time.perf_counter() - start)
-        found.put((name, {"ms": float(ms), "mask_ms": mask_ms}))
+        found.put((name, measured | {"mask_ms": mask_ms}))
     except Exception as error:  # FlexAttention cannot do this case; the others go on without it
         compiled.abort()
         found.put((name, f"{type(error).__name__}: {error}"[:300]))

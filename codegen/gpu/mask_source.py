@@ -3,7 +3,8 @@ and per element.
 
 In the text `q` is the column vector `[BLOCK_Q, 1]` of the rows' positions and `k` the row vector
 `[1, BLOCK_K]` of the keys'; both are int32, and so is all arithmetic that interval analysis shows
-to fit.
+to fit. A kernel that computes tiles of keys has them the other way around, `[1, BLOCK_Q]` and
+`[BLOCK_K, 1]`, and runs the lines of the keys once and those of the rows in its loop.
 """
 
 from __future__ import annotations
@@ -14,9 +15,15 @@ from types import MappingProxyType
 
 from patterncc.codegen.gpu.interval import interval
 from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text, is_predicate
-from patterncc.codegen.gpu.separate import is_bound, reads_key, reads_row, separate
+from patterncc.codegen.gpu.separate import (
+    ROWS,
+    Held,
+    is_bound,
+    reads_key,
+    reads_row,
+    separate,
+)
 from patterncc.codegen.gpu.table_source import ANSWERS, find_document_text, rises_with
-from patterncc.codegen.ir import Q_FIRST, Q_LAST
 from patterncc.dsl.build import all_of, any_of, compare, maximum, minimum, substitute, subtract
 from patterncc.dsl.mask import (
     And,
@@ -30,7 +37,6 @@ from patterncc.dsl.mask import (
     Or,
     Param,
     Predicate,
-    Q,
     Segment,
     Truth,
     Var,
@@ -55,28 +61,32 @@ def scalar_name(leaf: Var | Param) -> str:
 
 
 def emit_mask(
-    mask: Predicate, documents: Mapping[tuple[str, IntExpr], str] = MappingProxyType({})
+    mask: Predicate,
+    documents: Mapping[tuple[str, IntExpr], str] = MappingProxyType({}),
+    held: Held = ROWS,
 ) -> MaskSource:
     """Writes the mask, and that the key exists, for one tile.
 
     Args:
         mask: The predicate.
         documents: Numbers of documents that have been looked up, by segments and position.
+        held: The side of a tile that the program keeps.
 
     Raises:
         UnsupportedError: The mask reads a cover.
     """
     exists = compare("<", K, Var("kv_len"))
-    writer = _MaskWriter(documents)
-    expression = writer.element(separate(all_of(mask, exists)))
+    writer = _MaskWriter(documents, held)
+    expression = writer.element(separate(all_of(mask, exists), held.side))
     return MaskSource(tuple(writer.row_lines), tuple(writer.key_lines), expression)
 
 
 class _MaskWriter:
     """Collects the lines of one mask; equal expressions are computed once."""
 
-    def __init__(self, documents: Mapping[tuple[str, IntExpr], str]) -> None:
+    def __init__(self, documents: Mapping[tuple[str, IntExpr], str], held: Held) -> None:
         self._documents = documents
+        self._held = held
         self.row_lines: list[str] = []
         self.key_lines: list[str] = []
         self._named: dict[IntExpr | Predicate | tuple[IntExpr, int, int], Text] = {}
@@ -218,12 +228,14 @@ class _MaskWriter:
         return self._named[node]
 
     def _between(self, node: Segment) -> tuple[str, ...]:
-        """The documents of the tile's first and last row, where bounds have looked them up."""
-        if reads_key(node) or not rises_with(node.position, Q):
+        """The documents of the first and last row or key that the program holds, where bounds have
+        looked them up."""
+        held = self._held
+        if not rises_with(node.position, held.variable):
             return ()
         first, last = (
-            self._documents.get((node.segments, substitute(node.position, {Q: row})))
-            for row in (Q_FIRST, Q_LAST)
+            self._documents.get((node.segments, substitute(node.position, {held.variable: end})))
+            for end in (held.first, held.last)
         )
         if first is None:
             return ()

@@ -4,16 +4,21 @@
 k`: what reads only the row is computed once per row, and an element costs one comparison per bound.
 The result means the same as the mask for keys that exist (`0 <= k`); it is an ordinary predicate,
 with bounds in two forms, `keys < rows` and `rows <= keys`.
+
+One of the two sides is held by the program while tiles of the other pass by. Documents are looked
+up for that side, once: for a query tile `doc[q] == doc[k]` becomes `start(doc, q) <= k < end(doc,
+q)`, for a key tile `start(doc, k) <= q < end(doc, k)`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from typing_extensions import assert_never
 
 from patterncc.codegen.gpu.interval import interval
+from patterncc.codegen.ir import K_LAST, K_TILE, Q_FIRST, Q_LAST
 from patterncc.dsl.build import (
     add,
     all_of,
@@ -38,17 +43,51 @@ from patterncc.dsl.mask import (
     Cover,
     Expr,
     IntExpr,
+    K,
     Member,
     Mod,
     Not,
     Or,
     Predicate,
     Product,
+    Q,
     Segment,
     Sum,
     Truth,
+    Var,
     variables,
 )
+
+Side: TypeAlias = Literal["row", "key"]
+"""The rows of a tile, which are queries, or its keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The side that a program keeps while tiles of the other pass by.
+
+    Attributes:
+        side: Which one.
+        first, last: What bounds call the numbers of its first and its last existing row or key.
+    """
+
+    side: Side
+    first: IntExpr
+    last: Var
+
+    @property
+    def variable(self) -> Var:
+        """What the mask calls one of its positions."""
+        return Q if self.side == "row" else K
+
+
+ROWS = Held("row", Q_FIRST, Q_LAST)
+"""Of a program that computes a query tile."""
+
+
+def keys_of_tiles(block_k: int) -> Held:
+    """Of a program that computes a tile of so many keys."""
+    return Held("key", multiply(Const(block_k), K_TILE), K_LAST)
 
 
 def reads_row(expr: IntExpr | Predicate) -> bool:
@@ -61,25 +100,34 @@ def reads_key(expr: IntExpr | Predicate) -> bool:
     return "k" in variables(expr)
 
 
-def separate(mask: Predicate) -> Predicate:
+def separate(mask: Predicate, held: Side = "row") -> Predicate:
     """The mask without negations, with every comparison that allows it split into a row's and a
-    key's side."""
+    key's side.
+
+    Args:
+        mask: The predicate.
+        held: The side that documents are looked up for.
+    """
+
+    def go(inner: Predicate) -> Predicate:
+        return separate(inner, held)
+
     match mask:
         case Truth() | Member() | Cover() | Not(Member() | Cover()):
             return mask
         case Compare():
-            return _comparison(mask)
+            return _comparison(mask, held)
         case And(args):
-            return _merge_bounds(all_of(*map(separate, _in_one_document(args))))
+            return _merge_bounds(all_of(*map(go, _in_one_document(args, held))))
         case Or(args):
-            return _merge_bounds(any_of(*map(separate, args)))
+            return _merge_bounds(any_of(*map(go, args)))
         case Not(inner):
-            return separate(_negation(inner))
+            return go(_negation(inner))
         case Branch(condition, then, otherwise):
             if reads_row(condition) and reads_key(condition):
-                return branch(separate(condition), separate(then), separate(otherwise))
+                return branch(go(condition), go(then), go(otherwise))
             # `c -> then` and `not c -> otherwise`: bounds absorb a condition of one side alone.
-            return separate(all_of(_unless(negate(condition), then), _unless(condition, otherwise)))
+            return go(all_of(_unless(negate(condition), then), _unless(condition, otherwise)))
     assert_never(mask)
 
 
@@ -104,13 +152,12 @@ def _negation(arg: Predicate) -> Predicate:
     return negate(arg)
 
 
-def _comparison(mask: Compare) -> Predicate:
+def _comparison(mask: Compare, held: Side) -> Predicate:
     if not (reads_row(mask) and reads_key(mask)):
         return _bound(mask) if reads_key(mask) else mask
-    for open_up in (_open_document, _open_absolute):
-        opened = open_up(mask)
+    for opened in (_open_document(mask, held), _open_absolute(mask)):
         if opened is not None:
-            return separate(opened)
+            return separate(opened, held)
     return _bound(_split_modulo(mask))
 
 
@@ -124,16 +171,17 @@ def _open_absolute(mask: Compare) -> Predicate | None:
     return None
 
 
-def _open_document(mask: Compare) -> Predicate | None:
-    """`doc[q] == doc[k]` as `start(doc, q) <= k < end(doc, q)`: only the row's document is looked
-    up, once per row. None for other comparisons."""
+def _open_document(mask: Compare, held: Side) -> Predicate | None:
+    """`doc[q] == doc[k]` as `start(doc, q) <= k < end(doc, q)`, or the same about the key's
+    document: only that of the side that is held is looked up, once per row or key. None for other
+    comparisons."""
     same = _same_document(mask)
     if same is None or mask.op not in ("==", "!="):
         return None
-    of_row, of_key = same
-    start = Segment("start", of_row.segments, of_row.position)
-    end = Segment("end", of_row.segments, of_row.position)
-    inside = all_of(compare("<=", start, of_key.position), compare("<", of_key.position, end))
+    known, other = same if held == "row" else same[::-1]
+    start = Segment("start", known.segments, known.position)
+    end = Segment("end", known.segments, known.position)
+    inside = all_of(compare("<=", start, other.position), compare("<", other.position, end))
     return inside if mask.op == "==" else negate(inside)
 
 
@@ -147,15 +195,16 @@ def _same_document(mask: Predicate) -> tuple[Segment, Segment] | None:
     return None
 
 
-def _in_one_document(args: tuple[Predicate, ...]) -> tuple[Predicate, ...]:
-    """The arguments of a conjunction, asking the row's document what they ask the key's where
-    another one says that both are in the same."""
+def _in_one_document(args: tuple[Predicate, ...], held: Side) -> tuple[Predicate, ...]:
+    """The arguments of a conjunction, asking the document of the side that is held what they ask
+    the other's where another one says that both are in the same."""
     found = [(arg, same) for arg in args if (same := _same_document(arg)) is not None]
     pairs = [(arg, same) for arg, same in found if isinstance(arg, Compare) and arg.op == "=="]
-    for equal, (of_row, of_key) in pairs:
+    for equal, same in pairs:
+        known, other = same if held == "row" else same[::-1]
         replace: dict[Expr, IntExpr] = {
-            Segment(kind, of_key.segments, of_key.position): Segment(
-                kind, of_row.segments, of_row.position
+            Segment(kind, other.segments, other.position): Segment(
+                kind, known.segments, known.position
             )
             for kind in ("id", "start", "end")
         }
@@ -250,6 +299,8 @@ def _merge_bounds(mask: Predicate) -> Predicate:
     if isinstance(mask, And):
         uppers = {keys: _without_document_ends(bounds, "end") for keys, bounds in uppers.items()}
         lowers = {keys: _without_document_ends(bounds, "start") for keys, bounds in lowers.items()}
+        uppers = _without_own_document(uppers, "start")
+        lowers = _without_own_document(lowers, "end")
     rest += [Compare("<", keys, one_upper(*bounds)) for keys, bounds in uppers.items()]
     rest += [Compare("<=", one_lower(*bounds), keys) for keys, bounds in lowers.items()]
     both = [part for part in rest if reads_row(part) and reads_key(part)]
@@ -282,6 +333,39 @@ def _without_document_ends(bounds: list[IntExpr], kind: Literal["start", "end"])
         )
 
     return [bound for bound in bounds if not implied(bound)]
+
+
+def _without_own_document(
+    bounds: dict[IntExpr, list[IntExpr]], kind: Literal["start", "end"]
+) -> dict[IntExpr, list[IntExpr]]:
+    """Bounds on keys without those on the ends of a key's document that others imply: `k < q + 1`
+    says that `start(doc, k) < q + 1`, and `q < k` that `q + 1 <= end(doc, k)`.
+
+    Args:
+        bounds: For keys, the rows that all bound them: from above for the starts of documents,
+            from below for their ends.
+        kind: Which end of a document is left out.
+    """
+
+    def implied(keys: IntExpr, rows: IntExpr) -> bool:
+        if not (isinstance(keys, Segment) and keys.kind == kind):
+            return False
+        slacks = (
+            subtract(add(rows, subtract(others, keys.position)), limit)
+            for others, limits in bounds.items()
+            if others != keys
+            for limit in limits
+        )
+        # The start is at most the position, the end at least the next one.
+        return any(
+            isinstance(slack, Const) and (slack.value >= 0 if kind == "start" else slack.value <= 1)
+            for slack in slacks
+        )
+
+    kept = {
+        keys: [limit for limit in rows if not implied(keys, limit)] for keys, rows in bounds.items()
+    }
+    return {keys: rows for keys, rows in kept.items() if rows}
 
 
 @dataclass(frozen=True, slots=True)

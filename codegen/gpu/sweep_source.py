@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 
 from patterncc.codegen.gpu.mask_source import scalar_name
 from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text
-from patterncc.codegen.gpu.separate import separate
+from patterncc.codegen.gpu.separate import ROWS, Held, separate
 from patterncc.codegen.gpu.table_source import ANSWERS, find_document_text, rises_with
-from patterncc.codegen.ir import Q_FIRST, Q_LAST, RESIDUE, Kind, Sweep
+from patterncc.codegen.ir import RESIDUE, Kind, Sweep
 from patterncc.dsl.build import any_of, substitute
 from patterncc.dsl.mask import (
     FALSE,
@@ -119,16 +119,17 @@ class _Piece:
         return f"# {sweep.kind} {which}: {tiles}"
 
 
-def emit_loops(sweeps: Sequence[Sweep], *, lanes: bool = True) -> LoopNest:
+def emit_loops(sweeps: Sequence[Sweep], *, lanes: bool = True, held: Held = ROWS) -> LoopNest:
     """The loops that run all sweeps: at most two for each kind of tile.
 
     Args:
-        sweeps: Of a program.
+        sweeps: Of a program, in one direction.
         lanes: May classes be lanes, so that `step` must be a scalar? Otherwise each sweep of many
             classes is a loop that is run for one after the other.
+        held: The side of a tile that the kernel keeps.
     """
     pieces = list(_pieces(sweeps))
-    shared = _share([piece.sweep for piece in pieces])
+    shared = _share([piece.sweep for piece in pieces], held)
     loops = []
     for kind in ("partial", "full"):
         of_kind = [piece for piece in pieces if piece.sweep.kind == kind]
@@ -170,6 +171,8 @@ def widened(leaf: Var | Param) -> str:
             return "q_offset.to(tl.int64) + row_first"
         case Var("q_last"):
             return "q_offset.to(tl.int64) + tl.minimum(row_first + BLOCK_Q, q_len) - 1"
+        case Var("k_last"):
+            return "tl.minimum(k_first + BLOCK_K, kv_len).to(tl.int64) - 1"
     return f"{scalar_name(leaf)}.to(tl.int64)"
 
 
@@ -226,7 +229,7 @@ class _Shared:
     documents: dict[tuple[str, IntExpr], str]
 
 
-def _share(sweeps: Sequence[Sweep]) -> _Shared:
+def _share(sweeps: Sequence[Sweep], held: Held) -> _Shared:
     """Names the expressions that several bounds contain."""
     uses: Counter[Expr] = Counter()
     order: list[Expr] = []
@@ -245,9 +248,9 @@ def _share(sweeps: Sequence[Sweep]) -> _Shared:
     writer = ExpressionWriter(lambda expr: named.get(expr) or _scalar(expr), least_bits=64)
     shared = _Shared([], writer, {})
     looked_up = [e for e in order if isinstance(e, Segment) and RESIDUE not in walk(e)]
-    for node in sorted(looked_up, key=lambda node: Q_LAST in walk(node)):
+    for node in sorted(looked_up, key=lambda node: held.last in walk(node)):
         if node not in named:
-            _look_up(shared, node, named)
+            _look_up(shared, node, named, held)
     for expr in order:
         if expr not in named and uses[expr] > 1 and _worth_a_name(expr):
             text = writer.any(expr)
@@ -257,13 +260,13 @@ def _share(sweeps: Sequence[Sweep]) -> _Shared:
     return shared
 
 
-def _look_up(shared: _Shared, node: Segment, named: dict[Expr, Text]) -> None:
-    """Looks a position's document up, a last row's from the first row's on, and names all that can
-    be asked of it."""
+def _look_up(shared: _Shared, node: Segment, named: dict[Expr, Text], held: Held) -> None:
+    """Looks a position's document up, that of the last row or key that is held from the first one's
+    on, and names all that can be asked of it."""
     position, bits = node.position, shared.writer.document_bits(node.position)
     text = shared.writer.integer(position).widened(bits).text
-    before = (node.segments, substitute(position, {Q_LAST: Q_FIRST}))
-    known = rises_with(position, Q_LAST) and before in shared.documents
+    before = (node.segments, substitute(position, {held.last: held.first}))
+    known = rises_with(position, held.last) and before in shared.documents
     search = find_document_text(node, text, [shared.documents[before]] if known else ())
     names = [f"document_{len(shared.documents)}_{answer}" for answer in (*ANSWERS, "number")]
     shared.lines.append(f"{', '.join(names)} = {search}")
