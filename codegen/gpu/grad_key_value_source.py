@@ -134,7 +134,7 @@ class _Writer:
         yield from self._product("scores", "key", "query")
         yield from access.tile_loads("grad_out")
         yield from self._product("grad_weights", "value", "grad_out")
-        yield from access.load_row_numbers()
+        yield access.load_row_numbers("row_lse")
         yield "scores = scores * score_scale - row_lse[None, :]"
         if loop.kind == "partial":
             # A choice of weights would be moved behind their rounding, by a compiler that then
@@ -142,6 +142,7 @@ class _Writer:
             yield from self._keys.allowed()
             yield 'scores = tl.where(allowed, scores, float("-inf"))'
         yield "weights = tl.exp2(scores)"
+        yield access.load_row_numbers("row_delta")
         yield "grad_scores = weights * (grad_weights - row_delta[None, :])"
         if loop.kind == "partial":
             yield "grad_scores = tl.where(allowed, grad_scores, 0.0)"
@@ -166,8 +167,7 @@ class _Writer:
         yield ""
         yield "if split:"
         yield f"{INDENT}# A chunk: its sums are added up later."
-        yield f"{INDENT}sums_rows = tl.num_programs(0) - places"
-        yield f"{INDENT}{access.sums_base()}"
+        yield f"{INDENT}{access.sums_base('tl.program_id(0)')}"
         yield f"{INDENT}places_in_tile = tl.arange(0, BLOCK_K)"
         for name in RESULTS:
             for number in range(len(access.parts_of(name))):
