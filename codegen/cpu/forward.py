@@ -13,7 +13,8 @@ from torch import Tensor
 
 from patterncc.codegen.cpu import execute, kernels
 from patterncc.codegen.cpu.execute import Whole
-from patterncc.codegen.cpu.jobs import call_jobs, plans
+from patterncc.codegen.cpu.jobs import call_jobs, head_numbers, plans
+from patterncc.codegen.cpu.scores import ScoreTerm
 from patterncc.codegen.cpu.tensors import check_inputs, readable, wide_type
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.ir import BlockProgram
@@ -41,6 +42,7 @@ def attention(
     env: Mapping[str, int] | None = None,
     tables: Mapping[str, Tensor] | None = None,
     scale: float | None = None,
+    score: ScoreTerm | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention under a lowered pattern, without a gradient.
 
@@ -56,10 +58,12 @@ def attention(
         tables: The tables that the pattern reads by name, integer or bool, of its rank, and
             `cu_seqlens` `[documents + 1]` for segments. They may change between calls.
         scale: Factor of the scores; `1 / sqrt(head_dim)` if not given.
+        score: What makes logits of the scaled scores, which are their own logits if it is not
+            given.
 
     Returns:
         The output `[batch, heads, q_len, value_head_dim]` in the type of `query`, contiguous, and
-        the natural log-sum-exp of the visible scores `[batch, heads, q_len]`, float32 (float64
+        the natural log-sum-exp of the visible logits `[batch, heads, q_len]`, float32 (float64
         for float64). A row that sees nothing gets 0 and -inf.
 
     Raises:
@@ -85,23 +89,19 @@ def attention(
     if not work or not work[0].whole:
         out.zero_()
     lse = query.new_full((batch, heads, q_len), -math.inf, dtype=wide)
-    flash = kernels.flash_works()
+    flash = score is None and kernels.flash_works()
     width = max(head_dim, value_dim) if flash else 0  # the flash kernel wants them equal
     query, key, value = (readable(tensor, width) for tensor in (query, key, value))
+    numbers = head_numbers(batch, heads)
     kernel = kernels.flash if flash else kernels.matmul
     bounds = Whole(query), Whole(key), Whole(value)
     for number, each in enumerate(work):
         whole = bounds if len(each.jobs) > 1 else (None, None, None)
         for part, jobs in each.places:
-            on = [
-                heads_of_class
-                for job in jobs
-                for heads_of_class in execute.operands(
-                    part, job, query, key, value, out, lse, whole
-                )
-            ]
+            tensors = (query, key, value, out, lse, numbers)
+            on = [x for job in jobs for x in execute.operands(part, job, *tensors, whole)]
             for call in part.plan.calls:
                 mask = execute.additive_mask(part.plan, call, wide)
                 for heads_of_class in on:
-                    execute.run(call, mask, heads_of_class, kernel, scale, number == 0)
+                    execute.run(call, mask, heads_of_class, kernel, scale, number == 0, score)
     return out.to(query.dtype), lse

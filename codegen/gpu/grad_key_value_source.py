@@ -135,15 +135,16 @@ class _Writer:
         yield from access.tile_loads("grad_out")
         yield from self._product("grad_weights", "value", "grad_out")
         yield from access.load_row_numbers()
-        yield "grad_weights = grad_weights - row_delta[None, :]"
+        yield "scores = scores * score_scale - row_lse[None, :]"
         if loop.kind == "partial":
-            # Before the arithmetic: choices after it are moved behind the rounding, by a compiler
-            # that then takes a hundred instructions to shuffle truth values for them.
+            # A choice of weights would be moved behind their rounding, by a compiler that then
+            # takes a hundred instructions to shuffle truth values for it.
             yield from self._keys.allowed()
             yield 'scores = tl.where(allowed, scores, float("-inf"))'
-            yield "grad_weights = tl.where(allowed, grad_weights, 0.0)"
-        yield "weights = tl.exp2(scores * score_scale - row_lse[None, :])"
-        yield "grad_scores = weights * grad_weights"
+        yield "weights = tl.exp2(scores)"
+        yield "grad_scores = weights * (grad_weights - row_delta[None, :])"
+        if loop.kind == "partial":
+            yield "grad_scores = tl.where(allowed, grad_scores, 0.0)"
         for name, factor, rows in (
             ("grad_value", "weights", "grad_out"),
             ("grad_key", "grad_scores", "query"),
