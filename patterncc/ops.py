@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from patterncc import autograd as autograd  # gives the operators their derivatives
-from patterncc import pipeline
+from patterncc import autograd, pipeline
 from patterncc.arguments import integer, refuse_types, scale_factor
-from patterncc.operators import DEVICES, attn_fwd
+from patterncc.operators import DEVICES
 from patterncc.parameters import bind
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def attend(
         query, key, value = (_autocast(tensor, dtype) for tensor in (query, key, value))
     out: Tensor
     lse: Tensor
-    out, lse = attn_fwd(
+    out, lse = autograd.attend(
         query, key, value, signature.structure, scale, q_offset, layer, layers, numbers, tables
     )
     return out, lse
