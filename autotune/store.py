@@ -199,7 +199,7 @@ class TunedStore:
         if stamp is not None:
             index.update((entry.key, (entry, "user")) for entry in self._read_own())
         families = defaultdict(list)
-        for key in index:
+        for key in sorted(index, key=repr):  # so that ties are broken alike everywhere
             families[key.family].append(key)
         self._index, self._families, self._answers = index, dict(families), {}
         # A change within the same tick of the file system's clock would go unseen.
@@ -233,7 +233,7 @@ class TunedStore:
         family = self._families.get(wanted.family, [])
         if not family:
             return self._miss(wanted)
-        nearest = min(family, key=lambda known: (distance(wanted, known), repr(known)))
+        nearest = min(family, key=lambda known: distance(wanted, known))
         away, differing = distance(wanted, nearest), differences(wanted, nearest)
         if away > FARTHEST:
             reason = f"the nearest tuned key is {away:.3g} away, farther than {FARTHEST:g}"
