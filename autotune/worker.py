@@ -1,8 +1,8 @@
 """`Worker`: a child process that measures, so that a config which crashes, hangs or eats all
 memory costs one trial and nothing else. The parent never touches the device.
 
-The child leads a session of its own: at the time limit it is killed with all that it started. Should
-the parent die first, the child ends when it next waits for work, or by its own watchdog.
+The child leads a session of its own: at the time limit it is killed with all it started. Should the
+parent die first, the child ends when it next waits for work, or by its own watchdog.
 """
 
 from __future__ import annotations
