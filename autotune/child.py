@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from patterncc.autotune.measurement import Measurement
 from patterncc.codegen.gpu.config import KernelConfig
-from patterncc.dsl.errors import PatternccError
+from patterncc.dsl.errors import PatternccError, TuningError
 
 _SPOILING = (
     "cuda error",
@@ -75,20 +75,25 @@ def serve(handle: int) -> None:
 
 
 def _answer(measurer: Measurer, method: str, arguments: tuple[Any, ...]) -> tuple[Any, bool]:
-    """The measurements, and whether this process had better end."""
-    if method == "race":
-        return measurer.race(*arguments), False
+    """What a method returns, and whether this process had better end."""
+    if method != "measure":
+        try:
+            return getattr(measurer, method)(*arguments), False
+        except PatternccError as error:
+            return error, False
+        except Exception as error:
+            return TuningError(f"{method} failed: {describe(error)}"), True
     try:
-        return (measurer.measure(*arguments),), False
+        return measurer.measure(*arguments), False
     except Exception as error:  # of any library below
         text = describe(error)
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             # What was allocated may still be held by the traceback, or by a library's cache.
-            return (Measurement("out of memory", (), text),), True
+            return Measurement("out of memory", (), text), True
         spoilt = not isinstance(error, PatternccError) and any(
             sign in text.lower() for sign in _SPOILING
         )
-        return (Measurement("refused", (), text),), spoilt
+        return Measurement("refused", (), text), spoilt
 
 
 def describe(error: BaseException) -> str:

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-State = Literal["timed", "slow", "wrong", "out of memory", "refused", "crashed", "hung"]
+State = Literal["timed", "slow", "compiled", "wrong", "out of memory", "refused", "crashed", "hung"]
 """`timed`: right, and timed in full. `slow`: right, and given up as much slower than the best.
+`compiled`: compiled for a device that was not asked to run it.
 `wrong`: its output is not the reference's. `refused`: an error of the compiler, the launcher or the
 device. `crashed`: its process died. `hung`: it was killed at the time limit."""
-
-LASTING: frozenset[State] = frozenset({"wrong", "out of memory", "refused", "crashed", "hung"})
-"""States of a bad config: it need not be tried again for the same call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ class Worker:
         """
         found: Measurement
         try:
-            (found,) = self._ask("measure", (config, best), self._limit)
+            found = self._ask("measure", (config, best), self._limit)
         except _ChildDiedError as error:
             return Measurement(*error.args)
         return found
@@ -116,13 +116,25 @@ class Worker:
         Raises:
             TuningError: As `measure`; or the child died, though each config worked alone.
         """
-        found: tuple[Measurement, ...]
+        found: tuple[Measurement, ...] = self.ask("race", tuple(configs), shares=len(configs))
+        return found
+
+    def ask(self, method: str, *arguments: Any, shares: int = 1) -> Any:
+        """What another method of the measurer returns.
+
+        Args:
+            method: Its name.
+            arguments: Its arguments; they are pickled.
+            shares: How many times the time limit it may take.
+
+        Raises:
+            TuningError: The child died, or the method raised an error.
+        """
         try:
-            found = self._ask("race", (tuple(configs),), self._limit * len(configs))
+            return self._ask(method, arguments, self._limit * shares)
         except _ChildDiedError as error:
             state, _, reason = error.args
-            raise TuningError(f"the final comparison {state}: {reason}") from None
-        return found
+            raise TuningError(f"the measuring process {state} in {method}: {reason}") from None
 
     def close(self) -> None:
         """Ends the child, if there is one."""
@@ -142,6 +154,8 @@ class Worker:
         answer = self._exchange((method, arguments, limit + _GRACE), limit)
         if answer["spoilt"]:
             self._kill()
+        if isinstance(answer["value"], PatternccError):
+            raise answer["value"]
         return answer["value"]
 
     def _start(self) -> None:

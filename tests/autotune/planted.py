@@ -64,6 +64,12 @@ class Planted:
     def race(self, configs: Sequence[KernelConfig]) -> tuple[Measurement, ...]:
         return tuple(self.measure(config, 0.0) for config in configs)
 
+    def add(self, one: int, other: int) -> int:
+        return one + other
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
 
 def make(notes: str) -> Planted:
     return Planted(notes)

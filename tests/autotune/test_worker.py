@@ -87,8 +87,17 @@ def test_a_measurer_that_cannot_be_made() -> None:
 
 
 def test_a_race_that_dies(worker: Worker) -> None:
-    with pytest.raises(TuningError, match="the final comparison crashed: it ended with exit code"):
+    with pytest.raises(TuningError, match="process crashed in race: it ended with exit code 7"):
         worker.race([config(planted.GOOD), config(planted.EXITS)])
+
+
+def test_other_questions(worker: Worker) -> None:
+    assert worker.ask("add", 2, 3) == 5
+    with pytest.raises(TuningError, match="add failed: TypeError: unsupported operand"):
+        worker.ask("add", 2, "x")
+    with pytest.raises(TuningError, match="process hung in sleep: no answer within 1.5 s"):
+        worker.ask("sleep", 30)
+    assert works(worker)
 
 
 def test_children_do_not_outlive_their_parent() -> None:
