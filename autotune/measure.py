@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from patterncc.autotune.device import Device, describe
 from patterncc.autotune.job import Job
 from patterncc.autotune.measurement import Measurement
 from patterncc.autotune.oracle import Oracle
@@ -101,6 +102,10 @@ class DeviceMeasurer:
         self._flushed: Tensor | None = None
         if self._device.type == "cuda":
             self._flushed = torch.empty(_FLUSHED, dtype=torch.uint8, device=self._device)
+
+    def describe(self) -> Device:
+        """The device."""
+        return describe(str(self._device))
 
     @torch.inference_mode()
     def measure(self, config: KernelConfig, best: float) -> Measurement:

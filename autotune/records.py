@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 SCHEMA = 1
 """Of every record; a change that old readers would misread makes it 2, in another folder."""
 
@@ -84,6 +87,12 @@ def digest(content: Mapping[str, Any]) -> str:
     """A hash of some content, whatever the order of its fields."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def array_digest(array: npt.NDArray[Any]) -> str:
+    """A hash of an array's type, shape and content."""
+    head = f"{array.dtype} {array.shape} ".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def write(path: Path, kind: str, content: Mapping[str, Any]) -> None:

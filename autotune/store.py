@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from patterncc.autotune import records
+from patterncc.autotune.cost import Constants, constants_from
 from patterncc.autotune.key import FAMILY_FIELDS, FARTHEST, ConfigKey, differences, distance
 from patterncc.autotune.records import UnreadableError
 from patterncc.autotune.space import SearchSpace, config_from, phase_named
@@ -26,6 +27,10 @@ from patterncc.dsl.errors import ConfigError
 KIND = "tuned config"
 COLLECTION = "tuned configs"
 """What `export` writes and what is shipped: many entries in one file."""
+
+CALIBRATION = "calibration"
+
+_CONSTANTS = "constants"  # folder of the cost model's, by device
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -43,7 +48,7 @@ class Entry:
         config: Values of the phase's knobs.
         seconds: Median time of a call with it.
         default_seconds: Of a call with the config that had been taken without tuning, timed in
-            turn with it.
+            turn with it; None where that one does not work.
         trials: Configs that were timed.
         legal: Configs in the space.
         call: Sizes of the call that was timed: `batch`, `heads`, `q_len`, the run-time numbers.
@@ -54,7 +59,7 @@ class Entry:
     key: ConfigKey
     config: Mapping[str, Any]
     seconds: float
-    default_seconds: float
+    default_seconds: float | None
     trials: int
     legal: int
     call: Mapping[str, int] = field(default_factory=dict)
@@ -67,9 +72,9 @@ class Entry:
         return config_from(self.config)
 
     @property
-    def speedup(self) -> float:
-        """Over the config that had been taken without tuning."""
-        return self.default_seconds / self.seconds
+    def speedup(self) -> float | None:
+        """Over the config that had been taken without tuning; None where that one does not work."""
+        return None if self.default_seconds is None else self.default_seconds / self.seconds
 
     def as_json(self) -> dict[str, Any]:
         """The entry as a JSON object."""
@@ -91,6 +96,8 @@ class Entry:
                 raise ConfigError(f"the field {name} of an entry is {document[name]!r}")
         for name in ("seconds", "default_seconds"):
             value = document[name]
+            if value is None and name == "default_seconds":
+                continue
             if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ConfigError(f"the field {name} of an entry is {value!r}")
         key = ConfigKey.from_json(document["key"])
@@ -255,7 +262,36 @@ class TunedStore:
         reason = "no tuned key agrees in " + ", ".join(text.partition(":")[0] for text in differing)
         return Found(wanted, None, None, math.inf, reason, differing)
 
+    def constants(self, device: str) -> Constants | None:
+        """The cost model's constants of a device, as calibrated here or shipped; None where it
+        was calibrated nowhere."""
+        folders = [self.folder / _CONSTANTS]
+        folders += [self._shipped_folder / _CONSTANTS] if self._shipped_folder else []
+        for folder in folders:
+            path = folder / f"{records.slug(device)}.json"
+            try:
+                content = records.decode(path.read_bytes(), CALIBRATION)
+                if content.get("device") == device:
+                    return constants_from(content.get("constants", {}))
+            except FileNotFoundError:
+                continue
+            except UnreadableError as error:
+                records.set_aside(path, str(error))
+            except ConfigError as error:
+                records.set_aside(path, error.message)
+        return None
+
     # --------------------------------------------------------------------------------- writing
+
+    def put_constants(self, device: str, constants: Constants) -> Path:
+        """Keeps the cost model's constants of a device.
+
+        Raises:
+            OSError: The folder cannot be written to.
+        """
+        path = self.folder / _CONSTANTS / f"{records.slug(device)}.json"
+        records.write(path, CALIBRATION, {"device": device, "constants": asdict(constants)})
+        return path
 
     def put(self, entry: Entry) -> Path:
         """Keeps an entry in the user's folder, in place of an older one for its key.
