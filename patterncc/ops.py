@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from patterncc import autograd as autograd  # gives the operators their derivatives
-from patterncc import pipeline, score_call
-from patterncc import scored_autograd as scored_autograd
+from patterncc import autograd, pipeline, score_call, scored_autograd
 from patterncc.arguments import integer, refuse_types, scale_factor
-from patterncc.operators import DEVICES, attn_fwd
+from patterncc.operators import DEVICES
 from patterncc.parameters import bind
-from patterncc.scored_operators import scored_fwd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,9 +82,11 @@ def attend(
     lse: Tensor
     options = (signature.structure, scale, q_offset, layer, layers, numbers, tables)
     if score is None:
-        out, lse = attn_fwd(query, key, value, *options)
+        out, lse = autograd.attend(query, key, value, *options)
     else:
-        out, lse = scored_fwd(query, key, value, score_tables, score.text, score_numbers, *options)
+        out, lse = scored_autograd.attend(
+            query, key, value, score_tables, score.text, score_numbers, *options
+        )
     return out, lse
 
 

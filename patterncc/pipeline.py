@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patterncc.codegen.choice import lower_passes
-from patterncc.codegen.lower import DIVIDING_SIZES, lower
+from patterncc.codegen.lower import DIVIDING_SIZES, lower, with_transposed
 from patterncc.dsl import load
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import FloorDiv, Mod, variables, walk
@@ -152,14 +152,18 @@ def passes(
     Raises:
         UnsupportedError: For a term that has no lowering.
     """
+    check = settings().verify
+    if transposed:  # besides the forward direction, which a call has found before
+        forward = passes(structure, block_q, block_k, sizes, within)
+        return tuple(with_transposed(program, check=check) for program in forward)
     return lower_passes(
         resolve(structure).pattern,
         block_q,
         block_k,
         sizes=dict(sizes),
         within=within,
-        transposed=transposed,
-        check=settings().verify,
+        transposed=False,
+        check=check,
     )
 
 

@@ -128,3 +128,6 @@ def _with_list(results: tuple[Tensor, ...]) -> tuple[Any, ...]:
 
 _derive(scored_fwd, ScoredAttention, 3, tuple)
 _derive(scored_bwd, ScoredAttentionGrad, 7, _with_list)
+
+# The operator, with the derivatives above.
+attend = scored_fwd

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from patterncc.codegen.cpu import execute, kernels
+from patterncc.codegen.cpu import backward_kernels, execute, kernels
 from patterncc.codegen.cpu.execute import Whole
 from patterncc.codegen.cpu.jobs import call_jobs, head_numbers, plans
 from patterncc.codegen.cpu.scores import ScoreTerm
@@ -27,9 +27,10 @@ def default_config() -> KernelConfig:
     return KernelConfig(block_q=64, block_k=64)
 
 
-def cpu_kernel_name() -> str:
-    """Which kernel runs here: `aten flash` or `matmul`."""
-    return "aten flash" if kernels.flash_works() else "matmul"
+def cpu_kernel_name(backward: bool = False) -> str:
+    """Which kernel runs here, forward or backward: `aten flash` or `matmul`."""
+    works = backward_kernels.flash_works() if backward else kernels.flash_works()
+    return "aten flash" if works else "matmul"
 
 
 @torch.no_grad()

@@ -41,17 +41,17 @@ class BackwardConfig:
 
 
 def grad_query_shared_bytes(config: KernelConfig, problem: Problem) -> int:
-    """Bytes of the buffers of key and value tiles, and of the tiles of query and `grad_out` where
-    they are kept there.
+    """Bytes of the buffers of key and value tiles, and of the tiles of query and `grad_out`.
 
-    Barriers and changes of layout come on top.
+    The latter are kept there from compute capability 9.0 on; before, and in float32 by pointers,
+    they pass through one after the other. Barriers and changes of layout come on top.
     """
     item = 4 if problem.dtype == "float32" else 2
     keys, values = (sum(part.width for part in cut) for cut in query_key_value_parts(problem))
-    rows = config.num_stages * config.block_k
-    if config.load == "descriptor":
-        rows += config.block_q
-    return item * rows * (keys + values)
+    rows = keys + values
+    if problem.dtype == "float32" and config.load == "pointer":
+        rows = max(keys, values)
+    return item * (config.block_q * rows + config.num_stages * config.block_k * (keys + values))
 
 
 def default_grad_query_config(
@@ -65,7 +65,9 @@ def default_grad_query_config(
         descriptors: Does the layout of the tensors allow them?
     """
     config = _grad_query_tiles(problem, target, descriptors)
-    return with_all_registers(fitting(config, problem, target, grad_query_shared_bytes), target)
+    config = fitting(config, problem, target, grad_query_shared_bytes)
+    # Left alone, the assembler spills a few bytes of float32 for room for another program.
+    return with_all_registers(config, target, always=problem.dtype == "float32")
 
 
 def suited_grad_query(
@@ -83,11 +85,16 @@ def _grad_query_tiles(problem: Problem, target: str, descriptors: bool) -> Kerne
     if problem.dtype == "float32":
         return KernelConfig(32, 32, 4, 2) if widest <= 160 else KernelConfig(32, 16, 4, 2)
     if target.startswith("hip"):
-        return KernelConfig(64, 64, 4, 1)
-    load: Load = "descriptor" if descriptors and "descriptor" in loads(target) else "pointer"
+        return KernelConfig(64, 64, 4, 1) if widest <= 192 else KernelConfig(64, 32, 4, 1)
+    if "descriptor" not in loads(target):
+        # Query and `grad_out` stay in registers, beside the sums.
+        if widest <= 128:
+            return KernelConfig(64, 64 if widest <= 64 else 32, 4, 2)
+        return KernelConfig(32, 32, 4, 2) if widest <= 192 else KernelConfig(64, 32, 8, 2)
+    load: Load = "descriptor" if descriptors else "pointer"
     if widest <= 128:
         return KernelConfig(64, 64, 4, 2, load)
-    return KernelConfig(64, 32, 4, 2, load)
+    return KernelConfig(64, 32, 4 if descriptors else 8, 2, load)
 
 
 # ------------------------------------------------------------------------------------ key, value

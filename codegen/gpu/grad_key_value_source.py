@@ -143,20 +143,10 @@ class _Writer:
         yield from self._product("scores", "key", "query")
         yield from access.tile_loads("grad_out")
         yield from self._product("grad_weights", "value", "grad_out")
-        yield from access.load_row_numbers()
-        yield "grad_weights = grad_weights - row_delta[None, :]"
-        yield from self._keys.tile_rows(loop)
-        if self._logit is not None:
-            yield from self._through_terms(loop.kind == "partial")
-        elif loop.kind == "partial":
-            # Before the arithmetic: choices after it are moved behind the rounding, by a compiler
-            # that then takes a hundred instructions to shuffle truth values for them.
-            yield from self._keys.allowed()
-            yield 'scores = tl.where(allowed, scores, float("-inf"))'
-            yield "grad_weights = tl.where(allowed, grad_weights, 0.0)"
         if self._logit is None:
-            yield "weights = tl.exp2(scores * score_scale - row_lse[None, :])"
-            yield "grad_scores = weights * grad_weights"
+            yield from self._grad_scores(loop)
+        else:
+            yield from self._through_terms(loop)
         for name, factor, rows in (
             ("grad_value", "weights", "grad_out"),
             ("grad_key", "grad_scores", "query"),
@@ -166,17 +156,37 @@ class _Writer:
                 operands = f"{factor}, {rows}_{number}, {name}_{number}"
                 yield f"{name}_{number} = tl.dot({operands}{precision})"
 
-    def _through_terms(self, masked: bool) -> Iterator[str]:
-        """Weights by the logits, and the gradients of scores. What hidden pairs have, NaN as it
-        may be, is left out, and so is what rows past the last one have."""
+    def _grad_scores(self, loop: TileLoop) -> Iterator[str]:
+        """Weights, and the gradients of scores."""
+        access = self._access
+        yield access.load_row_numbers("row_lse")
+        yield "scores = scores * score_scale - row_lse[None, :]"
+        if loop.kind == "partial":
+            # A choice of weights would be moved behind their rounding, by a compiler that then
+            # takes a hundred instructions to shuffle truth values for it.
+            yield from self._keys.tile_rows(loop)
+            yield from self._keys.allowed()
+            yield 'scores = tl.where(allowed, scores, float("-inf"))'
+        yield "weights = tl.exp2(scores)"
+        yield access.load_row_numbers("row_delta")
+        yield "grad_scores = weights * (grad_weights - row_delta[None, :])"
+        if loop.kind == "partial":
+            yield "grad_scores = tl.where(allowed, grad_scores, 0.0)"
+
+    def _through_terms(self, loop: TileLoop) -> Iterator[str]:
+        """The same by logits. What hidden pairs have, NaN as it may be, is left out, and so is what
+        rows past the last one have."""
         logits, slope = self._texts
+        yield self._access.load_row_numbers("row_lse")
+        yield self._access.load_row_numbers("row_delta")
+        yield from self._keys.tile_rows(loop)
         yield from self._writer.tile_lines
         yield 'counted = row_lse[None, :] < float("inf")'
-        if masked:
+        if loop.kind == "partial":
             yield from self._keys.allowed()
             yield "counted = counted & allowed"
         yield f'scores = tl.where(counted, {logits}, float("-inf"))'
-        yield "grad_weights = tl.where(counted, grad_weights, 0.0)"
+        yield "grad_weights = tl.where(counted, grad_weights - row_delta[None, :], 0.0)"
         yield "weights = tl.exp2(scores - row_lse[None, :])"
         if self._slope == ONE:
             yield "grad_scores = weights * grad_weights"
@@ -195,8 +205,7 @@ class _Writer:
         yield ""
         yield "if split:"
         yield f"{INDENT}# A chunk: its sums are added up later."
-        yield f"{INDENT}sums_rows = tl.num_programs(0) - places"
-        yield f"{INDENT}{access.sums_base()}"
+        yield f"{INDENT}{access.sums_base('tl.program_id(0)')}"
         yield f"{INDENT}places_in_tile = tl.arange(0, BLOCK_K)"
         for name in RESULTS:
             for number in range(len(access.parts_of(name))):

@@ -206,6 +206,11 @@ class KeyTile:
         yield from (f"{wide_name(leaf)} = {widened(leaf)}" for leaf in self._bounds)
         yield from self._nest.common
         yield from (line for loop in self._nest.loops for line in loop.setup)
+        group = 1 if self._one_head else self._group
+        for number, loop in enumerate(self._nest.loops):
+            yield f"steps = tl.where(has_work, {loop.count}, 0){f' * {group}' * (group > 1)}"
+            yield f"begin_{number} = share(steps, chunk, chunks)"
+            yield f"stop_{number} = share(steps, chunk + 1, chunks)"
         if self._masked:
             yield ""
             yield "# What the mask asks of the key alone."
@@ -214,26 +219,29 @@ class KeyTile:
         if self._masked:
             yield from self._mask.key_lines
         yield from self._term_lines
-        for loop in self._nest.loops:
-            yield from self._loop(loop, tile)
+        for number, loop in enumerate(self._nest.loops):
+            yield from self._loop(number, loop, group, tile)
 
     @property
     def _one_head(self) -> bool:
         """Is the query head known outside of the loops over tiles?"""
         return self._nested or self._group == 1
 
-    def _loop(self, loop: TileLoop, tile: Callable[[TileLoop], Iterator[str]]) -> Iterator[str]:
-        group = 1 if self._one_head else self._group
+    def _loop(
+        self,
+        number: int,
+        loop: TileLoop,
+        group: int,
+        tile: Callable[[TileLoop], Iterator[str]],
+    ) -> Iterator[str]:
+        """A loop over tiles, of so many heads one after the other for each tile."""
         yield ""
         yield "# Partial tiles, with the mask." if loop.kind == "partial" else "# Full tiles."
-        times = f" * {group}" if group > 1 else ""
-        yield f"steps = tl.where(has_work, {loop.count}, 0){times}"
-        yield "begin = share(steps, chunk, chunks)"
         if loop.first:
-            yield "step = begin" + (f" // {group}" if group > 1 else "")
+            yield f"step = begin_{number}" + (f" // {group}" if group > 1 else "")
             yield loop.first
         counter = "step" if group == 1 else "turn"
-        yield f"for {counter} in range(begin, share(steps, chunk + 1, chunks)):"
+        yield f"for {counter} in range(begin_{number}, stop_{number}):"
         lines = []
         if group > 1:
             lines.append(f"step = turn // {group}")
