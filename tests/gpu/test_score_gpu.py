@@ -66,7 +66,8 @@ def test_right(
     query, key, value = inputs(dtype, q_len, kv_len, dim)
     tables = tables_of(score, sink)
     numbers = dict.fromkeys(load_terms(score, sink).numbers, 4.0)
-    out, lse = attend(query, key, value, return_lse=True, **tables, **numbers)
+    values: dict[str, Any] = {**tables, **numbers}
+    out, lse = attend(query, key, value, return_lse=True, **values)
     wide = [t.detach().double().requires_grad_() for t in (query, key, value)]
     wide_tables = {n: t.detach().double().requires_grad_() for n, t in tables.items()}
     mask = attend.mask(q_len, kv_len).cuda()
