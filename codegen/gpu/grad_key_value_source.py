@@ -22,7 +22,7 @@ from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_t
 from patterncc.codegen.gpu.key_access_source import RESULTS, KeyAccess
 from patterncc.codegen.gpu.key_tile_source import KeyTile
 from patterncc.codegen.gpu.query_tile_source import check_program, dot_precision
-from patterncc.codegen.gpu.score_source import TermWriter, tile_logit, tile_slope
+from patterncc.codegen.gpu.score_source import TermWriter, corners_of, tile_logit, tile_slope
 from patterncc.dsl.score import ONE
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ class _Writer:
         self._slope = tile_slope(problem.terms, program.tiling)
         written = [] if self._logit is None else [self._logit, self._slope]
         # Written once for all loops: lines before them, lines in a tile, and operands.
-        self._writer = TermWriter(written, "q")
+        corners = corners_of(program.tiling, "[BLOCK_K, BLOCK_Q]")
+        self._writer = TermWriter(written, "q", corners=corners)
         self._texts = [self._writer.write(expr) for expr in written]
         lines = self._writer.program_lines
         self._keys = KeyTile(program, problem, config, self._access, written, lines)
