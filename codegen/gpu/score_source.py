@@ -183,6 +183,21 @@ def tile_slope(terms: ScoreTerms, tiling: Tiling) -> Real:
     return in_classes(terms.slope, tiling)
 
 
+def finite_past_the_end(expr: Real) -> bool:
+    """Is it surely finite for a row past the last one, whose scores are 0, where it is for rows
+    that exist?"""
+    match expr:
+        case Lookup(_, indexes):
+            return not any("q" in variables(index) for index in indexes)
+        case Over(_, divisor):
+            own = isinstance(divisor, Number)
+        case Apply(function, _):
+            own = function in ("tanh", "sigmoid", "sign")
+        case _:
+            own = True
+    return own and all(map(finite_past_the_end, children(expr)))
+
+
 @dataclass(frozen=True, slots=True)
 class RowEntry:
     """An entry of a table that all pairs of a row read, of which a kernel sums the gradient.
