@@ -128,21 +128,23 @@ def intricate_terms(body: Predicate) -> list[list[Predicate]]:
 
 
 def intricacy(body: Predicate, ignored: Collection[Predicate] = ()) -> int:
-    """How many divisions of positions meet in one conjunction; remainders count more."""
+    """How many divisions of positions meet in one conjunction of the mask or of its negation, which
+    decides what tiles are full; remainders count more.
+    """
 
-    def go(expr: Predicate) -> int:
+    def go(expr: Predicate, conjunction: type[And] | type[Or]) -> int:
         match expr:
-            case And(args):
-                return sum(map(go, args))
-            case Or(args):
-                return max(map(go, args))
+            case And(args) | Or(args):
+                parts = [go(arg, conjunction) for arg in args]
+                return sum(parts) if isinstance(expr, conjunction) else max(parts)
             case Not(arg):
-                return go(arg)
+                return go(arg, Or if conjunction is And else And)
             case Branch(condition, then, otherwise):
-                return go(condition) + max(go(then), go(otherwise))
+                chosen = max(go(then, conjunction), go(otherwise, conjunction))
+                return go(condition, conjunction) + chosen
         return 0 if expr in ignored else _divisions(expr)
 
-    return go(body)
+    return max(go(body, And), go(body, Or))
 
 
 def _divisions(term: Predicate) -> int:

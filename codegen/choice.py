@@ -16,7 +16,7 @@ import numpy.typing as npt
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.decompose import Part, decompositions
 from patterncc.codegen.ir import DENSE, Passes, Tiling
-from patterncc.codegen.lower import initial_part, specialise
+from patterncc.codegen.lower import initial_part, specialise, with_transposed
 from patterncc.codegen.passes import run_passes
 from patterncc.codegen.schedule import tile_counts
 from patterncc.dsl.errors import ConfigError, UnsupportedError
@@ -39,12 +39,15 @@ class Candidate:
 
     Attributes:
         parts: Its parts, in the order of the passes.
-        passes: Their programs; empty where one has no lowering.
+        initial: Their programs before all passes over the block IR, the forward direction alone;
+            empty where one has no lowering.
+        passes: Their programs after them.
         cost: Of a call at the reference length, in full tiles; infinite where there is no lowering.
         reason: Why there is none.
     """
 
     parts: tuple[Part, ...]
+    initial: Passes
     passes: Passes
     cost: float
     reason: str = ""
@@ -79,16 +82,11 @@ def lower_passes(
         ConfigError: `tiling` is no such choice, or `strided` of a pattern without strides.
     """
     found = candidates(
-        pattern,
-        block_q,
-        block_k,
-        sizes=sizes,
-        within=within,
-        transposed=transposed,
-        tiling=tiling,
-        check=check,
+        pattern, block_q, block_k, sizes=sizes, within=within, tiling=tiling, check=check
     )
-    return min(found, key=lambda candidate: candidate.cost).passes
+    passes = min(found, key=lambda candidate: candidate.cost).passes
+    # After the choice, which looks at the forward direction alone.
+    return tuple(with_transposed(each, check=check) for each in passes) if transposed else passes
 
 
 def candidates(
@@ -98,13 +96,12 @@ def candidates(
     *,
     sizes: Mapping[str, int] | None = None,
     within: bool = False,
-    transposed: bool = False,
     tiling: TilingChoice = "auto",
     check: bool = False,
 ) -> tuple[Candidate, ...]:
     """The ways to compute a pattern that a choice of tiling leaves, with their counted costs.
 
-    Arguments and errors as in `lower_passes`.
+    Their programs are those of the forward direction. Arguments and errors as in `lower_passes`.
     """
     if tiling not in CHOICES:
         raise ConfigError(f"there is no tiling {tiling!r}", CHOICES)
@@ -119,27 +116,25 @@ def candidates(
     refusal: UnsupportedError | None = None
     for parts in ways:
         try:
-            passes = tuple(
-                run_passes(
-                    initial_part(
-                        pattern,
-                        part.body,
-                        block_q,
-                        block_k,
-                        within=within,
-                        tiling=part.tiling,
-                        transposed=transposed,
-                    ),
-                    check=check,
+            initial = tuple(
+                initial_part(
+                    pattern,
+                    part.body,
+                    block_q,
+                    block_k,
+                    within=within,
+                    tiling=part.tiling,
+                    transposed=False,
                 )
                 for part in parts
             )
         except UnsupportedError as error:
             refusal = refusal or error
-            found.append(Candidate(parts, (), float("inf"), error.message))
+            found.append(Candidate(parts, (), (), float("inf"), error.message))
             continue
+        passes = tuple(run_passes(program, check=check) for program in initial)
         cost = _cost(pattern, passes, sizes or {}) if len(ways) > 1 else 0.0
-        found.append(Candidate(parts, passes, cost))
+        found.append(Candidate(parts, initial, passes, cost))
     if refusal is not None and not any(candidate.passes for candidate in found):
         raise refusal
     return tuple(found)

@@ -83,6 +83,26 @@ def allowed(
     return answer.broadcast_to(torch.broadcast_shapes(q.shape, k.shape))  # type: ignore[no-untyped-call]
 
 
+def discrete(
+    expr: IntExpr | Predicate,
+    q: Tensor,
+    k: Tensor,
+    env: Mapping[str, int],
+    tables: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """An integer (int64) or a predicate (bool) at positions; arguments and errors as `allowed`.
+
+    Scalars may also be tensors that broadcast with the positions.
+
+    Returns:
+        A tensor that broadcasts with the shape of `q` and `k`.
+    """
+    evaluator = _Evaluator(q.long(), k.long(), env, tables or {})
+    if isinstance(expr, (Truth, Compare, And, Or, Not, Branch, Member, Cover)):
+        return evaluator.predicate(expr)
+    return evaluator.integer(expr)
+
+
 @dataclass(frozen=True, slots=True)
 class _Evaluator:
     """Evaluates expressions at fixed positions."""
@@ -101,7 +121,7 @@ class _Evaluator:
             case Var("k"):
                 return self.k
             case Var(name) | Param(name):
-                return torch.tensor(self._scalar(name))
+                return self._scalar(name)
             case Sum(terms):
                 return reduce(torch.add, map(self.integer, terms))
             case Product(factors):
@@ -150,10 +170,11 @@ class _Evaluator:
             case _:
                 assert_never(expr)
 
-    def _scalar(self, name: str) -> int:
+    def _scalar(self, name: str) -> Tensor:
         if name not in self.env:
             raise ArgumentError(f"the pattern reads `{name}`, which was not given")
-        return int(self.env[name])
+        value: object = self.env[name]
+        return value if isinstance(value, Tensor) else torch.tensor(int(self.env[name]))
 
     def _divisor(self, expr: IntExpr) -> Tensor:
         divisor = self.integer(expr)

@@ -140,10 +140,10 @@ class BlockProgram:
             each must hold: one of its `Entries` is true. A tile of a sweep is visited only if each
             clause may hold in it, and one that the sweep calls full is so only if each has
             `Entries` that are true throughout.
-        ignored: Terms of the mask that the sweeps take no notice of: those that read a table at a
-            position, and those that are too intricate. Every tile with an allowed pair is still
-            visited, and full ones are full, but a visited tile may turn out empty and a partial
-            one full.
+        ignored: Terms of the mask that the sweeps of one direction or of both take no notice of:
+            those that read a table at a position, and those that are too intricate. Every tile with
+            an allowed pair is still visited, and full ones are full, but a visited tile may turn
+            out empty and a partial one full.
     """
 
     structure: str

@@ -4,8 +4,8 @@ symbolic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from patterncc.codegen import bounds
 from patterncc.codegen.approximate import (
@@ -34,6 +34,7 @@ from patterncc.codegen.listing import split_listed
 from patterncc.codegen.passes import run_passes
 from patterncc.codegen.pieces import Piece, TooIntricateError
 from patterncc.codegen.presburger import Relation, without_covers
+from patterncc.codegen.ranges import LEAST, without_foregone
 from patterncc.codegen.tiling import change_variables, residue_tiling
 from patterncc.dsl.build import add, all_of, compare, multiply, substitute
 from patterncc.dsl.mask import (
@@ -54,7 +55,7 @@ from patterncc.dsl.mask import (
 from patterncc.dsl.pattern import Pattern
 from patterncc.dsl.printer import expression_text
 
-MOST_INTRICATE = 11  # of `approximate.intricacy`, with which an exact lowering is tried
+MOST_INTRICATE = 12  # of `approximate.intricacy`, with which an exact lowering is tried
 
 DIVIDING_SIZES = ("heads", "kv_heads", "layers")
 
@@ -84,6 +85,32 @@ def lower(
         transposed=transposed,
     )
     return run_passes(program, check=check)
+
+
+def with_transposed(program: BlockProgram, *, check: bool = False) -> BlockProgram:
+    """The program with its transposed direction, through all passes, if it lacks that.
+
+    Errors as in `initial_transposed`.
+    """
+    if program.transposed is not None:
+        return program
+    other = run_passes(replace(initial_transposed(program), forward=()), check=check)
+    return replace(other, forward=program.forward)
+
+
+def initial_transposed(program: BlockProgram) -> BlockProgram:
+    """The program with its transposed direction as that comes from the relation.
+
+    The forward direction stays as it is; the transposed one ignores the terms that it ignores, and
+    more where it is more intricate.
+
+    Raises:
+        TooIntricateError: The transposed direction cannot be found within the compiler's budget.
+    """
+    geometry = _Geometry(program.block_q, program.block_k, program.assume != TRUE, program.tiling)
+    known, _ = split_listed(program.mask, program.block_q, program.block_k)
+    below, ignored = _loops(known, geometry, _transposed, program.ignored)
+    return replace(program, transposed=below, ignored=ignored)
 
 
 def initial_program(
@@ -144,42 +171,57 @@ def initial_part(
     body = change_variables(body, tiling)
     geometry = _Geometry(block_q, block_k, within, tiling)
     known, listed = split_listed(body, block_q, block_k)
-    forward, below, ignored = _loops(known, geometry, transposed)
-    return BlockProgram(
+    forward, ignored = _loops(known, geometry, _forward)
+    program = BlockProgram(
         structure=pattern.structure,
         block_q=block_q,
         block_k=block_k,
         mask=body,
         forward=forward,
-        transposed=below,
+        transposed=None,
         assume=_rows_end_within_keys(tiling) if within else TRUE,
         scalars=tuple(sorted(parameters(body) | parameters(tiling.k_class))),
         tiling=tiling,
         listed=listed,
         ignored=ignored,
     )
+    return initial_transposed(program) if transposed else program
 
 
 def _loops(
-    body: Predicate, geometry: _Geometry, transposed: bool
-) -> tuple[tuple[Sweep, ...], tuple[Sweep, ...] | None, tuple[Predicate, ...]]:
-    """The sweeps of both directions, and the terms that they take no notice of.
+    body: Predicate,
+    geometry: _Geometry,
+    tiles: Callable[
+        [Predicate, Sequence[Predicate], _Geometry, bool], tuple[list[Piece], list[Piece]]
+    ],
+    before: tuple[Predicate, ...] = (),
+) -> tuple[tuple[Sweep, ...], tuple[Predicate, ...]]:
+    """The sweeps of one direction, and the terms that they take no notice of.
 
     Terms that read tables by position are such; where the others are too intricate together, those
     that divide positions most are ignored as well, until the rest can be computed with. Where there
     are too many terms for that, all that the loops know is the convex hull of the mask.
+
+    Args:
+        body: The mask.
+        geometry: The tiles.
+        tiles: `_forward` or `_transposed`.
+        before: The terms that the other direction takes no notice of.
     """
     tables = tuple(term for term in terms(body) if reads_table_by_position(term))
-    ignored = tuple(term for term in tables if not reads_segments_alone(term))
-    spare = [[term for term in group if term not in tables] for group in intricate_terms(body)]
+    ignored = before or tuple(term for term in tables if not reads_segments_alone(term))
+    hull = ignored == (body,)
+    groups = (
+        [term for term in group if term not in (*tables, *ignored)]
+        for group in intricate_terms(body)
+    )
+    spare = [group for group in groups if group and not hull]
     # Beyond this nothing was ever found exactly, only after a second of trying.
     while spare and intricacy(body, ignored) > MOST_INTRICATE:
         ignored += tuple(spare.pop(0))
-    hull = False
     while True:
         try:
-            forward = _sweeps(_forward(body, ignored, geometry, hull))
-            below = _sweeps(_transposed(body, ignored, geometry, hull)) if transposed else None
+            return _sweeps(tiles(body, ignored, geometry, hull)), (body,) if hull else ignored
         except TooIntricateError:
             if hull:
                 raise
@@ -187,8 +229,6 @@ def _loops(
                 ignored += tuple(spare.pop(0))
             else:  # too many terms, however simple
                 hull = True
-        else:
-            return forward, below, (body,) if hull else ignored
 
 
 def _rows_end_within_keys(tiling: Tiling) -> Predicate:
@@ -208,7 +248,8 @@ def _before_last_key(tiling: Tiling, end: IntExpr) -> Predicate:
 
 
 def specialise(body: Predicate, sizes: Mapping[str, int]) -> Predicate:
-    """The mask with the sizes that divide something replaced by their values, covers written out.
+    """The mask with the sizes that divide something replaced by their values, covers written out
+    and what is decided beforehand left out.
 
     Raises:
         UnsupportedError: A cover is of a pattern that reads a table at a position.
@@ -221,7 +262,7 @@ def specialise(body: Predicate, sizes: Mapping[str, int]) -> Predicate:
     replace: dict[Expr, IntExpr] = {
         Var(name): Const(sizes[name]) for name in dividing if name in sizes
     }
-    return without_covers(substitute(body, replace))
+    return without_foregone(without_covers(substitute(body, replace)))
 
 
 def _sweeps(pieces: tuple[list[Piece], list[Piece]]) -> tuple[Sweep, ...]:
@@ -321,9 +362,7 @@ def _transposed(
 
 def _facts(names: list[str]) -> list[str]:
     """What holds at every call."""
-    least = {"q_len": 1, "kv_len": 1, "heads": 1, "kv_heads": 1, "layers": 1}
-    least |= {"call_q_len": 1, "call_kv_len": 1, "head": 0, "kv_head": 0, "layer": 0, "batch": 0}
-    return [f"{name} >= {least[name]}" for name in names if name in least]
+    return [f"{name} >= {LEAST[name]}" for name in names if name in LEAST]
 
 
 def _classes(names: list[str], tiling: Tiling) -> list[str]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from patterncc.dsl.score_terms import PLAIN, ScoreTerms
+
 DType: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """The shape class of an attention call.
+    """The shape class of an attention call, and what it does to its scores.
 
     Attributes:
         dtype: Of query, key, value and output; scores, softmax and lse are float32 (float64 for
@@ -20,9 +22,11 @@ class Problem:
         head_dim: Of query and key.
         value_head_dim: Of value and output.
         group: Query heads per key/value head.
+        terms: Which logits enter the softmax.
     """
 
     dtype: DType
     head_dim: int
     value_head_dim: int
     group: int = 1
+    terms: ScoreTerms = PLAIN

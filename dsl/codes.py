@@ -23,7 +23,7 @@ CODES: dict[str, type[PatternError]] = {
     "recursion": PatternError,
     "reserved-name": PatternError,
     "unknown-name": UnknownNameError,
-    "unused": PatternError,  # a warning: never raised
+    "unused": PatternError,  # a warning in patterns: never raised
     # types and arguments
     "table-index": PatternTypeError,
     "type-mismatch": PatternTypeError,

@@ -39,8 +39,13 @@ class Parsed:
     diagnostics: tuple[Diagnostic, ...]
 
 
-def parse(source: Source) -> Parsed:
-    """The syntax of a text, as far as it can be parsed. Never raises for a mistake in the text."""
+def parse(source: Source, *, reals: bool = False) -> Parsed:
+    """The syntax of a text, as far as it can be parsed. Never raises for a mistake in the text.
+
+    Args:
+        source: The text.
+        reals: It is a score term, in which `/` and numbers like `0.5` may stand.
+    """
     if len(source.text) > MAX_TEXT:
         message = (
             f"the text has {len(source.text)} characters, and more than {MAX_TEXT} are not read"
@@ -48,18 +53,15 @@ def parse(source: Source) -> Parsed:
         return Parsed(
             Program(()), (), (Diagnostic("too-long", message, Span(0, 0), source=source),)
         )
-    stream = arrange(_lex(source.text), source, _keywords())
+    stream = arrange(_lex(source.text), source, _keywords(), reals=reals)
     if not stream.complete:
         return Parsed(Program(()), (), tuple(stream.diagnostics))
     if not stream.tokens:
         message = "the text defines no pattern"
-        empty = Diagnostic(
-            "empty",
-            message,
-            source.end(),
-            "the pattern that allows every pair is `true`",
-            source=source,
-        )
+        hint = "the pattern that allows every pair is `true`"
+        if reals:
+            message, hint = "the text is empty", "the logit that is the score itself is `score`"
+        empty = Diagnostic("empty", message, source.end(), hint, source=source)
         return Parsed(
             Program(()),
             tuple(stream.comments),

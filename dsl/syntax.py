@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, Union
 
 from patterncc.dsl.source import Span
 
-ArithmeticOp: TypeAlias = Literal["+", "-", "*", "//", "%"]
+ArithmeticOp: TypeAlias = Literal["+", "-", "*", "//", "%", "/"]  # `/` in score terms only
 ComparisonOp: TypeAlias = Literal["==", "!=", "<", "<=", ">", ">="]
 
 
@@ -25,7 +25,7 @@ class Identifier:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """Digits, unconverted: there may be too many of them."""
+    """Digits, unconverted: there may be too many of them. In score terms also `0.5`, `1e-3`."""
 
     digits: str
     span: Span

@@ -5,6 +5,7 @@ that the rest of the text can still be checked. What the tokens are is up to gra
 knows them by name only.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -77,6 +78,7 @@ _OPEN_ENDED = frozenset(
         "STAR",
         "DIVIDE",
         "MODULO",
+        "SLASH",
         "NEWLINE",
     ]
 )
@@ -103,15 +105,18 @@ _CHARACTER_HINTS = {
 }
 
 
-def arrange(raw: Iterable[Token], source: Source, keywords: Mapping[str, str]) -> TokenStream:
+def arrange(
+    raw: Iterable[Token], source: Source, keywords: Mapping[str, str], *, reals: bool = False
+) -> TokenStream:
     """The tokens of a text with line ends, brackets and foreign characters dealt with.
 
     Args:
         raw: Tokens as the grammar's terminals match them, white space left out.
         source: The text they come from.
         keywords: Spelling of each fixed terminal → its name.
+        reals: Are numbers like `0.5` and `/` part of the language?
     """
-    arranger = _Arranger(source, keywords)
+    arranger = _Arranger(source, keywords, reals)
     for count, token in enumerate(raw):
         if count >= MAX_TOKENS:
             arranger.report(
@@ -128,8 +133,9 @@ def arrange(raw: Iterable[Token], source: Source, keywords: Mapping[str, str]) -
 class _Arranger:
     """The state of `arrange`: the stream so far and the brackets that are open."""
 
-    def __init__(self, source: Source, keywords: Mapping[str, str]) -> None:
+    def __init__(self, source: Source, keywords: Mapping[str, str], reals: bool) -> None:
         self.source = source
+        self.reals = reals
         self.keywords = keywords
         self.stream = TokenStream()
         self.open: list[Token] = []
@@ -154,8 +160,13 @@ class _Arranger:
                     self.stream.tokens.append(token)
                 else:
                     self.joined = True
+            case "FOREIGN" if token.text == "/" and self.reals:
+                self.put(token._replace(type="SLASH"))
             case "FOREIGN":
                 self.foreign(token)
+            case "FLOAT" if not self.reals:
+                for part in _pieces(token):
+                    self.take(part)
             case "UNEXPECTED":
                 self.unexpected(token)
             case "NAME" if len(token.text) > MAX_NAME:
@@ -249,6 +260,8 @@ class _Arranger:
             ascii_spelling(token.text) if not token.text.isascii() or token.text == "\r" else None
         )
         hint = _CHARACTER_HINTS.get(token.text)
+        if token.text == "." and self.reals:
+            hint = "a number has digits on both sides of its point: `0.5`"
         if spelling == " ":
             hint = "write a plain space"
         elif spelling is not None:
@@ -324,3 +337,12 @@ class _Arranger:
             if self.last and self.last.type != "NEWLINE":
                 self.stream.tokens.append(Token("NEWLINE", "", end, end))
         return self.stream
+
+
+def _pieces(token: Token) -> Iterable[Token]:
+    """A number with a fraction or an exponent as the tokens that it is made of in a pattern."""
+    kinds = {".": "UNEXPECTED", "+": "PLUS", "-": "MINUS"}
+    for part in re.finditer(r"[0-9]+|[.+-]|[eE][0-9]*", token.text):
+        text, start = part.group(), token.start + part.start()
+        kind = kinds.get(text, "NUMBER" if text[0].isdigit() else "NAME")
+        yield Token(kind, text, start, start + len(text))

@@ -40,6 +40,7 @@ _OPERATORS = frozenset(
         "STAR",
         "DIVIDE",
         "MODULO",
+        "SLASH",
     ]
 )
 
@@ -58,7 +59,7 @@ def expected_words(
     rest = set(accepts)
     if rest >= _EXPRESSION:
         words.append("an expression" if "NOT" in rest else "a number")
-        rest -= _EXPRESSION | {"IF", "NOT"}
+        rest -= _EXPRESSION | {"IF", "NOT", "FLOAT"}
     elif rest & (_OPERATORS - {"STAR"}):
         words.append("an operator")
         rest -= _OPERATORS

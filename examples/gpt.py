@@ -16,6 +16,7 @@ On a GPU, what a training step takes at a long context, beside other kinds of at
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -23,6 +24,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
+
+# Before torch is imported: threads that spin while they wait take several times as long on a busy
+# machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from torch import Tensor, nn

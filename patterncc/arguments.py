@@ -16,7 +16,7 @@ from torch import Tensor
 from patterncc.dsl.errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Sequence
 
 # Of lengths, offsets and run-time numbers: their products with tile counts stay far inside int64.
 LIMIT = 1 << 30
@@ -63,6 +63,50 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         and query.dtype in DTYPES
     ):
         _refuse_tensors(query, key, value)
+
+
+def check_backward_tensors(
+    query: Tensor,
+    value: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    """Checks that results of a call and their gradients fit its inputs, which fit together.
+
+    Args:
+        query: `[batch, heads, q_len, head_dim]`.
+        value: `[batch, kv_heads, kv_len, value_head_dim]`.
+        grad_out: `[batch, heads, q_len, value_head_dim]`, of the dtype of `query`.
+        grad_lse: `[batch, heads, q_len]`, float32 (float64 for float64).
+        out: As `grad_out`.
+        lse: As `grad_lse`.
+
+    Raises:
+        ArgumentError: They do not.
+    """
+    rows = query.shape[:3]
+    shape = (*rows, value.shape[3])
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    _check_result("grad_out", grad_out, shape, query.dtype, query)
+    if grad_lse is not None:
+        _check_result("grad_lse", grad_lse, rows, wide, query)
+    _check_result("out", out, shape, query.dtype, query)
+    _check_result("lse", lse, rows, wide, query)
+
+
+def _check_result(
+    name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, query: Tensor
+) -> None:
+    if tensor.dim() != len(shape) or tensor.shape != torch.Size(shape):
+        wanted = ", ".join(map(str, shape))
+        raise ArgumentError(f"`{name}` has shape {shape_text(tensor)}; this call has [{wanted}]")
+    if tensor.dtype != dtype:
+        wanted = str(dtype).removeprefix("torch.")
+        raise ArgumentError(f"`{name}` is {dtype_text(tensor)}; this call needs {wanted}")
+    if tensor.device != query.device:
+        raise ArgumentError(f"`{name}` is on {tensor.device} but `query` is on {query.device}")
 
 
 def refuse_types(query: object, key: object, value: object) -> NoReturn:

@@ -167,19 +167,13 @@ class Call:
         return lower(self.pattern, block_q, block_k, sizes=self.sizes, within=self.within)
 
     def candidates(self, block_q: int, block_k: int) -> tuple[Candidate, ...]:
-        """The ways to compute the pattern in tiles of a shape, with their counted costs.
+        """The ways to compute the pattern in tiles of a shape, with their counted costs; their
+        programs are those of the forward direction.
 
         Raises:
             UnsupportedError: The pattern has a term that has no lowering.
         """
-        return candidates(
-            self.pattern,
-            block_q,
-            block_k,
-            sizes=self.sizes,
-            within=self.within,
-            transposed=True,
-        )
+        return candidates(self.pattern, block_q, block_k, sizes=self.sizes, within=self.within)
 
 
 def _names(names: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from patterncc.codegen.choice import candidates
 from patterncc.codegen.gpu.config import KernelConfig, check_config, default_config, suited
 from patterncc.codegen.gpu.forward_source import emit_forward
-from patterncc.codegen.lower import initial_part
+from patterncc.codegen.lower import initial_transposed
 from patterncc.codegen.passes import PASSES, after_each
 from patterncc.codegen.printer import format_program
 from patterncc.codegen.problem import Problem
@@ -28,10 +28,9 @@ from patterncc.settings import settings
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from patterncc.codegen.decompose import Part
     from patterncc.codegen.gpu.kernel_source import KernelSource
     from patterncc.codegen.gpu.launch import CompiledKernel
-    from patterncc.codegen.ir import BlockProgram, Passes
+    from patterncc.codegen.ir import Passes
     from patterncc.dsl.syntax import Program
 
 DEFAULT_PROBLEM = Problem("bfloat16", 128, 128)
@@ -175,24 +174,15 @@ class Compilation:
         tile = (config.block_q, config.block_k)
         if tile not in self._programs:
             ways = candidates(self.pattern, *tile, sizes=self.sizes, within=self.within)
+            chosen = min(ways, key=lambda way: way.cost)
             programs = [
-                dict(after_each(self._initial(part, tile), check=settings().verify))
-                for part in min(ways, key=lambda way: way.cost).parts
+                dict(after_each(initial_transposed(program), check=settings().verify))
+                for program in chosen.initial
             ]
             self._programs[tile] = {
                 name: tuple(each[name] for each in programs) for name in pass_names()
             }
         return self._programs[tile]
-
-    def _initial(self, part: Part, tile: tuple[int, int]) -> BlockProgram:
-        return initial_part(
-            self.pattern,
-            part.body,
-            *tile,
-            within=self.within,
-            tiling=part.tiling,
-            transposed=True,
-        )
 
     @functools.cached_property
     def kernels(self) -> tuple[KernelSource, ...]:

@@ -102,7 +102,8 @@ class Attention(Facts):
         each row may see.
 
         Runs where the tensors are. Strides are free: `[batch, length, heads, head_dim]` tensors
-        seen through `transpose(1, 2)`, slices and expanded tensors are read in place.
+        seen through `transpose(1, 2)`, slices and expanded tensors are read in place. The output
+        and the log-sum-exp have gradients for query, key and value.
 
         Args:
             query: `[batch, heads, q_len, head_dim]`; float16, bfloat16, float32 or float64.
@@ -123,8 +124,8 @@ class Attention(Facts):
 
         Raises:
             ArgumentError: An argument is missing, unknown or does not fit; the message names it.
-            UnsupportedError: The pattern, device or dtype has no kernel, or an input needs grad
-                (there is no backward yet).
+            UnsupportedError: The pattern, device or dtype has no kernel, or a derivative is asked
+                for that there is not.
         """
         from patterncc import ops
 

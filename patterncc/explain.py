@@ -19,7 +19,7 @@ from patterncc.codegen.classes import row_classes
 from patterncc.codegen.facts.counts import Work, count_tiles, work
 from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.ir import BlockProgram, Passes
-from patterncc.codegen.lower import lower
+from patterncc.codegen.lower import lower, with_transposed
 from patterncc.codegen.printer import format_clauses
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.build import all_of, compare, substitute
@@ -230,7 +230,7 @@ def explain(
     call.require_tables()
     ways = call.candidates(block_q, block_k)
     chosen = min(ways, key=lambda way: way.cost)
-    passes = chosen.passes
+    passes = tuple(map(with_transposed, chosen.passes))
     pairs = pair_program(call.pattern, call.sizes, within=call.within)
     # Most heads differ from others in nothing that the mask reads.
     measured: dict[Predicate, _Measured] = {}

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patterncc.codegen.choice import lower_passes
-from patterncc.codegen.lower import DIVIDING_SIZES, lower
+from patterncc.codegen.lower import DIVIDING_SIZES, lower, with_transposed
 from patterncc.dsl import load
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import FloorDiv, Mod, variables, walk
 from patterncc.settings import settings
 
 if TYPE_CHECKING:
+    from patterncc.codegen.gpu.backward import Backward
     from patterncc.codegen.gpu.forward import Forward
     from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.dsl.pattern import Pattern
@@ -130,9 +131,14 @@ def resolve(structure: str) -> Resolved:
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
 def passes(
-    structure: str, block_q: int, block_k: int, sizes: tuple[tuple[str, int], ...], within: bool
+    structure: str,
+    block_q: int,
+    block_k: int,
+    sizes: tuple[tuple[str, int], ...],
+    within: bool,
+    transposed: bool = False,
 ) -> Passes:
-    """The programs of a structure, their forward direction; kept for those used last.
+    """The programs of a structure; kept for those used last.
 
     Args:
         structure: Canonical text without run-time defaults.
@@ -140,10 +146,15 @@ def passes(
         block_k: Keys of a key tile.
         sizes: Values of the sizes that it divides by.
         within: Whether the rows of the calls end within the keys.
+        transposed: Whether they have the transposed direction, which kernels for gradients loop in.
 
     Raises:
         UnsupportedError: For a term that has no lowering.
     """
+    check = settings().verify
+    if transposed:  # besides the forward direction, which a call has found before
+        forward = passes(structure, block_q, block_k, sizes, within)
+        return tuple(with_transposed(program, check=check) for program in forward)
     return lower_passes(
         resolve(structure).pattern,
         block_q,
@@ -151,7 +162,7 @@ def passes(
         sizes=dict(sizes),
         within=within,
         transposed=False,
-        check=settings().verify,
+        check=check,
     )
 
 
@@ -179,14 +190,15 @@ class _Alternatives(Sequence["Passes"]):
     within the keys, then for any rows.
     """
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any, transposed: bool) -> None:
         self._arguments = arguments
+        self._transposed = transposed
 
     def __len__(self) -> int:
         return 2
 
     def __getitem__(self, index: Any) -> Any:
-        return passes(*self._arguments, (True, False)[index])
+        return passes(*self._arguments, (True, False)[index], self._transposed)
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
@@ -199,9 +211,24 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Forward:
     from patterncc.codegen.gpu.forward import Forward  # here, because it loads triton and torch
 
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
-        return _Alternatives(structure, block_q, block_k, sizes)
+        return _Alternatives(structure, block_q, block_k, sizes, transposed=False)
 
     return Forward(lowered, folder=kernel_folder())
+
+
+@functools.lru_cache(maxsize=LAUNCHERS_KEPT)
+def backward_launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Backward:
+    """What runs the gradients of a structure on GPUs; kept for those used last.
+
+    Raises:
+        UnsupportedError: Triton is missing.
+    """
+    from patterncc.codegen.gpu.backward import Backward  # here, because it loads triton and torch
+
+    def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
+        return _Alternatives(structure, block_q, block_k, sizes, transposed=True)
+
+    return Backward(lowered, folder=kernel_folder())
 
 
 def kernel_folder() -> Path:
@@ -219,7 +246,7 @@ class Counts(NamedTuple):
 
 def caches() -> tuple[Any, ...]:
     """The caches of this module; each is bounded."""
-    return (_signature, resolve, passes, program, launcher)
+    return (_signature, resolve, passes, program, launcher, backward_launcher)
 
 
 def cache_counts() -> Counts:

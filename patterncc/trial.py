@@ -1,17 +1,16 @@
 """One pattern run on this machine: random input, the result judged by the oracle, and times."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from patterncc.api import Attention
+from patterncc.backward_trial import BackwardTrial, try_backward
 from patterncc.call import Call
 from patterncc.codegen import cpu
 from patterncc.codegen.choice import lower_passes
@@ -20,14 +19,13 @@ from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.gpu import config
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
-from patterncc.explain import is_causal
-from patterncc.timing import Timing, once, race
-from patterncc.verdict import Verdict, judge, mask_rows
+from patterncc.rivals import Dense, race_against, rivals_of
+from patterncc.timing import Timing, once
+from patterncc.verdict import Verdict, judge
 
 DEFAULT_LENGTH = {"cpu": 4096, "cuda": 16384}
 DEFAULT_TABLE_LENGTH = {"cpu": 2048, "cuda": 16384}  # of a pattern with tables
 DEFAULT_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
-MOST_MASK = {"cpu": 1 << 27, "cuda": 1 << 31}  # bytes of a dense mask that is worth a comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +38,6 @@ class Tiles:
     visited: int
     full: int
     all: int
-
-
-@dataclass(frozen=True, slots=True)
-class Dense:
-    """A dense attention beside which the pattern is timed.
-
-    Attributes:
-        name: What it is.
-        timing: `None` where it was not run.
-        skipped: Why it was not.
-    """
-
-    name: str
-    timing: Timing | None
-    skipped: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +56,7 @@ class Trial:
         timing: Of the calls after it.
         verdict: Whether the result is right.
         dense: Dense attention with the same mask, and causal attention where the pattern is causal.
+        backward: What was found of the gradients, if they were asked for.
     """
 
     call: Call
@@ -86,6 +70,12 @@ class Trial:
     timing: Timing
     verdict: Verdict
     dense: tuple[Dense, ...]
+    backward: BackwardTrial | None = None
+
+    @property
+    def right(self) -> bool:
+        """Whether all results are right."""
+        return self.verdict.right and (self.backward is None or self.backward.verdict.right)
 
     @property
     def density(self) -> float:
@@ -97,6 +87,13 @@ class Trial:
         """Operations of the two products on visible pairs, forward."""
         both = self.problem.head_dim + self.problem.value_head_dim
         return 2 * self.batch * self.tiles.pairs * both
+
+    @property
+    def useful_backward_flops(self) -> int:
+        """Operations of the five products on visible pairs, backward: scores and weights' gradients
+        again, then the gradients of value, query and key."""
+        dims = 3 * self.problem.head_dim + 2 * self.problem.value_head_dim
+        return 2 * self.batch * self.tiles.pairs * dims
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -130,6 +127,7 @@ def run(
     layer: int = 0,
     seed: int = 0,
     repeats: int | None = None,
+    backward: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Trial:
     """Runs attention under a pattern on random input, judges the result and times it.
@@ -142,6 +140,7 @@ def run(
         layer: Layer number.
         seed: Of the input and of the rows that are checked.
         repeats: Timed calls; as many as fit in a second if not given.
+        backward: Whether to judge and time the gradients, too.
         report: Told what is being done, for a person who waits.
 
     Raises:
@@ -154,31 +153,39 @@ def run(
     query, key, value = random_input(call, problem, device, batch, seed)
     attention = Attention(call.pattern)
 
-    def attend() -> tuple[Tensor, Tensor]:
-        out, lse = attention(
-            query,
-            key,
-            value,
-            return_lse=True,
-            layer=layer,
-            layers=call.layers,
-            q_offset=call.q_offset,
-            **tables,
-        )
-        return out, lse
+    options: dict[str, Any] = {
+        "layer": layer,
+        "layers": call.layers,
+        "q_offset": call.q_offset,
+        **tables,
+    }
 
     with torch.inference_mode():
         report("compiling and running ...")
-        first = once(attend, device)
-        out, lse = attend()
+        first = once(lambda: attention(query, key, value, **options), device)
+        out, lse = attention(query, key, value, return_lse=True, **options)
         report("checking against dense attention in float64 ...")
         verdict = judge(call, query, key, value, out, lse, layer=layer, seed=seed)
         del out, lse
         report("timing ...")
-        rivals = [_masked(call, query, key, value, layer)]
-        if is_causal(call):
-            rivals.append(_causal(call, query, key, value))
-        timing, dense = _times(attend, rivals, device, repeats)
+        timing, dense = race_against(
+            lambda: attention(query, key, value, return_lse=True, **options),
+            rivals_of(call, device, layer),
+            lambda rival: lambda: rival(query, key, value),
+            device,
+            repeats,
+        )
+    gradients = None
+    if backward:
+        gradients = try_backward(
+            lambda *inputs: attention(*inputs, **options),
+            call,
+            (query, key, value),
+            layer=layer,
+            seed=seed,
+            repeats=repeats,
+            report=report,
+        )
     return Trial(
         call,
         batch,
@@ -191,6 +198,7 @@ def run(
         timing,
         verdict,
         dense,
+        gradients,
     )
 
 
@@ -256,75 +264,3 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
     rows, columns = -(-call.q_len // shape.block_q), -(-call.kv_len // shape.block_k)
     every = call.heads * rows * columns
     return Tiles(shape.block_q, shape.block_k, visible, visited, full, every)
-
-
-# ------------------------------------------------------------------------ dense attention
-
-
-@dataclass(frozen=True, slots=True)
-class _Rival:
-    """A dense attention to run, or why not."""
-
-    name: str
-    run: Callable[[], Tensor] | None
-    skipped: str = ""
-
-
-def _masked(call: Call, query: Tensor, key: Tensor, value: Tensor, layer: int) -> _Rival:
-    """PyTorch's attention under the same mask, as a boolean tensor."""
-    name = "dense, same mask"
-    heads = call.heads if call.differs_by_head else 1
-    size = heads * call.q_len * call.kv_len
-    most = MOST_MASK[query.device.type]
-    if size > most:
-        return _Rival(name, None, f"its mask takes {size / 2**30:.3g} GiB, over {most / 2**30:.3g}")
-    rows = torch.arange(call.q_len, device=query.device)
-    masks = [mask_rows(call, call.env(head, layer), rows) for head in range(heads)]
-    mask = torch.stack(masks)[None]
-    return _Rival(name, _dense(query, key, value, mask, causal=False))
-
-
-def _causal(call: Call, query: Tensor, key: Tensor, value: Tensor) -> _Rival:
-    """PyTorch's causal attention, which computes more than the pattern asks for."""
-    name = "dense, causal"
-    if call.q_len != call.kv_len or call.q_offset:
-        return _Rival(name, None, "the rows are not all positions from 0")
-    return _Rival(name, _dense(query, key, value, None, causal=True))
-
-
-def _dense(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool
-) -> Callable[[], Tensor]:
-    grouped = query.shape[1] != key.shape[1]
-    return partial(
-        scaled_dot_product_attention,
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=causal,
-        enable_gqa=grouped,
-    )
-
-
-def _times(
-    attend: Callable[[], object],
-    rivals: Sequence[_Rival],
-    device: torch.device,
-    repeats: int | None,
-) -> tuple[Timing, tuple[Dense, ...]]:
-    """Times the pattern and its rivals in turn; a rival that runs out of memory drops out."""
-    runs: dict[str, Callable[[], object]] = {}
-    skipped = {rival.name: rival.skipped for rival in rivals}
-    for rival in rivals:
-        if rival.run is None:
-            continue
-        try:
-            rival.run()
-        except torch.OutOfMemoryError:
-            skipped[rival.name] = "it ran out of memory"
-        else:
-            runs[rival.name] = rival.run
-    timing, *others = race([attend, *runs.values()], device, repeats)
-    found = dict(zip(runs, others, strict=True))
-    return timing, tuple(Dense(name, found.get(name), why) for name, why in skipped.items())

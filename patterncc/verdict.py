@@ -112,13 +112,13 @@ def judge(
     return Verdict(q_len, len(rows), error, tolerance, lse_error, _LSE_TOLERANCE[query.dtype])
 
 
-def sample(rows: int, most: int, seed: int) -> Tensor:
-    """Rows to check, int64, rising: all, or both ends and a random choice between."""
+def sample(rows: int, most: int, seed: int, edge: int = _EDGE) -> Tensor:
+    """Rows to check, int64, rising: all, or `edge` at both ends and a random choice between."""
     if rows <= most:
         return torch.arange(rows)
     generator = torch.Generator().manual_seed(seed)
-    middle = torch.randperm(rows - 2 * _EDGE, generator=generator)[: most - 2 * _EDGE] + _EDGE
-    ends = [torch.arange(_EDGE), torch.arange(rows - _EDGE, rows)]
+    middle = torch.randperm(rows - 2 * edge, generator=generator)[: most - 2 * edge] + edge
+    ends = [torch.arange(edge), torch.arange(rows - edge, rows)]
     return torch.cat([*ends, middle]).sort().values
 
 

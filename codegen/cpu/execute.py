@@ -8,21 +8,21 @@ the matrix products wherever the inputs admit a score or a value that is not fin
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from patterncc.codegen.cpu import kernels
+from patterncc.codegen.cpu.blocks import BlockRange, blocks, key_blocks, row_blocks
 from patterncc.codegen.cpu.heads import HeadPlan
+from patterncc.codegen.cpu.jobs import Job, head_views
 from patterncc.codegen.cpu.kernels import Kernel
 from patterncc.codegen.cpu.plan import Call, Plan
+from patterncc.codegen.cpu.scores import ScoreTerm, places_of
+from patterncc.codegen.cpu.tensors import wide_type
 
 _MAX_NUMBERS = 1 << 24  # that a kernel call returns; more blocks are run in several calls
-
-# A range of blocks along an axis: where the first starts, from one to the next, their length, how
-# many.
-_Range: TypeAlias = tuple[int, int, int, int]
 
 
 @dataclass(slots=True)
@@ -39,7 +39,9 @@ class Whole:
     @property
     def norm(self) -> float:
         if self.found is None:
-            self.found = float(torch.linalg.vector_norm(self.numbers, dtype=_wide(self.numbers)))
+            self.found = float(
+                torch.linalg.vector_norm(self.numbers, dtype=wide_type(self.numbers.dtype))
+            )
         return self.found
 
 
@@ -60,12 +62,11 @@ class Input:
     high: int = 0
     square: float = 0.0
 
-    def norm(self, blocks: _Range) -> float:
+    def norm(self, of: BlockRange) -> float:
         """A bound of the norm of the blocks; looks at no position that is known already."""
         if self.whole is not None and math.isfinite(self.whole.norm):
             return self.whole.norm
-        start, step, size, count = blocks
-        stop = start + (count - 1) * step + size
+        start, stop = of.start, of.stop
         if start > self.high or stop < self.low or self.low == self.high:
             self.low = self.high = start
             self.square = 0.0
@@ -82,7 +83,8 @@ class Operands:
     """Tensors of some heads that share a plan, batch and heads as one axis, all views.
 
     Shapes: query `[heads, q_len, dim]`, key and value `[kv_heads, kv_len, dim]`, out
-    `[heads, q_len, value_dim]`, lse `[heads, q_len]`.
+    `[heads, q_len, value_dim]`, lse `[heads, q_len]`, heads as in `head_numbers`. The job is that
+    of their class of rows.
     """
 
     query: Input
@@ -90,6 +92,8 @@ class Operands:
     value: Input
     out: Tensor
     lse: Tensor
+    job: Job
+    heads: Tensor
 
 
 def additive_mask(plan: Plan, call: Call, dtype: torch.dtype) -> Tensor | None:
@@ -102,65 +106,39 @@ def additive_mask(plan: Plan, call: Call, dtype: torch.dtype) -> Tensor | None:
 
 def operands(
     part: HeadPlan,
+    job: Job,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     out: Tensor,
     lse: Tensor,
+    heads: Tensor,
     whole: tuple[Whole | None, Whole | None, Whole | None],
 ) -> Iterator[Operands]:
-    """The views of the heads of a plan, in as few pieces as strides and grouping allow.
+    """The views of the heads of a plan in one class of rows.
 
     Args:
         part: The plan and its heads.
-        query, key, value, out, lse: Of all heads; the rows and keys of one class.
+        job: The class of rows.
+        query, key, value, out, lse: Of all heads and rows.
+        heads: Of all, as in `head_numbers`.
         whole: What query, key and value are part of, where their classes are many.
     """
-
-    def views(*parts: Tensor) -> tuple[Input, Input, Input]:
-        q, k, v = map(Input, parts, whole)
-        return q, k, v
-
-    batch, heads = query.shape[:2]
-    group = heads // key.shape[1]
-    by_batch: dict[int | None, list[int]] = {}
-    for index, head in part.places:
-        by_batch.setdefault(index, []).extend(range(heads) if head is None else [head])
-    if list(by_batch) == [None] and len(by_batch[None]) == heads:
-        inputs = (query, key, value)
-        if batch == 1 or all(x.stride(0) == x.shape[1] * x.stride(1) for x in inputs):
-            q, k, v = views(*(x.flatten(0, 1) for x in inputs))
-            yield Operands(q, k, v, out.flatten(0, 1), lse.flatten(0, 1))
-            return
-    for index, members in by_batch.items():
-        for b in range(batch) if index is None else [index]:
-            for own, shared in _head_ranges(members, group):
-                q, k, v = views(query[b, own], key[b, shared], value[b, shared])
-                yield Operands(q, k, v, out[b, own], lse[b, own])
-
-
-def _head_ranges(heads: list[int], group: int) -> Iterator[tuple[slice, slice]]:
-    """Ranges of ascending query heads that hold whole groups, or lie within one; with key heads."""
-    at = 0
-    while at < len(heads):
-        first = heads[at]
-        stop = at + 1
-        while stop < len(heads) and heads[stop] == first + stop - at:
-            stop += 1
-        length = stop - at
-        if first % group == 0 and length >= group:
-            length -= length % group
-        else:
-            length = min(length, group - first % group)
-        yield (
-            slice(first, first + length),
-            slice(first // group, (first + length - 1) // group + 1),
-        )
-        at += length
+    of_rows = [heads, *(tensor[:, :, job.rows] for tensor in (query, out, lse))]
+    of_keys = [tensor[:, :, job.keys] for tensor in (key, value)]
+    for (numbers, q, o, s), (k, v) in head_views(part, of_rows, of_keys):
+        inputs = Input(q, whole[0]), Input(k, whole[1]), Input(v, whole[2])
+        yield Operands(*inputs, o, s, job, numbers)
 
 
 def run(
-    call: Call, mask: Tensor | None, on: Operands, kernel: Kernel, scale: float, first: bool
+    call: Call,
+    mask: Tensor | None,
+    on: Operands,
+    kernel: Kernel,
+    scale: float,
+    first: bool,
+    score: ScoreTerm | None = None,
 ) -> None:
     """Runs a call on some heads: writes its rows if they hold nothing yet, else merges into them.
 
@@ -171,29 +149,32 @@ def run(
         kernel: What to run, of `kernels`.
         scale: Factor of the scores.
         first: Whether nothing but this plan has written these rows.
+        score: What makes logits of scores; then `kernel` is not run, but the matrix products.
     """
     heads, _, dim = on.query.numbers.shape
     few = max(1, _MAX_NUMBERS // (heads * call.size * dim))
     for low in range(0, call.count, few):
         count = min(few, call.count - low)
-        rows = (call.row + low * call.row_step, call.row_step, call.size, count)
-        keys = (call.spans[0][0] + low * call.key_step, call.key_step, call.keys, count)
+        rows, keys = row_blocks(call, low, count), key_blocks(call, low, count)
         key, value = on.key, on.value
         if len(call.spans) > 1:
             key, value = (
                 Input(torch.cat([x.numbers[:, slice(*span)] for span in call.spans], dim=1))
                 for x in (key, value)
             )
-            keys = (0, 0, call.keys, 1)
+            keys = BlockRange(0, 0, call.keys, 1)
         hidden_stays_hidden = mask is None or (
             _finite_scores(on.query.norm(rows), key.norm(keys), scale, key.numbers.dtype)
             and math.isfinite(value.norm(keys))
         )
+        chosen = kernel if hidden_stays_hidden else kernels.matmul
+        if score is not None:
+            chosen = _with_score(score, call, on, low, count)
         out, lse = _attend(
-            kernel if hidden_stays_hidden else kernels.matmul,
-            _blocks(on.query.numbers, rows),
-            _blocks(key.numbers, keys),
-            _blocks(value.numbers, keys),
+            chosen,
+            blocks(on.query.numbers, rows),
+            blocks(key.numbers, keys),
+            blocks(value.numbers, keys),
             mask,
             scale,
         )
@@ -204,8 +185,8 @@ def run(
         _put(
             out[..., : on.out.shape[-1]],
             lse,
-            _blocks(on.out, rows),
-            _blocks(on.lse[..., None], rows)[..., 0],
+            blocks(on.out, rows),
+            blocks(on.lse[..., None], rows)[..., 0],
             first and call.first,
         )
 
@@ -216,21 +197,27 @@ def _norm(numbers: Tensor) -> float:
     Heads that lie apart in memory are reduced one by one: torch is four times as slow on all at
     once, as they are not one stretch of memory.
     """
-    wide = _wide(numbers)
+    wide = wide_type(numbers.dtype)
     head, place, _ = numbers.stride()
     if len(numbers) > 1 and (head == 0 or head > place):
         numbers = torch.linalg.vector_norm(numbers, dim=(1, 2), dtype=wide)
     return float(torch.linalg.vector_norm(numbers, dtype=wide))
 
 
-def _wide(numbers: Tensor) -> torch.dtype:
-    return torch.float64 if numbers.dtype == torch.float64 else torch.float32
-
-
 def _finite_scores(query: float, key: float, scale: float, dtype: torch.dtype) -> bool:
     """Whether no score can overflow, by the norms of query and key and Cauchy and Schwarz."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    return query * key * max(1.0, abs(scale)) < 0.25 * torch.finfo(wide).max
+    return query * key * max(1.0, abs(scale)) < 0.25 * torch.finfo(wide_type(dtype)).max
+
+
+def _with_score(score: ScoreTerm, call: Call, on: Operands, low: int, count: int) -> Kernel:
+    """The matrix products for some blocks of a call, with logits instead of scores."""
+    turned = len(on.query.numbers) != len(on.key.numbers)  # by `_attend`
+    places = places_of(call, on.job, on.heads, low, count).turned(turned)
+
+    def logits(scores: Tensor, outer: slice, rows: slice) -> Tensor:
+        return score(scores, places.part(outer, rows))
+
+    return partial(kernels.matmul, logits=logits)
 
 
 def _attend(
@@ -247,18 +234,6 @@ def _attend(
         query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), mask, scale
     )
     return out.transpose(0, 1), lse.transpose(0, 1)
-
-
-def _blocks(tensor: Tensor, blocks: _Range) -> Tensor:
-    """Blocks along the length of `[heads, length, dim]`: a view `[heads, count, size, dim]`."""
-    start, step, size, count = blocks
-    heads, _, dim = tensor.shape
-    head, place, _ = tensor.stride()
-    return tensor.as_strided(
-        (heads, count, size, dim),
-        (head, step * place, place, 1),
-        tensor.storage_offset() + start * place,
-    )
 
 
 def _put(out: Tensor, lse: Tensor, held: Tensor, held_lse: Tensor, first: bool) -> None:

@@ -9,7 +9,7 @@ back until it ends there; the mask leaves out what the move brings in again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.class_source import rows_of_call
@@ -33,9 +33,18 @@ class Access:
         problem: Dtype and head dimensions.
         config: Tile shape and the way to load.
         tiling: The classes of rows and keys.
+        rows: The tensors of which a query tile is loaded: `query`, or `query` and `grad_out`.
+        strided_results: The tensors of rows that are stored with strides of their own.
     """
 
-    def __init__(self, problem: Problem, config: KernelConfig, tiling: Tiling) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        config: KernelConfig,
+        tiling: Tiling,
+        rows: tuple[str, ...] = ("query",),
+        strided_results: tuple[str, ...] = ("out",),
+    ) -> None:
         self._problem = problem
         self._config = config
         self._tiling = tiling
@@ -46,6 +55,8 @@ class Access:
         self._query_described = self._described and tiling == DENSE
         self._strided = tiling.k_step > 1
         self._rows = rows_of_call(tiling)
+        self._row_tensors = rows
+        self._strided_results = strided_results
 
     @property
     def moves_boxes(self) -> bool:
@@ -59,14 +70,9 @@ class Access:
         if not self._described:
             return
         classes = (1,) if self._strided else ()
-        for name, rows, cut in (
-            ("query", self._config.block_q, self.key_parts),
-            ("key", self._config.block_k, self.key_parts),
-            ("value", self._config.block_k, self.value_parts),
-        ):
-            if name == "query" and not self._query_described:
-                continue
-            for number, part in enumerate(cut):
+        for name in (*(self._row_tensors if self._query_described else ()), "key", "value"):
+            rows = self._config.block_q if name in self._row_tensors else self._config.block_k
+            for number, part in enumerate(self.parts_of(name)):
                 box = (1, 1, rows, *classes, part.width)
                 kind = f"tensordesc<{self._element}[{', '.join(map(str, box))}]>"
                 yield KernelParameter(f"{name}_desc_{number}", kind, box=box)
@@ -74,8 +80,9 @@ class Access:
     @property
     def strided(self) -> tuple[str, ...]:
         """The tensors that are reached by pointers and strides."""
-        query = () if self._query_described else ("query",)
-        return (*query, "out") if self._described else ("query", "key", "value", "out")
+        rows = () if self._query_described else self._row_tensors
+        keys = () if self._described else ("key", "value")
+        return (*rows, *keys, *self._strided_results)
 
     def pointers(self) -> Iterator[KernelParameter]:
         """The pointer parameters to those."""
@@ -91,20 +98,26 @@ class Access:
 
     # -------------------------------------------------------------------------------- rows
 
-    def query_lines(self) -> Iterator[str]:
-        """Loads the query tile."""
-        if self._query_described:
-            for number, part in enumerate(self.key_parts):
-                place = f"[batch, head, row_first, {part.start}]"
-                shape = f"(BLOCK_Q, {part.width})"
-                yield f"query_{number} = query_desc_{number}.load({place}).reshape{shape}"
-            return
-        yield self._base("query", "head")
-        yield self._row_offsets("query")
-        for number, part in enumerate(self.key_parts):
-            place = f"query_base + query_rows + {_columns(part)}"
-            mask = _mask("row_exists[:, None]", part)
-            yield f"query_{number} = tl.load({place}, mask={mask}, other=0.0)"
+    def parts_of(self, name: str) -> tuple[Part, ...]:
+        """How the head dimension of an input is cut."""
+        return self.key_parts if name in ("query", "key") else self.value_parts
+
+    def row_tile_lines(self) -> Iterator[str]:
+        """Loads the query tile of each tensor of rows."""
+        for name in self._row_tensors:
+            if not self._query_described:
+                yield self._base(name, "head")
+                yield self._row_offsets(name)
+            for number, part in enumerate(self.parts_of(name)):
+                if self._query_described:
+                    place = f"[batch, head, row_first, {part.start}]"
+                    shape = f"(BLOCK_Q, {part.width})"
+                    load = f"{name}_desc_{number}.load({place}).reshape{shape}"
+                else:
+                    place = f"{name}_base + {name}_rows + {_columns(part)}"
+                    mask = _mask("row_exists[:, None]", part)
+                    load = f"tl.load({place}, mask={mask}, other=0.0)"
+                yield f"{name}_{number} = {load}"
 
     def out_address(self) -> Iterator[str]:
         """What `store_out` adds to."""
@@ -117,35 +130,34 @@ class Access:
         value = f"out_{number}.to(tl.{self._problem.dtype})"
         return f"tl.store({place}, {value}, mask={_mask('row_exists[:, None]', part)})"
 
-    def state_address(self) -> str:
-        """Where the rows of the float32 state between passes lie, `[batch, heads, q_len,
-        value_head_dim]` without gaps."""
+    def packed_address(self, name: str, width: int) -> str:
+        """Where the rows of a tensor `[batch, heads, q_len, width]` without gaps lie."""
         first = f"((batch.to(tl.int64) * tl.num_programs(1) + head) * {self._call_q_len}"
-        return f"state_rows = state_ptr + {first} + {self._rows}[:, None]) * {self._width}"
+        place = f"{name}_ptr + {first} + {self._rows}[:, None]) * {width}"
+        return f"{name}_rows = {place}"
 
-    def load_state(self, number: int, part: Part) -> str:
-        """Loads a part of the state."""
+    def load_packed(self, name: str, target: str, part: Part) -> str:
+        """Loads a part of such a tensor, by its rows' name."""
         mask = _mask("row_exists[:, None]", part)
-        place = f"state_rows + {_columns(part)}"
-        return f"out_{number} = tl.load({place}, mask={mask}, other=0.0)"
+        return f"{target} = tl.load({name}_rows + {_columns(part)}, mask={mask}, other=0.0)"
 
-    def store_state(self, number: int, part: Part) -> str:
-        """Stores a part of the state."""
+    def store_packed(self, name: str, value: str, part: Part) -> str:
+        """Stores a part of such a tensor."""
         mask = _mask("row_exists[:, None]", part)
-        return f"tl.store(state_rows + {_columns(part)}, out_{number}, mask={mask})"
+        return f"tl.store({name}_rows + {_columns(part)}, {value}, mask={mask})"
 
-    def lse_address(self) -> str:
-        """Where the head's logarithms start."""
+    def row_numbers_address(self, name: str) -> str:
+        """Where the head's numbers start in a tensor `[batch, heads, q_len]` without gaps."""
         head = "batch.to(tl.int64) * tl.num_programs(1) + head"
-        return f"lse_base = lse_ptr + ({head}) * {self._call_q_len}"
+        return f"{name}_base = {name}_ptr + ({head}) * {self._call_q_len}"
 
-    def store_lse(self) -> str:
-        """Stores the rows' logarithms."""
-        return f"tl.store(lse_base + {self._rows}, lse, mask=row_exists)"
+    def store_row_numbers(self, name: str) -> str:
+        """Stores a number for each row."""
+        return f"tl.store({name}_base + {self._rows}, {name}, mask=row_exists)"
 
-    def load_lse(self) -> str:
-        """Loads what an earlier pass stored there."""
-        return f'tl.load(lse_base + {self._rows}, mask=row_exists, other=float("-inf"))'
+    def load_row_numbers(self, name: str, other: str) -> str:
+        """Loads a number for each row; rows past the end have `other`."""
+        return f"tl.load({name}_base + {self._rows}, mask=row_exists, other={other})"
 
     # -------------------------------------------------------------------------------- keys
 
@@ -154,11 +166,11 @@ class Access:
         if self._described:
             return
         yield "key_rows = tl.arange(0, BLOCK_K)[:, None]"
-        for name, cut in (("key", self.key_parts), ("value", self.value_parts)):
+        for name in ("key", "value"):
             yield self._base(name, "kv_head", "k_class" if self._strided else "")
             if self._strided:
                 yield f"{name}_step = {name}_stride_row * {self._tiling.k_step}"
-            for number, part in enumerate(cut):
+            for number, part in enumerate(self.parts_of(name)):
                 offsets = f"key_rows.to(tl.int64) * {self._step(name)} + {_columns(part)}"
                 yield f"{name}_offsets_{number} = {offsets}"
 
@@ -171,16 +183,16 @@ class Access:
         elif not self._described:
             yield "key_exists = k_first + key_rows < kv_len"
 
-    def tile_keys(self) -> str:
-        """The numbers of a masked tile's keys."""
-        first = "k_box" if self.moves_boxes else "k_first"
+    def tile_keys(self, masked: bool) -> str:
+        """The numbers of a tile's keys."""
+        first = "k_box" if masked and self.moves_boxes else "k_first"
         return f"k = {first} + tl.arange(0, BLOCK_K)[None, :]"
 
-    def tile_loads(self, name: str, cut: Iterable[Part], masked: bool) -> Iterator[str]:
+    def tile_loads(self, name: str, masked: bool) -> Iterator[str]:
         """Loads a tile of keys or values; past the last key it is 0, for 0 * NaN would be NaN."""
         if not self._described:
             yield f"{name}_first = {name}_base + k_first.to(tl.int64) * {self._step(name)}"
-        for number, part in enumerate(cut):
+        for number, part in enumerate(self.parts_of(name)):
             if self._described:
                 first = "k_box" if masked and self.moves_boxes else "k_first"
                 classes = "k_class, " if self._strided else ""
@@ -197,10 +209,6 @@ class Access:
     @property
     def _call_q_len(self) -> str:
         return "q_len" if self._tiling == DENSE else "call_q_len"
-
-    @property
-    def _width(self) -> int:
-        return self._problem.value_head_dim
 
     def _step(self, name: str) -> str:
         """From one key of the class to the next."""

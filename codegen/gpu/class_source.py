@@ -5,18 +5,23 @@ neighbouring programs read neighbouring rows and the tiles with most keys still 
 class follow the numbers that all else in the kernel counts with, under the names that a dense
 kernel has as parameters: `q_len`, `kv_len`, `q_offset`. The call's own are `call_q_len`,
 `call_kv_len`, `call_q_offset`.
+
+A kernel that computes tiles of keys has a program for each tile of each class of keys, also of
+those that no row sees. Where the classes of rows and of keys are in pairs, the program's keys have
+one class of rows; else it tries one class of rows after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import gcd
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.mask_source import scalar_name
 from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text
 from patterncc.codegen.ir import CALL_KV_LEN, DENSE, Q_CLASS, Q_OFFSET
 from patterncc.dsl.build import add, floordiv, modulo, multiply
-from patterncc.dsl.mask import Const, Expr, IntExpr, Param, Var
+from patterncc.dsl.mask import Const, Expr, IntExpr, Mod, Param, Product, Sum, Var, walk
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import Order
@@ -55,6 +60,16 @@ def class_lines(tiling: Tiling) -> Iterator[str]:
         return
     yield ""
     yield "# From here on positions and lengths count the rows and keys of the class alone."
+    yield from _of_rows(tiling)
+    if tiling.k_step == 1:
+        yield "kv_len = call_kv_len"
+        return
+    yield f"k_class = {_number(tiling.k_class)}"
+    yield _key_count(tiling)
+
+
+def _of_rows(tiling: Tiling) -> Iterator[str]:
+    """Offset and number of the rows of a class."""
     first = add(Q_OFFSET, ROW_CLASS)
     step = Const(tiling.q_step)
     if tiling.q_step == 1:
@@ -65,13 +80,13 @@ def class_lines(tiling: Tiling) -> Iterator[str]:
         yield f"q_offset = {_number(floordiv(first, step))}"
         left = f"call_q_len - row_class + {tiling.q_step - 1}"
         yield f"q_len = tl.maximum({left}, 0) // {tiling.q_step}"
-    if tiling.k_step == 1:
-        yield "kv_len = call_kv_len"
-        return
-    yield f"k_class = {_number(tiling.k_class)}"
+
+
+def _key_count(tiling: Tiling) -> str:
+    """The number of keys of a class."""
     keys = add(CALL_KV_LEN, multiply(Const(-1), Var("k_class")), Const(tiling.k_step - 1))
     count = f"tl.maximum({_writer().integer(keys).text}, 0) // {tiling.k_step}"
-    yield f"kv_len = ({count}).to(tl.int32)"
+    return f"kv_len = ({count}).to(tl.int32)"
 
 
 def row_lines(tiling: Tiling) -> Iterator[str]:
@@ -84,6 +99,72 @@ def row_lines(tiling: Tiling) -> Iterator[str]:
         yield "has_work = (row_first < q_len) & (kv_len > 0)"
     if tiling.q_step > 1:
         yield f"call_rows = rows * {tiling.q_step} + row_class"
+
+
+def in_pairs(tiling: Tiling) -> bool:
+    """Does each class of keys belong to exactly one class of rows, whatever the call's numbers?"""
+    if tiling.q_step != tiling.k_step:
+        return False
+    match tiling.k_class:
+        case Mod(value, Const(step)) if step == tiling.k_step:
+            pass
+        case value:
+            if value != Q_CLASS:  # nothing else is sure to stay below the step
+                return tiling.k_step == 1
+    terms = value.terms if isinstance(value, Sum) else (value,)
+    factor = 0
+    for term in terms:
+        match term:
+            case Var() if term == Q_CLASS:
+                factor += 1
+            case Product((Const(by), inner)) if inner == Q_CLASS:
+                factor += by
+            case _ if Q_CLASS in walk(term):
+                return False
+    return gcd(factor, tiling.k_step) == 1
+
+
+def classes_seen(tiling: Tiling) -> int:
+    """How many classes of rows a class of keys may belong to."""
+    return 1 if in_pairs(tiling) else tiling.q_step
+
+
+def key_class_lines(tiling: Tiling) -> Iterator[str]:
+    """The key tile of a program, its class of keys and how many keys that has; where classes are in
+    pairs also all of its rows. Reads `key_place`, the number of the tile among all tiles of all
+    classes."""
+    step = tiling.k_step
+    if tiling == DENSE:
+        yield "k_tile = key_place"
+    elif in_pairs(tiling):
+        yield f"row_class = key_place % {step}"
+        yield f"k_tile = key_place // {step}"
+        yield from class_lines(tiling)
+    elif step == 1:
+        yield "k_tile = key_place"
+        yield "kv_len = call_kv_len"
+    else:
+        yield f"k_class = key_place % {step}"
+        yield f"k_tile = key_place // {step}"
+        yield _key_count(tiling)
+
+
+def row_class_lines(tiling: Tiling) -> Iterator[str]:
+    """Where classes are not in pairs: the numbers of the rows of `row_class`, and `sees`: are the
+    program's keys theirs?"""
+    yield from _of_rows(tiling)
+    own = "True" if tiling.k_step == 1 else f"k_class == {_number(tiling.k_class)}"
+    yield f"sees = {own}"
+
+
+def key_lines(tiling: Tiling, within: str = "tl.arange(0, BLOCK_K)") -> Iterator[str]:
+    """The keys of a tile `k_tile`, and with classes which keys of the call they are; `within` are
+    their numbers within the tile."""
+    yield "k_first = k_tile * BLOCK_K"
+    yield f"keys = k_first + {within}"
+    yield "key_exists = keys < kv_len"
+    if tiling.k_step > 1:
+        yield f"call_keys = keys * {tiling.k_step} + k_class"
 
 
 def rows_of_call(tiling: Tiling) -> str:

@@ -10,12 +10,16 @@ from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import Entry, Member, variables, walk
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
 
 
 Load: TypeAlias = Literal["descriptor", "pointer"]
 Order: TypeAlias = Literal["forward", "reverse"]
+SharedBytes: TypeAlias = "Callable[[KernelConfig, Problem], int]"
+"""Bytes of shared memory of a kind of kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +61,16 @@ config onto a multiprocessor of compute capability 10, and its registers suffice
 that size. Untold, the assembler keeps room for a third and spills for it."""
 
 
-def check_config(config: KernelConfig, problem: Problem, target: str) -> None:
+def check_config(
+    config: KernelConfig, problem: Problem, target: str, shared: SharedBytes | None = None
+) -> None:
     """Refuses a config that cannot work.
 
     Args:
         config: The config.
         problem: The shape class it is for.
         target: `cuda:90`, `hip:gfx942`, or `INTERPRETER`.
+        shared: Shared memory of the kind of kernel; `shared_bytes` if none is given.
 
     Raises:
         ConfigError: Names the knob and its legal values.
@@ -81,7 +88,7 @@ def check_config(config: KernelConfig, problem: Problem, target: str) -> None:
     if config.max_registers is not None and not 32 <= config.max_registers <= 255:
         raise ConfigError(f"max_registers={config.max_registers} is no choice", ("32 to 255",))
     limit = shared_limit(target)
-    if limit is not None and (needed := shared_bytes(config, problem)) > limit:
+    if limit is not None and (needed := (shared or shared_bytes)(config, problem)) > limit:
         raise ConfigError(
             f"tiles of {config.block_q}x{config.block_k} in {config.num_stages} stages take "
             f"{needed} bytes of shared memory, {target} has {limit}",
@@ -129,14 +136,17 @@ def default_config(
         program: The lowered pattern, for what depends on it (`suited`).
         descriptors: Does the layout of the tensors allow them?
     """
-    config = _fitting(_tiles(problem, target, descriptors), problem, target)
-    if _has_tensor_memory(target):
-        config = replace(config, max_registers=_ALL_REGISTERS)
+    config = fitting(_tiles(problem, target, descriptors), problem, target, shared_bytes)
+    config = with_all_registers(config, target)
     return config if program is None else suited(config, problem, target, program)
 
 
 def suited(
-    config: KernelConfig, problem: Problem, target: str, program: BlockProgram
+    config: KernelConfig,
+    problem: Problem,
+    target: str,
+    program: BlockProgram,
+    shared: SharedBytes | None = None,
 ) -> KernelConfig:
     """A default config with what depends on the program: its order of tiles, and fewer stages where
     the mask reads a table pair by pair and would else leave room for fewer programs.
@@ -150,9 +160,9 @@ def suited(
         for node in walk(program.mask)
     ):
         return config
-    pairs = config.block_q * config.block_k
-    while config.num_stages > 2 and _programs(config, problem, target, pairs) < _programs(
-        config, problem, target
+    pairs, shared = config.block_q * config.block_k, shared or shared_bytes
+    while config.num_stages > 2 and _programs(config, problem, target, shared, pairs) < _programs(
+        config, problem, target, shared
     ):
         config = replace(config, num_stages=config.num_stages - 1)
     return config
@@ -183,10 +193,20 @@ def _tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:
     return KernelConfig(128, 32, 8, 2) if widest <= 192 else KernelConfig(64, 32, 8, 2)
 
 
-def _fitting(config: KernelConfig, problem: Problem, target: str) -> KernelConfig:
+def with_all_registers(config: KernelConfig, target: str, *, always: bool = False) -> KernelConfig:
+    """A default config that asks for all registers of a thread: where accumulators lie in tensor
+    memory, or always."""
+    if not (_has_tensor_memory(target) or (always and _capability(target) is not None)):
+        return config
+    return replace(config, max_registers=_ALL_REGISTERS)
+
+
+def fitting(
+    config: KernelConfig, problem: Problem, target: str, shared: SharedBytes
+) -> KernelConfig:
     """The config with fewer stages, then narrower key tiles, until its buffers fit the target."""
     limit = shared_limit(target)
-    while limit is not None and shared_bytes(config, problem) > limit and config.block_k > 16:
+    while limit is not None and shared(config, problem) > limit and config.block_k > 16:
         if config.num_stages > 2:
             config = replace(config, num_stages=config.num_stages - 1)
         else:
@@ -194,13 +214,15 @@ def _fitting(config: KernelConfig, problem: Problem, target: str) -> KernelConfi
     return config
 
 
-def _programs(config: KernelConfig, problem: Problem, target: str, more: int = 0) -> int:
+def _programs(
+    config: KernelConfig, problem: Problem, target: str, shared: SharedBytes, more: int = 0
+) -> int:
     """How many programs' shared memory a multiprocessor has, `more` bytes each on top."""
     limit = shared_limit(target)
     if limit is None:
         return 1
     # Barriers, the exchange of layouts at the end, and what the device keeps of each program.
-    return (limit + _KEPT) // (shared_bytes(config, problem) + more + 1024 + _KEPT)
+    return (limit + _KEPT) // (shared(config, problem) + more + 1024 + _KEPT)
 
 
 def _grows(program: BlockProgram) -> bool:

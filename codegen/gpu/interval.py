@@ -83,6 +83,7 @@ RANGES: Mapping[str, Interval] = {
     "q_last": _POSITION,
     "k_first": _KEY,
     "k_last": _KEY,
+    "k_tile": _KEY,
     "residue": _KEY,
     "q_class": _KEY,
     "k_class": _KEY,

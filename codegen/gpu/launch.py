@@ -269,3 +269,10 @@ def target_of(device: torch.device) -> str:
         return f"hip:{torch.cuda.get_device_properties(device).gcnArchName.split(':')[0]}"
     major, minor = torch.cuda.get_device_capability(device)
     return f"cuda:{10 * major + minor}"
+
+
+def multiprocessors_of(device: torch.device) -> int:
+    """How many multiprocessors a device has; the interpreter is one."""
+    if interpreting() or device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_LINE = 16  # bytes: what descriptors and vector loads ask addresses and strides to be multiples of
+LINE = 16
+"""Bytes: what descriptors and vector loads ask addresses and strides to be multiples of."""
+
 _LONGEST_STRIDE = 2**40  # bytes, of a tensor map
 
 
@@ -43,20 +45,20 @@ class Layout:
     @property
     def aligned(self) -> bool:
         """Do all rows start at multiples of 16 bytes?"""
-        return self.address % _LINE == 0 and all(
-            step * self.itemsize % _LINE == 0 for step in self.steps
+        return self.address % LINE == 0 and all(
+            step * self.itemsize % LINE == 0 for step in self.steps
         )
 
     def descriptor_obstacle(self, step: int = 1) -> str | None:
         """Why no tensor descriptor can describe it, in groups of `step` rows, or None."""
-        if self.address % _LINE:
-            return f"the address of {self.name} is no multiple of {_LINE} bytes"
+        if self.address % LINE:
+            return f"the address of {self.name} is no multiple of {LINE} bytes"
         axes = ("batch", "head", "row")
         for axis, size, stride in zip(axes, self.sizes, self.steps, strict=False):
             length = stride * self.itemsize
             which = f"the {axis} stride of {self.name}, {length} bytes,"
-            if length % _LINE:
-                return f"{which} is no multiple of {_LINE}"
+            if length % LINE:
+                return f"{which} is no multiple of {LINE}"
             reach = length * (step if axis == "row" else 1)
             if size > 1 and (length <= 0 or reach >= _LONGEST_STRIDE):
                 return f"{which} is out of a descriptor's range"
@@ -65,7 +67,7 @@ class Layout:
     @property
     def descriptor_strides(self) -> list[int]:
         """The strides to describe it with: axes of one entry get any legal one."""
-        row = -(-self.sizes[3] * self.itemsize // _LINE) * _LINE // self.itemsize
+        row = -(-self.sizes[3] * self.itemsize // LINE) * LINE // self.itemsize
         return [*(step or row for step in self.steps), 1]
 
     def in_groups(self, step: int) -> tuple[list[int], list[int]]:

@@ -1,11 +1,12 @@
 """Lists of tiles, as Triton text: where tables decide which tiles are visited, a kernel writes each
-query tile's lists down and the forward kernel runs over them.
+query tile's lists down and the kernels that compute query tiles run over them; in the transposed
+direction each key tile's, for the kernel that computes key tiles.
 
-A row of `tiles` belongs to one query tile. Its partial tiles start at the front and its full ones
-at the back, in the order of the sweeps; `tile_counts` has how many there are of each. A row is one
-longer than there are key tiles, so the entry after the last may be read ahead: the forward kernel
-loads a tile's number a whole step before it is needed, which keeps its loads of keys as deep ahead
-as arithmetic would.
+A row of `tiles` belongs to one query tile (or key tile, for each class of rows that it may see).
+Its partial tiles start at the front and its full ones at the back, in the order of the sweeps;
+`tile_counts` has how many there are of each. A row is one longer than there are tiles to visit, so
+the entry after the last may be read ahead: kernels load a tile's number a whole step before it is
+needed, which keeps their loads as deep ahead as arithmetic would.
 """
 
 from __future__ import annotations
@@ -15,16 +16,24 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
+from patterncc.codegen.gpu.chunk_source import KEY_PLACES
 from patterncc.codegen.gpu.class_source import (
     CLASS_NAMES,
     class_lines,
+    classes_seen,
+    in_pairs,
+    key_class_lines,
+    key_lines,
     length_parameters,
+    row_class_lines,
     row_lines,
     tile_lines,
 )
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
+from patterncc.codegen.gpu.kernel_text import module_text
 from patterncc.codegen.gpu.mask_source import scalar_name
-from patterncc.codegen.gpu.scalar_source import HELPERS, ExpressionWriter, Text
+from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text
+from patterncc.codegen.gpu.separate import ROWS, keys_of_tiles
 from patterncc.codegen.gpu.sweep_source import (
     LoopNest,
     TileLoop,
@@ -33,14 +42,14 @@ from patterncc.codegen.gpu.sweep_source import (
     wide_name,
     widened,
 )
-from patterncc.codegen.gpu.table_source import helpers, tables_read
-from patterncc.codegen.ir import DENSE, K_FIRST, K_LAST, RESIDUE
+from patterncc.codegen.gpu.table_source import tables_read
+from patterncc.codegen.ir import DENSE, K_FIRST, K_LAST, K_TILE, Q_FIRST, Q_LAST, RESIDUE
 from patterncc.dsl.mask import Expr, Member, Param, Var, variables, walk
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.table_source import Table
-    from patterncc.codegen.ir import BlockProgram, Entries
+    from patterncc.codegen.ir import BlockProgram, Direction, Entries, Tiling
     from patterncc.codegen.problem import Problem
 
 LIST_PARAMETERS = (
@@ -55,7 +64,12 @@ _SHORT = 8  # fewer entries along an axis are looked at one by one
 _AT_ONCE = {True: 16, False: 8}  # or that many at once: along the last axis, along another
 _ACROSS = ("[:, None]", "[None, :]")  # a vector as the rows and as the columns of a tile
 _GIVEN = frozenset({"q_len", "kv_len", "q_offset", "head", "kv_head", "batch", "heads", "kv_heads"})
-_OF_TILE = frozenset({"q_first", "q_last", K_FIRST.name, K_LAST.name, RESIDUE.name})
+_OF_TILE = frozenset(leaf.name for leaf in (Q_FIRST, Q_LAST, K_FIRST, K_LAST, K_TILE, RESIDUE))
+_LANE_ENDS: Mapping[str, tuple[Var, Var]] = {
+    "forward": (K_FIRST, K_LAST),
+    "transposed": (Q_FIRST, Q_LAST),
+}
+"""First and last key, or row, of the tiles that are looked at: one of each in every lane."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +97,13 @@ class ListAxes:
         return " + ".join(terms) or "tl.cast(0, tl.int64)"
 
 
-def list_axes(program: BlockProgram) -> ListAxes:
+def list_axes(program: BlockProgram, direction: Direction = "forward") -> ListAxes:
     """Which heads and batch entries share their lists."""
     names = {
-        leaf.name for expr in _expressions(program) for leaf in walk(expr) if isinstance(leaf, Var)
+        leaf.name
+        for expr in _expressions(program, direction)
+        for leaf in walk(expr)
+        if isinstance(leaf, Var)
     }
     head: Literal["head", "kv_head"] | None = None
     if "head" in names:
@@ -96,35 +113,55 @@ def list_axes(program: BlockProgram) -> ListAxes:
     return ListAxes(head, "batch" in names)
 
 
-def _row(program: BlockProgram, by_head: str) -> str:
-    """The number of a query tile's row in the lists, as text."""
-    step = program.tiling.q_step
-    tile = "q_tile" if step == 1 else f"q_tile * {step} + row_class"
-    return f"({list_axes(program).place(by_head)}) * tl.num_programs(0) + {tile}"
+def _row(program: BlockProgram, direction: Direction, by_head: str, places: str) -> str:
+    """The number of a tile's row in the lists, as text.
+
+    Args:
+        program, direction: Whose lists.
+        by_head: How many lists a tile has by head.
+        places: How many tiles have lists, classes counted.
+    """
+    tiling = program.tiling
+    axes = list_axes(program, direction)
+    if direction == "forward":
+        tile = "q_tile" if tiling.q_step == 1 else f"q_tile * {tiling.q_step} + row_class"
+    else:
+        classes = classes_seen(tiling)
+        tile = "key_place" if classes == 1 else f"key_place * {classes} + row_class"
+    return f"({axes.place(by_head)}) * {places} + {tile}"
 
 
-def listed_loops(program: BlockProgram, group: int) -> LoopNest:
-    """The forward kernel's loops over what `list_tiles` wrote down."""
-    heads = {"head": "tl.num_programs(1)", "kv_head": f"tl.num_programs(1) // {group}", None: ""}
-    row = _row(program, heads[list_axes(program).head])
+def listed_loops(program: BlockProgram, group: int, direction: Direction = "forward") -> LoopNest:
+    """The loops over what `list_tiles` wrote down."""
+    axes = list_axes(program, direction)
+    if direction == "forward":
+        heads = {"head": "tl.num_programs(1)", "kv_head": f"tl.num_programs(1) // {group}"}
+        row = _row(program, direction, heads.get(axes.head or "", ""), "tl.num_programs(0)")
+        start, following = ("", " + step + 1"), (" - 1", " - 2 - step")
+    else:
+        heads = {"head": "heads", "kv_head": "tl.num_programs(1)"}
+        classes = classes_seen(program.tiling)
+        places = KEY_PLACES if classes == 1 else f"({KEY_PLACES} * {classes})"
+        row = _row(program, direction, heads.get(axes.head or "", ""), places)
+        start, following = (" + step", " + next_step"), (" - 1 - step", " - 1 - next_step")
     last = "tiles + tile_capacity"
     partial = TileLoop(
         "partial",
         (),
         "partial_count",
         "tile",
-        first="tile = tl.load(tiles)",
-        following="tile = tl.load(tiles + step + 1)",
+        first=f"tile = tl.load(tiles{start[0]})",
+        following=f"tile = tl.load(tiles{start[1]})",
     )
     full = TileLoop(
         "full",
         (),
         "full_count",
         "tile",
-        first=f"tile = tl.load({last} - 1)",
-        following=f"tile = tl.load({last} - 2 - step)",
+        first=f"tile = tl.load({last}{following[0]})",
+        following=f"tile = tl.load({last}{following[1]})",
     )
-    some_full = any(sweep.kind == "full" for sweep in program.forward)
+    some_full = any(sweep.kind == "full" for sweep in program.sweeps(direction))
     common = (
         f"list_row = {row}",
         "tiles = tiles_ptr + list_row * tile_capacity",
@@ -134,15 +171,23 @@ def listed_loops(program: BlockProgram, group: int) -> LoopNest:
     return LoopNest(common, (partial, full) if some_full else (partial,), {})
 
 
-def emit_lists(program: BlockProgram, problem: Problem, config: KernelConfig) -> KernelSource:
-    """Writes the kernel that lists the tiles of a program, for a grid of as many query tiles as the
-    forward kernel's and of what else its lists differ by (`ListAxes.grid`)."""
+def emit_lists(
+    program: BlockProgram,
+    problem: Problem,
+    config: KernelConfig,
+    *,
+    direction: Direction = "forward",
+) -> KernelSource:
+    """Writes the kernel that lists the tiles of a program, for a grid of as many tiles of every
+    class as have lists and of what else its lists differ by (`ListAxes.grid`)."""
     config = replace(config, num_warps=4, num_stages=1, load="pointer", max_registers=None)
-    nest, tiling = emit_loops(program.forward, lanes=False), program.tiling
-    by_kv_head = list_axes(program).head == "kv_head"
+    held = ROWS if direction == "forward" else keys_of_tiles(program.block_k)
+    nest = emit_loops(program.sweeps(direction), lanes=False, held=held)
+    tiling = program.tiling
+    by_kv_head = list_axes(program, direction).head == "kv_head"
     group = problem.group
-    leaves = _leaves(program)
-    tables = tables_read(_expressions(program))
+    leaves = list_leaves(program, direction)
+    tables = tables_read(_expressions(program, direction))
     by_name = {table.name: table for table in tables}
     lengths = length_parameters(tiling)
     known = {*_GIVEN, *_OF_TILE, *CLASS_NAMES, *lengths}
@@ -155,27 +200,31 @@ def emit_lists(program: BlockProgram, problem: Problem, config: KernelConfig) ->
         *(KernelParameter(n, "i32") for n in sorted({scalar_name(v) for v in leaves} - known)),
     )
     names = {scalar_name(leaf) for leaf in leaves}
+    own = _rows_of_program if direction == "forward" else _keys_of_program
     lines = [
         f"BLOCK_Q: tl.constexpr = {config.block_q}",
         f"BLOCK_K: tl.constexpr = {config.block_k}",
         f"LANES: tl.constexpr = {_LANES}",
         "",
-        *tile_lines(tiling, config.order),
-        f"{'kv_head' if by_kv_head else 'head'} = tl.program_id(1)",
-        "batch = tl.program_id(2)",
-        *([] if by_kv_head else [f"kv_head = head // {group}"]),
-        *([_size("heads", group if by_kv_head else 1)] if "heads" in names else []),
-        *([_size("kv_heads", 1 if by_kv_head else -group)] if "kv_heads" in names else []),
-        *class_lines(tiling),
-        *row_lines(tiling),
-        f"list_row = {_row(program, 'tl.num_programs(1)')}",
+        *own(
+            tiling,
+            config,
+            [
+                f"{'kv_head' if by_kv_head else 'head'} = tl.program_id(1)",
+                "batch = tl.program_id(2)",
+                *([] if by_kv_head else [f"kv_head = head // {group}"]),
+                *([_size("heads", group if by_kv_head else 1)] if "heads" in names else []),
+                *([_size("kv_heads", 1 if by_kv_head else -group)] if "kv_heads" in names else []),
+            ],
+        ),
+        f"list_row = {_row(program, direction, 'tl.num_programs(1)', 'tl.num_programs(0)')}",
         "tiles = tiles_ptr + list_row * tile_capacity",
         "",
         "# Bounds of the sweeps, in 64 bits so that no sum of numbers wraps.",
         *(
             f"{wide_name(leaf)} = {widened(leaf)}"
             for leaf in leaves
-            if leaf.name not in (K_FIRST.name, K_LAST.name)
+            if leaf not in _LANE_ENDS[direction]
         ),
         *nest.common,
         *(line for loop in nest.loops if loop.classes == 1 for line in loop.setup),
@@ -184,22 +233,44 @@ def emit_lists(program: BlockProgram, problem: Problem, config: KernelConfig) ->
         "full_count = tl.cast(0, tl.int32)",
     ]
     for loop in nest.loops:
-        lines += ["", f"# Tiles that the sweeps call {loop.kind}.", *_walk(program, loop, by_name)]
+        lines += ["", f"# Tiles that the sweeps call {loop.kind}."]
+        lines += _walk(program, direction, loop, by_name)
     lines += [
         "tl.store(tile_counts_ptr + list_row * 2, partial_count)",
         "tl.store(tile_counts_ptr + list_row * 2 + 1, full_count)",
     ]
-    body = "\n".join(f"    {line}" if line else "" for line in lines)
-    divides = "floor_divide(" in body or "floor_modulo(" in body
-    functions = "".join(f"{f}\n\n" for f in [*([HELPERS] if divides else []), *helpers(body)])
-    signature = "".join(f"    {parameter.name},\n" for parameter in parameters)
     head = "# Lists of tiles, generated by patterncc: changes here are overwritten."
     structure = "\n".join(f"#   {line}" for line in program.structure.splitlines())
-    text = (
-        f"{head}\n# pattern:\n{structure}\nimport triton\nimport triton.language as tl\n\n\n"
-        f"{functions}@triton.jit\ndef list_tiles(\n{signature}):\n{body}\n"
-    )
+    text = module_text(f"{head}\n# pattern:\n{structure}", "list_tiles", parameters, lines)
     return KernelSource("list_tiles", text, parameters, problem, config, tables)
+
+
+def _rows_of_program(tiling: Tiling, config: KernelConfig, grid: list[str]) -> Iterator[str]:
+    """The rows whose lists a program writes down."""
+    yield from tile_lines(tiling, config.order)
+    yield from grid
+    yield from class_lines(tiling)
+    yield from row_lines(tiling)
+
+
+def _keys_of_program(tiling: Tiling, config: KernelConfig, grid: list[str]) -> Iterator[str]:
+    """The keys, and the class of rows, whose lists a program writes down."""
+    classes = classes_seen(tiling)
+    yield "# One program: a key tile of a head of a batch entry."
+    if classes == 1:
+        yield "key_place = tl.program_id(0)"
+    else:
+        yield f"key_place = tl.program_id(0) // {classes}"
+        yield f"row_class = tl.program_id(0) % {classes}"
+    yield from grid
+    yield from key_class_lines(tiling)
+    yield from key_lines(tiling)
+    work = "has_work = (k_first < kv_len) & (q_len > 0)"
+    if not in_pairs(tiling):
+        yield from row_class_lines(tiling)
+        work += " & sees"
+    if tiling != DENSE:
+        yield work
 
 
 def _size(name: str, factor: int) -> str:
@@ -208,7 +279,9 @@ def _size(name: str, factor: int) -> str:
     return f"{name} = tl.num_programs(1){scaled}"
 
 
-def _walk(program: BlockProgram, loop: TileLoop, tables: Mapping[str, Table]) -> Iterator[str]:
+def _walk(
+    program: BlockProgram, direction: Direction, loop: TileLoop, tables: Mapping[str, Table]
+) -> Iterator[str]:
     """Walks the tiles of a loop, of one residue class after the other where it has many."""
     indent = ""
     if loop.classes > 1:
@@ -218,24 +291,33 @@ def _walk(program: BlockProgram, loop: TileLoop, tables: Mapping[str, Table]) ->
         yield from (f"{indent}{line}" for line in loop.setup)
     count = loop.count if program.tiling == DENSE else f"tl.where(has_work, {loop.count}, 0)"
     yield f"{indent}for start in range(0, {count}, LANES):"
-    yield from (f"{indent}    {line}" for line in _look(program, loop, count, tables))
+    yield from (f"{indent}    {line}" for line in _look(program, direction, loop, count, tables))
 
 
 def _look(
-    program: BlockProgram, loop: TileLoop, count: str, tables: Mapping[str, Table]
+    program: BlockProgram,
+    direction: Direction,
+    loop: TileLoop,
+    count: str,
+    tables: Mapping[str, Table],
 ) -> Iterator[str]:
     """Looks at tiles, one in each lane, and writes those that are visited down."""
     yield "step = start + tl.arange(0, LANES)"
     yield f"visited = step < {count}"
     yield f"tile = {loop.tile}"
-    yield f"{wide_name(K_FIRST)} = tile.to(tl.int64) * BLOCK_K"
-    yield f"{wide_name(K_LAST)} = tl.minimum({wide_name(K_FIRST)} + BLOCK_K, kv_len) - 1"
+    first, last = map(wide_name, _LANE_ENDS[direction])
+    if direction == "forward":
+        yield f"{first} = tile.to(tl.int64) * BLOCK_K"
+        yield f"{last} = tl.minimum({first} + BLOCK_K, kv_len) - 1"
+    else:
+        yield f"{first} = q_offset + tile.to(tl.int64) * BLOCK_Q"
+        yield f"{last} = tl.minimum({first} + BLOCK_Q, q_offset.to(tl.int64) + q_len) - 1"
     yield f"whole = visited & {loop.kind == 'full'}"
     for clause in program.listed:
         yield "any_true = tl.zeros([LANES], tl.int32)"
         yield "any_whole = tl.zeros([LANES], tl.int32)"
         for entries in clause:
-            yield from _entries(entries, tables[entries.table])
+            yield from _entries(entries, tables[entries.table], _LANE_ENDS[direction])
             yield "any_true = tl.maximum(any_true, some)"
             yield "any_whole = tl.maximum(any_whole, every)"
         yield "visited = visited & (any_true != 0)"
@@ -251,13 +333,19 @@ def _look(
         yield "full_count += tl.sum(plain, 0)"
 
 
-def _entries(entries: Entries, table: Table) -> Iterator[str]:
+def _entries(entries: Entries, table: Table, lanes: tuple[Var, Var]) -> Iterator[str]:
     """`some`, `every`: are some and are all entries true that a tile reads?
 
     Entries along the longest axis are looked at many at once. Their lanes are those nearest in
     memory where that is the table's last axis, which the entries lie along; else it is the tiles'
     lanes, which follow that axis.
+
+    Args:
+        entries: Which entries.
+        table: Their table.
+        lanes: What differs between lanes.
     """
+    of_lanes = {leaf.name for leaf in lanes}
     spans = [bounds.most for bounds in entries.ranges]
     longest = max(range(len(spans)), key=lambda axis: (spans[axis], axis))
     last = longest == len(spans) - 1
@@ -279,7 +367,7 @@ def _entries(entries: Entries, table: Table) -> Iterator[str]:
     for axis, bounds in enumerate(entries.ranges):
         left //= steps[axis]
         # Else bounds are numbers of the whole program.
-        of_tile = tile if variables(bounds.lo) & {K_FIRST.name, K_LAST.name} else ""
+        of_tile = tile if variables(bounds.lo) & of_lanes else ""
         number = f" + entry // {left} % {steps[axis]}" if bounds.most > 1 else ""
         if axis == longest and at_once > 1:
             number = f" + ({number[3:]} * {at_once} + tl.arange(0, {at_once})){along}"
@@ -303,9 +391,9 @@ def _entries(entries: Entries, table: Table) -> Iterator[str]:
     yield f"    every = tl.minimum(every, {every})"
 
 
-def _expressions(program: BlockProgram) -> Iterator[Expr]:
+def _expressions(program: BlockProgram, direction: Direction) -> Iterator[Expr]:
     """What the listing computes of a program."""
-    yield from expressions(program.forward)
+    yield from expressions(program.sweeps(direction))
     yield program.tiling.k_class
     for clause in program.listed:
         for entries in clause:
@@ -313,11 +401,11 @@ def _expressions(program: BlockProgram) -> Iterator[Expr]:
             yield from (bounds.hi for bounds in entries.ranges)
 
 
-def _leaves(program: BlockProgram) -> list[Var | Param]:
-    """The scalars of those, by name."""
+def list_leaves(program: BlockProgram, direction: Direction) -> list[Var | Param]:
+    """The scalars of what the listing computes, by name."""
     found = {
         leaf
-        for expr in _expressions(program)
+        for expr in _expressions(program, direction)
         for leaf in walk(expr)
         if isinstance(leaf, (Var, Param)) and leaf != RESIDUE
     }

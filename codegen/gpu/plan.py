@@ -1,27 +1,43 @@
-"""What a forward call launches: config, programs, sources, grids and arguments, from sizes and
-strides.
+"""What a call launches: config, programs, sources and grids, from sizes and strides.
 
-Knows neither torch nor triton; `launch` compiles and runs what is planned here.
+A `Planner` plans one kind of kernel, one pass of the pattern after another; `FORWARD` is the kind
+of the forward kernels. Knows neither torch nor triton; `launch` compiles and runs what is planned
+here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from patterncc.codegen.classes import row_classes
-from patterncc.codegen.gpu.config import KernelConfig, check_config, default_config, suited
+from patterncc.codegen.gpu.config import (
+    KernelConfig,
+    SharedBytes,
+    check_config,
+    default_config,
+    shared_bytes,
+    suited,
+)
 from patterncc.codegen.gpu.forward_source import emit_forward
-from patterncc.codegen.gpu.interval import LIMIT, MOST_PROGRAMS
 from patterncc.codegen.gpu.kernel_source import KernelSource
+from patterncc.codegen.gpu.launches import (
+    Buffer,
+    Call,
+    Launch,
+    call_of,
+    ceildiv,
+    planned_launch,
+)
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
+from patterncc.codegen.gpu.score_source import SCALE
 from patterncc.codegen.ir import DENSE, BlockProgram, Passes
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.schedule import evaluate, extents
@@ -39,132 +55,124 @@ _LEAST_SCALE = 1.0e-35
 """Stands for 0: so small that scaled scores vanish beside the logarithm of a count of keys."""
 
 
+class Sources:
+    """Kernels of one pattern, each written once."""
+
+    def __init__(self) -> None:
+        self._written: dict[tuple[Any, ...], tuple[BlockProgram, KernelSource]] = {}
+
+    def get(
+        self,
+        emit: Callable[..., KernelSource],
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        **options: bool | str,
+    ) -> KernelSource:
+        """What an emitter writes for a program, with its further options."""
+        # By identity, for a program is slow to hash; kept beside the source, so that no other
+        # program can come to have its identity.
+        place = (emit, id(program), problem, config, *options.items())
+        if place not in self._written:
+            self._written[place] = program, emit(program, problem, config, **options)
+        return self._written[place][1]
+
+
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """One kernel over one grid, with all arguments but the tensors.
+class Pass:
+    """One pass of a call.
 
     Attributes:
-        source: The kernel.
-        aligned: Whether its variant for 16-byte aligned tensors may run.
-        grid: Programs along each axis: query tiles of every class of rows, heads, batch entries.
-        described: For each descriptor argument: which of query, key, value (0, 1, 2), and the
-            sizes, strides and box to describe it with.
-        pointers: What the pointer arguments after them point to: `query`, `out`, `table_NAME`, ...
-        rest: The arguments after the pointers.
-        buffers: Names and shapes of int32 memory that this launch fills for the next one; they too
-            are pointed to by name.
+        program: The pass.
+        config: How to build its kernel.
+        resumes: It starts from what an earlier pass left.
+        hands_on: It leaves its result for a later pass.
     """
 
-    source: KernelSource
-    aligned: bool
-    grid: tuple[int, int, int]
-    described: tuple[tuple[int, list[int], list[int], list[int]], ...]
-    pointers: tuple[str, ...]
-    rest: tuple[float | int, ...]
-    buffers: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    program: BlockProgram
+    config: KernelConfig
+    resumes: bool
+    hands_on: bool
 
 
-class Planner:
-    """Plans the forward calls of one pattern.
+class _Default(Protocol):
+    def __call__(
+        self, problem: Problem, target: str, *, descriptors: bool = True
+    ) -> KernelConfig: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a planner must know of a kind of kernel.
+
+    Attributes:
+        default: The config to start from, by problem and target; `descriptors` says whether the
+            layout of the tensors allows them.
+        suited: The default config of one program.
+        shared_bytes: Shared memory of a config.
+        obstacle: Why tensor descriptors are impossible for some pass, or None.
+        launches: The launches of one pass, in order.
+    """
+
+    default: _Default
+    suited: Callable[[KernelConfig, Problem, str, BlockProgram], KernelConfig]
+    shared_bytes: SharedBytes
+    obstacle: Callable[[Passes, Mapping[str, Layout]], str | None]
+    launches: Callable[[Pass, Call, Sources], Iterator[Launch]]
+
+
+class PassPlanner:
+    """Plans the kernels of one kind for the calls of one pattern.
 
     Args:
         lower: Gives the pattern's passes for a tile shape.
+        kind: The kind of kernel.
         config: Of every kernel; None takes the default for each problem and target, which loads by
             descriptors where the target has them and the layout of the tensors allows them.
     """
 
-    def __init__(self, lower: Lowered, config: KernelConfig | None = None) -> None:
+    def __init__(self, lower: Lowered, kind: Kind, config: KernelConfig | None = None) -> None:
         self._lower = lower
+        self._kind = kind
         self._config = config
         self._alternatives: dict[tuple[int, int], Sequence[Passes]] = {}
-        self._sources: dict[
-            tuple[int, Problem, KernelConfig, bool, bool, bool], tuple[BlockProgram, KernelSource]
-        ] = {}
+        self._sources = Sources()
 
-    def plan(
-        self,
-        problem: Problem,
-        target: str,
-        layouts: Sequence[Layout],
-        env: Mapping[str, int],
-        scale: float,
-        shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
-    ) -> tuple[Launch, ...]:
-        """Plans one call: a launch for each pass, in the order in which they must run.
-
-        Args:
-            problem: The shape class.
-            target: `cuda:90`, `hip:gfx942`, or the interpreter's.
-            layouts: Of query, key, value and output, in this order.
-            env: `q_offset`, and the other scalars that the pattern reads, by name.
-            scale: Of the scores; not negative.
-            shapes: Of the tables that the pattern reads, by name.
+    def launches(self, call: Call) -> tuple[Launch, ...]:
+        """The launches of all passes, in the order in which they must run.
 
         Raises:
-            UnsupportedError: A size or a number is beyond what kernels compute with, or no kernel
-                does this problem.
+            UnsupportedError: A table or lists of tiles are too large, or no kernel does this
+                problem.
             ConfigError: The config is illegal for the problem, the target or the layout, or the
                 pattern reads a scalar or a table that the call does not give.
         """
-        query, key, *_ = layouts
-        batch, heads, q_len, _ = query.sizes
-        env = {**env, "q_len": q_len, "kv_len": key.sizes[2]}
-        _check_limits(env, batch, heads)
-        config, passes = self._choose(problem, target, layouts, env)
-        check_config(config, problem, target)
+        kind = self._kind
+        config, passes = self._choose(call)
+        check_config(config, call.problem, call.target, kind.shared_bytes)
+        last = len(passes) - 1
         launches: list[Launch] = []
         for number, program in enumerate(passes):
-            resumes, hands_on = number > 0, number < len(passes) - 1
-            source = self._source(program, problem, target, config, resumes, hands_on)
-            step = program.tiling.q_step
-            tiles = step * _ceildiv(_ceildiv(q_len, step), source.config.block_q)
-            grid = (tiles, heads, batch)
-            numbers = dict(env)
-            if program.listed:
-                capacity = 1 + _most_tiles(program, numbers, heads, problem.group)
-                numbers["tile_capacity"] = capacity
-                lists = self._source(program, problem, target, config, lists=True)
-                list_grid = (tiles, *list_axes(program).grid(heads, problem.group, batch))
-                _check_lists(prod(list_grid), capacity)
-                launches.append(
-                    Launch(
-                        lists,
-                        True,
-                        list_grid,
-                        (),
-                        _pointers(lists),
-                        _arguments(lists, layouts, numbers, scale, shapes),
-                        (
-                            ("tiles", (prod(list_grid), capacity)),
-                            ("tile_counts", (prod(list_grid), 2)),
-                        ),
-                    )
-                )
-            launches.append(
-                Launch(
-                    source,
-                    all(layout.aligned for layout in layouts),
-                    grid,
-                    tuple(_described(source, layouts, program.tiling.k_step)),
-                    _pointers(source),
-                    _arguments(source, layouts, numbers, scale, shapes),
-                )
-            )
+            own = config
+            if self._config is None:
+                own = kind.suited(config, call.problem, call.target, program)
+            one = Pass(program, own, number > 0, number < last)
+            launches += kind.launches(one, call, self._sources)
         return tuple(launches)
 
-    def _choose(
-        self, problem: Problem, target: str, layouts: Sequence[Layout], env: Mapping[str, int]
-    ) -> tuple[KernelConfig, Passes]:
+    def _choose(self, call: Call) -> tuple[KernelConfig, Passes]:
         """Config and passes of a call: by descriptors if nothing stands against them."""
-        config = self._config or default_config(problem, target)
-        passes = self._passes(config, env)
-        obstacle = _obstacle(passes, layouts) if config.load == "descriptor" else None
+        config = self._config or self._kind.default(call.problem, call.target)
+        passes = self._passes(config, call.env)
+        obstacle = None
+        if config.load == "descriptor":
+            obstacle = self._kind.obstacle(passes, call.layouts)
         if obstacle is None:
             return config, passes
         if self._config is not None:
             raise ConfigError(f"load='descriptor' is impossible: {obstacle}", ("pointer",))
-        config = default_config(problem, target, descriptors=False)
-        return config, self._passes(config, env)
+        config = self._kind.default(call.problem, call.target, descriptors=False)
+        return config, self._passes(config, call.env)
 
     def _passes(self, config: KernelConfig, env: Mapping[str, int]) -> Passes:
         """The first alternative whose assumptions the call meets."""
@@ -176,47 +184,99 @@ class Planner:
                 return passes
         raise ConfigError("no program of the pattern was lowered for a call like this one")
 
-    def _source(
-        self,
-        program: BlockProgram,
-        problem: Problem,
-        target: str,
-        config: KernelConfig,
-        resumes: bool = False,
-        hands_on: bool = False,
-        *,
-        lists: bool = False,
-    ) -> KernelSource:
-        """The kernel of a pass, or the one that lists its tiles, written once; without a config of
-        the caller's it starts with the longest tiles."""
-        if self._config is None:
-            config = suited(config, problem, target, program)
-        # By identity, for a program is slow to hash; kept beside the source, so that no other
-        # program can come to have its identity.
-        place = (id(program), problem, config, resumes, hands_on, lists)
-        if place not in self._sources:
-            source = (
-                emit_lists(program, problem, config)
-                if lists
-                else emit_forward(program, problem, config, resumes=resumes, hands_on=hands_on)
+
+def _holds(program: BlockProgram, env: Mapping[str, int]) -> bool:
+    """Does the call, in each of its classes of rows, meet what the program takes for granted?"""
+    return program.assume == TRUE or all(
+        bool(evaluate(program.assume, part.env)) for part in row_classes(program, env)
+    )
+
+
+# ------------------------------------------------------------------------------------ query tiles
+
+
+def query_tile_launches(
+    emit: Callable[..., KernelSource],
+    one: Pass,
+    call: Call,
+    sources: Sources,
+    buffers: tuple[Buffer, ...] = (),
+) -> Iterator[Launch]:
+    """The launches of a pass whose kernel runs a program for each query tile: the one that lists
+    its tiles, where tables decide them, and the kernel.
+
+    Args:
+        emit: Writes the kernel.
+        one: The pass.
+        call: The call.
+        sources: Kernels that are written already.
+        buffers: Memory that the kernel is the first to need.
+    """
+    program, problem, config = one.program, call.problem, one.config
+    step = program.tiling.q_step
+    tiles = step * ceildiv(ceildiv(call.q_len, step), config.block_q)
+    numbers: dict[str, int] = {}
+    if program.listed:
+        capacity = 1 + _most_tiles(program, call)
+        numbers["tile_capacity"] = capacity
+        grid = (tiles, *list_axes(program).grid(call.heads, problem.group, call.batch))
+        check_lists(prod(grid), capacity)
+        rows = (Buffer("tiles", (prod(grid), capacity)), Buffer("tile_counts", (prod(grid), 2)))
+        lists = sources.get(emit_lists, program, problem, config)
+        yield planned_launch(lists, grid, call, numbers=numbers, buffers=rows)
+    source = sources.get(emit, program, problem, config, resumes=one.resumes, hands_on=one.hands_on)
+    grid = (tiles, call.heads, call.batch)
+    k_step = program.tiling.k_step
+    yield planned_launch(source, grid, call, step=k_step, numbers=numbers, buffers=buffers)
+
+
+def query_tile_obstacle(
+    rows: Sequence[str], passes: Passes, layouts: Mapping[str, Layout]
+) -> str | None:
+    """Why tensor descriptors are impossible for some pass of such a kernel, or None.
+
+    Args:
+        rows: The tensors of which it loads query tiles.
+        passes: The passes.
+        layouts: Of the call's tensors.
+    """
+    for program in passes:
+        tiling = program.tiling
+        # Rows of a class are loaded once, by pointers.
+        for name in (*(rows if tiling == DENSE else ()), "key", "value"):
+            obstacle = layouts[name].descriptor_obstacle(tiling.k_step)
+            if obstacle is not None:
+                return obstacle
+        kv_len = layouts["key"].sizes[2]
+        least = kv_len // tiling.k_step
+        if tiling.k_step > 1 and least < program.block_k:
+            return (
+                f"of {kv_len} keys every {tiling.k_step}th are {least}, "
+                f"less than a tile of {program.block_k}"
             )
-            self._sources[place] = program, source
-        return self._sources[place][1]
+    return None
 
 
-def _ceildiv(value: int, divisor: int) -> int:
-    return -(-value // divisor)
+def check_lists(rows: int, capacity: int) -> None:
+    """Refuses lists of tiles that take more memory than `MOST_LISTED`."""
+    size = 4 * rows * capacity
+    if size > MOST_LISTED:
+        raise UnsupportedError(
+            f"lists of {capacity - 1} tiles for each of {rows} query tiles take "
+            f"{size / 2**30:.1f} GiB",
+            f"at most {MOST_LISTED // 2**30} GiB: split the call, or take larger tiles",
+        )
 
 
-def _most_tiles(program: BlockProgram, env: Mapping[str, int], heads: int, group: int) -> int:
+def _most_tiles(program: BlockProgram, call: Call) -> int:
     """A bound of the tiles that the sweeps visit for one query tile: the most at this call, or all
     tiles where that depends on what only the device knows, such as the head or a table."""
-    env = {**env, "heads": heads, "kv_heads": heads // group}
+    heads = call.heads
+    env = {**call.env, "heads": heads, "kv_heads": heads // call.problem.group}
     try:
         return max(_longest(program, part.env) for part in row_classes(program, env))
     except KeyError:
-        keys = _ceildiv(env["kv_len"], program.tiling.k_step)
-        return _ceildiv(keys, program.block_k)
+        return ceildiv(ceildiv(call.kv_len, program.tiling.k_step), program.block_k)
 
 
 def _longest(program: BlockProgram, env: Mapping[str, int]) -> int:
@@ -229,119 +289,69 @@ def _longest(program: BlockProgram, env: Mapping[str, int]) -> int:
     return int(np.max(counts))
 
 
-def _check_lists(rows: int, capacity: int) -> None:
-    """Refuses lists of tiles that take more memory than `MOST_LISTED`."""
-    size = 4 * rows * capacity
-    if size > MOST_LISTED:
-        raise UnsupportedError(
-            f"lists of {capacity - 1} tiles for each of {rows} query tiles take "
-            f"{size / 2**30:.1f} GiB",
-            f"at most {MOST_LISTED // 2**30} GiB: split the call, or take larger tiles",
-        )
+# ------------------------------------------------------------------------------------ forward
 
 
-def _holds(program: BlockProgram, env: Mapping[str, int]) -> bool:
-    """Does the call, in each of its classes of rows, meet what the program takes for granted?"""
-    return program.assume == TRUE or all(
-        bool(evaluate(program.assume, part.env)) for part in row_classes(program, env)
+def _forward_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
+    return query_tile_launches(
+        emit_forward, one, call, sources, state_buffer("state", one, call, "value")
     )
 
 
-def _obstacle(passes: Passes, layouts: Sequence[Layout]) -> str | None:
-    """Why tensor descriptors are impossible for some pass, or None."""
-    query, key, value, *_ = layouts
-    for program in passes:
-        tiling = program.tiling
-        described = [key, value] if tiling != DENSE else [query, key, value]
-        for layout in described:
-            obstacle = layout.descriptor_obstacle(tiling.k_step)
-            if obstacle is not None:
-                return obstacle
-        least = key.sizes[2] // tiling.k_step
-        if tiling.k_step > 1 and least < program.block_k:
-            return (
-                f"of {key.sizes[2]} keys every {tiling.k_step}th are {least}, "
-                f"less than a tile of {program.block_k}"
-            )
-    return None
+def state_buffer(name: str, one: Pass, call: Call, like: str) -> tuple[Buffer, ...]:
+    """The float32 rows `[batch, heads, q_len, width]` that the first of several passes leaves, as
+    wide as those of the tensor `like`; a float32 result holds them itself."""
+    if one.resumes or not one.hands_on or call.problem.dtype == "float32":
+        return ()
+    width = call.layouts[like].sizes[3]
+    return (Buffer(name, (call.batch, call.heads, call.q_len, width), "float32"),)
 
 
-def _described(
-    source: KernelSource, layouts: Sequence[Layout], k_step: int
-) -> list[tuple[int, list[int], list[int], list[int]]]:
-    """How to describe the tensors of a kernel's descriptor parameters."""
-    found = []
-    for parameter in source.parameters:
-        for which, layout in enumerate(layouts[:3]):
-            if parameter.box and parameter.name.startswith(layout.name):
-                grouped = len(parameter.box) == 5
-                sizes, strides = (
-                    layout.in_groups(k_step)
-                    if grouped
-                    else (list(layout.sizes), layout.descriptor_strides)
-                )
-                found.append((which, sizes, strides, list(parameter.box)))
-    return found
+def _forward_obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | None:
+    return query_tile_obstacle(("query",), passes, layouts)
 
 
-def _pointers(source: KernelSource) -> tuple[str, ...]:
-    """What a kernel's pointer parameters point to."""
-    return tuple(
-        parameter.name.removesuffix("_ptr")
-        for parameter in source.parameters
-        if parameter.type.startswith("*")
-    )
+FORWARD = Kind(default_config, suited, shared_bytes, _forward_obstacle, _forward_launches)
 
 
-def _arguments(
-    source: KernelSource,
-    layouts: Sequence[Layout],
-    env: Mapping[str, int],
-    scale: float,
-    shapes: Mapping[str, Sequence[int]],
-) -> tuple[float | int, ...]:
-    """The values of a kernel's parameters that are neither descriptors nor pointers."""
-    values: dict[str, float | int] = {f"number_{name}": value for name, value in env.items()}
-    values |= env
-    values |= {f"call_{name}": env[name] for name in ("q_len", "kv_len", "q_offset")}
-    # Kernels compute powers of two. They multiply masked scores, -inf, by the scale: never by 0.
-    values["scale"] = max(scale * math.log2(math.e), _LEAST_SCALE)
-    for layout in layouts:
-        for axis, step in zip(("batch", "head", "row"), layout.steps, strict=True):
-            values[f"{layout.name}_stride_{axis}"] = step
-    for table in source.tables:
-        if table.name not in shapes:
-            raise ConfigError(f"the pattern reads the table {table.name}, which was not given")
-        if len(shapes[table.name]) != table.axes:
-            raise ConfigError(
-                f"the table {table.name} has {len(shapes[table.name])} axes, the pattern reads "
-                f"{table.axes}"
-            )
-        if table.reach(shapes[table.name]) >= 2**31:
-            raise UnsupportedError(
-                f"the table {table.name} of {tuple(shapes[table.name])} spreads what one tile "
-                "looks up over 2^31 entries or more",
-                "put the axes that are indexed by head, layer or batch first",
-            )
-        values |= table.size_values(shapes[table.name])
-    names = [p.name for p in source.parameters if not p.box and not p.type.startswith("*")]
-    missing = [name.removeprefix("number_") for name in names if name not in values]
-    if missing:
-        raise ConfigError(f"the pattern reads {', '.join(missing)}, which the call does not give")
-    return tuple(values[name] for name in names)
+class Planner:
+    """Plans the forward calls of one pattern.
 
+    Args:
+        lower, config: As of `PassPlanner`.
+    """
 
-def _check_limits(env: Mapping[str, int], batch: int, heads: int) -> None:
-    """Refuses what 32-bit positions or the grid cannot hold, by name."""
-    if max(batch, heads) > MOST_PROGRAMS:
-        raise UnsupportedError(
-            f"{batch} batch entries of {heads} heads are too many for one launch",
-            f"at most {MOST_PROGRAMS} of each: split the call",
-        )
-    last = {"q_offset + q_len": env["q_offset"] + env["q_len"]}
-    for name, value in {**env, **last}.items():
-        if not -LIMIT <= value <= LIMIT:
-            raise UnsupportedError(
-                f"{name} is {value}, beyond what kernels count with",
-                f"at most {LIMIT} in magnitude",
-            )
+    def __init__(self, lower: Lowered, config: KernelConfig | None = None) -> None:
+        self._kernels = PassPlanner(lower, FORWARD, config)
+
+    def plan(
+        self,
+        problem: Problem,
+        target: str,
+        layouts: Sequence[Layout],
+        env: Mapping[str, int],
+        scale: float,
+        shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
+        real_values: Mapping[str, float] = MappingProxyType({}),
+    ) -> tuple[Launch, ...]:
+        """Plans one call: a launch for each pass, in the order in which they must run.
+
+        Args:
+            problem: The shape class.
+            target: `cuda:90`, `hip:gfx942`, or the interpreter's.
+            layouts: Of query, key, value and output.
+            env: `q_offset`, and the other scalars that the pattern reads, by name.
+            scale: Of the scores; not negative.
+            shapes: Of the tables that the pattern reads, by name.
+            real_values: Of the parameters that score terms add, by name.
+
+        Raises:
+            UnsupportedError: A size or a number is beyond what kernels compute with, or no kernel
+                does this problem.
+            ConfigError: As from `PassPlanner.launches`.
+        """
+        # Kernels compute powers of two. They multiply masked scores, -inf, by the scale: never by
+        # 0.
+        factors = {"scale": max(scale * math.log2(math.e), _LEAST_SCALE), SCALE.name: scale}
+        factors |= real_values
+        return self._kernels.launches(call_of(problem, target, layouts, env, factors, shapes))

@@ -11,14 +11,15 @@ a class in each lane of a vector.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from patterncc.codegen.gpu.mask_source import scalar_name
 from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text
-from patterncc.codegen.gpu.separate import separate
+from patterncc.codegen.gpu.separate import ROWS, Held, separate
 from patterncc.codegen.gpu.table_source import ANSWERS, find_document_text, rises_with
-from patterncc.codegen.ir import Q_FIRST, Q_LAST, RESIDUE, Kind, Sweep
+from patterncc.codegen.ir import RESIDUE, Kind, Sweep
 from patterncc.dsl.build import any_of, substitute
 from patterncc.dsl.mask import (
     FALSE,
@@ -84,17 +85,20 @@ class LoopNest:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A stretch of a loop's counter: a sweep, or one class of it, or all its classes as lanes.
+    """A stretch of a loop's counter: a sweep, or one class of it, or all its classes as lanes; or
+    several sweeps that start at the same tile, of which one at most visits any.
 
     Attributes:
         numbers: Which sweeps of the program it stands for.
         sweep: What it does.
         residue: The class, where a sweep was taken apart.
+        others: Sweeps that differ from it in their guard and their end.
     """
 
     numbers: tuple[int, ...]
     sweep: Sweep
     residue: int | None = None
+    others: tuple[Sweep, ...] = ()
 
     @property
     def label(self) -> str:
@@ -119,16 +123,17 @@ class _Piece:
         return f"# {sweep.kind} {which}: {tiles}"
 
 
-def emit_loops(sweeps: Sequence[Sweep], *, lanes: bool = True) -> LoopNest:
+def emit_loops(sweeps: Sequence[Sweep], *, lanes: bool = True, held: Held = ROWS) -> LoopNest:
     """The loops that run all sweeps: at most two for each kind of tile.
 
     Args:
-        sweeps: Of a program.
+        sweeps: Of a program, in one direction.
         lanes: May classes be lanes, so that `step` must be a scalar? Otherwise each sweep of many
             classes is a loop that is run for one after the other.
+        held: The side of a tile that the kernel keeps.
     """
     pieces = list(_pieces(sweeps))
-    shared = _share([piece.sweep for piece in pieces])
+    shared = _share([sweep for p in pieces for sweep in (p.sweep, *p.others)], held)
     loops = []
     for kind in ("partial", "full"):
         of_kind = [piece for piece in pieces if piece.sweep.kind == kind]
@@ -170,6 +175,8 @@ def widened(leaf: Var | Param) -> str:
             return "q_offset.to(tl.int64) + row_first"
         case Var("q_last"):
             return "q_offset.to(tl.int64) + tl.minimum(row_first + BLOCK_Q, q_len) - 1"
+        case Var("k_last"):
+            return "tl.minimum(k_first + BLOCK_K, kv_len).to(tl.int64) - 1"
     return f"{scalar_name(leaf)}.to(tl.int64)"
 
 
@@ -186,7 +193,7 @@ def _merge(sweeps: Sequence[Sweep]) -> Iterator[_Piece]:
 
 
 def _pieces(sweeps: Sequence[Sweep]) -> Iterator[_Piece]:
-    for piece in _merge(sweeps):
+    for piece in _one_start(_merge(sweeps)):
         classes = piece.sweep.classes
         if classes == 1 or classes > UNROLLED_CLASSES:
             yield piece
@@ -195,6 +202,23 @@ def _pieces(sweeps: Sequence[Sweep]) -> Iterator[_Piece]:
             one = _at_class(piece.sweep, residue)
             if one.guard != FALSE:
                 yield _Piece(piece.numbers, one, residue)
+
+
+def _one_start(pieces: Iterable[_Piece]) -> Iterator[_Piece]:
+    """Joins sweeps that start at the same tile: they are disjoint, so one at most visits it."""
+    alike: dict[tuple[Any, ...], _Piece] = {}
+    for number, piece in enumerate(pieces):
+        sweep = piece.sweep
+        start: tuple[Any, ...] = (sweep.kind, sweep.lo, sweep.stride, sweep.phase)
+        if sweep.classes > 1:
+            start = (number,)
+        if start in alike:
+            first = alike[start]
+            numbers = first.numbers + piece.numbers
+            alike[start] = replace(first, numbers=numbers, others=(*first.others, sweep))
+        else:
+            alike[start] = piece
+    yield from alike.values()
 
 
 def _at_class(sweep: Sweep, residue: int) -> Sweep:
@@ -226,7 +250,7 @@ class _Shared:
     documents: dict[tuple[str, IntExpr], str]
 
 
-def _share(sweeps: Sequence[Sweep]) -> _Shared:
+def _share(sweeps: Sequence[Sweep], held: Held) -> _Shared:
     """Names the expressions that several bounds contain."""
     uses: Counter[Expr] = Counter()
     order: list[Expr] = []
@@ -245,9 +269,9 @@ def _share(sweeps: Sequence[Sweep]) -> _Shared:
     writer = ExpressionWriter(lambda expr: named.get(expr) or _scalar(expr), least_bits=64)
     shared = _Shared([], writer, {})
     looked_up = [e for e in order if isinstance(e, Segment) and RESIDUE not in walk(e)]
-    for node in sorted(looked_up, key=lambda node: Q_LAST in walk(node)):
+    for node in sorted(looked_up, key=lambda node: held.last in walk(node)):
         if node not in named:
-            _look_up(shared, node, named)
+            _look_up(shared, node, named, held)
     for expr in order:
         if expr not in named and uses[expr] > 1 and _worth_a_name(expr):
             text = writer.any(expr)
@@ -257,13 +281,13 @@ def _share(sweeps: Sequence[Sweep]) -> _Shared:
     return shared
 
 
-def _look_up(shared: _Shared, node: Segment, named: dict[Expr, Text]) -> None:
-    """Looks a position's document up, a last row's from the first row's on, and names all that can
-    be asked of it."""
+def _look_up(shared: _Shared, node: Segment, named: dict[Expr, Text], held: Held) -> None:
+    """Looks a position's document up, that of the last row or key that is held from the first one's
+    on, and names all that can be asked of it."""
     position, bits = node.position, shared.writer.document_bits(node.position)
     text = shared.writer.integer(position).widened(bits).text
-    before = (node.segments, substitute(position, {Q_LAST: Q_FIRST}))
-    known = rises_with(position, Q_LAST) and before in shared.documents
+    before = (node.segments, substitute(position, {held.last: held.first}))
+    known = rises_with(position, held.last) and before in shared.documents
     search = find_document_text(node, text, [shared.documents[before]] if known else ())
     names = [f"document_{len(shared.documents)}_{answer}" for answer in (*ANSWERS, "number")]
     shared.lines.append(f"{', '.join(names)} = {search}")
@@ -315,11 +339,14 @@ def _stretch(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[s
     label, sweep = piece.label, piece.sweep
     yield piece.comment
     yield f"first_{label} = {_integer(writer, sweep.lo)}"
-    length = f"tl.maximum({writer.integer(sweep.hi).operand()} - first_{label}, 0)"
-    guard = separate(sweep.guard)
-    if guard != TRUE:
-        length = f"tl.where({writer.predicate(guard)}, {length}, 0)"
-    yield f"end_{label} = ({before + ' + ' if before else ''}{length}).to(tl.int32)"
+    lengths = []
+    for one in (sweep, *piece.others):
+        length = f"tl.maximum({writer.integer(one.hi).operand()} - first_{label}, 0)"
+        guard = separate(one.guard)
+        if guard != TRUE:
+            length = f"tl.where({writer.predicate(guard)}, {length}, 0)"
+        lengths.append(length)
+    yield f"end_{label} = ({' + '.join([*([before] if before else []), *lengths])}).to(tl.int32)"
     start = f"first_{label} - {before}" if before else f"first_{label}"
     yield f"shift_{label} = {_shift(writer, sweep, start)}"
 

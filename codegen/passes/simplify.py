@@ -8,6 +8,7 @@ Fewer divisions per program, and bounds that read as a person would write them: 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd
 
@@ -60,7 +61,8 @@ def predicate(expr: Predicate) -> Predicate:
     """A guard, simplified."""
     match expr:
         case Compare(op, left, right):
-            return compare(op, integer(left), integer(right))
+            sides = _integers((left, right))
+            return expr if sides is None else compare(op, *sides)
         case And(args):
             return all_of(*map(predicate, args))
         case Or(args):
@@ -71,21 +73,50 @@ def predicate(expr: Predicate) -> Predicate:
 
 
 def integer(expr: IntExpr) -> IntExpr:
-    """A bound, simplified bottom up."""
+    """A bound, simplified bottom up; the same object where there is nothing to simplify."""
     match expr:
         case Sum(terms):
-            return add(*map(integer, terms))
+            simpler = _integers(terms)
+            return expr if simpler is None else add(*simpler)
         case Product(factors):
-            return multiply(*map(integer, factors))
+            simpler = _integers(factors)
+            return expr if simpler is None else multiply(*simpler)
         case FloorDiv(value, Const(divisor)):
-            return divide(integer(value), divisor)
+            inner = integer(value)
+            if inner is value and _is_reduced(value, divisor):
+                return expr
+            return divide(inner, divisor)
         case Mod(value, Const(divisor)):
-            return modulo(integer(value), Const(divisor))
+            inner = integer(value)
+            return expr if inner is value else modulo(inner, Const(divisor))
         case Min(args):
             return _extremum(Min, [integer(arg) for arg in args])
         case Max(args):
             return _extremum(Max, [integer(arg) for arg in args])
     return expr
+
+
+def _integers(exprs: Sequence[IntExpr]) -> list[IntExpr] | None:
+    """Expressions simplified, or None where none of them gets simpler."""
+    simpler = [integer(expr) for expr in exprs]
+    changed = any(new is not old for new, old in zip(simpler, exprs, strict=True))
+    return simpler if changed else None
+
+
+def _is_reduced(value: IntExpr, divisor: int) -> bool:
+    """Whether `divide` would leave `value // divisor` as it is."""
+    factors: list[int] = []
+    constant = 0
+    for term in value.terms if isinstance(value, Sum) else (value,):
+        match term:
+            case Const(constant):
+                pass
+            case Product((Const(factor), *_)):
+                factors.append(factor)
+            case _:
+                factors.append(1)
+    divided = any(factor % divisor == 0 for factor in factors)
+    return not divided and gcd(divisor, *factors) == 1 and 0 <= constant < divisor
 
 
 def divide(value: IntExpr, divisor: int) -> IntExpr:

@@ -14,7 +14,7 @@ from patterncc.dsl.mask import Const, IntExpr
 
 def pieces(part: isl.BasicSet, context: isl.Set, symbols: Symbols) -> Iterator[Piece]:
     """The tiles of a one-dimensional basic set, given what holds of the symbols."""
-    simple = part.to_set().gist_params(context.params()).compute_divs().coalesce()
+    simple = part.to_set().gist_params(context.params()).compute_divs()
     for basic in simple.get_basic_sets():
         info = basic.to_set().get_stride_info(0)
         stride = number(info.get_stride())

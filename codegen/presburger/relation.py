@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import islpy as isl
 
@@ -10,8 +11,11 @@ from patterncc.codegen.approximate import Enclosure
 from patterncc.codegen.pieces import Piece
 from patterncc.codegen.presburger.export import pieces
 from patterncc.codegen.presburger.translate import DIV, QUOTA, SET, Symbols
+from patterncc.codegen.terms import conjunctions
 from patterncc.dsl.mask import Predicate
 
+MOST_PIECES = 40  # of full or partial tiles: a kernel has a loop for each
+MOST_NATURAL = 16  # terms of a union that are asked which tiles each fills alone
 MOST_FLOORS = 4  # of one conjunction, before they are resolved
 
 
@@ -40,6 +44,8 @@ class Relation:
         *,
         hull: bool = False,
     ) -> None:
+        union = conjunctions(mask.must)
+        self._is_union = union is None or len(union) > 1
         self.symbols = Symbols([mask.could, mask.must], extra, facts)
         with self.symbols.budget():
             self.could = self.symbols.pairs(mask.could)
@@ -79,40 +85,39 @@ class Relation:
             could, must = self._lift(self.could), self._lift(self.must)
             present = self.symbols.region(exists) if exists else isl.Set.universe(base.get_space())
             entire = self.symbols.region(whole) if whole else isl.Set.universe(base.get_space())
-            visited = _project(base.intersect(could).intersect(present))
-            full = visited.subtract(_project(base.subtract(must.intersect(entire)))).coalesce()
-            # One term of a union that alone makes a tile full gives the loops a person would write;
-            # only what no single term explains is left to isl's own decomposition.
-            natural = []
-            terms = must.get_basic_sets()
-            if 1 < len(terms) <= 16:
-                for term in terms:
-                    alone = visited.subtract(
-                        _project(base.subtract(term.to_set().intersect(entire)))
-                    )
-                    natural.append(alone.coalesce())
-            full_pieces = _disjoint(
-                [part for whole_part in [*natural, full] for part in _simplest_first(whole_part)]
-            )
-            partial_pieces = _disjoint(_simplest_first(visited))
-            if full_pieces:
-                partial_pieces = [
-                    rest
-                    for part in partial_pieces
-                    for rest in _disjoint(_simplest_first(part.to_set().subtract(full).coalesce()))
-                ]
-            return (
-                [
-                    piece
-                    for part in full_pieces
-                    for piece in pieces(part, context_set, self.symbols)
-                ],
-                [
-                    piece
-                    for part in partial_pieces
-                    for piece in pieces(part, context_set, self.symbols)
-                ],
-            )
+            visited = _project(base.intersect(could).intersect(present)).coalesce()
+            full: list[isl.BasicSet] = []
+            lacks = None
+            if not must.is_empty():
+                full, lacks = self._full(base, must, entire, visited)
+            partial = _disjoint(_simplest_first(visited), full)
+            if lacks is not None:
+                full, partial = _filled_together(full, partial, lacks)
+            return self._pieces(full, context_set), self._pieces(partial, context_set)
+
+    def _full(
+        self, base: isl.Set, must: isl.Set, entire: isl.Set, visited: isl.Set
+    ) -> tuple[list[isl.BasicSet], isl.Set | None]:
+        """Full tiles, and the tiles that lack a pair if other tiles than those may be full, too.
+
+        One term of a union that alone makes a tile full gives the loops a person would write; what
+        only several terms explain is left to isl's own decomposition.
+        """
+        # A tile that lacks nothing exists and is visited: start from whichever is simpler.
+        existing = _project(base.intersect(entire)) if visited.n_basic_set() > 1 else visited
+
+        def lacking(allowed: isl.Set) -> isl.Set:
+            return _project(base.subtract(allowed.intersect(entire)))
+
+        terms = must.get_basic_sets()
+        if not self._is_union or not 1 < len(terms) <= MOST_NATURAL:
+            return _disjoint(_simplest_first(existing.subtract(lacking(must)))), None
+        natural = (existing.subtract(lacking(term.to_set())) for term in terms)
+        parts = [part for tiles in natural for part in _simplest_first(tiles)]
+        return _disjoint(parts), lacking(must)
+
+    def _pieces(self, parts: Sequence[isl.BasicSet], context: isl.Set) -> list[Piece]:
+        return [piece for part in parts for piece in pieces(part, context, self.symbols)]
 
     def _lift(self, pairs: isl.Set) -> isl.Set:
         return pairs.insert_dims(SET, 0, 1).set_dim_name(SET, 0, "tile")
@@ -124,7 +129,23 @@ def _project(tiles: isl.Set) -> isl.Set:
     # Resolving many floors at once can outlast any wait without isl counting an operation.
     if any(basic.dim(DIV) > MOST_FLOORS for basic in projected.get_basic_sets()):
         raise isl.Error(QUOTA)
-    return projected.compute_divs().coalesce()
+    return projected.compute_divs()
+
+
+def _filled_together(
+    full: list[isl.BasicSet], partial: list[isl.BasicSet], lacking: isl.Set
+) -> tuple[list[isl.BasicSet], list[isl.BasicSet]]:
+    """Moves tiles that lack nothing from the partial to the full ones."""
+    left: list[isl.BasicSet] = []
+    for part in partial:
+        tiles = part.to_set()
+        if tiles.is_subset(lacking):
+            left.append(part)
+            continue
+        filled = tiles.subtract(lacking).coalesce()
+        full = full + _disjoint(_simplest_first(filled))
+        left += _disjoint(_simplest_first(tiles.subtract(filled)))
+    return full, left
 
 
 def _tile_floors(basic: isl.BasicSet) -> int:
@@ -137,19 +158,27 @@ def _simplest_first(tiles: isl.Set) -> list[isl.BasicSet]:
     """Basic sets with fewer floors of the tile first: plain intervals keep their shape when made
     disjoint.
     """
-    parts = list(tiles.compute_divs().get_basic_sets())
+    parts = list(tiles.coalesce().compute_divs().get_basic_sets())
     return sorted(parts, key=lambda part: (_tile_floors(part), part.n_constraint(), part.to_str()))
 
 
-def _disjoint(parts: Sequence[isl.BasicSet]) -> list[isl.BasicSet]:
-    """The same union as disjoint basic sets, earlier parts kept whole."""
+def _disjoint(
+    parts: Sequence[isl.BasicSet], before: Sequence[isl.BasicSet] = ()
+) -> list[isl.BasicSet]:
+    """The same union as disjoint basic sets, earlier parts kept whole, without those `before`.
+
+    Raises:
+        isl.Error: They are more than `MOST_PIECES`.
+    """
     result: list[isl.BasicSet] = []
-    covered: isl.Set | None = None
+    covered = [reduce(isl.Set.union, (part.to_set() for part in before))] if before else []
     for part in parts:
         rest = part.to_set()
-        if covered is not None:
-            rest = rest.subtract(covered).coalesce().make_disjoint().coalesce()
-        fresh = [basic for basic in rest.get_basic_sets() if not basic.is_empty()]
-        result.extend(fresh)
-        covered = part.to_set() if covered is None else covered.union(part.to_set())
+        if covered:
+            # What was covered last is most like this part: so the rest stays in few pieces.
+            rest = reduce(isl.Set.subtract, reversed(covered), rest).coalesce()
+        result += [basic for basic in rest.get_basic_sets() if not basic.is_empty()]
+        if len(result) > MOST_PIECES:
+            raise isl.Error(QUOTA)
+        covered.append(part.to_set())
     return result

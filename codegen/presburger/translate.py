@@ -33,6 +33,7 @@ from patterncc.dsl.mask import (
     Truth,
     Var,
     children,
+    variables,
 )
 from patterncc.dsl.printer import expression_text
 
@@ -105,7 +106,29 @@ class Symbols:
         facts, and that yes/no symbols are 0 or 1.
         """
         flags = [f"0 <= {name} <= 1" for name in sorted(self.scalars.flags)]
-        return self._read("", [*texts, *self._facts, *flags])
+        return self._read("", [*texts, *self._facts, *flags, *self._quotients()])
+
+    def _quotients(self) -> Iterator[str]:
+        """What is known of symbols that stand for a quotient or a remainder."""
+        for name, meaning in sorted(self.scalars.meaning.items()):
+            match meaning:
+                case Mod(_, Const(divisor)) if divisor > 0:
+                    yield f"0 <= {name} < {divisor}"
+                case FloorDiv(value, Const(divisor)) if (
+                    divisor > 0 and variables(value) and self._is_known(value)
+                ):
+                    yield f"0 <= {self._text(value)} - {divisor} * {name} < {divisor}"
+
+    def _is_known(self, expr: IntExpr) -> bool:
+        """Whether a number is affine in the symbols."""
+        match expr:
+            case Const():
+                return True
+            case Sum(terms):
+                return all(map(self._is_known, terms))
+            case Product((Const(), inner)):
+                return self._is_known(inner)
+        return expr in self.scalars.meaning.values()
 
     def region(self, texts: Sequence[str]) -> isl.Set:
         """The triples `[tile, q, k]` that meet conditions written in isl's syntax."""

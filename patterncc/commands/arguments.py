@@ -104,6 +104,11 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA if there is a device")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random input (0)")
     parser.add_argument(
+        "--backward",
+        action="store_true",
+        help="check and time the gradients of query, key and value, too",
+    )
+    parser.add_argument(
         "--repeats",
         type=_count,
         default=None,

@@ -1,4 +1,5 @@
-"""`patterncc run`: compiles a pattern, runs it here, checks the result and compares its time."""
+"""`patterncc run`: compiles a pattern, runs it here, checks the result, and its gradients if
+asked, and compares times."""
 
 import argparse
 from dataclasses import replace
@@ -13,6 +14,10 @@ from patterncc.explain_text import quantity
 from patterncc.notation import percent
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from patterncc.backward_trial import BackwardTrial
+    from patterncc.rivals import Dense
     from patterncc.timing import Timing
     from patterncc.trial import Trial
 
@@ -38,13 +43,14 @@ def run(args: argparse.Namespace) -> int:
             layer=args.layer,
             seed=args.seed,
             repeats=args.repeats,
+            backward=args.backward,
             report=status.update,
         )
     if args.json:
         console.print_json(document(found))
     else:
         _print(found)
-    return 0 if found.verdict.right else 1
+    return 0 if found.right else 1
 
 
 def _print(found: "Trial") -> None:
@@ -74,23 +80,46 @@ def _print(found: "Trial") -> None:
     work = "plans the call" if found.device == "cpu" else "compiles the kernel"
     note = f"lowers the pattern and {work}"
     table.add_row("first call", duration(found.first), note)
-    for dense in found.dense:
-        if dense.timing is None:
-            table.add_row(dense.name, "not run", dense.skipped)
-        else:
-            factor = dense.timing.median / found.timing.median
-            table.add_row(
-                dense.name, _median(dense.timing), f"{_spread(dense.timing)}; {_compare(factor)}"
-            )
-    rows = "all" if verdict.checked == verdict.rows else f"{verdict.checked:,} of {verdict.rows:,}"
+    _add_dense(table, found.dense, found.timing)
+    rows = _rows(verdict.checked, verdict.rows)
     table.add_row(
-        "error",
-        f"{verdict.error:.2g}",
-        f"allowed {verdict.tolerance:.2g}; {rows} rows of every head against float64",
+        "error", f"{verdict.error:.2g}", f"allowed {verdict.tolerance:.2g}; {rows} against float64"
     )
     table.add_row("lse error", f"{verdict.lse_error:.2g}", f"allowed {verdict.lse_tolerance:.2g}")
+    if found.backward is not None:
+        _add_backward(table, found, found.backward)
     out.print(table)
-    out.print(Text("right", "bold green") if verdict.right else Text("WRONG", "bold red"))
+    out.print(Text("right", "bold green") if found.right else Text("WRONG", "bold red"))
+
+
+def _add_backward(table: Table, found: "Trial", backward: "BackwardTrial") -> None:
+    timing, verdict = backward.timing, backward.verdict
+    table.add_section()
+    speed = quantity(found.useful_backward_flops / timing.median, "FLOP/s")
+    table.add_row("backward", _median(timing), f"{_spread(timing)}; {speed} on visible pairs")
+    work = "" if found.device == "cpu" else "lowers the pattern and compiles kernels"
+    table.add_row("first backward", duration(backward.first), work)
+    _add_dense(table, backward.dense, timing, ", backward")
+    rows = _rows(verdict.checked, verdict.rows)
+    for name, error in verdict.errors.items():
+        allowed = f"allowed {verdict.tolerance:.2g} of the largest entry"
+        table.add_row(f"{name} error", f"{error:.2g}", f"{allowed}; {rows} against float64")
+
+
+def _add_dense(table: Table, dense: "Sequence[Dense]", own: "Timing", what: str = "") -> None:
+    """What dense attention took, beside what the pattern did."""
+    for rival in dense:
+        name = rival.name + what
+        if rival.timing is None:
+            table.add_row(name, "not run", rival.skipped)
+        else:
+            faster = _compare(rival.timing.median / own.median)
+            table.add_row(name, _median(rival.timing), f"{_spread(rival.timing)}; {faster}")
+
+
+def _rows(checked: int, rows: int) -> str:
+    count = "all" if checked == rows else f"{checked:,} of {rows:,}"
+    return f"{count} rows of every head"
 
 
 def _median(timing: "Timing") -> str:
@@ -144,14 +173,7 @@ def document(found: "Trial") -> dict[str, Any]:
         "useful_flops": found.useful_flops,
         "first_seconds": found.first,
         "seconds": _times(found.timing),
-        "dense": [
-            {
-                "name": dense.name,
-                "skipped": dense.skipped or None,
-                "seconds": None if dense.timing is None else _times(dense.timing),
-            }
-            for dense in found.dense
-        ],
+        "dense": _dense_document(found.dense),
         "check": {
             "right": verdict.right,
             "rows": verdict.rows,
@@ -161,7 +183,36 @@ def document(found: "Trial") -> dict[str, Any]:
             "lse_error": _finite(verdict.lse_error),
             "lse_tolerance": verdict.lse_tolerance,
         },
+        "backward": None if found.backward is None else _backward_document(found, found.backward),
     }
+
+
+def _backward_document(found: "Trial", backward: "BackwardTrial") -> dict[str, Any]:
+    verdict = backward.verdict
+    return {
+        "useful_flops": found.useful_backward_flops,
+        "first_seconds": backward.first,
+        "seconds": _times(backward.timing),
+        "dense": _dense_document(backward.dense),
+        "check": {
+            "right": verdict.right,
+            "rows": verdict.rows,
+            "checked": verdict.checked,
+            "errors": {name: _finite(error) for name, error in verdict.errors.items()},
+            "tolerance": verdict.tolerance,
+        },
+    }
+
+
+def _dense_document(dense: "Sequence[Dense]") -> list[dict[str, Any]]:
+    return [
+        {
+            "name": rival.name,
+            "skipped": rival.skipped or None,
+            "seconds": None if rival.timing is None else _times(rival.timing),
+        }
+        for rival in dense
+    ]
 
 
 def _times(timing: "Timing") -> dict[str, Any]:

@@ -68,27 +68,42 @@ def expected(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output `[batch, heads, q_len, value_head_dim]` and lse `[batch, heads, q_len]` in float64."""
     batch, heads, q_len, _ = query.shape
-    kv_heads, kv_len = key.shape[1:3]
-    group = heads // kv_heads
+    group = heads // key.shape[1]
     out = query.new_zeros((batch, heads, q_len, value.shape[3]), dtype=torch.float64)
     lse = query.new_zeros((batch, heads, q_len), dtype=torch.float64)
-    sizes = {"q_len": q_len, "kv_len": kv_len, "heads": heads, "kv_heads": kv_heads}
+    masks = allowed_pairs(pattern, query, key, env, tables)
     for b in range(batch):
         for h in range(heads):
-            place = {"batch": b, "head": h, "kv_head": h // group}
-            scope = {**env, **sizes, **place}
-            allowed = (
-                _pair_by_pair(pattern, scope, tables)
-                if tables
-                else torch.from_numpy(dense(pattern.body, scope).copy())
-            )
-            mask = allowed.to(query.device)
             scores = query[b, h].double() @ key[b, h // group].double().T * scale
-            scores = scores.masked_fill(~mask, -math.inf)
+            scores = scores.masked_fill(~masks[b, h], -math.inf)
             lse[b, h] = scores.logsumexp(1)
             weights = scores.softmax(1).nan_to_num(0.0)  # rows without keys
             out[b, h] = weights @ value[b, h // group].double()
     return out, lse
+
+
+def allowed_pairs(
+    pattern: Pattern,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    env: Mapping[str, int],
+    tables: Mapping[str, Sequence[Any]] | None = None,
+) -> torch.Tensor:
+    """The mask `[batch, heads, q_len, kv_len]`, on the query's device."""
+    batch, heads, q_len, _ = query.shape
+    kv_heads, kv_len = key.shape[1:3]
+    group = heads // kv_heads
+    mask = torch.zeros((batch, heads, q_len, kv_len), dtype=torch.bool)
+    sizes = {"q_len": q_len, "kv_len": kv_len, "heads": heads, "kv_heads": kv_heads}
+    for b in range(batch):
+        for h in range(heads):
+            scope = {**env, **sizes, "batch": b, "head": h, "kv_head": h // group}
+            mask[b, h] = (
+                _pair_by_pair(pattern, scope, tables)
+                if tables
+                else torch.from_numpy(dense(pattern.body, scope).copy())
+            )
+    return mask.to(query.device)
 
 
 def _pair_by_pair(

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,11 @@ from patterncc.codegen.gpu.sweep_source import emit_loops, scalars_read, wide_na
 from patterncc.codegen.ir import BlockProgram, Passes, Tiling
 from patterncc.dsl.mask import Expr, IntExpr, Param, Predicate, Var, walk
 from tests.codegen.attention import Errors
+
+if TYPE_CHECKING:
+    import torch
+
+    from patterncc.dsl.pattern import Pattern
 
 
 @contextmanager
@@ -62,7 +67,8 @@ class Call:
     """One attention call; `offset` None aligns the last row with the last key.
 
     With `passes`, texts and their variables, these are run instead of the text; with `every_tile`,
-    all tiles are visited and masked; `chosen` takes the passes that counting tiles chooses.
+    all tiles are visited and masked; `chosen` takes the passes that counting tiles chooses, in both
+    directions if `transposed`.
     """
 
     text: str
@@ -81,32 +87,36 @@ class Call:
     tables: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     every_tile: bool = False
     chosen: bool = False
+    transposed: bool = False
 
 
-def attend(call: Call) -> Errors:
-    """The kernel's errors against float64; memory past the keys and of the outputs is poisoned."""
-    import torch
+@dataclass(frozen=True)
+class Prepared:
+    """The tensors and numbers of a call, made in the worker; memory past the rows is poisoned, and
+    from here on so is all new memory.
 
+    `scope` is what the pattern's mask reads, `lower` what a caller of the kernels gives.
+    """
+
+    pattern: Pattern
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    env: Mapping[str, int]
+    scope: Mapping[str, int]
+    tables: Mapping[str, torch.Tensor]
+    lower: Lowered
+
+
+def prepared(call: Call) -> Prepared:
+    """What a call stands for."""
     from patterncc.codegen.choice import lower_passes
-    from patterncc.codegen.gpu.forward import Forward
     from patterncc.dsl import load
-    from tests.codegen.attention import (
-        all_partial,
-        errors,
-        expected,
-        in_passes,
-        lowered,
-        poisoned,
-    )
+    from tests.codegen.attention import all_partial, in_passes, lowered
 
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)  # among others, new memory is filled with NaN
     pattern = load(call.text)
-    like = torch.empty(0, dtype=getattr(torch, call.dtype))
-    (heads, kv_heads), width = call.heads, call.value_head_dim or call.head_dim
-    query = poisoned((call.batch, heads, call.q_len, call.head_dim), like)
-    key = poisoned((call.batch, kv_heads, call.kv_len, call.head_dim), like)
-    value = poisoned((call.batch, kv_heads, call.kv_len, width), like)
+    heads, kv_heads = call.heads
+    query, key, value = random_tensors(call)
     offset = call.kv_len - call.q_len if call.offset is None else call.offset
     numbers = {p.name: p.value for p in pattern.numbers if p.value is not None}
     env = {"q_offset": offset, "layer": 0, **numbers, **call.values}
@@ -116,18 +126,46 @@ def attend(call: Call) -> Errors:
     if call.chosen:
 
         def chosen(block_q: int, block_k: int) -> Sequence[Passes]:
-            return [lower_passes(pattern, block_q, block_k, sizes=sizes, transposed=False)]
+            return [
+                lower_passes(pattern, block_q, block_k, sizes=sizes, transposed=call.transposed)
+            ]
 
         lower = chosen
     elif call.passes:
         lower = in_passes([(load(text), tiling) for text, tiling in call.passes], sizes)
     else:
         lower = all_partial(pattern.body) if call.every_tile else lowered(pattern, sizes)
+    return Prepared(pattern, query, key, value, env, {**env, **sizes}, tables, lower)
+
+
+def random_tensors(call: Call) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value of a call; memory past their rows and all new memory is poisoned."""
+    import torch
+
+    from tests.codegen.attention import poisoned
+
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)  # among others, new memory is filled with NaN
+    like = torch.empty(0, dtype=getattr(torch, call.dtype))
+    (heads, kv_heads), width = call.heads, call.value_head_dim or call.head_dim
+    return (
+        poisoned((call.batch, heads, call.q_len, call.head_dim), like),
+        poisoned((call.batch, kv_heads, call.kv_len, call.head_dim), like),
+        poisoned((call.batch, kv_heads, call.kv_len, width), like),
+    )
+
+
+def attend(call: Call) -> Errors:
+    """The kernel's errors against float64; memory past the keys and of the outputs is poisoned."""
+    from patterncc.codegen.gpu.forward import Forward
+    from tests.codegen.attention import errors, expected
+
+    it = prepared(call)
+    tensors = (it.query, it.key, it.value)
     with tempfile.TemporaryDirectory() as folder:
-        forward = Forward(lower, config=call.config, folder=Path(folder))
-        got = forward(query, key, value, env=env, scale=call.scale, tables=tables)
-    scope = {**env, **sizes}
-    return errors(got, expected(pattern, query, key, value, scope, call.scale, call.tables))
+        forward = Forward(it.lower, config=call.config, folder=Path(folder))
+        got = forward(*tensors, env=it.env, scale=call.scale, tables=it.tables)
+    return errors(got, expected(it.pattern, *tensors, it.scope, call.scale, call.tables))
 
 
 def _table(rows: Sequence[Any]) -> Any:
@@ -167,7 +205,7 @@ def lists(call: Call, head: int) -> tuple[list[list[int]], list[list[int]]]:
         {name: tuple(table.shape) for name, table in tables.items()},
     )
     operands = {
-        name: torch.full(shape, -7, dtype=torch.int32) for name, shape in launch.buffers
+        name: torch.full(shape, -7, dtype=torch.int32) for name, shape, _ in launch.buffers
     } | {f"table_{name}": table.view(torch.uint8) for name, table in tables.items()}
     with tempfile.TemporaryDirectory() as folder:
         kernel = _imported(launch.source.text, Path(folder)).list_tiles

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 
 from patterncc.codegen import schedule
 from patterncc.codegen.ir import BlockProgram
-from patterncc.codegen.lower import lower
+from patterncc.codegen.lower import lower, with_transposed
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import Predicate
 from tests.codegen.drawing import (
@@ -70,3 +70,17 @@ def test_block_maps_equal_brute_force(
         check(body, shape, values)
     except UnsupportedError:
         assume(False)
+
+
+@settings(max_examples=30)
+@given(body=masks, shape=shapes())
+def test_the_transposed_direction_can_be_added_later(body: Predicate, shape: Shape) -> None:
+    pattern = pattern_of(body)
+    try:
+        both = lower(pattern, shape.block_q, shape.block_k)
+        forward = lower(pattern, shape.block_q, shape.block_k, transposed=False)
+    except UnsupportedError:
+        assume(False)
+    assert forward.transposed is None
+    assert with_transposed(forward, check=True) == both
+    assert with_transposed(both) is both

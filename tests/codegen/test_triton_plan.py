@@ -192,10 +192,10 @@ def test_plan() -> None:
     (launch,) = planner.plan(PROBLEM, "cuda:90", _layouts(), env, 0.125)
     assert launch.grid == (3, 8, 2)
     assert launch.aligned
-    assert [(which, box) for which, _, _, box in launch.described] == [
-        (0, [1, 1, 128, 64]),
-        (1, [1, 1, 64, 64]),
-        (2, [1, 1, 64, 64]),
+    assert [(name, box) for name, _, _, box in launch.described] == [
+        ("query", [1, 1, 128, 64]),
+        ("key", [1, 1, 64, 64]),
+        ("value", [1, 1, 64, 64]),
     ]
     names = [p.name for p in launch.source.parameters if not p.box and not p.type.startswith("*")]
     given = dict(zip(names, launch.rest, strict=True))
@@ -273,7 +273,7 @@ def test_classes_of_rows() -> None:
     assert launch.source.config.load == "descriptor"
     sizes, strides = [2, 2, 139, 8, 64], [2 * 1111 * 64, 1111 * 64, 512, 64, 1]
     box = [1, 1, 64, 1, 64]
-    assert list(launch.described) == [(which, sizes, strides, box) for which in (1, 2)]
+    assert list(launch.described) == [(name, sizes, strides, box) for name in ("key", "value")]
     assert launch.pointers == ("query", "out", "lse")
     names = [p.name for p in launch.source.parameters if not p.box and not p.type.startswith("*")]
     given = dict(zip(names, launch.rest, strict=True))
@@ -359,7 +359,7 @@ def test_lists_of_tiles_come_first() -> None:
         PROBLEM, "cuda:90", _layouts(), {"q_offset": 0}, 1.0, {"keep": (5, 5)}
     )
     assert (lists.source.name, lists.grid, forward.grid) == ("list_tiles", (5, 1, 1), (5, 8, 2))
-    assert lists.buffers == (("tiles", (5, 6)), ("tile_counts", (5, 2)))
+    assert lists.buffers == (("tiles", (5, 6), "int32"), ("tile_counts", (5, 2), "int32"))
     assert lists.pointers == ("tiles", "tile_counts", "table_keep")
     assert forward.pointers[-3:] == ("tiles", "tile_counts", "table_keep")
     for launch in (lists, forward):

@@ -1,5 +1,4 @@
-"""The torch operator: schema, fake implementation, transforms, autocast, and the missing
-backward."""
+"""The torch operator of the forward pass: schema, fake implementation, transforms, autocast."""
 
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import patterncc
-from patterncc import UnsupportedError, ops
+from patterncc import UnsupportedError, operators
 from tests.front.inputs import assert_right, expected, tensors
 
 CAUSAL = patterncc.compile("causal")
@@ -80,37 +79,6 @@ def test_the_operator_checks_for_itself() -> None:
         operator(query, key, value, "casual", None, None, 0, None, [], [])
 
 
-# ---------------------------------------------------------------------------------- no backward yet
-
-NO_BACKWARD = "backward is not there yet, and query, key or value requires grad\n.*torch.no_grad"
-
-
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_inputs_that_need_grad_are_refused(which: int) -> None:
-    inputs = list(tensors())
-    inputs[which].requires_grad_()
-    with pytest.raises(UnsupportedError, match=NO_BACKWARD):
-        CAUSAL(*inputs)
-    with pytest.raises(UnsupportedError, match=NO_BACKWARD):
-        patterncc.attention(inputs[0], inputs[1], inputs[2], "causal")
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_grad_they_are_fine(mode: Any) -> None:
-    query, key, value = tensors()
-    answer = CAUSAL(query, key, value)
-    with mode():
-        out = CAUSAL(query.requires_grad_(), key, value)
-    assert not out.requires_grad
-    assert torch.equal(out, answer)
-
-
-def test_functional_grad_is_refused() -> None:
-    query, key, value = tensors()
-    with pytest.raises(UnsupportedError, match=NO_BACKWARD):
-        torch.func.grad(lambda tensor: CAUSAL(tensor, key, value).sum())(query)
-
-
 # --------------------------------------------------------------------------------------------- vmap
 
 
@@ -166,10 +134,10 @@ def test_autocast_leaves_float64_alone() -> None:
 def test_a_device_without_executor_is_refused() -> None:
     # What the dispatcher calls for devices that have no kernel of their own.
     query, key, value = tensors()
-    with pytest.raises(UnsupportedError, match=r"`query` is on cpu, .*\n.*one of: cpu, cuda"):
-        ops._attn_fwd_elsewhere(query, key, value, "true")
-    dispatched = torch._C._dispatch_dump("patterncc::attn_fwd")
-    assert "CompositeExplicitAutograd" in dispatched
+    with pytest.raises(UnsupportedError, match=r"are on cpu, which has no .*\n.*one of: cpu, cuda"):
+        operators.elsewhere(query, key, value, "true")
+    for name in ("attn_fwd", "attn_bwd", "attn_bwd_bwd"):
+        assert "CompositeExplicitAutograd" in torch._C._dispatch_dump(f"patterncc::{name}")
 
 
 def test_threads_share_the_caches() -> None:

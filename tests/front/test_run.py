@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from patterncc import cli, trial, verdict
+from patterncc import backward_trial, cli, gradient_verdict, rivals, trial, verdict
 from patterncc.call import Call
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
@@ -80,6 +80,57 @@ def test_masks_of_heads_and_layers_are_judged_apart() -> None:
     assert verdict.judge(call, *attention(call)).right
 
 
+def gradients(
+    call: Call, rows: Tensor, dtype: str = "float32"
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, list[Tensor]]:
+    """Random input of a call, a gradient that some rows pass on, and the gradients of the input."""
+    from patterncc.api import Attention
+
+    inputs = trial.random_input(call, Problem(dtype, 16, 16), CPU, 2, 0)  # type: ignore[arg-type]
+    leaves = [tensor.requires_grad_() for tensor in inputs]
+    out = Attention(call.pattern)(leaves[0], leaves[1], leaves[2], layers=call.layers)
+    grad_out = torch.zeros_like(out)
+    grad_out[:, :, rows] = torch.randn(out[:, :, rows].shape).to(out)
+    found = torch.autograd.grad(out, leaves, grad_out)
+    return inputs, grad_out, [grad.clone() for grad in found]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_right_gradients_are_right(dtype: str) -> None:
+    call = Call.of(load("streaming(4, 30)"), 130, heads=4, kv_heads=2)
+    rows = torch.arange(130)
+    inputs, grad_out, grads = gradients(call, rows, dtype)
+    found = gradient_verdict.judge_gradients(call, inputs, grad_out, grads, rows)
+    assert found.right and found.checked == found.rows == 130
+    assert all(0 <= error <= found.tolerance for error in found.errors.values())
+
+
+def test_gradients_of_some_rows_are_checked() -> None:
+    call = Call.of(load("causal and k > 3"), 300, heads=2, kv_heads=1)
+    rows = gradient_verdict.sampled_rows(call, 2, seed=1, most_pairs=100 * 2 * 2 * 300)
+    assert len(rows) == 100 and set(range(8)) | set(range(292, 300)) <= set(rows.tolist())
+    inputs, grad_out, grads = gradients(call, rows)
+    assert gradient_verdict.judge_gradients(call, inputs, grad_out, grads, rows).right
+    grads[0][0, 1, min(set(range(300)) - set(rows.tolist()))] += 1e-3  # should be 0
+    assert not gradient_verdict.judge_gradients(call, inputs, grad_out, grads, rows).right
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("what", ["one number", "one head", "not a number"])
+def test_wrong_gradients_are_found(which: int, what: str) -> None:
+    call = Call.of(load("streaming(4, 30)"), 64, heads=2)
+    rows = torch.arange(64)
+    inputs, grad_out, grads = gradients(call, rows)
+    match what:
+        case "one number":
+            grads[which][1, 1, 47, 3] += 1e-3
+        case "one head":
+            grads[which][0, 1] = grads[which][0, 0]
+        case "not a number":
+            grads[which][0, 0, 5, 5] = float("nan")
+    assert not gradient_verdict.judge_gradients(call, inputs, grad_out, grads, rows).right
+
+
 # ------------------------------------------------------------------------------------- the command
 
 
@@ -143,6 +194,54 @@ def test_a_wrong_result_fails(
     assert capsys.readouterr().out.endswith("WRONG\n")
 
 
+def test_run_backward(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["run", "streaming", "-p", "window=20", "--kv-heads", "2", "--backward", *SMALL]
+    assert cli.main(argv) == cli.OK
+    out = capsys.readouterr().out
+    for words in (
+        "first backward",
+        "dense, same mask, backward",
+        "grad_query error",
+        "grad_key error",
+        "grad_value error",
+    ):
+        assert words in out
+    assert out.endswith("right\n")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_run_backward_json(capsys: pytest.CaptureFixture[str], dtype: str) -> None:
+    argv = ["run", "if head == 1 then causal else window(9)", "--backward", "--json"]
+    assert cli.main([*argv, "--batch", "2", "--dtype", dtype, *SMALL]) == cli.OK
+    found = json.loads(capsys.readouterr().out)["backward"]
+    assert found["check"]["right"] and found["check"]["checked"] == 150
+    assert set(found["check"]["errors"]) == {"grad_query", "grad_key", "grad_value"}
+    assert found["seconds"]["count"] == 1 and found["first_seconds"] > 0
+    assert [dense["name"] for dense in found["dense"]] == ["dense, same mask", "dense, causal"]
+
+
+def test_run_without_backward_says_nothing_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "window(9)", "--json", *SMALL]) == cli.OK
+    assert json.loads(capsys.readouterr().out)["backward"] is None
+    assert cli.main(["run", "window(9)", *SMALL]) == cli.OK
+    assert "backward" not in capsys.readouterr().out
+
+
+def test_a_wrong_gradient_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = gradient_verdict.judge_gradients
+
+    def spoiled(
+        call: Call, inputs: Any, grad: Tensor, grads: Any, rows: Tensor, **options: Any
+    ) -> gradient_verdict.GradientVerdict:
+        return honest(call, inputs, grad, (grads[0], grads[1] * 1.001, grads[2]), rows, **options)
+
+    monkeypatch.setattr(backward_trial, "judge_gradients", spoiled)
+    assert cli.main(["run", "causal", "--backward", *SMALL]) == cli.FAILED
+    assert capsys.readouterr().out.endswith("WRONG\n")
+
+
 def test_devices() -> None:
     assert trial.choose_device("cpu") == CPU
     with pytest.raises(ConfigError):
@@ -152,7 +251,7 @@ def test_devices() -> None:
 
 
 def test_a_mask_too_large_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(trial.MOST_MASK, "cpu", 100)
+    monkeypatch.setitem(rivals.MOST_MASK, "cpu", 100)
     call = Call.of(load("window(8)"), 64)
     found = trial.run(call, Problem("float32", 16, 16), CPU, repeats=1)
     assert found.dense[0].timing is None and "GiB" in found.dense[0].skipped
@@ -173,3 +272,11 @@ def test_run_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "streaming", "--json", "--repeats", "3"]) == cli.OK
     document = json.loads(capsys.readouterr().out)
     assert document["device"] == "cuda:0" and document["call"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_run_backward_on_a_gpu(capsys: pytest.CaptureFixture[str], dtype: str) -> None:
+    argv = ["run", "streaming", "--backward", "--json", "--repeats", "3", "--dtype", dtype]
+    assert cli.main(argv) == cli.OK
+    assert json.loads(capsys.readouterr().out)["backward"]["check"]["right"]

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import patterncc
-from patterncc import ops
+from patterncc import operators, prepared
 from tests.front.inputs import assert_right, expected, tensors
 
 WINDOWS = patterncc.compile("pattern p(w: int[head]): 0 <= q - k < w[head]")
@@ -132,27 +132,27 @@ def test_vmap_over_tables() -> None:
 
 def test_kernels_get_narrow_tables() -> None:
     wide = torch.arange(12).view(3, 4).mT
-    narrow = ops._narrow(wide)
+    narrow = operators.narrow(wide)
     assert narrow.dtype == torch.int32
     assert narrow.is_contiguous()
     assert torch.equal(narrow, wide.int())
     right = torch.arange(4, dtype=torch.int32)
-    assert ops._narrow(right) is right
-    assert ops._narrow(torch.ones(3).bool()).dtype == torch.bool
+    assert operators.narrow(right) is right
+    assert operators.narrow(torch.ones(3).bool()).dtype == torch.bool
 
 
 def test_entries_elsewhere_are_looked_at_once_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[Tensor] = []
-    monkeypatch.setattr(ops, "check_entries", lambda _, tables, __: looked.extend(tables))
+    monkeypatch.setattr(prepared, "check_entries", lambda _, tables, __: looked.extend(tables))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    call = ops._resolve(WINDOWS.pattern.structure, 4, 4, 9, 9, 1.0, None, 0, None, ())
+    call = prepared.resolve(WINDOWS.pattern.structure, 4, 4, 9, 9, 1.0, None, 0, None, ())
     table = torch.empty(4, dtype=torch.int32, device="meta")
-    ops._look_into(call, [table])
+    prepared.look_into(call, [table])
     assert not looked
-    monkeypatch.setattr(ops, "settings", lambda: type("", (), {"verify": True}))
-    ops._look_into(call, [table])
-    ops._look_into(call, [table])
+    monkeypatch.setattr(prepared, "settings", lambda: type("", (), {"verify": True}))
+    prepared.look_into(call, [table])
+    prepared.look_into(call, [table])
     assert looked == [table]
     table.add_(1)
-    ops._look_into(call, [table])
+    prepared.look_into(call, [table])
     assert len(looked) == 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import patterncc
-from patterncc import ops
+from patterncc import prepared
 from tests.front.inputs import assert_right, expected, tensors
 from tests.front.test_tables import PACKED, TABLES, WINDOWS
 
@@ -81,6 +81,6 @@ def test_wrong_entries_are_named_where_asked(monkeypatch: pytest.MonkeyPatch) ->
     tables["doc"] = torch.tensor([0, 20, 10, 38], dtype=torch.int32, device="cuda")
     PACKED(query, key, value, **tables)  # not looked at, and nothing is read out of bounds
     torch.cuda.synchronize()
-    monkeypatch.setattr(ops, "settings", lambda: type("", (), {"verify": True}))
+    monkeypatch.setattr(prepared, "settings", lambda: type("", (), {"verify": True}))
     with pytest.raises(patterncc.ArgumentError, match=r"`doc\[2\]` is 10, less than `doc\[1\]`"):
         PACKED(query, key, value, **tables)

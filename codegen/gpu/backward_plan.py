@@ -1,0 +1,128 @@
+"""What a backward call launches: `delta`, then for each pass the kernels of the gradients.
+
+Every kernel works from the final output and lse of the forward, so the gradients of passes add up,
+and those of the query and of key and value are computed apart, each in its own tile shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from patterncc.codegen.gpu.backward_config import (
+    BackwardConfig,
+    default_grad_query_config,
+    grad_query_shared_bytes,
+    suited_grad_query,
+)
+from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, ROWS, emit_delta, row_length
+from patterncc.codegen.gpu.grad_query_source import ROW_TENSORS, STATE, emit_grad_query
+from patterncc.codegen.gpu.key_tile_plan import GRAD_KEY_VALUE
+from patterncc.codegen.gpu.launches import Buffer, Launch, call_of, ceildiv, planned_launch
+from patterncc.codegen.gpu.plan import (
+    Kind,
+    PassPlanner,
+    query_tile_launches,
+    query_tile_obstacle,
+    state_buffer,
+)
+
+if TYPE_CHECKING:
+    from patterncc.codegen.gpu.kernel_source import KernelSource
+    from patterncc.codegen.gpu.launches import Call
+    from patterncc.codegen.gpu.layout import Layout
+    from patterncc.codegen.gpu.plan import Lowered, Pass, Sources
+    from patterncc.codegen.ir import Passes
+    from patterncc.codegen.problem import Problem
+
+
+def _grad_query_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
+    buffers = state_buffer(STATE, one, call, "query")
+    return query_tile_launches(emit_grad_query, one, call, sources, buffers)
+
+
+def _grad_query_obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | None:
+    return query_tile_obstacle(ROW_TENSORS, passes, layouts)
+
+
+GRAD_QUERY = Kind(
+    default_grad_query_config,
+    suited_grad_query,
+    grad_query_shared_bytes,
+    _grad_query_obstacle,
+    _grad_query_launches,
+)
+
+
+class BackwardPlanner:
+    """Plans the backward calls of one pattern.
+
+    Args:
+        lower: Gives the pattern's passes for a tile shape, both directions of each.
+        config: Of the kernels.
+    """
+
+    def __init__(self, lower: Lowered, config: BackwardConfig) -> None:
+        self._grad_query = PassPlanner(lower, GRAD_QUERY, config.grad_query)
+        self._grad_key_value = PassPlanner(lower, GRAD_KEY_VALUE, config.grad_key_value)
+        self._deltas: dict[tuple[Problem, bool, bool], KernelSource] = {}
+
+    def plan(
+        self,
+        problem: Problem,
+        target: str,
+        layouts: Sequence[Layout],
+        env: Mapping[str, int],
+        scale: float,
+        shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
+        *,
+        multiprocessors: int = 1,
+        needs_query: bool = True,
+        needs_key_value: bool = True,
+    ) -> tuple[Launch, ...]:
+        """Plans one call.
+
+        Args:
+            problem: The shape class.
+            target: `cuda:90`, `hip:gfx942`, or the interpreter's.
+            layouts: Of `grad_out`, `query`, `key`, `value` and `out`; where the lse has a gradient
+                also of `grad_lse`, as `[batch, heads, q_len, 1]`.
+            env: `q_offset`, and the other scalars that the pattern reads, by name.
+            scale: Of the scores, of any sign.
+            shapes: Of the tables that the pattern reads, by name.
+            multiprocessors: Of the device.
+            needs_query, needs_key_value: Which gradients are asked for.
+
+        Raises:
+            UnsupportedError: A size or a number is beyond what kernels compute with, or no kernel
+                does this problem.
+            ConfigError: As from `PassPlanner.launches`.
+        """
+        factors = {"scale": scale, "score_scale": scale * math.log2(math.e)}
+        call = call_of(problem, target, layouts, env, factors, shapes, multiprocessors)
+        launches = [self._delta(call, with_rows=needs_key_value)]
+        if needs_query:
+            launches += self._grad_query.launches(call)
+        if needs_key_value:
+            launches += self._grad_key_value.launches(call)
+        return tuple(launches)
+
+    def _delta(self, call: Call, *, with_rows: bool) -> Launch:
+        """The launch that all others read from."""
+        place = (call.problem, "grad_lse" in call.layouts, with_rows)
+        if place not in self._deltas:
+            self._deltas[place] = emit_delta(call.problem, with_lse=place[1], with_rows=with_rows)
+        if not with_rows:
+            grid = (ceildiv(call.q_len, ROWS), call.heads, call.batch)
+            return planned_launch(self._deltas[place], grid, call)
+        length = row_length(call.q_len)
+        shape = (call.batch, call.heads, length)
+        return planned_launch(
+            self._deltas[place],
+            (ceildiv(length, ROWS), call.heads, call.batch),
+            call,
+            numbers={"row_length": length},
+            buffers=tuple(Buffer(name, shape, "float32") for name in ROW_NUMBERS),
+        )

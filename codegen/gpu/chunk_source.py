@@ -1,0 +1,141 @@
+"""Key tiles that are split among programs, as Triton text.
+
+A few key tiles may see far more queries than the others: sinks, global tokens, rungs. Their places
+among all tiles form a few arithmetic progressions, `Progression`, which come to a kernel as numbers
+of the call. The grid's first axis starts with the chunks of those tiles: each computes a share of
+the steps of its tile and leaves float32 sums, which `sum_chunks` adds up in the order of the
+chunks. After them come programs for all tiles, of which those of split tiles have nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from patterncc.codegen.gpu.kernel_source import KernelParameter
+
+if TYPE_CHECKING:
+    from patterncc.codegen.gpu.config import Order
+
+MOST_PROGRESSIONS = 4
+"""Of split tiles in one launch."""
+
+_FIELDS = ("first", "step", "count", "chunks")
+
+CHUNK_PARAMETERS = tuple(
+    KernelParameter(f"split_{field}_{number}", "i32")
+    for number in range(MOST_PROGRESSIONS)
+    for field in _FIELDS
+) + (KernelParameter("split_programs", "i32"),)
+"""Where the split tiles are, in how many chunks each is computed, and how many chunks there are."""
+
+SUMS = KernelParameter("sums_ptr", "*fp32", 16)
+"""What chunks leave: `[batch, kv_heads, chunks of all split tiles, block_k, columns]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progression:
+    """Split tiles at the places `first`, `first + step`, ... of `count` tiles, each computed in
+    `chunks` chunks."""
+
+    first: int
+    step: int
+    count: int
+    chunks: int
+
+    @property
+    def programs(self) -> int:
+        """How many programs compute them."""
+        return self.count * self.chunks
+
+
+def chunk_values(split: tuple[Progression, ...]) -> dict[str, int]:
+    """The values of `CHUNK_PARAMETERS`."""
+    unused = Progression(0, 1, 0, 1)
+    values = {
+        f"split_{field}_{number}": getattr(progression, field)
+        for number, progression in enumerate((*split, *[unused] * (MOST_PROGRESSIONS - len(split))))
+        for field in _FIELDS
+    }
+    return values | {"split_programs": sum(progression.programs for progression in split)}
+
+
+KEY_PLACES = "(tl.num_programs(0) - split_programs)"
+"""How many tiles there are, as text."""
+
+CHUNK_HELPERS = '''\
+@triton.jit
+def is_split(place, first, step, count):
+    """Is a place one of the progression's?"""
+    number = (place - first) // step
+    return (place >= first) & (number < count) & (first + number * step == place)
+
+
+@triton.jit
+def share(count, chunk, chunks):
+    """Where a chunk's share of so many steps starts."""
+    return (count.to(tl.int64) * chunk // chunks).to(tl.int32)
+'''
+"""Source of the functions that `place_lines` and the loops call."""
+
+
+def place_lines(order: Order) -> Iterator[str]:
+    """The place of a program's key tile among all tiles, and which part of its steps is its own.
+
+    They define `key_place`, `chunk` of `chunks`, `split` (it leaves sums) and `idle` (the tile is
+    split and this program is for the whole of it).
+    """
+    yield "# One program: a key tile of a head of the keys of a batch entry, or a chunk of one."
+    yield "program = tl.program_id(0)"
+    places, chunk, chunks = "program", "0", "1"
+    found = []
+    for number in range(MOST_PROGRESSIONS):
+        first, step, count, parts = (f"split_{field}_{number}" for field in _FIELDS)
+        yield f"inside_{number} = (program >= 0) & (program < {count} * {parts})"
+        yield f"place_{number} = {first} + program // {parts} * {step}"
+        yield f"chunk_{number} = program % {parts}"
+        yield f"program -= {count} * {parts}"
+        found.append((f"inside_{number}", f"place_{number}", f"chunk_{number}", parts))
+    yield "split = program < 0"
+    if order == "reverse":
+        yield "# The last tiles first."
+        places = f"{KEY_PLACES} - 1 - program"
+    for inside, place, own, parts in reversed(found):
+        places = f"tl.where({inside}, {place}, {places})"
+        chunk = f"tl.where({inside}, {own}, {chunk})"
+        chunks = f"tl.where({inside}, {parts}, {chunks})"
+    yield f"key_place = {places}"
+    yield f"chunk = {chunk}"
+    yield f"chunks = {chunks}"
+    tests = (
+        f"is_split(key_place, {', '.join(f'split_{field}_{number}' for field in _FIELDS[:3])})"
+        for number in range(MOST_PROGRESSIONS)
+    )
+    yield f"idle = (split == 0) & ({' | '.join(tests)})"
+
+
+def split_place_lines(parts: int) -> Iterator[str]:
+    """The same for a kernel whose programs each add up one of so many parts of the keys of a split
+    tile: `key_place`, `part`, `chunks`, and the first of its chunks, `sums_row`."""
+    yield "# One program: some keys of a split tile of a head of the keys of a batch entry."
+    yield f"part = tl.program_id(0) % {parts}"
+    yield f"tile = tl.program_id(0) // {parts}"
+    yield "before = 0"
+    place, row, chunks = "0", "0", "1"
+    found = []
+    for number in range(MOST_PROGRESSIONS):
+        first, step, count, pieces = (f"split_{field}_{number}" for field in _FIELDS)
+        yield f"inside_{number} = (tile >= 0) & (tile < {count})"
+        yield f"place_{number} = {first} + tile * {step}"
+        yield f"row_{number} = before + tile * {pieces}"
+        yield f"before += {count} * {pieces}"
+        yield f"tile -= {count}"
+        found.append((f"inside_{number}", f"place_{number}", f"row_{number}", pieces))
+    for inside, at, first_row, pieces in reversed(found):
+        place = f"tl.where({inside}, {at}, {place})"
+        row = f"tl.where({inside}, {first_row}, {row})"
+        chunks = f"tl.where({inside}, {pieces}, {chunks})"
+    yield f"key_place = {place}"
+    yield f"sums_row = {row}"
+    yield f"chunks = {chunks}"

@@ -1,0 +1,181 @@
+"""The kernel of the gradients of keys and values: a program computes one key tile of one head of
+the keys, from all query heads that share it.
+
+With transposed tiles, so that what is accumulated lies along the keys:
+
+    scores^T  = k q^T                   weights^T = 2^(scores^T scale - row_lse)
+    grad_v   += weights^T grad_out      grad_scores^T = weights^T (v grad_out^T - delta)
+    grad_k   += grad_scores^T q         times the scale, at the end
+
+`lse` is the final one of the row, so passes of a pattern add up: all but the last leave float32
+sums, all but the first start from them. Nothing is added up by two programs at once: repeated runs
+give the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from patterncc.codegen.gpu.chunk_source import CHUNK_HELPERS
+from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
+from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
+from patterncc.codegen.gpu.key_access_source import RESULTS, KeyAccess
+from patterncc.codegen.gpu.key_tile_source import KeyTile
+from patterncc.codegen.gpu.query_tile_source import check_program, dot_precision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from patterncc.codegen.gpu.config import KernelConfig
+    from patterncc.codegen.gpu.sweep_source import TileLoop
+    from patterncc.codegen.ir import BlockProgram
+    from patterncc.codegen.problem import Problem
+
+EMITTER = 1
+"""Version of the generated text; it is part of the text, so a change of it separates caches."""
+
+
+def emit_grad_key_value(
+    program: BlockProgram,
+    problem: Problem,
+    config: KernelConfig,
+    *,
+    resumes: bool = False,
+    hands_on: bool = False,
+) -> KernelSource:
+    """Writes the kernel of the gradients of keys and values, for any lengths, offset, strides and
+    numbers.
+
+    Args:
+        program: The pattern, or one pass of it, with its transposed sweeps.
+        problem: The shape class.
+        config: How to build it; `block_k` keys are held while `block_q` rows at a time pass by.
+        resumes: It adds to what an earlier pass left.
+        hands_on: It leaves float32 sums for a later pass, instead of the gradients.
+
+    Raises:
+        UnsupportedError: The dtype or head dimension has no kernel, or the pattern has a cover.
+        ConfigError: The config's tiles are not the program's.
+        InternalError: The program was lowered for the forward direction alone.
+    """
+    return _Writer(program, problem, config, resumes, hands_on).source()
+
+
+class _Writer:
+    """Writes one kernel; each method writes one stretch of it, in the order of the text."""
+
+    def __init__(
+        self,
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        resumes: bool,
+        hands_on: bool,
+    ) -> None:
+        check_program(program, problem, config)
+        self._program = program
+        self._problem = problem
+        self._config = config
+        self._resumes = resumes
+        self._hands_on = hands_on
+        self._access = KeyAccess(problem, config, program.tiling)
+        self._keys = KeyTile(program, problem, config, self._access)
+        self._precision = dot_precision(problem)
+
+    def source(self) -> KernelSource:
+        pointers = [
+            KernelParameter("lse_ptr", "*fp32", 4),
+            KernelParameter("delta_ptr", "*fp32", 4),
+        ]
+        pointers += self._access.results(self._resumes, self._hands_on)
+        factors = [KernelParameter("score_scale", "fp32"), KernelParameter("scale", "fp32")]
+        factors = factors[: 1 if self._hands_on else 2]
+        parameters = tuple(self._keys.parameters(pointers, factors))
+        lines = [
+            *self._keys.setup(),
+            "",
+            *self._access.held_lines(),
+            "",
+            *self._start(),
+            *self._keys.body(self._tile),
+            *self._finish(),
+        ]
+        fields = described_fields(
+            self._program,
+            self._problem,
+            self._config,
+            EMITTER,
+            resumes=self._resumes,
+            hands_on=self._hands_on,
+        )
+        header = header_text("Gradients of keys and values", fields)
+        text = module_text(header, "grad_key_value", parameters, lines, (CHUNK_HELPERS,))
+        return KernelSource(
+            "grad_key_value", text, parameters, self._problem, self._config, self._keys.tables
+        )
+
+    def _start(self) -> Iterator[str]:
+        if self._resumes:
+            yield "# Where the earlier passes ended; chunks are added to that later."
+            yield self._access.result_rows()
+            yield "key_starts = key_exists & (split == 0) & (idle == 0)"
+        else:
+            yield "# The gradients, of the keys without the scale."
+        for name in RESULTS:
+            for number, part in enumerate(self._access.parts_of(name)):
+                start = f"tl.zeros([BLOCK_K, {part.width}], tl.float32)"
+                if self._resumes:
+                    start = self._access.load_state(name, part, "key_starts")
+                yield f"{name}_{number} = {start}"
+
+    def _tile(self, loop: TileLoop) -> Iterator[str]:
+        access, precision, dtype = self._access, self._precision, self._problem.dtype
+        yield from access.tile_loads("query")
+        yield from self._product("scores", "key", "query")
+        yield from access.tile_loads("grad_out")
+        yield from self._product("grad_weights", "value", "grad_out")
+        yield access.load_row_numbers("row_lse")
+        yield "scores = scores * score_scale - row_lse[None, :]"
+        if loop.kind == "partial":
+            # A choice of weights would be moved behind their rounding, by a compiler that then
+            # takes a hundred instructions to shuffle truth values for it.
+            yield from self._keys.allowed()
+            yield 'scores = tl.where(allowed, scores, float("-inf"))'
+        yield "weights = tl.exp2(scores)"
+        yield access.load_row_numbers("row_delta")
+        yield "grad_scores = weights * (grad_weights - row_delta[None, :])"
+        if loop.kind == "partial":
+            yield "grad_scores = tl.where(allowed, grad_scores, 0.0)"
+        for name, factor, rows in (
+            ("grad_value", "weights", "grad_out"),
+            ("grad_key", "grad_scores", "query"),
+        ):
+            yield f"{factor} = {factor}.to(tl.{dtype})"
+            for number in range(len(access.parts_of(name))):
+                operands = f"{factor}, {rows}_{number}, {name}_{number}"
+                yield f"{name}_{number} = tl.dot({operands}{precision})"
+
+    def _product(self, name: str, keys: str, rows: str) -> Iterator[str]:
+        """Each key times each row, over all parts of the head dimension."""
+        for number in range(len(self._access.parts_of(keys))):
+            onto = f", {name}" if number else ""
+            operands = f"{keys}_{number}, {rows}_{number}.T{onto}"
+            yield f"{name} = tl.dot({operands}{self._precision})"
+
+    def _finish(self) -> Iterator[str]:
+        access = self._access
+        yield ""
+        yield "if split:"
+        yield f"{INDENT}# A chunk: its sums are added up later."
+        yield f"{INDENT}{access.sums_base('tl.program_id(0)')}"
+        yield f"{INDENT}places_in_tile = tl.arange(0, BLOCK_K)"
+        for name in RESULTS:
+            for number in range(len(access.parts_of(name))):
+                place = access.sums_place(name, number, "places_in_tile")
+                yield f"{INDENT}tl.store({place}, {name}_{number})"
+        yield "else:"
+        yield f"{INDENT}key_ends = key_exists & (idle == 0)"
+        yield from (
+            f"{INDENT}{line}"
+            for line in access.store_results("key_ends", self._hands_on, addressed=self._resumes)
+        )

@@ -1,0 +1,180 @@
+"""The kernel of the query's gradient: a program computes one query tile of one head.
+
+The loops are the forward kernel's. Weights come from the final lse of all passes, so nothing is
+carried from tile to tile but a sum, and the gradients of passes add up:
+
+    weights     = exp(scale * query . key - lse)         0 for pairs that are not allowed
+    grad_scores = weights * (grad_out . value - delta)
+    grad_query  = scale * grad_scores . key
+
+(Dao, FlashAttention-2, 2023, algorithm 2.) A pair that is hidden is set to 0 in `grad_scores`, by a
+choice and not by a product: whatever its score or its value is, infinite or NaN, nothing of it
+reaches the sum. Rows without keys have lse -inf; it is read as +inf, which makes their weights 0.
+
+A pattern of several passes has a kernel for each. All but the last leave their sum in float32,
+without the scale; all but the first start from there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from patterncc.codegen.gpu.access_source import TYPES, Access
+from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
+from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
+from patterncc.codegen.gpu.query_tile_source import QueryTile, check_program, dot_precision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from patterncc.codegen.gpu.config import KernelConfig
+    from patterncc.codegen.gpu.sweep_source import TileLoop
+    from patterncc.codegen.ir import BlockProgram
+    from patterncc.codegen.problem import Problem
+
+EMITTER = 1
+"""Version of the generated text; it is part of the text, so a change of it separates caches."""
+
+ROW_TENSORS = ("query", "grad_out")
+"""The tensors of which a query tile is loaded."""
+
+STATE = "grad_query_state"
+"""The float32 sums between passes, `[batch, heads, q_len, head_dim]` without gaps."""
+
+
+def emit_grad_query(
+    program: BlockProgram,
+    problem: Problem,
+    config: KernelConfig,
+    *,
+    resumes: bool = False,
+    hands_on: bool = False,
+) -> KernelSource:
+    """Writes the kernel of the query's gradient, for any lengths, offset, strides and numbers.
+
+    Args:
+        program: The pattern, or one pass of it; its forward sweeps are read.
+        problem: The shape class.
+        config: How to build it.
+        resumes: It starts from the sums of an earlier pass.
+        hands_on: It leaves its sums for a later pass, instead of the gradient.
+
+    Raises:
+        UnsupportedError: The dtype or head dimension has no kernel, or the pattern has a cover.
+        ConfigError: The config's tiles are not the program's.
+    """
+    return _GradQueryWriter(program, problem, config, resumes, hands_on).source()
+
+
+class _GradQueryWriter:
+    """Writes one kernel; each method writes one stretch of it, in the order of the text."""
+
+    def __init__(
+        self,
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        resumes: bool,
+        hands_on: bool,
+    ) -> None:
+        check_program(program, problem, config)
+        self._program = program
+        self._problem = problem
+        self._config = config
+        self._resumes = resumes
+        self._hands_on = hands_on
+        self._access = Access(problem, config, program.tiling, ROW_TENSORS, ())
+        self._rows = QueryTile(program, problem, config, self._access)
+        self._precision = dot_precision(problem)
+
+    def source(self) -> KernelSource:
+        parameters = tuple(self._parameters())
+        lines = [*self._rows.setup(), *self._operands()]
+        for loop in self._rows.loops:
+            lines += self._rows.loop_head(loop)
+            lines += (f"{INDENT}{line}" for line in self._tile(loop))
+        lines += self._finish()
+        fields = described_fields(
+            self._program,
+            self._problem,
+            self._config,
+            EMITTER,
+            resumes=self._resumes,
+            hands_on=self._hands_on,
+        )
+        header = header_text("Attention backward: gradient of the query", fields)
+        text = module_text(header, "grad_query", parameters, lines)
+        tables = self._rows.tables
+        return KernelSource("grad_query", text, parameters, self._problem, self._config, tables)
+
+    def _parameters(self) -> Iterator[KernelParameter]:
+        pointers = [
+            KernelParameter("lse_ptr", "*fp32", 4),
+            KernelParameter("delta_ptr", "*fp32", 4),
+        ]
+        if not self._hands_on:
+            element = TYPES[self._problem.dtype]
+            pointers.append(KernelParameter("grad_query_ptr", f"*{element}", 16))
+        if self._resumes or self._hands_on:
+            pointers.append(KernelParameter(f"{STATE}_ptr", "*fp32", 16))
+        factors = [KernelParameter("score_scale", "fp32"), KernelParameter("scale", "fp32")]
+        return self._rows.parameters(pointers, factors[: 1 if self._hands_on else 2])
+
+    def _operands(self) -> Iterator[str]:
+        """What stays for the whole row of tiles."""
+        access = self._access
+        yield ""
+        yield from access.row_tile_lines()
+        yield from access.key_lines()
+        yield ""
+        yield "# Logarithms of base 2; where there are no keys, weights of 0."
+        yield access.row_numbers_address("lse")
+        lse = access.load_row_numbers("lse", 'float("-inf")')
+        yield f"lse = {lse}"
+        none = 'float("inf")'
+        yield f'lse = tl.where(lse == float("-inf"), {none}, lse * 1.4426950408889634)[:, None]'
+        yield access.row_numbers_address("delta")
+        yield f"delta = {access.load_row_numbers('delta', '0.0')}[:, None]"
+        if self._resumes:
+            yield access.packed_address(STATE, self._problem.head_dim)
+        for number, part in enumerate(access.key_parts):
+            if self._resumes:
+                yield access.load_packed(STATE, f"grad_query_{number}", part)
+            else:
+                yield f"grad_query_{number} = tl.zeros([BLOCK_Q, {part.width}], tl.float32)"
+
+    def _tile(self, loop: TileLoop) -> Iterator[str]:
+        masked, access = loop.kind == "partial", self._access
+        yield from self._rows.tile_start(loop)
+        yield from access.tile_loads("key", masked)
+        yield from self._product("scores", "query", "key", len(access.key_parts))
+        yield from access.tile_loads("value", masked)
+        yield from self._product("grad_weights", "grad_out", "value", len(access.value_parts))
+        yield "weights = tl.exp2(scores * score_scale - lse)"
+        yield "grad_scores = weights * (grad_weights - delta)"
+        yield from self._rows.tile_keys(loop)
+        if masked:
+            yield from self._rows.allowed()
+            yield "grad_scores = tl.where(allowed, grad_scores, 0.0)"
+        yield f"grad_scores = grad_scores.to(tl.{self._problem.dtype})"
+        for number in range(len(access.key_parts)):
+            operands = f"grad_scores, key_{number}, grad_query_{number}"
+            yield f"grad_query_{number} = tl.dot({operands}{self._precision})"
+
+    def _product(self, name: str, rows: str, keys: str, parts: int) -> Iterator[str]:
+        """Each row times each key, over all parts of the head dimension."""
+        for number in range(parts):
+            onto = f", {name}" if number else ""
+            operands = f"{rows}_{number}, {keys}_{number}.T{onto}"
+            yield f"{name} = tl.dot({operands}{self._precision})"
+
+    def _finish(self) -> Iterator[str]:
+        access, name = self._access, STATE if self._hands_on else "grad_query"
+        yield ""
+        if not (self._hands_on and self._resumes):
+            yield access.packed_address(name, self._problem.head_dim)
+        for number, part in enumerate(access.key_parts):
+            value = f"grad_query_{number}"
+            if not self._hands_on:
+                value = f"({value} * scale).to(tl.{self._problem.dtype})"
+            yield access.store_packed(name, value, part)

@@ -1,0 +1,297 @@
+"""How a kernel that computes tiles of keys reaches its tensors, as Triton text.
+
+A program holds a tile of keys and values while tiles of queries and of the output's gradient pass
+by; these come by tensor descriptors or by pointers, dense or in classes of rows that lie apart. A
+descriptor of classes views the rows as `[groups, q_step]`, and a tile is a box of one class. As in
+`access_source`, a box that would hang over the last row of its class is moved back until it ends
+there. Rows that do not exist, or that the move brings in again, have a logarithm of the sum of plus
+infinity, which makes all of their weights 0: no tile needs a mask for them.
+
+The numbers of the rows come in the same way, as tiles of `row_lse` and `row_delta`
+(`delta_source`), of which there are some after the last row. Loads of single numbers would be
+replicated among the threads as the products lay them out, with an address and a mask each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from patterncc.codegen.gpu.access_source import TYPES
+from patterncc.codegen.gpu.chunk_source import SUMS
+from patterncc.codegen.gpu.class_source import rows_of_call
+from patterncc.codegen.gpu.delta_source import ROW_NUMBERS
+from patterncc.codegen.gpu.head_dim import query_key_value_parts
+from patterncc.codegen.gpu.kernel_source import KernelParameter
+from patterncc.codegen.ir import DENSE
+
+if TYPE_CHECKING:
+    from patterncc.codegen.gpu.config import KernelConfig
+    from patterncc.codegen.gpu.head_dim import Part
+    from patterncc.codegen.ir import Tiling
+    from patterncc.codegen.problem import Problem
+
+HELD = ("key", "value")
+PASSING = ("query", "grad_out")
+RESULTS = ("grad_key", "grad_value")
+
+
+class KeyAccess:
+    """The texts for one kernel.
+
+    Args:
+        problem: Dtype and head dimensions.
+        config: Tile shape and the way to load.
+        tiling: The classes of rows and keys.
+
+    Attributes:
+        element: Triton's name of the dtype.
+    """
+
+    def __init__(self, problem: Problem, config: KernelConfig, tiling: Tiling) -> None:
+        self._problem = problem
+        self._config = config
+        self._tiling = tiling
+        self.element = TYPES[problem.dtype]
+        self._key_parts, self._value_parts = query_key_value_parts(problem)
+        described = config.load == "descriptor"
+        # Keys of a class are loaded once, by pointers, which need no complete group of them.
+        self._held_described = described and tiling.k_step == 1
+        self._passing_described = described
+        self._rows_apart = tiling.q_step > 1
+        self._numbers_described = described and not self._rows_apart
+        self._rows = rows_of_call(tiling)
+        self._keys = "keys" if tiling.k_step == 1 else "call_keys"
+
+    def parts_of(self, name: str) -> tuple[Part, ...]:
+        """The parts that a tensor's columns are cut into."""
+        of_keys = name in ("query", "key", "grad_key")
+        return self._key_parts if of_keys else self._value_parts
+
+    @property
+    def columns(self) -> int:
+        """Columns of what a chunk leaves: those of all parts of both gradients."""
+        return sum(part.width for name in RESULTS for part in self.parts_of(name))
+
+    @property
+    def _moves_boxes(self) -> bool:
+        return self._passing_described and self._rows_apart
+
+    # -------------------------------------------------------------------------------- signature
+
+    def descriptors(self) -> Iterator[KernelParameter]:
+        """The descriptor parameters."""
+        for names, rows, described, apart in (
+            (PASSING, self._config.block_q, self._passing_described, self._rows_apart),
+            (HELD, self._config.block_k, self._held_described, False),
+        ):
+            classes = (1,) if apart else ()
+            for name in names if described else ():
+                for number, part in enumerate(self.parts_of(name)):
+                    box = (1, 1, rows, *classes, part.width)
+                    kind = f"tensordesc<{self.element}[{', '.join(map(str, box))}]>"
+                    yield KernelParameter(f"{name}_desc_{number}", kind, box=box)
+        if self._numbers_described:
+            box = (1, 1, 1, self._config.block_q)
+            kind = f"tensordesc<fp32[{', '.join(map(str, box))}]>"
+            yield from (KernelParameter(f"{name}_desc_0", kind, box=box) for name in ROW_NUMBERS)
+
+    @property
+    def _strided(self) -> tuple[str, ...]:
+        """The tensors that are reached by pointers and strides."""
+        passing = () if self._passing_described else PASSING
+        return passing if self._held_described else (*passing, *HELD)
+
+    def pointers(self) -> Iterator[KernelParameter]:
+        """The pointer parameters to those."""
+        for name in self._strided:
+            yield KernelParameter(f"{name}_ptr", f"*{self.element}", 16)
+        if not self._numbers_described:
+            yield from (KernelParameter(f"{name}_ptr", "*fp32", 16) for name in ROW_NUMBERS)
+
+    def lengths(self) -> Iterator[KernelParameter]:
+        """The length of the rows' numbers, where they are reached by pointers."""
+        if not self._numbers_described:
+            yield KernelParameter("row_length", "i32")
+
+    def strides(self) -> Iterator[KernelParameter]:
+        """Their strides."""
+        line = 4 if self._problem.dtype == "float32" else 8  # elements in 16 bytes
+        for name in self._strided:
+            for axis in ("batch", "head", "row"):
+                yield KernelParameter(f"{name}_stride_{axis}", "i64", line)
+
+    # -------------------------------------------------------------------------------- keys
+
+    def held_lines(self) -> Iterator[str]:
+        """Loads the tile of keys and of values; past the last key it is 0."""
+        for name in HELD:
+            if not self._held_described:
+                yield _base(name, "kv_head")
+                yield f"{name}_rows = {self._keys}[:, None].to(tl.int64) * {name}_stride_row"
+            for number, part in enumerate(self.parts_of(name)):
+                if self._held_described:
+                    place = f"[batch, kv_head, k_first, {part.start}]"
+                    shape = f"(BLOCK_K, {part.width})"
+                    load = f"{name}_desc_{number}.load({place}).reshape{shape}"
+                else:
+                    place = f"{name}_base + {name}_rows + {_columns(part)}"
+                    mask = _mask("key_exists[:, None]", part)
+                    load = f"tl.load({place}, mask={mask}, other=0.0)"
+                yield f"{name}_{number} = {load}"
+
+    # -------------------------------------------------------------------------------- queries
+
+    def passing_lines(self) -> Iterator[str]:
+        """What the loads of tiles of rows need, before the loops."""
+        if self._passing_described:
+            return
+        for name in PASSING:
+            if self._rows_apart:
+                yield f"{name}_step = {name}_stride_row * {self._tiling.q_step}"
+            for number, part in enumerate(self.parts_of(name)):
+                rows = f"tl.arange(0, BLOCK_Q)[:, None].to(tl.int64) * {self._step(name)}"
+                yield f"{name}_offsets_{number} = {rows} + {_columns(part)}"
+
+    def head_lines(self) -> Iterator[str]:
+        """Where the rows of a query head, and of a class of rows, start."""
+        for name in () if self._passing_described else PASSING:
+            yield _base(name, "head", "row_class" if self._rows_apart else "")
+        if not self._numbers_described:
+            yield "head_row = (batch.to(tl.int64) * heads + head) * row_length"
+
+    def tile_start(self) -> Iterator[str]:
+        """The rows of a tile, and which of them exist."""
+        if self._moves_boxes:
+            yield "row_box = tl.minimum(row_first, q_len - BLOCK_Q)"
+            yield "rows = row_box + tl.arange(0, BLOCK_Q)"
+            yield "row_exists = row_first <= rows"
+        else:
+            yield "rows = row_first + tl.arange(0, BLOCK_Q)"
+            yield "row_exists = rows < q_len"
+        if self._rows_apart:
+            yield f"call_rows = rows * {self._tiling.q_step} + row_class"
+
+    def tile_loads(self, name: str) -> Iterator[str]:
+        """Loads a tile of rows; past the last row it is 0, for 0 * NaN would be NaN."""
+        if not self._passing_described:
+            yield f"{name}_first = {name}_base + row_first.to(tl.int64) * {self._step(name)}"
+        for number, part in enumerate(self.parts_of(name)):
+            if self._passing_described:
+                first = "row_box, row_class" if self._rows_apart else "row_first"
+                place = f"[batch, head, {first}, {part.start}]"
+                load = f"{name}_desc_{number}.load({place}).reshape(BLOCK_Q, {part.width})"
+            else:
+                mask = _mask("row_exists[:, None]", part)
+                load = f"tl.load({name}_first + {name}_offsets_{number}, mask={mask}, other=0.0)"
+            yield f"{name}_{number} = {load}"
+
+    def load_row_numbers(self, name: str) -> str:
+        """Loads one of `ROW_NUMBERS` for a tile; where rows do not exist weights become 0."""
+        if self._numbers_described:
+            load = f"{name}_desc_0.load([batch, head, 0, row_first]).reshape(BLOCK_Q)"
+        else:
+            place = f"{name}_ptr + head_row + {self._rows}"
+            other = 'float("inf")' if name == "row_lse" else "0.0"
+            guard = f", mask=row_exists, other={other}" if self._rows_apart else ""
+            load = f"tl.load({place}{guard})"
+        return f"{name} = {load}"
+
+    # -------------------------------------------------------------------------------- results
+
+    def results(self, resumes: bool, hands_on: bool) -> Iterator[KernelParameter]:
+        """Pointers to what is computed.
+
+        Args:
+            resumes: An earlier pass has left sums.
+            hands_on: The sums are left for a later pass, instead of the gradients.
+        """
+        for name in RESULTS:
+            if not hands_on:
+                yield KernelParameter(f"{name}_ptr", f"*{self.element}", 16)
+            if resumes or hands_on:
+                yield KernelParameter(f"{name}_state_ptr", "*fp32", 16)
+        yield SUMS
+
+    def result_rows(self) -> str:
+        """Where the rows of the gradients lie, tensors `[batch, kv_heads, kv_len, columns]` without
+        gaps."""
+        length = "kv_len" if self._tiling == DENSE else "call_kv_len"
+        head = "batch.to(tl.int64) * tl.num_programs(1) + kv_head"
+        return f"result_rows = ({head}) * {length} + {self._keys}[:, None]"
+
+    def load_state(self, name: str, part: Part, exists: str) -> str:
+        """What earlier passes left of a part of a gradient, where `exists`."""
+        mask = _mask(f"{exists}[:, None]", part)
+        return f"tl.load({self._result(f'{name}_state', name, part)}, mask={mask}, other=0.0)"
+
+    def store_results(self, exists: str, hands_on: bool, addressed: bool) -> Iterator[str]:
+        """Stores the rows of both gradients where `exists`: as float32 sums for a later pass, or
+        scaled and rounded.
+
+        Args:
+            exists: The vector of rows to store.
+            hands_on: As in `results`.
+            addressed: `result_rows` has been written already.
+        """
+        if not addressed:
+            yield self.result_rows()
+        for name in RESULTS:
+            for number, part in enumerate(self.parts_of(name)):
+                result = f"{name}_{number}"
+                if name == "grad_key" and not hands_on:
+                    yield f"{result} = {result} * scale"
+                tensor = f"{name}_state" if hands_on else name
+                rounded = result if hands_on else f"{result}.to(tl.{self._problem.dtype})"
+                mask = _mask(f"{exists}[:, None]", part)
+                yield f"tl.store({self._result(tensor, name, part)}, {rounded}, mask={mask})"
+
+    def _result(self, tensor: str, name: str, part: Part) -> str:
+        problem = self._problem
+        width = problem.head_dim if name == "grad_key" else problem.value_head_dim
+        return f"{tensor}_ptr + result_rows * {width} + {_columns(part)}"
+
+    # -------------------------------------------------------------------------------- chunks
+
+    def sums_base(self, row: str) -> str:
+        """Where the sums of the chunk of that number start."""
+        head = "batch.to(tl.int64) * tl.num_programs(1) + kv_head"
+        size = f"BLOCK_K * {self.columns}"
+        return f"sums = sums_ptr + (({head}) * split_programs + {row}) * ({size})"
+
+    def sums_place(self, name: str, number: int, rows: str) -> str:
+        """Where a part of a gradient lies in them; `rows` is the vector of the keys' numbers within
+        the tile."""
+        before = sum(part.width for part in self.parts_of(name)[:number])
+        if name == "grad_value":
+            before += sum(part.width for part in self._key_parts)
+        columns = f"tl.arange(0, {self.parts_of(name)[number].width})[None, :]"
+        return f"sums + {rows}[:, None] * {self.columns} + ({before} + {columns})"
+
+    # -------------------------------------------------------------------------------- addresses
+
+    def _step(self, name: str) -> str:
+        """From one row of the class to the next."""
+        return f"{name}_step" if self._rows_apart else f"{name}_stride_row"
+
+
+def _base(name: str, head: str, row: str = "") -> str:
+    """Where a head starts; in 64 bits, for a tensor may hold more than 2**31 elements."""
+    batch_offset = f"batch.to(tl.int64) * {name}_stride_batch"
+    head_offset = f"{head}.to(tl.int64) * {name}_stride_head"
+    row_offset = f" + {row}.to(tl.int64) * {name}_stride_row" if row else ""
+    return f"{name}_base = {name}_ptr + {batch_offset} + {head_offset}{row_offset}"
+
+
+def _columns(part: Part) -> str:
+    """The columns of a part, `[1, width]`."""
+    columns = f"tl.arange(0, {part.width})[None, :]"
+    return f"({part.start} + {columns})" if part.start else columns
+
+
+def _mask(rows: str, part: Part) -> str:
+    """What to load or store: the rows' mask and, where the part is padded, the columns'."""
+    tests = [rows]
+    if part.padded:
+        tests.append(f"(tl.arange(0, {part.width})[None, :] < {part.size})")
+    return " & ".join(tests)

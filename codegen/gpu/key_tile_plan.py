@@ -1,0 +1,142 @@
+"""What the gradients of keys and values launch for each pass: lists of tiles where tables decide
+them, the kernel, and the sums of the chunks of key tiles that it splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING
+
+from patterncc.codegen.gpu.backward_config import (
+    default_grad_key_value_config,
+    grad_key_value_shared_bytes,
+    suited_grad_key_value,
+)
+from patterncc.codegen.gpu.balance import key_tile_steps, split_tiles
+from patterncc.codegen.gpu.chunk_source import chunk_values
+from patterncc.codegen.gpu.chunk_sum_source import KEYS_TOGETHER, emit_sum_chunks
+from patterncc.codegen.gpu.class_source import classes_seen
+from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, row_length
+from patterncc.codegen.gpu.grad_key_value_source import emit_grad_key_value
+from patterncc.codegen.gpu.key_access_source import HELD, PASSING, RESULTS, KeyAccess
+from patterncc.codegen.gpu.launches import Buffer, Launch, ceildiv, planned_launch
+from patterncc.codegen.gpu.layout import Layout
+from patterncc.codegen.gpu.list_source import emit_lists, list_axes
+from patterncc.codegen.gpu.plan import Kind, check_lists
+from patterncc.dsl.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from patterncc.codegen.gpu.config import KernelConfig
+    from patterncc.codegen.gpu.launches import Call
+    from patterncc.codegen.gpu.plan import Pass, Sources
+    from patterncc.codegen.ir import Passes
+
+_MOST_STEPS = 2**31
+_WARPS = 8
+"""Warps of the programs that a multiprocessor has registers for: each thread takes nearly all that
+it can have."""
+
+
+def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
+    program, problem, config = one.program, call.problem, one.config
+    tiling, group = program.tiling, problem.group
+    kv_heads = call.heads // group
+    if group * ceildiv(call.q_len, config.block_q) >= _MOST_STEPS:
+        raise UnsupportedError(
+            f"{call.q_len} rows of {group} heads are too many for one head of the keys",
+            "split the call",
+        )
+    steps = key_tile_steps(program, call.env, call.heads, group)
+    places = len(steps)
+    # Lists say how many tiles there are to visit, which the host does not know.
+    split = (
+        () if program.listed else split_tiles(steps, kv_heads * call.batch, _at_once(call, config))
+    )
+    chunks = sum(progression.programs for progression in split)
+    tall = sum(progression.count for progression in split)
+    numbers = chunk_values(split) | {"row_length": row_length(call.q_len)}
+    call = replace(call, layouts={**call.layouts, **_row_layouts(call)})
+    if program.listed:
+        capacity = 1 + _most_tiles(one, call)
+        numbers["tile_capacity"] = capacity
+        axes = list_axes(program, "transposed")
+        rows = places * classes_seen(tiling)
+        grid = (rows, *axes.grid(call.heads, group, call.batch))
+        check_lists(prod(grid), capacity)
+        lists = (Buffer("tiles", (prod(grid), capacity)), Buffer("tile_counts", (prod(grid), 2)))
+        source = sources.get(emit_lists, program, problem, config, direction="transposed")
+        yield planned_launch(source, grid, call, numbers=numbers, buffers=lists)
+    passes = {"resumes": one.resumes, "hands_on": one.hands_on}
+    source = sources.get(emit_grad_key_value, program, problem, config, **passes)
+    columns = KeyAccess(problem, config, tiling).columns
+    sums = (call.batch, kv_heads, chunks, config.block_k, columns) if chunks else (1,)
+    buffers = (*_state_buffers(one, call), Buffer("sums", sums, "float32"))
+    yield planned_launch(
+        source,
+        (chunks + places, kv_heads, call.batch),
+        call,
+        step=tiling.q_step,
+        numbers=numbers,
+        buffers=buffers,
+    )
+    if chunks:
+        source = sources.get(emit_sum_chunks, program, problem, config, **passes)
+        grid = (tall * (config.block_k // KEYS_TOGETHER), kv_heads, call.batch)
+        yield planned_launch(source, grid, call, numbers=numbers)
+
+
+def _row_layouts(call: Call) -> dict[str, Layout]:
+    """Where the numbers of rows lie that the delta kernel leaves; allocated, so aligned."""
+    length = row_length(call.q_len)
+    sizes = (call.batch, call.heads, 1, length)
+    strides = (call.heads * length, length, length, 1)
+    return {name: Layout(name, 0, sizes, strides, 4) for name in ROW_NUMBERS}
+
+
+def _at_once(call: Call, config: KernelConfig) -> int:
+    """How many programs run at a time."""
+    return call.multiprocessors * max(_WARPS // config.num_warps, 1)
+
+
+def _state_buffers(one: Pass, call: Call) -> Iterator[Buffer]:
+    """The float32 sums that the first of several passes leaves; float32 gradients hold them
+    themselves."""
+    if one.resumes or not one.hands_on or call.problem.dtype == "float32":
+        return
+    for name, like in zip(RESULTS, HELD, strict=True):
+        yield Buffer(f"{name}_state", call.layouts[like].sizes, "float32")
+
+
+def _most_tiles(one: Pass, call: Call) -> int:
+    """A bound of the query tiles that any key tile may visit, of one head and class of rows."""
+    return ceildiv(ceildiv(call.q_len, one.program.tiling.q_step), one.config.block_q)
+
+
+def _obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | None:
+    """Why tensor descriptors are impossible for some pass, or None."""
+    for program in passes:
+        tiling = program.tiling
+        # Keys of a class are loaded once, by pointers.
+        held = HELD if tiling.k_step == 1 else ()
+        for name, step in (*((n, tiling.q_step) for n in PASSING), *((n, 1) for n in held)):
+            obstacle = layouts[name].descriptor_obstacle(step)
+            if obstacle is not None:
+                return obstacle
+        q_len = layouts["query"].sizes[2]
+        least = q_len // tiling.q_step
+        if tiling.q_step > 1 and least < program.block_q:
+            return (
+                f"of {q_len} rows every {tiling.q_step}th are {least}, "
+                f"less than a tile of {program.block_q}"
+            )
+    return None
+
+
+GRAD_KEY_VALUE = Kind(
+    default_grad_key_value_config,
+    suited_grad_key_value,
+    grad_key_value_shared_bytes,
+    _obstacle,
+    _launches,
+)

@@ -1,0 +1,241 @@
+"""What kernels share that run a program for each query tile: the forward one and the one of the
+query's gradient.
+
+Which rows the program has, the bounds of its loops over key tiles, what the mask asks of the rows,
+the mask of a tile, the parameters of all that. What a kernel computes from a tile is its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from patterncc.codegen.gpu.access_source import TYPES, Access
+from patterncc.codegen.gpu.class_source import (
+    CLASS_NAMES,
+    class_lines,
+    length_parameters,
+    row_lines,
+    tile_lines,
+)
+from patterncc.codegen.gpu.kernel_source import KernelParameter
+from patterncc.codegen.gpu.list_source import CAPACITY, LIST_PARAMETERS, listed_loops
+from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
+from patterncc.codegen.gpu.score_source import TermParameters
+from patterncc.codegen.gpu.sweep_source import (
+    emit_loops,
+    expressions,
+    scalars_read,
+    wide_name,
+    widened,
+)
+from patterncc.codegen.gpu.table_source import tables_read
+from patterncc.codegen.ir import DENSE
+from patterncc.dsl.errors import ConfigError, UnsupportedError
+from patterncc.dsl.mask import Param, Var, walk
+from patterncc.dsl.score import coordinates_read, discrete
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from patterncc.codegen.gpu.config import KernelConfig
+    from patterncc.codegen.gpu.sweep_source import TileLoop
+    from patterncc.codegen.ir import BlockProgram
+    from patterncc.codegen.problem import Problem
+    from patterncc.dsl.mask import Expr
+    from patterncc.dsl.score import Real
+
+_TILE_NAMES = frozenset({"q", "k", "q_first", "q_last", "residue"})
+_CALL_NAMES = frozenset({"head", "kv_head", "batch", "heads", "kv_heads"})
+_LENGTHS = frozenset({"q_len", "kv_len", "q_offset"})
+
+
+def check_dtype(problem: Problem) -> None:
+    """Refuses a dtype that no kernel computes in.
+
+    Raises:
+        UnsupportedError: Names it.
+    """
+    if problem.dtype not in TYPES:
+        raise UnsupportedError(
+            f"no GPU kernel computes in {problem.dtype}",
+            "use float16, bfloat16 or float32, or the CPU",
+        )
+
+
+def check_program(program: BlockProgram, problem: Problem, config: KernelConfig) -> None:
+    """Refuses what no kernel is written for.
+
+    Raises:
+        UnsupportedError: The dtype has no kernel.
+        ConfigError: The config's tiles are not the program's.
+    """
+    check_dtype(problem)
+    if (program.block_q, program.block_k) != (config.block_q, config.block_k):
+        raise ConfigError(
+            f"tiles of {config.block_q}x{config.block_k} for a program lowered for others",
+            (f"{program.block_q}x{program.block_k}",),
+        )
+
+
+def dot_precision(problem: Problem) -> str:
+    """The last argument of a matrix product: float32 is computed as such, for tensor cores would
+    round the operands to 10 bits."""
+    return ', input_precision="ieee"' if problem.dtype == "float32" else ""
+
+
+class QueryTile:
+    """The shared texts of one kernel.
+
+    Args:
+        program: The pattern, or one pass of it.
+        problem: The shape class.
+        config: How to build the kernel.
+        access: How it reaches its tensors.
+        tile_terms: What the kernel computes of the score terms in its tiles, as `in_classes` gives
+            it.
+        row_terms: What it computes of them for its rows.
+
+    Attributes:
+        loops: Its loops over key tiles, partial ones first.
+        tables: The pattern's tables that it reads.
+
+    Raises:
+        UnsupportedError: The pattern has a cover.
+    """
+
+    def __init__(
+        self,
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        access: Access,
+        tile_terms: Sequence[Real] = (),
+        row_terms: Sequence[Real] = (),
+    ) -> None:
+        self._program = program
+        self._terms = (*tile_terms, *row_terms)
+        reads = frozenset().union(*map(coordinates_read, tile_terms))
+        self._reads_row, self._reads_key = "q" in reads, "k" in reads
+        self._term_parameters = TermParameters(self._terms)
+        self._config = config
+        self._group = problem.group
+        self._access = access
+        self._listed = bool(program.listed)
+        self._nest = (
+            listed_loops(program, problem.group) if self._listed else emit_loops(program.forward)
+        )
+        self.loops = self._nest.loops
+        self._mask = emit_mask(program.mask, self._nest.documents)
+        self._masked = any(loop.kind == "partial" for loop in self.loops)
+        self._bounds = () if self._listed else scalars_read(program.forward)
+        self.tables = tables_read(self._expressions())
+
+    # -------------------------------------------------------------------------------- signature
+
+    def parameters(
+        self, pointers: Iterable[KernelParameter], scalars: Iterable[KernelParameter]
+    ) -> Iterator[KernelParameter]:
+        """All parameters of the kernel, `pointers` and `scalars` being its own."""
+        yield from self._access.descriptors()
+        yield from self._access.pointers()
+        yield from pointers
+        if self._listed:
+            yield from LIST_PARAMETERS
+        for table in self.tables:
+            yield table.pointer
+        yield from self._term_parameters.pointers()
+        yield from scalars
+        yield from self._term_parameters.scalars()
+        for name in length_parameters(self._program.tiling):
+            yield KernelParameter(name, "i32")
+        yield from self._access.strides()
+        if self._listed:
+            yield CAPACITY
+        for table in self.tables:
+            yield from table.sizes
+        known = {*_TILE_NAMES, *_CALL_NAMES, *_LENGTHS, *CLASS_NAMES}
+        known |= {*length_parameters(self._program.tiling)}
+        for name in sorted({scalar_name(leaf) for leaf in self._scalars()} - known):
+            yield KernelParameter(name, "i32")
+
+    def _expressions(self) -> Iterator[Expr]:
+        """What the kernel computes of the program."""
+        if not self._listed:
+            yield from expressions(self._program.forward)
+        yield self._program.tiling.k_class
+        if self._masked:
+            yield self._program.mask
+        for term in self._terms:
+            yield from discrete(term)
+
+    def _scalars(self) -> Iterator[Var | Param]:
+        """The leaves of those."""
+        for expr in self._expressions():
+            yield from (leaf for leaf in walk(expr) if isinstance(leaf, (Var, Param)))
+
+    # -------------------------------------------------------------------------------- before loops
+
+    def setup(self) -> Iterator[str]:
+        """Which rows and keys the program has, and the bounds of its loops."""
+        config, group, tiling = self._config, self._group, self._program.tiling
+        yield f"BLOCK_Q: tl.constexpr = {config.block_q}"
+        yield f"BLOCK_K: tl.constexpr = {config.block_k}"
+        yield ""
+        yield from tile_lines(tiling, config.order)
+        yield "head = tl.program_id(1)"
+        yield "batch = tl.program_id(2)"
+        yield "kv_head = head" if group == 1 else f"kv_head = head // {group}"
+        names = {scalar_name(leaf) for leaf in self._scalars()}
+        if "heads" in names:
+            yield "heads = tl.num_programs(1)"
+        if "kv_heads" in names:
+            yield f"kv_heads = tl.num_programs(1) // {group}"
+        yield from class_lines(tiling)
+        yield from row_lines(tiling)
+        yield ""
+        if self._listed:
+            yield "# Where the lists of the tile's key tiles are."
+        else:
+            yield "# Bounds of the sweeps, in 64 bits so that no sum of numbers wraps."
+        yield from (f"{wide_name(leaf)} = {widened(leaf)}" for leaf in self._bounds)
+        yield from self._nest.common
+        yield from (line for loop in self.loops for line in loop.setup)
+        if self._masked:
+            yield ""
+            yield "# What the mask asks of the row alone."
+        if self._masked or self._reads_row:
+            yield "q = q_offset + rows[:, None]"
+        if self._masked:
+            yield from self._mask.row_lines
+
+    # -------------------------------------------------------------------------------- in the loops
+
+    def loop_head(self, loop: TileLoop) -> Iterator[str]:
+        """A loop's first lines, down to the one that its body is indented under."""
+        yield ""
+        yield "# Partial tiles, with the mask." if loop.kind == "partial" else "# Full tiles."
+        if loop.first:
+            yield loop.first
+        count = loop.count
+        if self._program.tiling != DENSE and not self._listed:
+            count = f"tl.where(has_work, {count}, 0)"
+        yield f"for step in range(0, {count}):"
+
+    def tile_start(self, loop: TileLoop) -> Iterator[str]:
+        """Where a tile starts and, if it is masked, which of its keys exist."""
+        yield f"k_first = ({loop.tile}) * BLOCK_K"
+        if loop.following:
+            yield loop.following
+        yield from self._access.tile_start(loop.kind == "partial")
+
+    def tile_keys(self, loop: TileLoop) -> Iterator[str]:
+        """`k`, the keys of a tile, where its mask or the score terms read them."""
+        masked = loop.kind == "partial"
+        if masked or self._reads_key:
+            yield self._access.tile_keys(masked)
+
+    def allowed(self) -> Iterator[str]:
+        """`allowed`, the pairs of a masked tile that the pattern allows; after `tile_keys`."""
+        yield from self._mask.key_lines
+        again = " & (k_first <= k)" if self._access.moves_boxes else ""
+        yield f"allowed = {self._mask.expression}{again}"

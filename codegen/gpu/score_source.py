@@ -1,0 +1,353 @@
+"""Score terms as Triton text: what is computed once per program, and what once per tile of scores.
+
+In the text `q` and `k` are the positions of rows and keys as vectors that broadcast to the tile, in
+the shape that the kernel gives them; `scores` is the bare product `query . key`. All real numbers
+are float32. Logits come in units of `log 2`, for kernels compute powers of two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from typing_extensions import assert_never
+
+from patterncc.codegen.gpu.kernel_source import KernelParameter
+from patterncc.codegen.gpu.mask_source import scalar_name
+from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text
+from patterncc.codegen.gpu.separate import separate
+from patterncc.codegen.ir import CALL_KV_LEN, CALL_Q_LEN, DENSE, Q_CLASS
+from patterncc.dsl.build import add, multiply, substitute
+from patterncc.dsl.mask import Const, IntExpr, K, Param, Predicate, Q, Var, variables
+from patterncc.dsl.score import (
+    SCORE,
+    Apply,
+    Below,
+    Choice,
+    Constant,
+    Function,
+    Greatest,
+    Least,
+    Lifted,
+    Lookup,
+    Magnitude,
+    Number,
+    Over,
+    Plus,
+    Real,
+    Score,
+    Times,
+    children,
+    discrete,
+    walk,
+)
+from patterncc.dsl.score_build import plus, rebuild, scaled, times
+
+if TYPE_CHECKING:
+    from patterncc.codegen.ir import Tiling
+    from patterncc.dsl.mask import Expr
+    from patterncc.dsl.score_terms import ScoreTerms
+
+_Place: TypeAlias = Literal["program", "tile"]
+
+SCALE = KernelParameter("natural_scale", "fp32")
+"""What `scores` are multiplied by to be the scores of the terms."""
+
+_SCALE_NUMBER = Number("@scale")  # no name of the language holds an `@`
+_LOG2_E = math.log2(math.e)
+
+TANH = '''\
+@triton.jit
+def hyperbolic_tangent(x):
+    """By a power of two that is at most 1, so that nothing overflows."""
+    decay = tl.exp2(tl.abs(x) * -2.8853900817779268)
+    share = (1.0 - decay) / (1.0 + decay)
+    return tl.where(x < 0, -share, share)
+'''
+"""Source of the function that written terms may call."""
+
+
+@dataclass(frozen=True, slots=True)
+class RealTable:
+    """A table of real numbers that a kernel reads, float32 and contiguous.
+
+    Attributes:
+        name: As the terms call it.
+        spread: For each axis, whether a kernel looks up many of its indexes at once.
+    """
+
+    name: str
+    spread: tuple[bool, ...]
+
+    @property
+    def pointer(self) -> KernelParameter:
+        """Where it lies."""
+        return KernelParameter(f"real_table_{self.name}_ptr", "*fp32", 4)
+
+    @property
+    def sizes(self) -> tuple[KernelParameter, ...]:
+        """Its sizes."""
+        return tuple(
+            KernelParameter(f"real_table_{self.name}_size_{axis}", "i32")
+            for axis in range(len(self.spread))
+        )
+
+
+class TermParameters:
+    """What the score terms of a kernel add to its signature.
+
+    Args:
+        exprs: What the kernel computes, as `in_classes` gives it.
+    """
+
+    def __init__(self, exprs: Iterable[Real]) -> None:
+        self._numbers: set[str] = set()
+        spread: dict[str, tuple[bool, ...]] = {}
+        self.scale = False
+        for expr in exprs:
+            for node in walk(expr):
+                match node:
+                    case Number():
+                        if node == _SCALE_NUMBER:
+                            self.scale = True
+                        else:
+                            self._numbers.add(node.name)
+                    case Lookup(table, indexes):
+                        own = tuple(map(_spreads, indexes))
+                        known = spread.get(table, own)
+                        spread[table] = tuple(map(any, zip(own, known, strict=True)))
+        self._tables = tuple(RealTable(name, spread[name]) for name in sorted(spread))
+
+    def pointers(self) -> Iterator[KernelParameter]:
+        """The pointers to tables."""
+        for table in self._tables:
+            yield table.pointer
+
+    def scalars(self) -> Iterator[KernelParameter]:
+        """The scale, numbers and sizes of tables."""
+        if self.scale:
+            yield SCALE
+        for name in sorted(self._numbers):
+            yield KernelParameter(f"real_{name}", "fp32")
+        for table in self._tables:
+            yield from table.sizes
+
+
+def in_classes(expr: Real, tiling: Tiling) -> Real:
+    """A term of which `q` and `k` count the rows and keys of a class, and whose score is a product
+    of `scores` and the scale; written with factors in place of constant divisors.
+    """
+    replace: dict[Expr, Expr] = {}
+    if tiling != DENSE:
+        shift = Q_CLASS if tiling.q_step > 1 else Const(0)
+        replace = {
+            Q: add(multiply(Const(tiling.q_step), Q), shift),
+            K: add(multiply(Const(tiling.k_step), K), tiling.k_class),
+            Var("q_len"): CALL_Q_LEN,
+            Var("kv_len"): CALL_KV_LEN,
+        }
+
+    def changed(node: Real) -> Real:
+        match node:
+            case Score():
+                return times(_SCALE_NUMBER, node)
+            case Over(dividend, Constant(divisor)):
+                return times(Constant(1 / divisor), changed(dividend))
+        return rebuild(node, changed, integer, predicate)
+
+    def integer(expr: IntExpr) -> IntExpr:
+        return substitute(expr, replace)
+
+    def predicate(expr: Predicate) -> Predicate:
+        return substitute(expr, replace)
+
+    return changed(expr)
+
+
+def in_base_2(expr: Real) -> Real:
+    """A logit in units of `log 2`."""
+    return scaled(expr, _LOG2_E)
+
+
+def tile_logit(terms: ScoreTerms, tiling: Tiling) -> Real | None:
+    """A pair's logit as kernels compute it; None where it is the score."""
+    return None if terms.logit == SCORE else in_base_2(in_classes(terms.logit, tiling))
+
+
+def sink_logit(terms: ScoreTerms, tiling: Tiling) -> Real | None:
+    """The sink's logit as kernels compute it."""
+    return None if terms.sink is None else in_base_2(in_classes(terms.sink, tiling))
+
+
+class TermWriter:
+    """Writes the terms of one kernel; equal parts are computed once.
+
+    Args:
+        exprs: All that will be written, as `in_classes` gives it.
+        inner: The position that changes from tile to tile of a program; None where there are no
+            tiles.
+        position: What the text calls the row's position, if not `q`.
+        prefix: What its names begin with; those of two writers of a kernel must differ.
+
+    Attributes:
+        program_lines: To run once, after `q` or `k`, whichever stays, is known.
+        tile_lines: To run in each tile, after `scores` and both positions are known.
+    """
+
+    def __init__(
+        self,
+        exprs: Iterable[Real],
+        inner: Literal["q", "k"] | None,
+        position: str = "q",
+        prefix: str = "",
+    ) -> None:
+        self.program_lines: list[str] = []
+        self.tile_lines: list[str] = []
+        self._inner = inner
+        self._position = position
+        self._prefix = prefix
+        self._uses = _uses(exprs)
+        self._named: dict[Real, str] = {}
+        self._integers = ExpressionWriter(self._integer_leaf)
+
+    def write(self, expr: Real, place: _Place = "tile") -> str:
+        """The text of an expression, an operand; the lines that it needs are added.
+
+        Args:
+            expr: The expression.
+            place: Where it is used.
+
+        Raises:
+            UnsupportedError: It reads a cover, or an integer could leave 64 bits.
+        """
+        if expr in self._named:
+            return self._named[expr]
+        match expr:
+            case Constant(value):
+                return repr(value) if value >= 0 else f"({value!r})"
+            case Number(name):
+                return SCALE.name if expr == _SCALE_NUMBER else f"real_{name}"
+            case Score():
+                return "scores"
+        own = self._place(expr)
+        text = self._composed(expr, own)
+        if own == place and self._uses[expr] < 2 and not isinstance(expr, Lookup):
+            return text
+        lines = self.program_lines if own == "program" else self.tile_lines
+        name = f"{self._prefix}{own}_real_{len(lines)}"
+        lines.append(f"{name} = {text}")
+        self._named[expr] = name
+        return name
+
+    def _composed(self, expr: Real, own: _Place) -> str:
+        def operand(part: Real) -> str:
+            return self.write(part, own)
+
+        match expr:
+            case Lifted(value):
+                return f"tl.cast({self._integers.integer(value).text}, tl.float32)"
+            case Lookup():
+                return self._lookup(expr)
+            case Plus(terms):
+                return self._sum(self._gathered(terms, plus, own), own)
+            case Times(factors):
+                return f"({' * '.join(map(operand, self._gathered(factors, times, own)))})"
+            case Over(dividend, divisor):
+                return f"({operand(dividend)} / {operand(divisor)})"
+            case Least(args):
+                return _nested("tl.minimum", [operand(arg) for arg in args])
+            case Greatest(args):
+                return _nested("tl.maximum", [operand(arg) for arg in args])
+            case Magnitude(value):
+                return f"tl.abs({operand(value)})"
+            case Apply(function, value):
+                return _applied(function, operand(value))
+            case Choice(condition, then, otherwise):
+                test = self._integers.predicate(separate(condition))
+                return f"tl.where({test}, {operand(then)}, {operand(otherwise)})"
+            case Below(left, right, then, otherwise):
+                test = f"{operand(left)} < {operand(right)}"
+                return f"tl.where({test}, {operand(then)}, {operand(otherwise)})"
+            case Constant() | Number() | Score():
+                raise AssertionError(expr)
+            case _:
+                assert_never(expr)
+
+    def _gathered(self, parts: tuple[Real, ...], join: object, own: _Place) -> list[Real]:
+        """The operands of a sum or product in a tile: what stays for the program as one."""
+        stay = [part for part in parts if self._place(part) == "program"]
+        if own == "program" or len(stay) < 2:
+            return list(parts)
+        moving = [part for part in parts if self._place(part) == "tile"]
+        return [join(*stay), *moving]  # type: ignore[operator]
+
+    def _sum(self, terms: list[Real], own: _Place) -> str:
+        text = ""
+        for term in terms:
+            match term:
+                case Constant(value) if value < 0 and text:
+                    text += f" - {-value!r}"
+                case Times((Constant(value), *rest)) if (
+                    value < 0 and text and term not in self._named
+                ):
+                    text += f" - {self.write(times(Constant(-value), *rest), own)}"
+                case _:
+                    text += f" + {self.write(term, own)}" if text else self.write(term, own)
+        return f"({text})"
+
+    def _lookup(self, expr: Lookup) -> str:
+        table = RealTable(expr.table, tuple(map(_spreads, expr.indexes)))
+        sizes = [size.name for size in table.sizes]
+        indexes = [self._integers.integer(index).text for index in expr.indexes]
+        arguments = ", ".join([table.pointer.name, *sizes, *indexes, "0.0"])
+        return f"read_table_{''.join('sv'[many] for many in table.spread)}({arguments})"
+
+    def _place(self, expr: Real) -> _Place:
+        """Where it can be computed at the earliest."""
+        for node in walk(expr):
+            if isinstance(node, Score):
+                return "tile"
+        if self._inner is None:
+            return "program"
+        moves = any(self._inner in variables(part) for part in discrete(expr))
+        return "tile" if moves else "program"
+
+    def _integer_leaf(self, expr: Expr) -> Text | None:
+        if expr == Q:
+            return Text(self._position, 32)
+        return Text(scalar_name(expr), 32) if isinstance(expr, (Var, Param)) else None
+
+
+def _spreads(index: IntExpr) -> bool:
+    return bool(variables(index) & {"q", "k"})
+
+
+def _uses(exprs: Iterable[Real]) -> Counter[Real]:
+    """How often each part stands in another or by itself, equal parts counted as one."""
+    uses: Counter[Real] = Counter()
+    stack = list(exprs)
+    while stack:
+        expr = stack.pop()
+        uses[expr] += 1
+        if uses[expr] == 1:
+            stack.extend(children(expr))
+    return uses
+
+
+def _nested(function: str, operands: list[str]) -> str:
+    text = operands[-1]
+    for operand in reversed(operands[:-1]):
+        text = f"{function}({operand}, {text})"
+    return text
+
+
+def _applied(function: Function, operand: str) -> str:
+    match function:
+        case "tanh":
+            return f"hyperbolic_tangent({operand})"
+        case "sign":
+            return f"tl.where({operand} > 0, 1.0, tl.where({operand} < 0, -1.0, 0.0))"
+    return f"tl.{function}({operand})"
