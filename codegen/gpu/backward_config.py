@@ -70,6 +70,19 @@ def default_grad_query_config(
     return with_all_registers(config, target, always=problem.dtype == "float32")
 
 
+def default_grad_position_config(
+    problem: Problem, target: str, *, descriptors: bool = True
+) -> KernelConfig:
+    """The config of sums of tables' gradients by position: square tiles, loaded by pointers.
+
+    Arguments as of `default_grad_query_config`.
+    """
+    widest = max(problem.head_dim, problem.value_head_dim)
+    small = target == INTERPRETER or problem.dtype == "float32" or widest > 128
+    block = 32 if small else 64
+    return KernelConfig(block, block, 4, 1)
+
+
 def suited_grad_query(
     config: KernelConfig, problem: Problem, target: str, program: BlockProgram
 ) -> KernelConfig:
