@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from patterncc.codegen.elementwise import discrete
-from patterncc.codegen.score_elementwise import RealEvaluator
+from patterncc.codegen.score_elementwise import RealEvaluator, flat_index
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import IntExpr, Predicate
 from patterncc.dsl.score_terms import ScoreTerms
@@ -174,16 +174,13 @@ def add_at(gradient: Tensor, places: tuple[Tensor, ...], inside: Tensor, shares:
         return
     # First along axes on which all go to the same entry: fewer numbers to sort, and in the order
     # of a sum.
-    shape = (1,) * (shares.dim() - inside.dim()) + tuple(inside.shape)
     shares = torch.where(inside, shares, 0)
+    shape = (1,) * (shares.dim() - inside.dim()) + tuple(inside.shape)
     alone = [axis for axis in range(shares.dim()) if shape[axis] == 1]
     if alone:
         shares = shares.sum(alone, keepdim=True)
-    flat = torch.zeros((), dtype=torch.int64, device=gradient.device)
-    for at, size in zip(places, gradient.shape, strict=True):
-        flat = flat * size + at
     numbers = shares.to(gradient.dtype).flatten()
-    index = flat.broadcast_to(shares.shape).flatten()
+    index = flat_index(places, gradient.shape).broadcast_to(shares.shape).flatten()
     # Of two functions that do the same, on each device the one that adds in order.
     if gradient.device.type == "cpu":
         gradient.view(-1).index_add_(0, index, numbers)

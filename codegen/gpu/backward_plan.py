@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,12 @@ from patterncc.codegen.gpu.backward_config import (
     suited_grad_query,
 )
 from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, ROWS, emit_delta, row_length
-from patterncc.codegen.gpu.grad_query_source import ROW_TENSORS, STATE, emit_grad_query
+from patterncc.codegen.gpu.grad_query_source import (
+    ROW_TENSORS,
+    STATE,
+    emit_grad_query,
+    emit_grad_query_entries,
+)
 from patterncc.codegen.gpu.key_tile_plan import GRAD_KEY_VALUE
 from patterncc.codegen.gpu.launches import Buffer, Launch, call_of, ceildiv, planned_launch
 from patterncc.codegen.gpu.plan import (
@@ -28,6 +34,7 @@ from patterncc.codegen.gpu.plan import (
     query_tile_obstacle,
     state_buffer,
 )
+from patterncc.codegen.gpu.score_source import SCALE, row_entries
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.kernel_source import KernelSource
@@ -47,6 +54,15 @@ def _grad_query_obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str |
     return query_tile_obstacle(ROW_TENSORS, passes, layouts)
 
 
+def _grad_query_entries_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
+    buffers = state_buffer(STATE, one, call, "query")
+    if not one.resumes:
+        shape = (call.batch, call.heads, call.q_len)
+        entries = row_entries(call.problem.terms, one.program.tiling)
+        buffers += tuple(Buffer(entry.name, shape, "float32") for entry in entries)
+    return query_tile_launches(emit_grad_query_entries, one, call, sources, buffers)
+
+
 GRAD_QUERY = Kind(
     default_grad_query_config,
     suited_grad_query,
@@ -54,6 +70,10 @@ GRAD_QUERY = Kind(
     _grad_query_obstacle,
     _grad_query_launches,
 )
+
+
+GRAD_QUERY_ENTRIES = replace(GRAD_QUERY, launches=_grad_query_entries_launches)
+"""With sums of the gradients of tables."""
 
 
 class BackwardPlanner:
@@ -66,6 +86,7 @@ class BackwardPlanner:
 
     def __init__(self, lower: Lowered, config: BackwardConfig) -> None:
         self._grad_query = PassPlanner(lower, GRAD_QUERY, config.grad_query)
+        self._entries = PassPlanner(lower, GRAD_QUERY_ENTRIES, config.grad_query)
         self._grad_key_value = PassPlanner(lower, GRAD_KEY_VALUE, config.grad_key_value)
         self._deltas: dict[tuple[Problem, bool, bool], KernelSource] = {}
 
@@ -81,6 +102,8 @@ class BackwardPlanner:
         multiprocessors: int = 1,
         needs_query: bool = True,
         needs_key_value: bool = True,
+        needs_entries: bool = False,
+        real_values: Mapping[str, float] = MappingProxyType({}),
     ) -> tuple[Launch, ...]:
         """Plans one call.
 
@@ -94,16 +117,21 @@ class BackwardPlanner:
             shapes: Of the tables that the pattern reads, by name.
             multiprocessors: Of the device.
             needs_query, needs_key_value: Which gradients are asked for.
+            needs_entries: Sums of the gradients of tables are asked for, besides the query's.
+            real_values: Of the parameters that score terms add, by name.
 
         Raises:
             UnsupportedError: A size or a number is beyond what kernels compute with, or no kernel
                 does this problem.
             ConfigError: As from `PassPlanner.launches`.
         """
-        factors = {"scale": scale, "score_scale": scale * math.log2(math.e)}
+        factors = {"scale": scale, "score_scale": scale * math.log2(math.e), SCALE.name: scale}
+        factors |= real_values
         call = call_of(problem, target, layouts, env, factors, shapes, multiprocessors)
         launches = [self._delta(call, with_rows=needs_key_value)]
-        if needs_query:
+        if needs_entries:
+            launches += self._entries.launches(call)
+        elif needs_query:
             launches += self._grad_query.launches(call)
         if needs_key_value:
             launches += self._grad_key_value.launches(call)

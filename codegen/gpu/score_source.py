@@ -177,6 +177,39 @@ def tile_logit(terms: ScoreTerms, tiling: Tiling) -> Real | None:
     return None if terms.logit == SCORE else in_base_2(in_classes(terms.logit, tiling))
 
 
+def tile_slope(terms: ScoreTerms, tiling: Tiling) -> Real:
+    """The derivative of a pair's logit by its score, of natural units as both are."""
+    return in_classes(terms.slope, tiling)
+
+
+@dataclass(frozen=True, slots=True)
+class RowEntry:
+    """An entry of a table that all pairs of a row read, of which a kernel sums the gradient.
+
+    Attributes:
+        name: Of the sums, in the kernel.
+        lookup: The entry, as the terms have it.
+        slope: The derivative of the logit by it, as kernels compute it.
+    """
+
+    name: str
+    lookup: Lookup
+    slope: Real
+
+
+def row_entries(terms: ScoreTerms, tiling: Tiling) -> tuple[RowEntry, ...]:
+    """The entries that a logit reads at no key's position, in the order of its text."""
+    found = [
+        (lookup, slope)
+        for lookup, slope in terms.table_slopes()
+        if not any("k" in variables(index) for index in lookup.indexes)
+    ]
+    return tuple(
+        RowEntry(f"grad_entry_{number}", lookup, in_classes(slope, tiling))
+        for number, (lookup, slope) in enumerate(found)
+    )
+
+
 def sink_logit(terms: ScoreTerms, tiling: Tiling) -> Real | None:
     """The sink's logit as kernels compute it."""
     return None if terms.sink is None else in_base_2(in_classes(terms.sink, tiling))

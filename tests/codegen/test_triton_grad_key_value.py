@@ -104,10 +104,20 @@ def test_gradients(worker: ProcessPoolExecutor, case: Case) -> None:
 def test_head_dims(
     worker: ProcessPoolExecutor, head_dim: int, value_head_dim: int, config: KernelConfig
 ) -> None:
-    dims = {"head_dim": head_dim, "value_head_dim": value_head_dim}
-    split = (Progression(0, 1, 1, 2),)
-    case = _case("window(30)", 50, 60, config=config, dtype=HALF, scale=0.1, split=split, **dims)
-    _differentiates(worker, case)
+    _differentiates(
+        worker,
+        _case(
+            "window(30)",
+            50,
+            60,
+            config=config,
+            split=(Progression(0, 1, 1, 2),),
+            dtype=HALF,
+            scale=0.1,
+            head_dim=head_dim,
+            value_head_dim=value_head_dim,
+        ),
+    )
 
 
 @pytest.mark.parametrize("head_dim", [80, 136])
