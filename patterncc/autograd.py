@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _torch: Any = torch  # the parts of torch that have no types
-_transforming: Callable[[], bool] = _torch._C._are_functorch_transforms_active
+transforming: Callable[[], bool] = _torch._C._are_functorch_transforms_active
 
 _beneath_autograd: Any = _torch._C._AutoDispatchBelowAutograd
 
@@ -33,7 +33,7 @@ class PatternAttention(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _beneath(attn_fwd, arguments)
+        return beneath(attn_fwd, arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -64,7 +64,7 @@ class PatternAttentionGrad(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _beneath(attn_bwd, arguments)
+        return beneath(attn_bwd, arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -86,7 +86,7 @@ class PatternAttentionGradGrad(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _beneath(attn_bwd_bwd, arguments)
+        return beneath(attn_bwd_bwd, arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -106,11 +106,11 @@ def _needed(ctx: Any, grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     return tuple(grad if wants else None for grad, wants in zip(grads, wanted, strict=False))
 
 
-def _beneath(operator: Any, arguments: tuple[Any, ...]) -> Any:
+def beneath(operator: Any, arguments: tuple[Any, ...]) -> Any:
     """Runs an operator as the forward of a Function does: beneath autograd, or beneath the level of
     a transform of torch.func; the levels under that one record what they want to."""
     with _beneath_autograd():
-        if _transforming():
+        if transforming():
             with torch.enable_grad():
                 return operator(*arguments)
         return operator(*arguments)
@@ -133,18 +133,18 @@ def _derive(operator: Any, function: Any, tensors: int) -> Callable[..., Any]:
 
     def at_autograd_key(*arguments: Any) -> Any:
         if forward_ad._current_level >= 0:
-            _refuse_tangents(arguments[:tensors])
+            refuse_tangents(arguments[:tensors])
         if not _recorded(arguments[:tensors]):
             with _beneath_autograd():
                 return operator(*arguments)
-        if _transforming():
+        if transforming():
             with enable_single_level_autograd_function():
                 return apply(*arguments)
         return apply(*arguments)
 
     def call(*arguments: Any) -> Any:
         """The operator; in plain eager mode without a round through its autograd key, 5 us."""
-        if torch.compiler.is_compiling() or _transforming() or forward_ad._current_level >= 0:
+        if torch.compiler.is_compiling() or transforming() or forward_ad._current_level >= 0:
             return operator(*arguments)
         if _recorded(arguments[:tensors]):
             return apply(*arguments)
@@ -164,7 +164,7 @@ def _recorded(tensors: tuple[Tensor | None, ...]) -> bool:
     return False
 
 
-def _refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
+def refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
     """Refuses forward mode, which has no flag on tensors and would lose their tangents.
 
     Raises:

@@ -36,7 +36,8 @@ _CPU_TILE = (cpu.default_config().block_q, cpu.default_config().block_k)
 _torch: Any = torch  # the parts of torch that have no types
 LIBRARY = _torch.library.Library("patterncc", "DEF")  # the operators live as long as this does
 
-_CALL = (
+# The arguments of a call that have no gradient.
+CALL_SCHEMA = (
     "str pattern, float? scale, SymInt? q_offset, SymInt layer, SymInt? layers, "
     "SymInt[] numbers, Tensor[] tables"
 )
@@ -45,9 +46,10 @@ _GRADS = "Tensor grad_out, Tensor? grad_lse"
 _DOUBLE_GRADS = "Tensor grad_grad_query, Tensor grad_grad_key, Tensor grad_grad_value"
 
 SCHEMAS = (
-    f"attn_fwd({_INPUTS}, {_CALL}) -> (Tensor, Tensor)",
-    f"attn_bwd({_GRADS}, {_INPUTS}, Tensor out, Tensor lse, {_CALL}) -> (Tensor, Tensor, Tensor)",
-    f"attn_bwd_bwd({_DOUBLE_GRADS}, {_GRADS}, {_INPUTS}, Tensor out, Tensor lse, {_CALL})"
+    f"attn_fwd({_INPUTS}, {CALL_SCHEMA}) -> (Tensor, Tensor)",
+    f"attn_bwd({_GRADS}, {_INPUTS}, Tensor out, Tensor lse, {CALL_SCHEMA})"
+    " -> (Tensor, Tensor, Tensor)",
+    f"attn_bwd_bwd({_DOUBLE_GRADS}, {_GRADS}, {_INPUTS}, Tensor out, Tensor lse, {CALL_SCHEMA})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 for _schema in SCHEMAS:
@@ -69,9 +71,9 @@ def _attn_fwd_cpu(
     if query.numel() == 0 or key.numel() == 0:
         return _nothing(query, value)
     tables = call.named(rest[-1])
-    with _as_typed():
+    with as_typed():
         return cpu.attention(
-            _cpu_passes(pattern, call),
+            cpu_passes(pattern, call),
             query,
             key,
             value,
@@ -88,18 +90,18 @@ def _attn_fwd_cuda(
     if query.numel() == 0 or key.numel() == 0:
         return _nothing(query, value)
     forward = pipeline.launcher(pattern, call.sizes)
-    tables = _narrow_all(call, rest[-1])
+    tables = narrow_all(call, rest[-1])
     return forward(query, key, value, env=call.env, scale=call.scale, tables=tables)
 
 
 def _attn_fwd_fake(
     query: Tensor, key: Tensor, value: Tensor, pattern: str, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    _check_fakes(query, key, value, pattern, rest[-1])
-    return _like(query, value)
+    check_fakes(query, key, value, pattern, rest[-1])
+    return like(query, value)
 
 
-def _like(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def like(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Memory for the results of a call."""
     out = query.new_empty((*query.shape[:3], value.shape[3]))
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -108,7 +110,7 @@ def _like(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 def _nothing(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """The result where there is no row, or no key to see."""
-    out, lse = _like(query, value)
+    out, lse = like(query, value)
     return out.zero_(), lse.fill_(-math.inf)
 
 
@@ -130,9 +132,9 @@ def _attn_bwd_cpu(
     check_backward_tensors(query, value, grad_out, grad_lse, out, lse)
     if query.numel() == 0 or key.numel() == 0:
         return _zeros(query), _zeros(key), _zeros(value)
-    with _as_typed():
+    with as_typed():
         grad_query, grad_key, grad_value = attention_backward(
-            _cpu_passes(pattern, call),
+            cpu_passes(pattern, call),
             grad_out,
             grad_lse,
             query,
@@ -173,7 +175,7 @@ def _attn_bwd_cuda(
         lse,
         env=call.env,
         scale=call.scale,
-        tables=_narrow_all(call, rest[-1]),
+        tables=narrow_all(call, rest[-1]),
     )
     assert grad_query is not None and grad_key is not None and grad_value is not None, "all wanted"
     return grad_query, grad_key, grad_value
@@ -190,7 +192,7 @@ def _attn_bwd_fake(
     pattern: str,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_fakes(query, key, value, pattern, rest[-1])
+    check_fakes(query, key, value, pattern, rest[-1])
     check_backward_tensors(query, value, grad_out, grad_lse, out, lse)
     return _room(query), _room(key), _room(value)
 
@@ -216,9 +218,9 @@ def _attn_bwd_bwd_cpu(
     check_backward_tensors(query, value, grad_out, grad_lse, out, lse)
     if query.numel() == 0 or key.numel() == 0:
         return tuple(map(_zeros, (grad_out, lse, query, key, value)))
-    with _as_typed():
+    with as_typed():
         return attention_double_backward(
-            _cpu_passes(pattern, call),
+            cpu_passes(pattern, call),
             (grad_grad_query, grad_grad_key, grad_grad_value),
             grad_out,
             grad_lse,
@@ -254,7 +256,7 @@ def _attn_bwd_bwd_fake(
     pattern: str,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    _check_fakes(query, key, value, pattern, rest[-1])
+    check_fakes(query, key, value, pattern, rest[-1])
     check_backward_tensors(query, value, grad_out, grad_lse, out, lse)
     return tuple(map(_room, (grad_out, lse, query, key, value)))
 
@@ -262,11 +264,12 @@ def _attn_bwd_bwd_fake(
 # ---------------------------------------------------------------------------------- what they share
 
 
-def _cpu_passes(pattern: str, call: Prepared) -> Passes:
+def cpu_passes(pattern: str, call: Prepared) -> Passes:
+    """The programs of a call for the CPU executor."""
     return pipeline.passes(pattern, *_CPU_TILE, call.sizes, call.within)
 
 
-def _as_typed() -> contextlib.AbstractContextManager[object]:
+def as_typed() -> contextlib.AbstractContextManager[object]:
     """Where the products of the CPU executor have the types it gave them: autocast, which casts
     what a user's code multiplies, would narrow them, too."""
     if torch.is_autocast_enabled("cpu"):
@@ -274,7 +277,8 @@ def _as_typed() -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def _narrow_all(call: Prepared, tables: Sequence[Tensor]) -> dict[str, Tensor]:
+def narrow_all(call: Prepared, tables: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The tables of a call by name, as kernels read them."""
     return {name: narrow(table) for name, table in call.named(tables).items()}
 
 
@@ -293,9 +297,10 @@ def _zeros(tensor: Tensor) -> Tensor:
     return tensor.new_zeros(tensor.shape)
 
 
-def _check_fakes(
+def check_fakes(
     query: Tensor, key: Tensor, value: Tensor, pattern: str, tables: Sequence[Tensor]
 ) -> None:
+    """Checks what can be known of the arguments of a call without its numbers."""
     check_tensors(query, key, value)
     if tables:
         declared = pipeline.resolve(pattern).pattern.tables

@@ -17,6 +17,7 @@ from patterncc.codegen.lower import DIVIDING_SIZES, lower, with_transposed
 from patterncc.dsl import load
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import FloorDiv, Mod, variables, walk
+from patterncc.dsl.score_terms import terms_of
 from patterncc.settings import settings
 
 if TYPE_CHECKING:
@@ -202,8 +203,9 @@ class _Alternatives(Sequence["Passes"]):
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
-def launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Forward:
-    """What runs a structure on GPUs; kept for those used last.
+def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "score") -> Forward:
+    """What runs a structure on GPUs, with score terms of a canonical text; kept for those used
+    last.
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -213,12 +215,15 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Forward:
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         return _Alternatives(structure, block_q, block_k, sizes, transposed=False)
 
-    return Forward(lowered, folder=kernel_folder())
+    return Forward(lowered, folder=kernel_folder(), terms=terms_of(score))
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
-def backward_launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Backward:
-    """What runs the gradients of a structure on GPUs; kept for those used last.
+def backward_launcher(
+    structure: str, sizes: tuple[tuple[str, int], ...], score: str = "score"
+) -> Backward:
+    """What runs the gradients of a structure on GPUs, with score terms of a canonical text; kept
+    for those used last.
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -228,7 +233,7 @@ def backward_launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Bac
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         return _Alternatives(structure, block_q, block_k, sizes, transposed=True)
 
-    return Backward(lowered, folder=kernel_folder())
+    return Backward(lowered, folder=kernel_folder(), terms=terms_of(score))
 
 
 def kernel_folder() -> Path:

@@ -44,6 +44,7 @@ def attention(
     tables: Mapping[str, Tensor] | None = None,
     scale: float | None = None,
     score: ScoreTerm | None = None,
+    sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention under a lowered pattern, without a gradient.
 
@@ -61,11 +62,13 @@ def attention(
         scale: Factor of the scores; `1 / sqrt(head_dim)` if not given.
         score: What makes logits of the scaled scores, which are their own logits if it is not
             given.
+        sink: Logits of a key of value 0 that each row sees besides its own,
+            `[batch, heads, q_len]`, in the type of the log-sum-exp.
 
     Returns:
         The output `[batch, heads, q_len, value_head_dim]` in the type of `query`, contiguous, and
-        the natural log-sum-exp of the visible logits `[batch, heads, q_len]`, float32 (float64
-        for float64). A row that sees nothing gets 0 and -inf.
+        the natural log-sum-exp of the visible logits and the sink `[batch, heads, q_len]`, float32
+        (float64 for float64). A row that sees nothing gets 0 and the sink's logit, or -inf.
 
     Raises:
         ArgumentError: A shape or type does not fit, or a scalar or table that the pattern reads is
@@ -78,14 +81,13 @@ def attention(
     scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
     wide = wide_type(query.dtype)
     if 0 in (batch, heads, q_len, kv_len):
-        return (
-            query.new_zeros(batch, heads, q_len, value_dim),
-            query.new_full((batch, heads, q_len), -math.inf, dtype=wide),
-        )
+        none = query.new_full((batch, heads, q_len), -math.inf, dtype=wide)
+        return query.new_zeros(batch, heads, q_len, value_dim), none if sink is None else sink
     work = call_jobs(passes, query, key, env, tables)
 
     merges = len(work) > 1 or any(part.plan.merges for each in work for part in each.plans)
-    out_type = wide if merges else query.dtype  # merging in a narrow type would round the weights
+    # Merging in a narrow type would round the weights.
+    out_type = wide if merges or sink is not None else query.dtype
     out = query.new_empty(batch, heads, q_len, value_dim, dtype=out_type)
     if not work or not work[0].whole:
         out.zero_()
@@ -105,4 +107,8 @@ def attention(
                 mask = execute.additive_mask(part.plan, call, wide)
                 for heads_of_class in on:
                     execute.run(call, mask, heads_of_class, kernel, scale, number == 0, score)
+    if sink is not None:
+        total = torch.logaddexp(lse, sink)
+        out.mul_(torch.where(lse == -math.inf, 0, (lse - total).exp())[..., None])
+        lse = total
     return out.to(query.dtype), lse

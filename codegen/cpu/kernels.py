@@ -103,6 +103,8 @@ def _products(
     weights = scores.sub_(lse[..., None]).exp_()
     if hidden is not None:
         weights = weights.masked_fill_(hidden, 0)  # also where a row that sees nothing got NaN
+    if logits is not None:  # which may be -inf for all that a row sees
+        weights = weights.masked_fill_((lse == -torch.inf)[..., None], 0)
 
     group = heads // kv_heads
     out = seen_products(

@@ -3,8 +3,9 @@
 A call with such an expression never takes the flash kernels, which know none.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -45,12 +46,21 @@ class Places:
         return Places(q[:, :, rows], k, head, batch)
 
 
+PullBack: TypeAlias = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
+"""From the gradient of logits to that of their scores, and those of a term's parameters."""
+
+
 class ScoreTerm(Protocol):
-    """An expression on the scores, differentiable by autograd."""
+    """An expression on the scores. Operators run where autograd is off, so it has its derivatives
+    itself."""
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
         """The real tensors that it reads and that get a gradient."""
+
+    def with_pull_back(self, scores: Tensor, places: Places) -> tuple[Tensor, PullBack]:
+        """The logits as a call gives them, and what makes gradients of theirs. Of a hidden pair
+        the gradient is 0, and so it has to stay."""
 
     def __call__(self, scores: Tensor, places: Places) -> Tensor:
         """The logits of scaled scores `[outer, heads, rows, keys]`, element by element.

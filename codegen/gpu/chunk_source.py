@@ -23,11 +23,14 @@ MOST_PROGRESSIONS = 4
 
 _FIELDS = ("first", "step", "count", "chunks")
 
-CHUNK_PARAMETERS = tuple(
-    KernelParameter(f"split_{field}_{number}", "i32")
-    for number in range(MOST_PROGRESSIONS)
-    for field in _FIELDS
-) + (KernelParameter("split_programs", "i32"),)
+CHUNK_PARAMETERS = (
+    *(
+        KernelParameter(f"split_{field}_{number}", "i32")
+        for number in range(MOST_PROGRESSIONS)
+        for field in _FIELDS
+    ),
+    KernelParameter("split_programs", "i32"),
+)
 """Where the split tiles are, in how many chunks each is computed, and how many chunks there are."""
 
 SUMS = KernelParameter("sums_ptr", "*fp32", 16)

@@ -8,22 +8,43 @@ from torch import Tensor
 
 from patterncc.codegen import cpu
 from patterncc.codegen.cpu import accumulate, kernels, products
-from patterncc.codegen.cpu.scores import Places
+from patterncc.codegen.cpu.scores import Places, PullBack
 from patterncc.dsl import load
 from tests.codegen.cpu_gradients import SCALE, TOLERANCE, grads_of_results, softmax_of
 from tests.codegen.test_cpu import random
 from tests.codegen.test_cpu_passes import inputs, mask_of, passes_of
 
 
+class ByAutograd:
+    """A term with the derivatives that autograd finds."""
+
+    parameters: tuple[Tensor, ...]
+
+    def __call__(self, scores: Tensor, places: Places) -> Tensor:
+        raise NotImplementedError
+
+    def with_pull_back(self, scores: Tensor, places: Places) -> tuple[Tensor, PullBack]:
+        with torch.enable_grad():
+            leaf = scores.detach().requires_grad_()
+            logits = self(leaf, places)
+
+        def pull_back(grad_logits: Tensor) -> tuple[Tensor, list[Tensor]]:
+            leaves = [leaf, *self.parameters]
+            grad_scores, *grads = torch.autograd.grad(logits, leaves, grad_logits)
+            return grad_scores, grads
+
+        return logits.detach(), pull_back
+
+
 @dataclass(frozen=True)
-class CapAndSlopes:
+class CapAndSlopes(ByAutograd):
     """Soft-capped scores, less a slope per head and a bias per batch and residue times distance."""
 
     slopes: Tensor
     bias: Tensor
 
     @property
-    def parameters(self) -> tuple[Tensor, ...]:
+    def parameters(self) -> tuple[Tensor, ...]:  # type: ignore[override]
         return self.slopes, self.bias
 
     def __call__(self, scores: Tensor, places: Places) -> Tensor:
@@ -109,7 +130,7 @@ def test_terms(
 
 
 def test_a_term_that_changes_nothing() -> None:
-    class Same:
+    class Same(ByAutograd):
         parameters: tuple[Tensor, ...] = ()
 
         def __call__(self, scores: Tensor, places: Places) -> Tensor:
