@@ -93,9 +93,22 @@ class Rows:
         """`[batch, heads, q_len]`."""
         return self.batch, self.heads, self.q_len
 
-    def evaluator(self, values: ScoreValues, like: Tensor) -> RealEvaluator:
-        """Evaluates terms that read neither the score nor a key, for all rows; results broadcast
-        to `shape`."""
+    def evaluator(
+        self,
+        values: ScoreValues,
+        like: Tensor,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+    ) -> RealEvaluator:
+        """Evaluates terms that do not read the score, for each head and each of some positions;
+        results broadcast to `[batch, heads, positions]`.
+
+        Args:
+            values: What they read.
+            like: Of the type and device of the results.
+            q: Positions of queries, int64; those of the rows if not given.
+            k: Of keys, of a shape that broadcasts with those; if not given, none is read.
+        """
         device = like.device
 
         def single(value: int) -> Tensor:
@@ -110,11 +123,11 @@ class Rows:
         scope["head"] = head
         scope["kv_head"] = head // (self.heads // self.kv_heads)
         scope["batch"] = torch.arange(self.batch, device=device)[:, None, None]
-        q = torch.arange(self.q_len, device=device) + scope["q_offset"]
-        none = single(0)
+        rows = torch.arange(self.q_len, device=device) + scope["q_offset"] if q is None else q
+        keys = single(0) if k is None else k
 
         def found(expr: IntExpr | Predicate) -> Tensor:
-            return discrete(expr, q, none, scope).to(device)
+            return discrete(expr, rows, keys, scope).to(device)
 
         return RealEvaluator(None, found, values.numbers, values.tables, like)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from patterncc.codegen.gpu.grad_position_source import reach_of
 from patterncc.dsl.mask import variables
 from patterncc.dsl.score import SCORE
 from patterncc.dsl.score_printer import real_text
@@ -36,6 +37,6 @@ def _by_entries(slopes: tuple[tuple[Lookup, Real], ...]) -> list[str]:
     lines = []
     for entry, slope in slopes:
         by_key = any("k" in variables(index) for index in entry.indexes)
-        where = "on the CPU" if by_key else "on CPUs and GPUs"
+        where = "on the CPU" if by_key and reach_of(entry) is None else "on CPUs and GPUs"
         lines.append(f"    by {real_text(entry)}: {real_text(slope)}; summed {where}")
     return lines

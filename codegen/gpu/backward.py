@@ -24,7 +24,7 @@ from patterncc.codegen.gpu.steps import (
     term_arguments,
     with_contiguous_rows,
 )
-from patterncc.codegen.gpu.table_gradients import add_table_gradients, wanted_entries
+from patterncc.codegen.gpu.table_gradients import WantedSums, add_table_gradients, wanted_sums
 from patterncc.codegen.score_values import NO_VALUES, Rows, ScoreValues
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.score_terms import PLAIN, ScoreTerms
@@ -125,7 +125,7 @@ class Backward:
         _check(grad_out, grad_lse, query, value, out, lse)
         terms = self._terms
         given = term_arguments(terms, score_values, query.device)
-        entries = wanted_entries(terms, table_gradients)
+        sums = wanted_sums(terms, table_gradients)
         results = {
             "grad_query": torch.empty(query.shape, dtype=query.dtype, device=query.device)
             if needs_query
@@ -144,10 +144,10 @@ class Backward:
             delta = torch.zeros_like(lse) if grad_lse is None else -grad_lse
             rows = {"lse": lse, "delta": delta}
             add_table_gradients(
-                table_gradients, (), terms, score_values, Rows.of(query, key, env), rows
+                table_gradients, WantedSums(), terms, score_values, Rows.of(query, key, env), rows
             )
-        elif wanted or entries or table_gradients:
-            if entries and "grad_query" not in wanted:
+        elif wanted or table_gradients:
+            if sums.rows and "grad_query" not in wanted:
                 wanted["grad_query"] = torch.empty_like(query)  # the kernel's, of no further use
             tensors = with_contiguous_rows((query, grad_out, key, value, out))
             names = ("query", "grad_out", "key", "value", "out")
@@ -166,7 +166,8 @@ class Backward:
                     multiprocessors=multiprocessors_of(query.device),
                     needs_query=needs_query,
                     needs_key_value=needs_key_value,
-                    needs_entries=bool(entries),
+                    needs_entries=bool(sums.rows),
+                    reaches=sums.reaches,
                     real_values=given.values,
                 )
 
@@ -175,7 +176,8 @@ class Backward:
                 grad_lse is None,
                 needs_query,
                 needs_key_value,
-                bool(entries),
+                bool(sums.rows),
+                sums.reaches,
                 *given.values.items(),
             )
             steps = self._steps.of(signature, plan, tables, query.device)
@@ -187,7 +189,7 @@ class Backward:
             run(steps, operands, tables, query.device)
             add_table_gradients(
                 table_gradients,
-                entries,
+                sums,
                 terms,
                 score_values,
                 Rows.of(query, key, env),

@@ -7,18 +7,26 @@ and those of the query and of key and value are computed apart, each in its own 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.backward_config import (
     BackwardConfig,
+    default_grad_position_config,
     default_grad_query_config,
     grad_query_shared_bytes,
     suited_grad_query,
 )
 from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, ROWS, emit_delta, row_length
+from patterncc.codegen.gpu.grad_position_source import (
+    Reach,
+    emit_grad_distance_entries,
+    emit_grad_key_entries,
+    position_entries,
+)
 from patterncc.codegen.gpu.grad_query_source import (
     ROW_TENSORS,
     STATE,
@@ -37,11 +45,12 @@ from patterncc.codegen.gpu.plan import (
 from patterncc.codegen.gpu.score_source import SCALE, row_entries
 
 if TYPE_CHECKING:
+    from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.kernel_source import KernelSource
     from patterncc.codegen.gpu.launches import Call
     from patterncc.codegen.gpu.layout import Layout
     from patterncc.codegen.gpu.plan import Lowered, Pass, Sources
-    from patterncc.codegen.ir import Passes
+    from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.codegen.problem import Problem
 
 
@@ -76,6 +85,49 @@ GRAD_QUERY_ENTRIES = replace(GRAD_QUERY, launches=_grad_query_entries_launches)
 """With sums of the gradients of tables."""
 
 
+def _position_launches(
+    reach: Reach, emit: Callable[..., KernelSource], one: Pass, call: Call, sources: Sources
+) -> Iterator[Launch]:
+    """The launch that sums gradients of tables by key or by distance, over one pass."""
+    block = one.config.block_k
+    tiles = ceildiv(call.kv_len, block)
+    parts = 1
+    if reach == "distance":
+        tiles, parts = tiles + ceildiv(call.q_len, block) - 1, 2
+    source = sources.get(emit, one.program, call.problem, one.config, resumes=one.resumes)
+    entries = position_entries(call.problem.terms, reach)
+    shape = (call.batch, call.heads, tiles, parts, block)
+    buffers = () if one.resumes else tuple(Buffer(e.name, shape, "float32") for e in entries)
+    yield planned_launch(source, (tiles, call.heads, call.batch), call, buffers=buffers)
+
+
+def _no_obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | None:
+    return None
+
+
+def _as_it_is(
+    config: KernelConfig, problem: Problem, target: str, program: BlockProgram
+) -> KernelConfig:
+    return config
+
+
+def _by(reach: Reach, emit: Callable[..., KernelSource]) -> Kind:
+    return Kind(
+        default_grad_position_config,
+        _as_it_is,
+        grad_query_shared_bytes,
+        _no_obstacle,
+        partial(_position_launches, reach, emit),
+    )
+
+
+GRAD_BY: Mapping[Reach, Kind] = {
+    "key": _by("key", emit_grad_key_entries),
+    "distance": _by("distance", emit_grad_distance_entries),
+}
+"""Sums of the gradients of tables that are read at keys' positions."""
+
+
 class BackwardPlanner:
     """Plans the backward calls of one pattern.
 
@@ -88,6 +140,7 @@ class BackwardPlanner:
         self._grad_query = PassPlanner(lower, GRAD_QUERY, config.grad_query)
         self._entries = PassPlanner(lower, GRAD_QUERY_ENTRIES, config.grad_query)
         self._grad_key_value = PassPlanner(lower, GRAD_KEY_VALUE, config.grad_key_value)
+        self._by = {reach: PassPlanner(lower, kind) for reach, kind in GRAD_BY.items()}
         self._deltas: dict[tuple[Problem, bool, bool], KernelSource] = {}
 
     def plan(
@@ -103,6 +156,7 @@ class BackwardPlanner:
         needs_query: bool = True,
         needs_key_value: bool = True,
         needs_entries: bool = False,
+        reaches: Sequence[Reach] = (),
         real_values: Mapping[str, float] = MappingProxyType({}),
     ) -> tuple[Launch, ...]:
         """Plans one call.
@@ -117,7 +171,9 @@ class BackwardPlanner:
             shapes: Of the tables that the pattern reads, by name.
             multiprocessors: Of the device.
             needs_query, needs_key_value: Which gradients are asked for.
-            needs_entries: Sums of the gradients of tables are asked for, besides the query's.
+            needs_entries: Sums of the gradients of tables by row are asked for, besides the
+                query's.
+            reaches: By what else they are.
             real_values: Of the parameters that score terms add, by name.
 
         Raises:
@@ -135,6 +191,8 @@ class BackwardPlanner:
             launches += self._grad_query.launches(call)
         if needs_key_value:
             launches += self._grad_key_value.launches(call)
+        for reach in reaches:
+            launches += self._by[reach].launches(call)
         return tuple(launches)
 
     def _delta(self, call: Call, *, with_rows: bool) -> Launch:

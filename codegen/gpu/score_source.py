@@ -220,8 +220,7 @@ class TermWriter:
 
     Args:
         exprs: All that will be written, as `in_classes` gives it.
-        inner: The position that changes from tile to tile of a program; None where there are no
-            tiles.
+        inner: The positions that change from tile to tile of a program.
         position: What the text calls the row's position, if not `q`.
         prefix: What its names begin with; those of two writers of a kernel must differ.
 
@@ -233,7 +232,7 @@ class TermWriter:
     def __init__(
         self,
         exprs: Iterable[Real],
-        inner: Literal["q", "k"] | None,
+        inner: Literal["q", "k", "qk", ""],
         position: str = "q",
         prefix: str = "",
     ) -> None:
@@ -343,9 +342,7 @@ class TermWriter:
         for node in walk(expr):
             if isinstance(node, Score):
                 return "tile"
-        if self._inner is None:
-            return "program"
-        moves = any(self._inner in variables(part) for part in discrete(expr))
+        moves = any(not variables(part).isdisjoint(self._inner) for part in discrete(expr))
         return "tile" if moves else "program"
 
     def _integer_leaf(self, expr: Expr) -> Text | None:

@@ -112,7 +112,31 @@ BACKWARD = (
             "sinks[head]",
             shapes={"bias": (4, 15), "sinks": (4,)},
         ),
-        ("sinks",),
+        None,
+    ),
+    (
+        ScoreCall(
+            Call("causal", 70, 100, heads=(4, 2), batch=2, config=None),
+            "score + places[k] * score + 0.5 * bias[head, q - k] + slopes[head]",
+            shapes={"places": (90,), "bias": (4, 50), "slopes": (4,)},
+        ),
+        None,
+    ),
+    (
+        ScoreCall(
+            Call("causal", 80, 80, passes=SPLIT, heads=(2, 1), dtype="float16"),
+            "softcap(score, 2) + relative_bias(bias, 5) + places[k]",
+            shapes={"bias": (2, 11), "places": (80,)},
+        ),
+        None,
+    ),
+    (
+        ScoreCall(
+            Call(BLOCKS, 60, 64, tables={"keep": [[[True, False, True, False]] * 4] * 2}),
+            "score + bias[head, min(abs(q - k) // 3, 9)]",
+            shapes={"bias": (2, 10)},
+        ),
+        None,
     ),
     (ScoreCall(Call("k > q", 90, 70), sink="sinks[head]", shapes={"sinks": (2,)}), None),
     (ScoreCall(Call("causal", 40, 0), sink="sinks[head]", shapes={"sinks": (2,)}), None),
@@ -168,9 +192,21 @@ def test_gradients(
     assert found.again
 
 
-def test_gradients_at_positions_of_keys_are_refused(worker: ProcessPoolExecutor) -> None:
-    case = ScoreCall(
-        Call("causal", 40, 40), "score + relative_bias(bias, 7)", shapes={"bias": (2, 15)}
-    )
-    with pytest.raises(UnsupportedError, match="gradient of `bias"):
+@pytest.mark.parametrize(
+    ("call", "score", "message"),
+    [
+        (Call("causal", 40, 40), "score + bias[q // 3, k]", "gradient of `bias.*more of the posit"),
+        (Call("causal", 40, 40), "score + bias[head, q - 2 * k]", "more of the positions"),
+        (
+            Call(DILATED, 90, 100, passes=RESIDUES, heads=(1, 1)),
+            "score + relative_bias(bias, 7)",
+            "classes of rows or keys",
+        ),
+    ],
+)
+def test_gradients_without_a_kernel_are_refused(
+    worker: ProcessPoolExecutor, call: Call, score: str, message: str
+) -> None:
+    case = ScoreCall(call, score, shapes={"bias": (2, 15)})
+    with pytest.raises(UnsupportedError, match=message):
         worker.submit(differentiate_terms, case).result()

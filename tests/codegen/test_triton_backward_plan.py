@@ -72,9 +72,16 @@ def test_only_what_is_asked_for() -> None:
     env = {"q_offset": 0}
 
     def names(query: bool, key_value: bool) -> list[str]:
-        needs = {"needs_query": query, "needs_key_value": key_value}
-        problem = Problem("bfloat16", 64, 64, 4)
-        launches = planner.plan(problem, "cuda:90", given, env, 1.0, {}, **needs)
+        launches = planner.plan(
+            Problem("bfloat16", 64, 64, 4),
+            "cuda:90",
+            given,
+            env,
+            1.0,
+            {},
+            needs_query=query,
+            needs_key_value=key_value,
+        )
         return [launch.source.name for launch in launches]
 
     assert names(True, False) == ["delta", "grad_query"]

@@ -200,7 +200,7 @@ def test_explain_lists_the_terms() -> None:
     assert text.partition("score terms\n")[2].splitlines() == [
         "  logit      cap * tanh(score / cap) + bias[head, min(max(q - k, -9), 9) + 9]",
         "  by score   1.0 - tanh(score / cap) * tanh(score / cap)",
-        "    by bias[head, min(max(q - k, -9), 9) + 9]: 1.0; summed on the CPU",
+        "    by bias[head, min(max(q - k, -9), 9) + 9]: 1.0; summed on CPUs and GPUs",
         "  sink       sinks[head]",
         "    by sinks[head]: 1.0; summed on CPUs and GPUs",
         "  numbers    cap",
