@@ -11,13 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.autotune.cost import Constants, CostModel, constants_from
+from patterncc.autotune.measurement import Resources
 from patterncc.codegen.gpu.config import KernelConfig
 
-_SHARES = ("hidden_one", "hidden_within", "hidden_two", "hidden_more")  # between 0 and 1
+_SHARES = ("small", "hidden_one", "hidden_within", "hidden_two", "hidden_more")  # between 0 and 1
 _GIVEN = ("multiprocessors", "launch")
 """Not fitted: the first is known, the second too small a part of any call that is worth timing."""
 _STEPS = (0.5, 0.2, 0.08, 0.03, 0.01)  # in the logarithm of a constant
-_ROUNDS = 12  # of each step
+_ROUNDS = 6  # of each step
+_SLOW_POWER = 4  # twice the best time counts a sixteenth
+_LEAST_WEIGHT = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,50 +31,68 @@ class Observation:
         model: Of the call; its constants are not looked at.
         config: What was timed.
         seconds: Of a call.
+        resources: Of its kernels, where they are known.
     """
 
     model: CostModel
     config: KernelConfig
     seconds: float
+    resources: Resources | None = None
+
+    @property
+    def predicted(self) -> float:
+        """What the model says with the constants that it has, in seconds."""
+        return self.model.predict(self.config, self.resources).seconds
 
 
 def fit(observations: Sequence[Observation], start: Constants) -> Constants:
     """The constants under which predicted times are closest to measured ones: least squares of the
-    logarithm of their ratio, by a search along one constant after the other.
+    logarithm of their ratio, by a search along one constant after the other. A config counts the
+    less the slower it is than the best of its call: it need not be known how bad bad ones are.
 
     Deterministic. A constant that no observation depends on keeps its value.
     """
+    best_of: dict[int, float] = {}
+    for one in observations:
+        call = id(one.model)
+        best_of[call] = min(best_of.get(call, math.inf), one.seconds)
+    weighted = [
+        (one, weight)
+        for one in observations
+        if (weight := (best_of[id(one.model)] / one.seconds) ** _SLOW_POWER) > _LEAST_WEIGHT
+    ]
     values = asdict(start)
     names = [name for name in values if name not in _GIVEN]
-    best = _loss(observations, constants_from(values))
+    best = _loss(weighted, constants_from(values))
     for step in _STEPS:
         for _ in range(_ROUNDS):
             before = best
             for name in names:
                 for direction in (1, -1):
                     moved = {**values, name: _moved(name, values[name], direction * step)}
-                    loss = _loss(observations, constants_from(moved))
+                    loss = _loss(weighted, constants_from(moved))
                     while loss < best:
                         best, values = loss, moved
                         moved = {**values, name: _moved(name, values[name], direction * step)}
-                        loss = _loss(observations, constants_from(moved))
-            if before - best < 1e-6:
+                        loss = _loss(weighted, constants_from(moved))
+            if before - best < 1e-5:
                 break
     return constants_from(values)
 
 
 def _moved(name: str, value: float, step: float) -> float:
     if name in _SHARES:
-        return min(0.98, max(0.0, value + step / 2))
+        return min(0.98, max(0.02, value + step / 2))
     return value * math.exp(step)
 
 
-def _loss(observations: Iterable[Observation], constants: Constants) -> float:
-    logs = []
-    for one in observations:
+def _loss(weighted: Sequence[tuple[Observation, float]], constants: Constants) -> float:
+    total = weights = 0.0
+    for one, weight in weighted:
         one.model.constants = constants
-        logs.append(math.log(one.model.predict(one.config).seconds / one.seconds))
-    return float(np.mean(np.square(logs)))
+        total += weight * math.log(one.predicted / one.seconds) ** 2
+        weights += weight
+    return total / weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +116,7 @@ class Quality:
 
 def quality(observations: Sequence[Observation]) -> Quality:
     """Judges the model, with the constants that it has, on the measured configs of one call."""
-    predicted = np.array([one.model.predict(one.config).seconds for one in observations])
+    predicted = np.array([one.predicted for one in observations])
     measured = np.array([one.seconds for one in observations])
     order = np.argsort(predicted, kind="stable")
     best = measured.min()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from patterncc.autotune.job import Job
+from patterncc.autotune.measurement import Resources
 from patterncc.autotune.space import CPU
 from patterncc.autotune.tile_facts import PassFacts, tile_facts
 from patterncc.codegen.gpu.config import KernelConfig, shared_bytes, shared_limit
@@ -29,6 +30,7 @@ _KEPT = 1024  # bytes of shared memory that the device keeps of each program
 _EXTRA = 1024  # bytes of barriers and of the exchange of layouts at the end
 _FILE_REGISTERS = 65536
 _MOST_WARPS = 64
+_WIDE_ROWS = 64  # of the widest matrix instructions, for each warp group
 _OTHER_REGISTERS = 60
 """Registers of a thread besides its shares of the accumulators: 58 to 64 in kernels that were
 compiled for `cuda:90`."""
@@ -51,6 +53,8 @@ class GpuConstants:
             two programs, or more.
         load: Bytes per second that a multiprocessor gets of keys and values.
         pointer: Seconds per byte that loads by pointers take of its other units.
+        small: Share of the products' speed that is left below 64 rows or 64 per warp group, where
+            the matrix units' widest instructions do not apply.
         exposed_one, exposed_two: Seconds that a program waits for each tile with one or two stages.
         start: Seconds of a program besides its tiles.
         drain: Seconds that filling and draining the pipeline of a loop takes.
@@ -69,6 +73,7 @@ class GpuConstants:
     hidden_more: float
     load: float
     pointer: float
+    small: float
     exposed_one: float
     exposed_two: float
     start: float
@@ -100,19 +105,20 @@ Constants = GpuConstants | CpuConstants
 H200 = GpuConstants(
     multiprocessors=132.0,
     products=4.55e12,
-    softmax=3.84e10,
-    rows=4.2e8,
-    mask=2.82e10,
+    softmax=2.1e11,
+    rows=2.42e8,
+    mask=3.2e10,
     lookup=2.0e10,
-    hidden_one=0.165,
-    hidden_within=0.57,
+    hidden_one=0.175,
+    hidden_within=0.575,
     hidden_two=0.73,
-    hidden_more=0.755,
-    load=6.6e10,
-    pointer=3.9e-13,
-    exposed_one=4.0e-7,
-    exposed_two=4.2e-8,
-    start=2.1e-6,
+    hidden_more=0.75,
+    load=6.1e10,
+    pointer=6.6e-13,
+    small=0.495,
+    exposed_one=2.9e-7,
+    exposed_two=7.3e-8,
+    start=1.8e-6,
     drain=1.1e-6,
     launch=6.0e-6,
 )
@@ -176,8 +182,12 @@ class CostModel:
             self._facts[shape] = tile_facts(self._job, *shape)
         return self._facts[shape]
 
-    def predict(self, config: KernelConfig) -> Prediction:
+    def predict(self, config: KernelConfig, resources: Resources | None = None) -> Prediction:
         """The time of a config.
+
+        Args:
+            config: How the kernels are built.
+            resources: What they need, where they were compiled; estimated else.
 
         Raises:
             UnsupportedError: The pattern has a term that has no lowering.
@@ -186,7 +196,8 @@ class CostModel:
         problem, constants = self._job.problem, self.constants
         if isinstance(constants, CpuConstants):
             return predict_cpu(facts, config, problem, constants)
-        return predict_gpu(facts, config, problem, self._target, constants)
+        resident = resident_programs(config, problem, self._target, resources)
+        return predict_gpu(facts, config, problem, resident, constants)
 
     def ranked(self, configs: Iterable[KernelConfig]) -> list[tuple[float, KernelConfig]]:
         """Predicted seconds and config, the fastest first; ties as given."""
@@ -198,17 +209,26 @@ class CostModel:
         return asdict(self.constants)
 
 
-def resident_programs(config: KernelConfig, problem: Problem, target: str) -> int:
-    """How many programs of a config a multiprocessor holds, by shared memory and registers."""
-    _, values = query_key_value_parts(problem)
-    columns = config.block_k + sum(part.width for part in values)
-    needed = config.block_q * columns / (32 * config.num_warps) + _OTHER_REGISTERS
-    registers = min(255, config.max_registers or 255, 8 * math.ceil(needed / 8))
-    by_registers = _FILE_REGISTERS // (registers * 32 * config.num_warps)
+def resident_programs(
+    config: KernelConfig, problem: Problem, target: str, resources: Resources | None = None
+) -> int:
+    """How many programs of a config a multiprocessor holds, by shared memory and registers, as
+    compiled or as estimated."""
     limit = shared_limit(target)
+    if resources is None:
+        _, values = query_key_value_parts(problem)
+        columns = config.block_k + sum(part.width for part in values)
+        registers = config.block_q * columns / (32 * config.num_warps) + _OTHER_REGISTERS
+        resources = Resources(
+            int(min(255, config.max_registers or 255, registers)),
+            0,
+            0 if limit is None else shared_bytes(config, problem) + _EXTRA,
+        )
+    rounded = 8 * math.ceil(max(resources.registers, 1) / 8)
+    by_registers = _FILE_REGISTERS // (rounded * 32 * config.num_warps)
     by_memory = _MOST_WARPS
     if limit is not None:
-        by_memory = (limit + _KEPT) // (shared_bytes(config, problem) + _EXTRA + _KEPT)
+        by_memory = (limit + _KEPT) // (resources.shared + _KEPT)
     return max(1, min(by_registers, by_memory, _MOST_WARPS // config.num_warps))
 
 
@@ -216,7 +236,7 @@ def predict_gpu(
     facts: tuple[PassFacts, ...],
     config: KernelConfig,
     problem: Problem,
-    target: str,
+    resident: int,
     constants: GpuConstants,
 ) -> Prediction:
     """The time of a call on a GPU.
@@ -225,14 +245,15 @@ def predict_gpu(
         facts: Its passes in tiles of the config's shape.
         config: How the kernels are built.
         problem: Shape class.
-        target: As in `codegen.gpu.config.check_config`.
+        resident: Programs that a multiprocessor holds.
         constants: Of the device.
     """
-    resident = resident_programs(config, problem, target)
     pairs = config.block_q * config.block_k
     both = problem.head_dim + problem.value_head_dim
     item = 4 if problem.dtype == "float32" else 2
     products = 2 * pairs * both / constants.products
+    if config.block_q < _WIDE_ROWS * max(1, config.num_warps // 4):
+        products /= constants.small
     hidden = _hidden(resident, config.num_warps // 4, constants)
     softmax = pairs / constants.softmax + config.block_q / constants.rows
     visible = max(0.0, 1 - hidden) * softmax
@@ -249,8 +270,8 @@ def predict_gpu(
     for one in facts:
         once = (constants.start + one.loops * constants.drain) / resident
         masked = mask + (pairs / constants.lookup if one.looked_up else 0.0)
-        tiles = float((one.full + one.partial).sum()) * one.heads / constants.multiprocessors
-        partial = float(one.partial.sum()) * one.heads / constants.multiprocessors
+        tiles = one.visited * one.heads / constants.multiprocessors
+        partial = one.visited_partial * one.heads / constants.multiprocessors
         programs = len(one.full) * one.heads / constants.multiprocessors
         parts["products"] += tiles * products
         parts["softmax"] += tiles * visible
@@ -309,10 +330,10 @@ def predict_cpu(
     both = problem.head_dim + problem.value_head_dim
     parts = dict.fromkeys(("products", "rows", "mask", "tiles", "launch"), 0.0)
     for one in facts:
-        tiles = float((one.full + one.partial).sum()) * one.heads
+        tiles = one.visited * one.heads
         parts["products"] += tiles * 2 * pairs * both / constants.products
         parts["rows"] += tiles * config.block_q * constants.row
-        parts["mask"] += float(one.partial.sum()) * one.heads * pairs * constants.mask
+        parts["mask"] += one.visited_partial * one.heads * pairs * constants.mask
         parts["tiles"] += tiles * constants.tile
         parts["launch"] += constants.launch
     return Prediction(sum(parts.values()), parts, 1)

@@ -14,6 +14,21 @@ device. `crashed`: its process died. `hung`: it was killed at the time limit."""
 
 
 @dataclass(frozen=True, slots=True)
+class Resources:
+    """What the kernels of a config need, as compiled; of several kernels the most.
+
+    Attributes:
+        registers: Per thread.
+        spilled: Bytes of local memory per thread; more than 0 means that registers spill.
+        shared: Bytes of shared memory per program.
+    """
+
+    registers: int
+    spilled: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """What came of trying a config.
 
@@ -22,12 +37,14 @@ class Measurement:
         seconds: Times of single calls; empty unless it was right.
         reason: Why it is bad, in one line.
         error: Largest error of an output, in units of what is allowed.
+        resources: Of a config that was compiled.
     """
 
     state: State
     seconds: tuple[float, ...] = ()
     reason: str = ""
     error: float = 0.0
+    resources: Resources | None = None
 
     @property
     def usable(self) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from patterncc.autotune.job import Job
-from patterncc.autotune.measurement import Measurement
+from patterncc.autotune.measurement import Measurement, Resources
 from patterncc.autotune.worker import Maker, Worker
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.forward_source import emit_forward
@@ -63,20 +63,17 @@ class Compiler:
         self._job, self._emit, self._target, self._folder = job, EMITTERS[phase], target, folder
 
     def measure(self, config: KernelConfig, best: float) -> Measurement:
-        """Compiles the kernels of a config; what the compiler refuses is raised.
-
-        `error` of the result is the most bytes of local memory of a thread: more than 0 means that
-        registers spill.
-        """
+        """Compiles the kernels of a config; what the compiler refuses is raised."""
         kernels = [
             compile_for(source, self._target, folder=self._folder)
             for source in self._emit(self._job, config)
         ]
-        spilled = max(kernel.spilled for kernel in kernels)
-        registers = max(kernel.registers for kernel in kernels)
-        shared = max(kernel.shared for kernel in kernels)
-        words = f"{registers} registers, {spilled} bytes spilled, {shared} bytes of shared memory"
-        return Measurement("compiled", (), words, float(spilled))
+        resources = Resources(
+            max(kernel.registers for kernel in kernels),
+            max(kernel.spilled for kernel in kernels),
+            max(kernel.shared for kernel in kernels),
+        )
+        return Measurement("compiled", resources=resources)
 
     def race(self, configs: Sequence[KernelConfig]) -> tuple[Measurement, ...]:
         """Not to be had without a device."""
@@ -138,6 +135,10 @@ def compile_all(
 def survivors(compiled: Mapping[KernelConfig, Measurement]) -> tuple[KernelConfig, ...]:
     """The configs worth running: those that compiled without spilling. Where all spill, those that
     spill least."""
-    fit = [config for config, found in compiled.items() if found.state == "compiled"]
-    least = min((compiled[config].error for config in fit), default=0.0)
-    return tuple(config for config in fit if compiled[config].error <= least)
+    spilled = {
+        config: found.resources.spilled
+        for config, found in compiled.items()
+        if found.resources is not None
+    }
+    least = min(spilled.values(), default=0)
+    return tuple(config for config, count in spilled.items() if count <= least)

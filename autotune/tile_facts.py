@@ -5,6 +5,7 @@ the cost model. Loads no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,16 @@ class PassFacts:
     looked_up: bool
     listed: bool
     grows: bool
+
+    @cached_property
+    def visited(self) -> int:
+        """Tiles of all these programs."""
+        return int(self.full.sum() + self.partial.sum())
+
+    @cached_property
+    def visited_partial(self) -> int:
+        """The partial ones among them."""
+        return int(self.partial.sum())
 
 
 def tile_facts(job: Job, block_q: int, block_k: int) -> tuple[PassFacts, ...]:

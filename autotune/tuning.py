@@ -9,7 +9,7 @@ import datetime
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ _MODEL_SEEDS = 5  # of the cost model's favourites
 _FINALISTS = 4  # compared once more, in turn, with the default
 _COMPILED_FOR_EACH = 3  # candidates that are compiled for each trial
 _COMPILE_SHARE = 0.4  # of the timeout
+_UNSEEN = 1.03
 _ALIGNMENT = 16  # bytes that a row of a tensor with a descriptor is a multiple of
 
 
@@ -197,14 +198,14 @@ def tune(
         report(Progress("predicting"))
         constants = store.constants(device.name) or usual_constants(device.target)
         model = CostModel(job, device.target, constants)
-        predicted = {config: seconds for seconds, config in model.ranked(space.configs)}
         default = DEFAULTS[phase.name](job, device)
+        predicted = _predict(model, space.configs, default, {})
         seeds = _seeds(default, found, predicted, space)
         compiled: dict[KernelConfig, Measurement] = {}
         if device.target != CPU:
             compiled = _compile(job, phase, device, seeds, predicted, options, report, start)
-            worth = {default, *survivors(compiled)}
-            predicted = {c: seconds for c, seconds in predicted.items() if c in worth}
+            worth = dict.fromkeys([default, *survivors(compiled)])
+            predicted = _predict(model, worth, default, compiled)
         limits = options.limits
         spent = time.monotonic() - start
         place, journal = _place(key, job, options, store)
@@ -260,6 +261,23 @@ def tune(
         default,
         time.monotonic() - start,
     )
+
+
+def _predict(
+    model: CostModel,
+    configs: Iterable[KernelConfig],
+    default: KernelConfig,
+    compiled: Mapping[KernelConfig, Measurement],
+) -> dict[KernelConfig, float]:
+    """Predicted seconds by config, the fastest first. What the model sees no use of, another order
+    of tiles or a cap of registers that changes nothing, is expected to be slower, not equal."""
+    found: dict[KernelConfig, float] = {}
+    for config in configs:
+        known = compiled.get(config)
+        seconds = model.predict(config, known.resources if known else None).seconds
+        seconds *= _UNSEEN ** (config.order != default.order)
+        found[config] = seconds * _UNSEEN ** (config.max_registers != default.max_registers)
+    return dict(sorted(found.items(), key=lambda pair: pair[1]))
 
 
 def _seeds(

@@ -2,8 +2,9 @@
 
     python benchmarks/cost_model.py --out benchmarks/results/cost_model_h200.json
 
-Reads the sweeps in `benchmarks/results`, fits the constants of the device to all calls but those of
-one pattern, and judges the model on that pattern; then fits to all. Needs no GPU. About a minute.
+Reads the sweeps in `benchmarks/results`. The patterns are dealt out to five folds; the constants of
+the device are fitted to four of them and the model is judged on the fifth; then they are fitted to
+all. Needs no GPU. About five minutes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from gpu_cases import CASES
 from patterncc.autotune.calibrate import Observation, fit, mean_quality, quality
 from patterncc.autotune.cost import H200, Constants, CostModel
 from patterncc.autotune.job import Job
+from patterncc.autotune.measurement import Resources
 from patterncc.codegen.gpu.config import KernelConfig, default_config
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
@@ -30,6 +32,7 @@ RESULTS = Path(__file__).parent / "results"
 TARGET = "cuda:90"
 # Far from where the fit ends.
 START = replace(H200, products=7e12, softmax=2e11, rows=1e10, mask=4e11, start=1.5e-6, drain=4e-7)
+FOLDS = 5
 LENGTH, HEADS = 16384, 16
 FIELDS = ("block_q", "block_k", "num_warps", "num_stages", "load", "order", "max_registers")
 
@@ -63,13 +66,19 @@ def recorded() -> dict[str, list[Observation]]:
     found: dict[str, list[Observation]] = defaultdict(list)
 
     def add(
-        label: str, text: str, head_dim: int, config: dict[str, Any], ms: float, case: str
+        label: str,
+        text: str,
+        head_dim: int,
+        config: dict[str, Any],
+        ms: float,
+        case: str,
+        resources: Resources | None = None,
     ) -> None:
         place = (text, head_dim, case if load(text).tables else "")
         if place not in models:
             models[place] = CostModel(job_of(text, head_dim, case), TARGET, H200)
         kept = {name: config[name] for name in FIELDS if name in config}
-        found[label].append(Observation(models[place], KernelConfig(**kept), ms / 1000))
+        found[label].append(Observation(models[place], KernelConfig(**kept), ms / 1000, resources))
 
     for run in json.loads((RESULTS / "gpu_sweep_h200.json").read_text()):
         label = f"{run['pattern']}, D{run['D']} (sweep)"
@@ -77,6 +86,15 @@ def recorded() -> dict[str, list[Observation]]:
     first = json.loads((RESULTS / "gpu_forward_h200.json").read_text())
     # Strides were not yet taken in their own variables there.
     first["results"] = [each for each in first["results"] if "dilated" not in each["case"]]
+    for path in sorted(RESULTS.glob("tune_sweep_*_h200.json")):
+        sweep = json.loads(path.read_text())
+        head_dim = sweep["problem"]["head_dim"]
+        for run in sweep["runs"]:
+            if run["state"] == "timed":
+                label = f"{sweep['pattern']}, D{head_dim} (every config)"
+                needs = Resources(**run["resources"]) if run["resources"] else None
+                ms = 1e3 * run["seconds"]
+                add(label, sweep["pattern"], head_dim, run["config"], ms, "", needs)
     reports = [first]
     reports += json.loads((RESULTS / "gpu_passes_and_tables_h200.json").read_text())["reports"]
     for report in reports:
@@ -86,8 +104,14 @@ def recorded() -> dict[str, list[Observation]]:
             for run in result["runs"]:
                 label = f"{result['case']}, D{report['options']['head_dim']}"
                 head_dim = int(report["options"]["head_dim"])
-                add(label, result["text"], head_dim, run, run["ms"], result["case"])
+                needs = Resources(*(_most(run[n]) for n in ("registers", "spilled", "shared")))
+                add(label, result["text"], head_dim, run, run["ms"], result["case"], needs)
     return dict(found)
+
+
+def _most(number: int | list[int]) -> int:
+    """Of several kernels the most."""
+    return max(number) if isinstance(number, list) else number
 
 
 def main() -> None:
@@ -97,13 +121,15 @@ def main() -> None:
     calls = recorded()
     everything = [one for observations in calls.values() for one in observations]
     rows: list[dict[str, Any]] = []
-    without: dict[str, Constants] = {}
+    without: dict[int, Constants] = {}
+    texts = sorted({one.model._job.structure for one in everything})
+    fold = {text: number % FOLDS for number, text in enumerate(texts)}
     for label, observations in calls.items():
         text = observations[0].model._job.structure
-        others = [one for one in everything if one.model._job.structure != text]
-        if text not in without:
-            without[text] = fit(others, START)
-        constants = without[text]
+        others = [one for one in everything if fold[one.model._job.structure] != fold[text]]
+        if fold[text] not in without:
+            without[fold[text]] = fit(others, START)
+        constants = without[fold[text]]
         for one in observations:
             one.model.constants = constants
         left_out = quality(observations)

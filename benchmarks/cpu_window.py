@@ -85,6 +85,8 @@ class Contender:
         first: The first call; compiles, plans.
         prepare: Before the first call: what depends on the pattern and the lengths.
         times: Of the rounds.
+        busy: Processor time of the rounds, of all threads together; shows what a loaded machine
+            hides.
         error: Largest difference of the output, or of a gradient, from that of dense attention in
             float64.
     """
@@ -94,6 +96,7 @@ class Contender:
     prepare: float
     error: float
     times: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
 
     @property
     def least(self) -> float:
@@ -115,10 +118,14 @@ class Result:
     density: float
     contenders: list[Contender]
 
-    def ratio(self, other: Contender) -> tuple[float, float]:
-        """How many times as long another takes, of medians and of least times."""
+    def ratio(self, other: Contender) -> tuple[float, float, float]:
+        """How many times as long another takes, of medians, least times and least busy times."""
         ours = self.contenders[0]
-        return other.median / ours.median, other.least / ours.least
+        return (
+            other.median / ours.median,
+            other.least / ours.least,
+            min(other.busy) / min(ours.busy),
+        )
 
 
 def milliseconds(run: Callable[[], object]) -> float:
@@ -171,7 +178,9 @@ def measure(
     order = list(attentions)
     for _ in range(rounds):
         for other in order:
+            busy = time.process_time()
             contenders[other].times.append(milliseconds(partial(run, other, *inputs)))
+            contenders[other].busy.append(1e3 * (time.process_time() - busy))
         order = order[1:] + order[:1]
     return Result(name, text, mask.float().mean().item(), list(contenders.values()))
 
@@ -187,20 +196,21 @@ def processor() -> str:
 def show(results: list[Result], machine: dict[str, object]) -> None:
     """Prints the results for a person."""
     table = Table(title=f"{machine['run']} of attention on the CPU, milliseconds")
-    for column in ("pattern", "density", "contender", "median", "least", "times ours"):
+    for column in ("pattern", "density", "contender", "median", "least", "busy", "times ours"):
         table.add_column(column, justify="left" if column in ("pattern", "contender") else "right")
     for column in ("first call", "prepare", "error"):
         table.add_column(column, justify="right")
     for result in results:
         for contender in result.contenders:
             ours = contender is result.contenders[0]
-            ratios = "" if ours else "{:.2f} ({:.2f})".format(*result.ratio(contender))
+            ratios = "" if ours else "{:.2f} ({:.2f}, {:.2f})".format(*result.ratio(contender))
             table.add_row(
                 result.text if ours else "",
                 f"{result.density:.3f}" if ours else "",
                 contender.name,
                 f"{contender.median:.1f}",
                 f"{contender.least:.1f}",
+                f"{min(contender.busy):.1f}",
                 ratios,
                 f"{contender.first:.0f}",
                 f"{contender.prepare:.0f}" if contender.prepare else "",
@@ -209,7 +219,8 @@ def show(results: list[Result], machine: dict[str, object]) -> None:
             )
     console = Console(width=max(110, Console().width))
     console.print(table)
-    console.print("times ours: of medians (of least times)")
+    console.print("busy: least processor time of all threads")
+    console.print("times ours: of medians (of least times, of least processor times)")
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
 
 
@@ -219,7 +230,7 @@ def missed(results: list[Result]) -> list[str]:
     for result in results:
         for contender in result.contenders[1:]:
             goal = DENSE_GOAL if contender.name == "dense" else 1.0
-            ratio, _ = result.ratio(contender)
+            ratio, _, _ = result.ratio(contender)
             if result.name == GOAL and ratio < goal:
                 faults.append(
                     f"{result.text}: {contender.name} takes {ratio:.2f} times, not {goal}"

@@ -91,11 +91,14 @@ def main() -> None:
                 {
                     "config": asdict(config),
                     "state": found.state,
-                    "seconds": found.seconds,
+                    "seconds": found.median if found.usable else None,
+                    "least": min(found.seconds, default=None),
+                    "calls": len(found.seconds),
                     "reason": found.reason,
                     "predicted": model.predict(config).seconds,
-                    "compiled": None if static is None else static.reason,
-                    "spilled": None if static is None else static.error,
+                    "resources": asdict(static.resources)
+                    if static is not None and static.resources is not None
+                    else None,
                 }
             )
     document = {
@@ -108,9 +111,10 @@ def main() -> None:
         "configs": len(chosen),
         "compile_seconds": after_compiling,
         "seconds": time.monotonic() - begin,
-        "runs": runs,
     }
-    options.out.write_text(json.dumps(document, indent=1) + "\n")
+    lines = ",\n  ".join(json.dumps(run) for run in runs)  # one run a line
+    head = json.dumps(document, indent=1).removesuffix("\n}")
+    options.out.write_text(f'{head},\n "runs": [\n  {lines}\n ]\n}}\n')
     print(f"{len(runs)} of {len(chosen)} configs in {document['seconds']:.0f} s")
 
 

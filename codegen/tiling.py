@@ -11,8 +11,11 @@ from math import gcd
 
 from patterncc.codegen.ir import CALL_KV_LEN, CALL_Q_LEN, DENSE, Q_CLASS, Tiling
 from patterncc.codegen.passes.simplify import divide
+from patterncc.codegen.scalars import is_scalar
 from patterncc.dsl.build import (
     add,
+    all_of,
+    any_of,
     compare,
     modulo,
     multiply,
@@ -21,6 +24,7 @@ from patterncc.dsl.build import (
 )
 from patterncc.dsl.mask import (
     Compare,
+    CompareOp,
     Const,
     Expr,
     FloorDiv,
@@ -31,7 +35,6 @@ from patterncc.dsl.mask import (
     Product,
     Q,
     Sum,
-    Truth,
     Var,
 )
 
@@ -125,27 +128,32 @@ class _Reducer:
         )
 
 
-def _reduced(op: str, left: IntExpr, right: IntExpr) -> Predicate:
-    """A comparison whose terms have a common factor, divided by it.
+def _reduced(op: CompareOp, left: IntExpr, right: IntExpr) -> Predicate:
+    """A comparison in which the terms that read positions have a common factor, divided by it.
 
-    With `x` a multiple of `g`: `x + c <= 0` is `x // g <= -c // g`, and `x + c == 0` needs `g` to
-    divide `c`.
+    With `x` a multiple of `g` and `c` the same in a whole tile: `x <= c` is `x // g <= c // g`, and
+    `x == c` needs `g` to divide `c`.
     """
     difference = add(left, multiply(Const(-1), right))
-    last = difference.terms[-1] if isinstance(difference, Sum) else difference
-    constant = last.value if isinstance(last, Const) else 0
-    common = gcd(*_factors(add(difference, Const(-constant))))
+    terms = difference.terms if isinstance(difference, Sum) else (difference,)
+    positions = add(*(term for term in terms if not is_scalar(term)))
+    # The opposite of what the positions are compared with.
+    scalar = add(*(multiply(Const(-1), term) for term in terms if is_scalar(term)))
+    common = gcd(*_factors(positions))
     if common <= 1:
-        return compare(op, left, right)  # type: ignore[arg-type]
-    linear = divide(add(difference, Const(-constant)), common)
+        return compare(op, left, right)
+    linear = divide(positions, common)
     if op in ("==", "!="):
-        if constant % common:
-            return Truth(op == "!=")
-        limit = -constant // common
-    else:
-        # strictly below: x < -c  <=>  x <= -c - 1
-        limit = (-constant - (op == "<")) // common
-        op = "<="
+        same = compare(op, modulo(scalar, Const(common)), Const(0))
+        limited = _sides(op, linear, divide(scalar, common))
+        return all_of(same, limited) if op == "==" else any_of(same, limited)
+    # strictly below: x < c  <=>  x <= c - 1
+    limit = add(scalar, Const(-1)) if op == "<" else scalar
+    return _sides("<=", linear, divide(limit, common))
+
+
+def _sides(op: CompareOp, linear: IntExpr, limit: IntExpr) -> Predicate:
+    """`linear op limit` with no leading minus on either side, as far as possible."""
     positive, negative = [], []
     for term in linear.terms if isinstance(linear, Sum) else (linear,):
         match term:
@@ -153,9 +161,9 @@ def _reduced(op: str, left: IntExpr, right: IntExpr) -> Predicate:
                 negative.append(multiply(Const(-1), term))
             case _:
                 positive.append(term)
-    if limit >= 0 or not negative:
-        return _shifted(op, add(*positive), add(*negative), limit)
-    return _shifted(op, add(*positive, Const(-limit)), add(*negative), 0)
+    if isinstance(limit, Const) and limit.value < 0 and negative:
+        return compare(op, add(*positive, Const(-limit.value)), add(*negative))
+    return compare(op, add(*positive), add(*negative, limit))
 
 
 def _factors(value: IntExpr) -> list[int]:
@@ -168,7 +176,3 @@ def _factors(value: IntExpr) -> list[int]:
             case _:
                 factors.append(1)
     return factors
-
-
-def _shifted(op: str, left: IntExpr, right: IntExpr, limit: int) -> Predicate:
-    return compare(op, left, add(right, Const(limit)))  # type: ignore[arg-type]

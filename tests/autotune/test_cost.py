@@ -93,7 +93,8 @@ def test_what_follows_from_the_form() -> None:
         seconds(text, large, q_len=16384) / seconds(text, q_len=16384)
         for text in ("full", "window(256)")
     )
-    assert full < 1.1 < 1.15 < narrow
+    assert full < 1.1
+    assert narrow > full + 0.1
 
 
 def test_cpu() -> None:

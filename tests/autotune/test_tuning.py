@@ -67,10 +67,12 @@ def test_compile_without_a_device(tmp_path: Path) -> None:
     )
     assert sorted(counted) == [1, 2, 3]
     good, spills, large = (found[config] for config in configs)
-    assert (good.state, good.error) == ("compiled", 0.0)
-    assert "0 bytes spilled" in good.reason
-    assert spills.state == "compiled"
-    assert spills.error > 0
+    assert good.state == spills.state == "compiled"
+    assert good.resources is not None
+    assert spills.resources is not None
+    assert good.resources.spilled == 0 < spills.resources.spilled
+    assert 64 <= good.resources.registers <= 255
+    assert 0 < good.resources.shared < 232448
     assert large.state == "refused"
     assert "shared memory" in large.reason
     assert survivors(found) == (configs[0],)
