@@ -31,18 +31,20 @@ class Device:
     multiprocessors: int
 
 
-@functools.cache
 def describe(device: str) -> Device:
     """The device of a name such as `cpu` or `cuda:0`.
 
     Raises:
         UnsupportedError: No kernel runs there.
     """
+    if device == "cpu":
+        return _processor(torch.get_num_threads())
+    return _gpu(device)
+
+
+@functools.cache
+def _gpu(device: str) -> Device:
     place = torch.device(device)
-    if place.type == "cpu":
-        threads = torch.get_num_threads()
-        version = torch.__version__.partition("+")[0]
-        return Device(f"{_processor()}, {threads} threads", CPU, f"torch {version}", threads)
     target = launch.target_of(place)
     properties = torch.cuda.get_device_properties(place)
     return Device(
@@ -53,7 +55,13 @@ def describe(device: str) -> Device:
     )
 
 
-def _processor() -> str:
+@functools.cache
+def _processor(threads: int) -> Device:
+    version = torch.__version__.partition("+")[0]
+    return Device(f"{_processor_name()}, {threads} threads", CPU, f"torch {version}", threads)
+
+
+def _processor_name() -> str:
     information = Path("/proc/cpuinfo")
     if information.exists():
         for line in information.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -34,6 +34,7 @@ SAMPLERS: tuple[Sampler, ...] = ("model", "tpe", "gp", "random")
 LEAST_TRIALS = 8
 """Configs that are timed before the study may stop early."""
 _LOOKED_AHEAD = 10  # trials whose expected gains together must be worth it
+_WAITS, _WAIT = 200, 0.01  # times and seconds that a process waits for others to name their config
 _REJECTIONS = 40  # illegal or known proposals in a row after which the cost model proposes
 
 Measure: TypeAlias = Callable[[KernelConfig, float], Measurement]
@@ -273,14 +274,26 @@ class _Search:
 
     def _claimed(self, trial: optuna.trial.Trial, config: KernelConfig) -> bool:
         """Whether another process took this config while this one chose it. Of two that chose at
-        once the earlier trial goes on; should both go on, one measurement was wasted."""
+        once the earlier trial goes on, so it has to have said which it is: a moment's wait."""
         values = self._space.values(config)
+        for _ in range(_WAITS):
+            earlier = [
+                other
+                for other in self._study.get_trials(deepcopy=False)
+                if other.number < trial.number and "rejected" not in other.user_attrs
+            ]
+            silent = [
+                other
+                for other in earlier
+                if other.state == TrialState.RUNNING and "config" not in other.user_attrs
+            ]
+            if not silent:
+                break
+            time.sleep(_WAIT)
         return any(
-            other.number < trial.number
-            and other.user_attrs.get("config") == values
-            and "rejected" not in other.user_attrs
+            other.user_attrs.get("config") == values
             and (other.state == TrialState.RUNNING or "state" in other.user_attrs)
-            for other in self._study.get_trials(deepcopy=False)
+            for other in earlier
         )
 
     def _most_promising(self, known: _Known, left: Sequence[KernelConfig]) -> KernelConfig:

@@ -181,6 +181,12 @@ class TunedStore:
             found = self._answers[wanted] = self._search(wanted)
         return found
 
+    def has_family(self, family: tuple[Any, ...]) -> bool:
+        """Whether there is any entry of a family (`ConfigKey.family`): if not, no lookup can
+        answer, and its key need not be found out."""
+        self._refresh()
+        return family in self._families
+
     def entries(self) -> tuple[tuple[Entry, Origin], ...]:
         """All entries, this user's before the shipped ones of the same key, in a stable order."""
         self._refresh()

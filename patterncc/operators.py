@@ -21,16 +21,25 @@ from patterncc.arguments import check_backward_tensors, check_tensors
 from patterncc.codegen import cpu
 from patterncc.codegen.cpu.backward import attention_backward
 from patterncc.codegen.cpu.double_backward import attention_double_backward
+from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.parameters import check_tables
 from patterncc.prepared import Prepared, check_count, prepare
+from patterncc.tuned import config_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from patterncc.codegen.ir import Passes
+    from patterncc.codegen.problem import DType
 
 DEVICES = ("cpu", "cuda")
+_DTYPES: dict[torch.dtype, DType] = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
 _CPU_TILE = (cpu.default_config().block_q, cpu.default_config().block_k)
 
 _torch: Any = torch  # the parts of torch that have no types
@@ -73,7 +82,7 @@ def _attn_fwd_cpu(
     tables = call.named(rest[-1])
     with as_typed():
         return cpu.attention(
-            cpu_passes(pattern, call),
+            cpu_passes(pattern, call, _problem(query, key, value)),
             query,
             key,
             value,
@@ -134,7 +143,7 @@ def _attn_bwd_cpu(
         return _zeros(query), _zeros(key), _zeros(value)
     with as_typed():
         grad_query, grad_key, grad_value = attention_backward(
-            cpu_passes(pattern, call),
+            cpu_passes(pattern, call, _problem(query, key, value)),
             grad_out,
             grad_lse,
             query,
@@ -220,7 +229,7 @@ def _attn_bwd_bwd_cpu(
         return tuple(map(_zeros, (grad_out, lse, query, key, value)))
     with as_typed():
         return attention_double_backward(
-            cpu_passes(pattern, call),
+            cpu_passes(pattern, call, _problem(query, key, value)),
             (grad_grad_query, grad_grad_key, grad_grad_value),
             grad_out,
             grad_lse,
@@ -264,9 +273,21 @@ def _attn_bwd_bwd_fake(
 # ---------------------------------------------------------------------------------- what they share
 
 
-def cpu_passes(pattern: str, call: Prepared) -> Passes:
-    """The programs of a call for the CPU executor."""
-    return pipeline.passes(pattern, *_CPU_TILE, call.sizes, call.within)
+def cpu_passes(pattern: str, call: Prepared, problem: Problem | None = None) -> Passes:
+    """The programs of a call for the CPU executor: in the tiles that were tuned for its forward,
+    where a problem is given and there are such, else in the default ones."""
+    tile = _CPU_TILE
+    if problem is not None:
+        names = pipeline.resolve(pattern).numbers
+        tuned = config_for(pattern, problem, "forward", "cpu", call.env, names)
+        tile = tile if tuned is None else (tuned.block_q, tuned.block_k)
+    return pipeline.passes(pattern, *tile, call.sizes, call.within)
+
+
+def _problem(query: Tensor, key: Tensor, value: Tensor) -> Problem:
+    """The shape class of a checked call on the CPU."""
+    group = query.shape[1] // key.shape[1]
+    return Problem(_DTYPES[query.dtype], query.shape[3], value.shape[3], group)
 
 
 def as_typed() -> contextlib.AbstractContextManager[object]:

@@ -19,10 +19,13 @@ from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import FloorDiv, Mod, variables, walk
 from patterncc.dsl.score_terms import terms_of
 from patterncc.settings import settings
+from patterncc.tuned import config_for
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.backward import Backward
+    from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.forward import Forward
+    from patterncc.codegen.gpu.launches import Call
     from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.dsl.pattern import Pattern
 
@@ -215,7 +218,11 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "s
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         return _Alternatives(structure, block_q, block_k, sizes, transposed=False)
 
-    return Forward(lowered, folder=kernel_folder(), terms=terms_of(score))
+    def tuned(call: Call) -> KernelConfig | None:
+        names = resolve(structure).numbers
+        return config_for(structure, call.problem, "forward", call.target, call.env, names)
+
+    return Forward(lowered, folder=kernel_folder(), tuned=tuned, terms=terms_of(score))
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)

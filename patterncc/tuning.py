@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from patterncc.autotune.device import describe
 from patterncc.autotune.job import Job
 from patterncc.autotune.search import Trial
-from patterncc.autotune.space import phase_named
-from patterncc.autotune.tuning import Options, Progress, TuneResult, tune
+from patterncc.autotune.space import config_values, phase_named
+from patterncc.autotune.tuning import (
+    DEFAULTS,
+    Options,
+    Progress,
+    TuneResult,
+    config_words,
+    key_for,
+    tune,
+)
 from patterncc.call import Call
 from patterncc.codegen.problem import Problem
-from patterncc.tuned import WRITTEN_BY, store
+from patterncc.settings import settings
+from patterncc.tuned import WRITTEN_BY, config_of, store
 
 
 def job_of(call: Call, problem: Problem, *, batch: int = 1, layer: int = 0, seed: int = 0) -> Job:
@@ -67,6 +78,55 @@ def tune_call(
         report=report,
         written_by=WRITTEN_BY,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Which config a call runs with, and why.
+
+    Attributes:
+        device: In words.
+        config: Values of the phase's knobs.
+        tuned: Whether the store has it; else it is the default.
+        reason: In one sentence.
+        differences: Fields in which the nearest tuned key differs, in words.
+    """
+
+    device: str
+    config: Mapping[str, Any]
+    tuned: bool
+    reason: str
+    differences: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """As text."""
+        origin = "tuned" if self.tuned else "default"
+        head = f"{origin} config on {self.device}: {config_words(self.config)}"
+        return [head, f"why: {self.reason}", *(f"  {text}" for text in self.differences)]
+
+    def as_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def why_config(call: Call, problem: Problem, device_name: str, phase: str) -> Why:
+    """Which config a call would run with on a device, and why.
+
+    Raises:
+        ConfigError: There is no such phase, or a table is missing.
+        UnsupportedError: The pattern has a term that has no lowering.
+    """
+    job, wanted = job_of(call, problem), phase_named(phase)
+    device = describe(device_name)
+    found = store().lookup(key_for(job, wanted, device))
+    config = config_of(found)
+    reason, tuned = found.reason, config is not None
+    if not settings().tuned:
+        config, tuned, reason = None, False, f"PATTERNCC_TUNED is off; else: {reason}"
+    if config is None:
+        config = DEFAULTS[wanted.name](job, device)
+    values = config_values(config, wanted, device.target)
+    return Why(device.name, values, tuned, reason, found.differences)
 
 
 def counts(result: TuneResult) -> dict[str, int]:

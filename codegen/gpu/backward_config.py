@@ -13,6 +13,7 @@ from patterncc.codegen.gpu.config import (
     KernelConfig,
     Load,
     fitting,
+    has_tensor_memory,
     loads,
     shared_limit,
     suited,
@@ -151,7 +152,8 @@ def default_grad_key_value_config(
             config = replace(config, num_stages=config.num_stages - 1)
         else:
             config = replace(config, block_q=config.block_q // 2)
-    return with_all_registers(config, target)
+    # Left alone, the assembler may keep to 64 registers and spill two kilobytes.
+    return with_all_registers(config, target, always=True)
 
 
 def suited_grad_key_value(
@@ -170,17 +172,27 @@ _KEY_TILE = {K_TILE.name, K_LAST.name}
 
 
 def _grad_key_value_tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:
-    """By the wider head dimension: two gradients share the registers with what passes by."""
+    """By the wider head dimension: two gradients share the registers with the scores.
+
+    Four warps hold 64 keys: with eight, each half of them has half of the rows that pass by, and
+    the weights go through shared memory to where the second product needs all of them. On an H200
+    that doubled the time at a head dimension of 128. Beyond 128 a few spilled registers cost less
+    than anything that avoids them.
+    """
     widest = max(problem.head_dim, problem.value_head_dim)
     if target == INTERPRETER:
         return KernelConfig(32, 32, 4, 1)
     if problem.dtype == "float32":
-        return KernelConfig(16, 32, 4, 2) if widest <= 128 else KernelConfig(16, 16, 4, 2)
+        stages = 1 if target.startswith("hip") else 2
+        return KernelConfig(16, 32 if widest <= 128 else 16, 4, stages)
     if target.startswith("hip"):
-        return KernelConfig(32, 64, 4, 1)
+        return KernelConfig(32, 64, 4, 1) if widest <= 128 else KernelConfig(32, 32, 4, 1)
     load: Load = "descriptor" if descriptors and "descriptor" in loads(target) else "pointer"
-    if widest <= 64:
+    if "descriptor" not in loads(target):  # no wgmma: eight warps share the keys
+        return KernelConfig(32, 64, 4, 2) if widest <= 64 else KernelConfig(32, 64, 8, 2)
+    if widest <= (128 if load == "descriptor" else 64):
         return KernelConfig(64, 64, 4, 2, load)
-    if widest <= 128:
-        return KernelConfig(64, 64, 4, 2, load)
-    return KernelConfig(32, 64, 8, 2, load)
+    if widest <= 192:
+        return KernelConfig(32, 64, 4, 2, load)
+    # In tensor memory the sums leave registers, but shared memory holds copies of operands.
+    return KernelConfig(32 if has_tensor_memory(target) else 64, 64, 8, 2, load)

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.kernel_source import KernelParameter
+from patterncc.codegen.gpu.kernel_text import INDENT
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import Order
 
-MOST_PROGRESSIONS = 4
+MOST_PROGRESSIONS = 6
 """Of split tiles in one launch."""
 
 _FIELDS = ("first", "step", "count", "chunks")
@@ -90,32 +91,26 @@ def place_lines(order: Order) -> Iterator[str]:
     split and this program is for the whole of it).
     """
     yield "# One program: a key tile of a head of the keys of a batch entry, or a chunk of one."
-    yield "program = tl.program_id(0)"
-    places, chunk, chunks = "program", "0", "1"
-    found = []
+    yield "program = tl.program_id(0) - split_programs"
+    yield f"key_place = {'program' if order == 'forward' else f'{KEY_PLACES} - 1 - program'}"
+    yield "chunk = 0"
+    yield "chunks = 1"
+    yield "idle = program < 0"
+    yield "split = program < 0"
+    yield "if split_programs > 0:"
+    yield f"{INDENT}left = tl.program_id(0)"
     for number in range(MOST_PROGRESSIONS):
         first, step, count, parts = (f"split_{field}_{number}" for field in _FIELDS)
-        yield f"inside_{number} = (program >= 0) & (program < {count} * {parts})"
-        yield f"place_{number} = {first} + program // {parts} * {step}"
-        yield f"chunk_{number} = program % {parts}"
-        yield f"program -= {count} * {parts}"
-        found.append((f"inside_{number}", f"place_{number}", f"chunk_{number}", parts))
-    yield "split = program < 0"
-    if order == "reverse":
-        yield "# The last tiles first."
-        places = f"{KEY_PLACES} - 1 - program"
-    for inside, place, own, parts in reversed(found):
-        places = f"tl.where({inside}, {place}, {places})"
-        chunk = f"tl.where({inside}, {own}, {chunk})"
-        chunks = f"tl.where({inside}, {parts}, {chunks})"
-    yield f"key_place = {places}"
-    yield f"chunk = {chunk}"
-    yield f"chunks = {chunks}"
+        yield f"{INDENT}inside = (left >= 0) & (left < {count} * {parts})"
+        yield f"{INDENT}key_place = tl.where(inside, {first} + left // {parts} * {step}, key_place)"
+        yield f"{INDENT}chunk = tl.where(inside, left % {parts}, chunk)"
+        yield f"{INDENT}chunks = tl.where(inside, {parts}, chunks)"
+        yield f"{INDENT}left -= {count} * {parts}"
     tests = (
         f"is_split(key_place, {', '.join(f'split_{field}_{number}' for field in _FIELDS[:3])})"
         for number in range(MOST_PROGRESSIONS)
     )
-    yield f"idle = (split == 0) & ({' | '.join(tests)})"
+    yield f"{INDENT}idle = (split == 0) & ({' | '.join(tests)})"
 
 
 def split_place_lines(parts: int) -> Iterator[str]:

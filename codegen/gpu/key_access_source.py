@@ -255,9 +255,9 @@ class KeyAccess:
 
     def sums_base(self, row: str) -> str:
         """Where the sums of the chunk of that number start."""
-        head = "batch.to(tl.int64) * tl.num_programs(1) + kv_head"
-        size = f"BLOCK_K * {self.columns}"
-        return f"sums = sums_ptr + (({head}) * split_programs + {row}) * ({size})"
+        # There are fewer than 2**31 chunks, or memory would not hold them.
+        chunk = f"(batch * tl.num_programs(1) + kv_head) * split_programs + {row}"
+        return f"sums = sums_ptr + ({chunk}).to(tl.int64) * (BLOCK_K * {self.columns})"
 
     def sums_place(self, name: str, number: int, rows: str) -> str:
         """Where a part of a gradient lies in them; `rows` is the vector of the keys' numbers within

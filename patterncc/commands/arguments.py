@@ -51,6 +51,14 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     _choice(parser)
     _shape(parser)
     _tiles(parser, "128")
+    group = parser.add_argument_group("the configuration")
+    group.add_argument(
+        "--why-config",
+        action="store_true",
+        help="say which configuration the call would run with here, and why, instead",
+    )
+    group.add_argument("--device", help="with --why-config: cpu, cuda or cuda:N")
+    group.add_argument("--phase", default="forward", help="with --why-config: the phase (forward)")
     _json(parser)
 
 

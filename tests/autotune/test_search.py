@@ -175,8 +175,7 @@ def test_a_shared_study(tmp_path: Path) -> None:
     assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
     result = share(storage, 24)
     assert 24 <= len(result.trials) <= 26  # what was in flight when the last one was told
-    configs = {trial.config for trial in result.trials}
-    assert len(configs) >= len(result.trials) - 2  # two that choose at once may both go on
+    assert len({trial.config for trial in result.trials}) == len(result.trials)
 
 
 # ------------------------------------------------------------------------------------ surrogate
