@@ -1,11 +1,14 @@
 """Times block-sparse attention on the CPU against dense and compiled flex attention.
 
-    python benchmarks/cpu_window.py [--tokens N] [--repeat N] [--patterns NAME ...] [--json FILE]
+    python benchmarks/cpu_window.py [--backward] [--tokens N] [--repeat N] [--patterns NAME ...]
+                                    [--json FILE]
 
 All contenders run in one process on the same input, one after another in each round, in a new order
 each round, so that whatever else the machine does falls on all alike. Dense attention gets the same
-boolean mask, flex attention its block mask built beforehand. The exit code is 1 where a goal of the
-window pattern is missed: five times as fast as dense attention, and faster than flex attention.
+boolean mask, flex attention its block mask built beforehand. With `--backward` a run is the output
+and then the gradients of query, key and value, of which flex attention has none on the CPU. The
+exit code is 1 where a goal of the window pattern is missed: five times as fast as dense attention,
+and faster than flex attention.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,7 +85,10 @@ class Contender:
         first: The first call; compiles, plans.
         prepare: Before the first call: what depends on the pattern and the lengths.
         times: Of the rounds.
-        error: Largest difference of the output from that of dense attention in float64.
+        busy: Processor time of the rounds, of all threads together; shows what a loaded machine
+            hides.
+        error: Largest difference of the output, or of a gradient, from that of dense attention in
+            float64.
     """
 
     name: str
@@ -89,6 +96,7 @@ class Contender:
     prepare: float
     error: float
     times: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
 
     @property
     def least(self) -> float:
@@ -110,10 +118,14 @@ class Result:
     density: float
     contenders: list[Contender]
 
-    def ratio(self, other: Contender) -> tuple[float, float]:
-        """How many times as long another takes, of medians and of least times."""
+    def ratio(self, other: Contender) -> tuple[float, float, float]:
+        """How many times as long another takes, of medians, least times and least busy times."""
         ours = self.contenders[0]
-        return other.median / ours.median, other.least / ours.least
+        return (
+            other.median / ours.median,
+            other.least / ours.least,
+            min(other.busy) / min(ours.busy),
+        )
 
 
 def milliseconds(run: Callable[[], object]) -> float:
@@ -123,21 +135,25 @@ def milliseconds(run: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def measure(name: str, shape: tuple[int, int, int, int], rounds: int, flex: bool) -> Result:
+def measure(
+    name: str, shape: tuple[int, int, int, int], rounds: int, flex: bool, backward: bool
+) -> Result:
     """All contenders on one pattern."""
     text, function = PATTERNS[name]
-    query, key, value = (
-        torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(3)
+    query, key, value, grad = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(4)
     )
+    inputs = tuple(x.requires_grad_(backward) for x in (query, key, value))
     tokens = shape[2]
-    attend = patterncc.compile(text)
-    mask = attend.mask(tokens)
-    runs: dict[str, Callable[[], Tensor]] = {
-        "patterncc": lambda: attend(query, key, value),
-        "dense": lambda: scaled_dot_product_attention(query, key, value, attn_mask=mask),
+    pattern = patterncc.compile(text)
+    mask = pattern.mask(tokens)
+
+    attentions: dict[str, Callable[..., Tensor]] = {
+        "patterncc": pattern,
+        "dense": partial(scaled_dot_product_attention, attn_mask=mask),
     }
     prepared = {}
-    if flex:
+    if flex and not backward:
         start = time.perf_counter()
         block_mask = create_block_mask(
             lambda b, h, q, k: function(q, k), None, None, tokens, tokens, device="cpu"
@@ -145,20 +161,26 @@ def measure(name: str, shape: tuple[int, int, int, int], rounds: int, flex: bool
         prepared["flex"] = 1e3 * (time.perf_counter() - start)
         torch.compiler.reset()  # else a few patterns make a compiled function give up
         compiled = torch.compile(flex_attention, dynamic=False)
-        runs["flex"] = lambda: compiled(query, key, value, block_mask=block_mask)
+        attentions["flex"] = partial(compiled, block_mask=block_mask)
 
-    expected = scaled_dot_product_attention(
-        query.double(), key.double(), value.double(), attn_mask=mask
-    )
+    def run(name: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+        out = attentions[name](*tensors)
+        return torch.autograd.grad(out, tensors, grad.to(out.dtype)) if backward else (out,)
+
+    exact = [x.detach().double().requires_grad_(backward) for x in inputs]
+    expected = run("dense", *exact)
     contenders = {}
-    for other, run in runs.items():
-        first = milliseconds(run)
-        error = (run() - expected).abs().max().item()
+    for other in attentions:
+        first = milliseconds(partial(run, other, *inputs))
+        found = zip(run(other, *inputs), expected, strict=True)
+        error = max((one - wanted).abs().max().item() for one, wanted in found)
         contenders[other] = Contender(other, first, prepared.get(other, 0.0), error)
-    order = list(runs)
+    order = list(attentions)
     for _ in range(rounds):
         for other in order:
-            contenders[other].times.append(milliseconds(runs[other]))
+            busy = time.process_time()
+            contenders[other].times.append(milliseconds(partial(run, other, *inputs)))
+            contenders[other].busy.append(1e3 * (time.process_time() - busy))
         order = order[1:] + order[:1]
     return Result(name, text, mask.float().mean().item(), list(contenders.values()))
 
@@ -173,21 +195,22 @@ def processor() -> str:
 
 def show(results: list[Result], machine: dict[str, object]) -> None:
     """Prints the results for a person."""
-    table = Table(title="forward attention on the CPU, milliseconds")
-    for column in ("pattern", "density", "contender", "median", "least", "times ours"):
+    table = Table(title=f"{machine['run']} of attention on the CPU, milliseconds")
+    for column in ("pattern", "density", "contender", "median", "least", "busy", "times ours"):
         table.add_column(column, justify="left" if column in ("pattern", "contender") else "right")
     for column in ("first call", "prepare", "error"):
         table.add_column(column, justify="right")
     for result in results:
         for contender in result.contenders:
             ours = contender is result.contenders[0]
-            ratios = "" if ours else "{:.2f} ({:.2f})".format(*result.ratio(contender))
+            ratios = "" if ours else "{:.2f} ({:.2f}, {:.2f})".format(*result.ratio(contender))
             table.add_row(
                 result.text if ours else "",
                 f"{result.density:.3f}" if ours else "",
                 contender.name,
                 f"{contender.median:.1f}",
                 f"{contender.least:.1f}",
+                f"{min(contender.busy):.1f}",
                 ratios,
                 f"{contender.first:.0f}",
                 f"{contender.prepare:.0f}" if contender.prepare else "",
@@ -196,7 +219,8 @@ def show(results: list[Result], machine: dict[str, object]) -> None:
             )
     console = Console(width=max(110, Console().width))
     console.print(table)
-    console.print("times ours: of medians (of least times)")
+    console.print("busy: least processor time of all threads")
+    console.print("times ours: of medians (of least times, of least processor times)")
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
 
 
@@ -206,7 +230,7 @@ def missed(results: list[Result]) -> list[str]:
     for result in results:
         for contender in result.contenders[1:]:
             goal = DENSE_GOAL if contender.name == "dense" else 1.0
-            ratio, _ = result.ratio(contender)
+            ratio, _, _ = result.ratio(contender)
             if result.name == GOAL and ratio < goal:
                 faults.append(
                     f"{result.text}: {contender.name} takes {ratio:.2f} times, not {goal}"
@@ -223,6 +247,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=15, help="rounds (default 15)")
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=list(PATTERNS))
+    parser.add_argument("--backward", action="store_true", help="forward and backward together")
     parser.add_argument("--no-flex", action="store_true", help="leave out what must be compiled")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     options = parser.parse_args()
@@ -233,8 +258,10 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     shape = (1, options.heads, options.tokens, options.head_dim)
     steps = track(options.patterns, "patterns", console=Console(stderr=True), transient=True)
-    results = [measure(name, shape, options.repeat, not options.no_flex) for name in steps]
+    flex = not options.no_flex
+    results = [measure(name, shape, options.repeat, flex, options.backward) for name in steps]
     machine = {
+        "run": "forward and backward" if options.backward else "forward",
         "processor": processor(),
         "threads": options.threads,
         "wait policy": os.environ["OMP_WAIT_POLICY"],
@@ -242,7 +269,7 @@ def main() -> int:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "patterncc": patterncc.__version__,
-        "kernel": cpu_kernel_name(),
+        "kernel": cpu_kernel_name(options.backward),
         "batch, heads, tokens, head dim": shape,
         "type": "float32",
         "rounds": options.repeat,

@@ -5,7 +5,7 @@ Where integers and predicates come from is the caller's affair; knows no tile an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import TypeAlias
 
@@ -103,7 +103,10 @@ class RealEvaluator:
                 table = self._tables[expr.table].to(self._like.dtype)
                 if table.numel() == 0:
                     return torch.zeros_like(inside, dtype=self._like.dtype)
-                return torch.where(inside, table[places], 0)
+                # Unlike that of an index, this derivative adds in a fixed order on the CPU.
+                flat = flat_index(places, table.shape)
+                found = table.reshape(-1).index_select(0, flat.flatten()).view(flat.shape)
+                return torch.where(inside, found, 0)
             case Plus(terms):
                 return reduce(torch.add, map(self, terms))
             case Times(factors):
@@ -146,3 +149,11 @@ class RealEvaluator:
             [(at >= 0) & (at < size) for at, size in zip(indexes, shape, strict=True)],
         )
         return tuple(torch.where(inside, at, 0) for at in indexes), inside
+
+
+def flat_index(places: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Where elements lie in a contiguous tensor of a shape, from an index for each axis."""
+    flat = places[0]
+    for at, size in zip(places[1:], shape[1:], strict=True):
+        flat = flat * size + at
+    return flat

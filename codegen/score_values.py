@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from patterncc.codegen.elementwise import discrete
-from patterncc.codegen.score_elementwise import RealEvaluator
+from patterncc.codegen.score_elementwise import RealEvaluator, flat_index
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import IntExpr, Predicate
 from patterncc.dsl.score_terms import ScoreTerms
@@ -93,9 +93,22 @@ class Rows:
         """`[batch, heads, q_len]`."""
         return self.batch, self.heads, self.q_len
 
-    def evaluator(self, values: ScoreValues, like: Tensor) -> RealEvaluator:
-        """Evaluates terms that read neither the score nor a key, for all rows; results broadcast
-        to `shape`."""
+    def evaluator(
+        self,
+        values: ScoreValues,
+        like: Tensor,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+    ) -> RealEvaluator:
+        """Evaluates terms that do not read the score, for each head and each of some positions;
+        results broadcast to `[batch, heads, positions]`.
+
+        Args:
+            values: What they read.
+            like: Of the type and device of the results.
+            q: Positions of queries, int64; those of the rows if not given.
+            k: Of keys, of a shape that broadcasts with those; if not given, none is read.
+        """
         device = like.device
 
         def single(value: int) -> Tensor:
@@ -110,11 +123,11 @@ class Rows:
         scope["head"] = head
         scope["kv_head"] = head // (self.heads // self.kv_heads)
         scope["batch"] = torch.arange(self.batch, device=device)[:, None, None]
-        q = torch.arange(self.q_len, device=device) + scope["q_offset"]
-        none = single(0)
+        rows = torch.arange(self.q_len, device=device) + scope["q_offset"] if q is None else q
+        keys = single(0) if k is None else k
 
         def found(expr: IntExpr | Predicate) -> Tensor:
-            return discrete(expr, q, none, scope).to(device)
+            return discrete(expr, rows, keys, scope).to(device)
 
         return RealEvaluator(None, found, values.numbers, values.tables, like)
 
@@ -174,16 +187,13 @@ def add_at(gradient: Tensor, places: tuple[Tensor, ...], inside: Tensor, shares:
         return
     # First along axes on which all go to the same entry: fewer numbers to sort, and in the order
     # of a sum.
-    shape = (1,) * (shares.dim() - inside.dim()) + tuple(inside.shape)
     shares = torch.where(inside, shares, 0)
+    shape = (1,) * (shares.dim() - inside.dim()) + tuple(inside.shape)
     alone = [axis for axis in range(shares.dim()) if shape[axis] == 1]
     if alone:
         shares = shares.sum(alone, keepdim=True)
-    flat = torch.zeros((), dtype=torch.int64, device=gradient.device)
-    for at, size in zip(places, gradient.shape, strict=True):
-        flat = flat * size + at
     numbers = shares.to(gradient.dtype).flatten()
-    index = flat.broadcast_to(shares.shape).flatten()
+    index = flat_index(places, gradient.shape).broadcast_to(shares.shape).flatten()
     # Of two functions that do the same, on each device the one that adds in order.
     if gradient.device.type == "cpu":
         gradient.view(-1).index_add_(0, index, numbers)

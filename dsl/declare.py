@@ -24,7 +24,7 @@ ANONYMOUS = "_"  # what a pattern with parameters but without a name is called i
 # Arguments of calls in Python: a parameter of that name could never be given.
 CALL_ARGUMENTS = frozenset(
     {"block_k", "block_q", "dtype", "file", "head_dim", "key", "name", "query", "return_lse"}
-    | {"scale", "source", "value", "value_head_dim"}
+    | {"scale", "score", "sink", "source", "value", "value_head_dim"}
 )
 # Symbols of the block IR, which shares its name space with run-time numbers.
 TILE_SYMBOLS = frozenset(

@@ -10,6 +10,7 @@ from patterncc import pipeline
 from patterncc.compiled import Attention
 from patterncc.dsl import load
 from patterncc.dsl.pattern import Pattern
+from patterncc.dsl.score_terms import load_terms
 from patterncc.pipeline import Signature
 
 if TYPE_CHECKING:
@@ -23,7 +24,13 @@ Source: TypeAlias = "str | os.PathLike[str] | Pattern"
 
 
 def compile(
-    source: Source, *, name: str | None = None, file: str | None = None, **values: int
+    source: Source,
+    *,
+    name: str | None = None,
+    file: str | None = None,
+    score: str | None = None,
+    sink: str | None = None,
+    **values: int,
 ) -> Attention:
     """Reads a pattern and returns what computes attention under it.
 
@@ -35,22 +42,26 @@ def compile(
             `.pat` or a path object), or a `Pattern`.
         name: Which pattern of a text, if not the last.
         file: What messages call the text; the path if there is one.
+        score: The logit of a pair that enters the softmax, in the language of score terms, such as
+            `softcap(score, 50) + alibi(slopes)`; the score itself if not given.
+        sink: The logit of one more key, of value 0, that every row sees, such as `sinks[head]`.
         **values: Parameters by name. One that is fixed when compiled becomes a constant, a run-time
             one gets this default.
 
     Raises:
-        PatternError: The text or a value is wrong; holds every mistake with its place.
-        ArgumentError: `source` is of a wrong type, or a file of it is no text.
+        PatternError: A text or a value is wrong; holds every mistake with its place.
+        ArgumentError: `source` is of a wrong type, or a file of it is no text, or a name means one
+            thing in the pattern and another in the score terms.
         OSError: The file cannot be read.
     """
+    terms = load_terms(score, sink)
     if isinstance(source, Pattern):
         if not values:
-            return Attention(source)
-        return Attention(
-            replace(load(source.text, name=None, file=None, **values), name=source.name)
-        )
+            return Attention(source, terms)
+        pattern = replace(load(source.text, name=None, file=None, **values), name=source.name)
+        return Attention(pattern, terms)
     text, path = pipeline.read_source(source)
-    return Attention(load(text, name=name, file=file or path, **values))
+    return Attention(load(text, name=name, file=file or path, **values), terms)
 
 
 @overload
@@ -65,7 +76,9 @@ def attention(
     layers: int | None = None,
     q_offset: int | None = None,
     scale: float | None = None,
-    **values: int | Tensor,
+    score: str | None = None,
+    sink: str | None = None,
+    **values: float | Tensor,
 ) -> Tensor: ...
 @overload
 def attention(
@@ -79,7 +92,9 @@ def attention(
     layers: int | None = None,
     q_offset: int | None = None,
     scale: float | None = None,
-    **values: int | Tensor,
+    score: str | None = None,
+    sink: str | None = None,
+    **values: float | Tensor,
 ) -> tuple[Tensor, Tensor]: ...
 def attention(
     query: Tensor,
@@ -92,13 +107,15 @@ def attention(
     layers: int | None = None,
     q_offset: int | None = None,
     scale: float | None = None,
-    **values: int | Tensor,
+    score: str | None = None,
+    sink: str | None = None,
+    **values: float | Tensor,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention in one call: `compile(source)(query, key, value, ...)`, where texts used lately are
-    read only once.
+    """Attention in one call: `compile(source, ...)(query, key, value, ...)`, where texts used
+    lately are read only once.
 
-    A file is read at every call, and parsed again when its text has changed. See
-    `Attention.__call__` for the arguments.
+    A file is read at every call, and parsed again when its text has changed. See `compile` for
+    `score` and `sink`, and `Attention.__call__` for the other arguments.
     """
     from patterncc import ops
 
@@ -106,6 +123,11 @@ def attention(
         signature = Signature.of(source)
     else:
         signature = ops.signature_of(os.fspath(source))
+    terms = None
+    if score is not None or sink is not None:
+        terms = ops.signature_of_terms(score, sink)
+        if terms is not None:
+            terms.check_apart(signature)
     results = ops.attend(
         signature,
         query,
@@ -116,6 +138,7 @@ def attention(
         layer=layer,
         layers=layers,
         values=values,
+        score=terms,
     )
     return results if return_lse else results[0]
 

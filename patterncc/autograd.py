@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _torch: Any = torch  # the parts of torch that have no types
-_transforming: Callable[[], bool] = _torch._C._are_functorch_transforms_active
+transforming: Callable[[], bool] = _torch._C._are_functorch_transforms_active
+
+_beneath_autograd: Any = _torch._C._AutoDispatchBelowAutograd
 
 _OPTIONS = 7  # arguments after the tensors, from the pattern to the tables: they have no gradient
 _NO_GRADS = (None,) * _OPTIONS
@@ -31,7 +33,7 @@ class PatternAttention(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _beneath(attn_fwd, arguments)
+        return beneath(attn_fwd, arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -47,7 +49,9 @@ class PatternAttention(Function):
             if grad_lse is None:
                 return (None, None, None, *_NO_GRADS)
             grad_out = torch.zeros_like(out)
-        grads = attn_bwd(grad_out, grad_lse, query, key, value, out, lse, *ctx.options, tables)
+        grads = attend_backward(
+            grad_out, grad_lse, query, key, value, out, lse, *ctx.options, tables
+        )
         return (*_needed(ctx, grads), *_NO_GRADS)
 
 
@@ -60,7 +64,7 @@ class PatternAttentionGrad(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _beneath(attn_bwd, arguments)
+        return beneath(attn_bwd, arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -71,7 +75,7 @@ class PatternAttentionGrad(Function):
     @staticmethod
     def backward(ctx: Any, *grad_grads: Tensor) -> tuple[Any, ...]:
         grad_out, grad_lse, query, key, value, out, lse, *tables = ctx.saved_tensors
-        grads = attn_bwd_bwd(
+        grads = attend_double_backward(
             *grad_grads, grad_out, grad_lse, query, key, value, out, lse, *ctx.options, tables
         )
         return (*_needed(ctx, grads), None, None, *_NO_GRADS)
@@ -82,7 +86,7 @@ class PatternAttentionGradGrad(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _beneath(attn_bwd_bwd, arguments)
+        return beneath(attn_bwd_bwd, arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -102,22 +106,22 @@ def _needed(ctx: Any, grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     return tuple(grad if wants else None for grad, wants in zip(grads, wanted, strict=False))
 
 
-def _beneath(operator: Any, arguments: tuple[Any, ...]) -> Any:
+def beneath(operator: Any, arguments: tuple[Any, ...]) -> Any:
     """Runs an operator as the forward of a Function does: beneath autograd, or beneath the level of
     a transform of torch.func; the levels under that one record what they want to."""
-    with _torch._C._AutoDispatchBelowAutograd():
-        if _transforming():
+    with _beneath_autograd():
+        if transforming():
             with torch.enable_grad():
                 return operator(*arguments)
         return operator(*arguments)
 
 
-def _derive(operator: Any, function: Any, tensors: int) -> None:
-    """Gives an operator the derivatives of a Function.
+def _derive(operator: Any, function: Any, tensors: int) -> Callable[..., Any]:
+    """Gives an operator the derivatives of a Function, and returns a quicker way to call it.
 
-    Dispatch comes here once for autograd and once for each level of torch.func. torch.compile and
-    torch.export see the operator, not the Function: Dynamo of torch 2.13 runs a Function under
-    torch.func.grad without its backward, which makes the gradient 0.
+    Dispatch comes to the operator's autograd key once for autograd and once for each level of
+    torch.func. So torch.compile and torch.export see the operator, not the Function: Dynamo of
+    torch 2.13 runs a Function under torch.func.grad without its backward, and the gradient is 0.
 
     Args:
         operator: The operator.
@@ -129,21 +133,38 @@ def _derive(operator: Any, function: Any, tensors: int) -> None:
 
     def at_autograd_key(*arguments: Any) -> Any:
         if forward_ad._current_level >= 0:
-            _refuse_tangents(arguments[:tensors])
-        if not torch.is_grad_enabled() or not any(
-            tensor is not None and tensor.requires_grad for tensor in arguments[:tensors]
-        ):
-            with _torch._C._AutoDispatchBelowAutograd():
+            refuse_tangents(arguments[:tensors])
+        if not _recorded(arguments[:tensors]):
+            with _beneath_autograd():
                 return operator(*arguments)
-        if _transforming():
+        if transforming():
             with enable_single_level_autograd_function():
                 return apply(*arguments)
         return apply(*arguments)
 
+    def call(*arguments: Any) -> Any:
+        """The operator; in plain eager mode without a round through its autograd key, 5 us."""
+        if torch.compiler.is_compiling() or transforming() or forward_ad._current_level >= 0:
+            return operator(*arguments)
+        if _recorded(arguments[:tensors]):
+            return apply(*arguments)
+        with _beneath_autograd():
+            return operator(*arguments)
+
     LIBRARY.impl(operator.name(), at_autograd_key, "Autograd")
+    return call
 
 
-def _refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
+def _recorded(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether a call becomes part of a graph."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:  # a loop, as this is in the way of every call
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+def refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
     """Refuses forward mode, which has no flag on tensors and would lose their tangents.
 
     Raises:
@@ -159,6 +180,6 @@ def _refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
         )
 
 
-_derive(attn_fwd, PatternAttention, 3)
-_derive(attn_bwd, PatternAttentionGrad, 7)
-_derive(attn_bwd_bwd, PatternAttentionGradGrad, 10)
+attend = _derive(attn_fwd, PatternAttention, 3)
+attend_backward = _derive(attn_bwd, PatternAttentionGrad, 7)
+attend_double_backward = _derive(attn_bwd_bwd, PatternAttentionGradGrad, 10)

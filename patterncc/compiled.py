@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from patterncc import pipeline
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
+from patterncc.dsl.score_terms import PLAIN, ScoreTerms, terms_of
 from patterncc.fact_methods import Facts
 from patterncc.pipeline import Signature
+from patterncc.score_call import ScoreSignature
+from patterncc.score_text import format_terms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,12 +40,21 @@ class Attention(Facts):
     at `torch._dynamo.config.recompile_limit`: compile the model as a whole, or raise the limit.
     """
 
-    __slots__ = ("_pattern", "_signature")
+    __slots__ = ("_pattern", "_score", "_signature", "_terms")
 
-    def __init__(self, pattern: Pattern) -> None:
-        """Wraps a pattern that has been checked; `patterncc.compile` is the usual way."""
+    def __init__(self, pattern: Pattern, terms: ScoreTerms = PLAIN) -> None:
+        """Wraps a pattern and score terms that have been checked; `patterncc.compile` is the usual
+        way.
+
+        Raises:
+            ArgumentError: A name means one thing in the pattern and another in the terms.
+        """
         self._pattern = pattern
         self._signature = Signature.of(pattern)
+        self._terms = terms
+        self._score = None if terms.plain else ScoreSignature.of(terms)
+        if self._score is not None:
+            self._score.check_apart(self._signature)
 
     @property
     def pattern(self) -> Pattern:
@@ -50,8 +62,13 @@ class Attention(Facts):
         return self._pattern
 
     @property
+    def terms(self) -> ScoreTerms:
+        """Which logits enter the softmax."""
+        return self._terms
+
+    @property
     def text(self) -> str:
-        """The canonical text, which is its identity."""
+        """The canonical text of the pattern, which with that of its terms is its identity."""
         return self.pattern.text
 
     @overload
@@ -67,7 +84,7 @@ class Attention(Facts):
         layers: int | None = None,
         q_offset: int | None = None,
         scale: float | None = None,
-        **values: int | Tensor,
+        **values: float | Tensor,
     ) -> Tensor: ...
     @overload
     def __call__(
@@ -82,7 +99,7 @@ class Attention(Facts):
         layers: int | None = None,
         q_offset: int | None = None,
         scale: float | None = None,
-        **values: int | Tensor,
+        **values: float | Tensor,
     ) -> tuple[Tensor, Tensor]: ...
     def __call__(
         self,
@@ -96,14 +113,15 @@ class Attention(Facts):
         layers: int | None = None,
         q_offset: int | None = None,
         scale: float | None = None,
-        **values: int | Tensor,
+        **values: float | Tensor,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attention under the pattern: `softmax(scale * query @ key.mT) @ value` over the keys that
         each row may see.
 
         Runs where the tensors are. Strides are free: `[batch, length, heads, head_dim]` tensors
         seen through `transpose(1, 2)`, slices and expanded tensors are read in place. The output
-        and the log-sum-exp have gradients for query, key and value.
+        and the log-sum-exp have gradients for query, key and value, and for the tables that score
+        terms read.
 
         Args:
             query: `[batch, heads, q_len, head_dim]`; float16, bfloat16, float32 or float64.
@@ -115,12 +133,14 @@ class Attention(Facts):
             q_offset: Position of the first row; `kv_len - q_len` if not given, so that the last row
                 is the last position.
             scale: Factor of the scores; `head_dim ** -0.5` if not given.
-            **values: Run-time parameters of the pattern by name, in place of their defaults.
+            **values: Run-time parameters of the pattern by name, in place of their defaults, and
+                the numbers and tables that its score terms read.
 
         Returns:
             The output `[batch, heads, q_len, value_head_dim]`, of the dtype of `query`; with
-            `return_lse` also the natural log-sum-exp of the visible scores `[batch, heads, q_len]`,
-            float32 (float64 for float64). A row that sees no key gets 0 and -inf.
+            `return_lse` also the natural log-sum-exp of the visible scores (with score terms of
+            their logits, and of the sink's) `[batch, heads, q_len]`, float32 (float64 for float64).
+            A row that sees no key gets 0 and -inf, or the sink's logit.
 
         Raises:
             ArgumentError: An argument is missing, unknown or does not fit; the message names it.
@@ -139,6 +159,7 @@ class Attention(Facts):
             layer=layer,
             layers=layers,
             values=values,
+            score=self._score,
         )
         return results if return_lse else results[0]
 
@@ -276,7 +297,8 @@ class Attention(Facts):
         **values: Any,
     ) -> str:
         """What the pattern means and costs at one call, as text: its mathematics, which parameters
-        are run-time values, how many pairs, tiles, operations and bytes, and the loops of a kernel.
+        are run-time values, how many pairs, tiles, operations and bytes, and the loops of a kernel;
+        then the score terms, their derivatives, and which tables have gradients.
 
         Args:
             q_len: Rows.
@@ -303,7 +325,8 @@ class Attention(Facts):
 
         call = self._call(q_len, kv_len, q_offset, heads, kv_heads, layers, batch, values)
         problem = Problem(dtype, head_dim, value_head_dim or head_dim)
-        return format_explanation(explain(call, problem, block_q=block_q, block_k=block_k))
+        text = format_explanation(explain(call, problem, block_q=block_q, block_k=block_k))
+        return text if self.terms.plain else f"{text}\n{format_terms(self.terms)}"
 
     def plot(
         self,
@@ -389,7 +412,7 @@ class Attention(Facts):
 
         compilation = Compilation(
             self.pattern,
-            problem=Problem(dtype, head_dim, value_head_dim or head_dim, group),
+            problem=Problem(dtype, head_dim, value_head_dim or head_dim, group, self.terms),
             config=config,
             target=target,
             sizes=sizes,
@@ -397,18 +420,26 @@ class Attention(Facts):
         return compilation.text(stage, after)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Attention) and self.pattern.text == other.pattern.text
+        return isinstance(other, Attention) and self._identity == other._identity
 
     def __hash__(self) -> int:
-        return hash(self.pattern.text)
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[str, str | None]:
+        return self.pattern.text, None if self._score is None else self._score.text
 
     def __repr__(self) -> str:
-        return f"patterncc.compile({self.pattern.text!r})"
+        score, _, sink = ("", "", "") if self._score is None else self._score.text.partition("\n")
+        terms = f", score={score!r}" * bool(score) + f", sink={sink!r}" * bool(sink)
+        return f"patterncc.compile({self.pattern.text!r}{terms})"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _restore, (self._pattern.text, self._pattern.name)
+        text, score = self._identity
+        return _restore, (text, self._pattern.name, score)
 
 
-def _restore(text: str, name: str) -> Attention:
+def _restore(text: str, name: str, score: str | None = None) -> Attention:
     """An `Attention` from what identifies it, and the name that its text was read under."""
-    return Attention(replace(load(text), name=name))
+    terms = PLAIN if score is None else terms_of(score)
+    return Attention(replace(load(text), name=name), terms)

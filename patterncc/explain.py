@@ -172,7 +172,7 @@ class Explanation:
                 "kv_len": self.call.kv_len,
                 "q_offset": self.call.q_offset,
                 **self.call.sizes,
-                **asdict(self.problem),
+                **{name: value for name, value in asdict(self.problem).items() if name != "terms"},
                 "block_q": self.block_q,
                 "block_k": self.block_k,
             },

@@ -21,22 +21,32 @@ from patterncc.arguments import check_backward_tensors, check_tensors
 from patterncc.codegen import cpu
 from patterncc.codegen.cpu.backward import attention_backward
 from patterncc.codegen.cpu.double_backward import attention_double_backward
+from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.parameters import check_tables
 from patterncc.prepared import Prepared, check_count, prepare
+from patterncc.tuned import config_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from patterncc.codegen.ir import Passes
+    from patterncc.codegen.problem import DType
 
 DEVICES = ("cpu", "cuda")
+_DTYPES: dict[torch.dtype, DType] = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
 _CPU_TILE = (cpu.default_config().block_q, cpu.default_config().block_k)
 
 _torch: Any = torch  # the parts of torch that have no types
 LIBRARY = _torch.library.Library("patterncc", "DEF")  # the operators live as long as this does
 
-_CALL = (
+# The arguments of a call that have no gradient.
+CALL_SCHEMA = (
     "str pattern, float? scale, SymInt? q_offset, SymInt layer, SymInt? layers, "
     "SymInt[] numbers, Tensor[] tables"
 )
@@ -45,9 +55,10 @@ _GRADS = "Tensor grad_out, Tensor? grad_lse"
 _DOUBLE_GRADS = "Tensor grad_grad_query, Tensor grad_grad_key, Tensor grad_grad_value"
 
 SCHEMAS = (
-    f"attn_fwd({_INPUTS}, {_CALL}) -> (Tensor, Tensor)",
-    f"attn_bwd({_GRADS}, {_INPUTS}, Tensor out, Tensor lse, {_CALL}) -> (Tensor, Tensor, Tensor)",
-    f"attn_bwd_bwd({_DOUBLE_GRADS}, {_GRADS}, {_INPUTS}, Tensor out, Tensor lse, {_CALL})"
+    f"attn_fwd({_INPUTS}, {CALL_SCHEMA}) -> (Tensor, Tensor)",
+    f"attn_bwd({_GRADS}, {_INPUTS}, Tensor out, Tensor lse, {CALL_SCHEMA})"
+    " -> (Tensor, Tensor, Tensor)",
+    f"attn_bwd_bwd({_DOUBLE_GRADS}, {_GRADS}, {_INPUTS}, Tensor out, Tensor lse, {CALL_SCHEMA})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 for _schema in SCHEMAS:
@@ -69,9 +80,9 @@ def _attn_fwd_cpu(
     if query.numel() == 0 or key.numel() == 0:
         return _nothing(query, value)
     tables = call.named(rest[-1])
-    with _as_typed():
+    with as_typed():
         return cpu.attention(
-            _cpu_passes(pattern, call),
+            cpu_passes(pattern, call, _problem(query, key, value)),
             query,
             key,
             value,
@@ -88,18 +99,18 @@ def _attn_fwd_cuda(
     if query.numel() == 0 or key.numel() == 0:
         return _nothing(query, value)
     forward = pipeline.launcher(pattern, call.sizes)
-    tables = _narrow_all(call, rest[-1])
+    tables = narrow_all(call, rest[-1])
     return forward(query, key, value, env=call.env, scale=call.scale, tables=tables)
 
 
 def _attn_fwd_fake(
     query: Tensor, key: Tensor, value: Tensor, pattern: str, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    _check_fakes(query, key, value, pattern, rest[-1])
-    return _like(query, value)
+    check_fakes(query, key, value, pattern, rest[-1])
+    return like(query, value)
 
 
-def _like(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def like(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Memory for the results of a call."""
     out = query.new_empty((*query.shape[:3], value.shape[3]))
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -108,7 +119,7 @@ def _like(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 def _nothing(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """The result where there is no row, or no key to see."""
-    out, lse = _like(query, value)
+    out, lse = like(query, value)
     return out.zero_(), lse.fill_(-math.inf)
 
 
@@ -130,9 +141,9 @@ def _attn_bwd_cpu(
     check_backward_tensors(query, value, grad_out, grad_lse, out, lse)
     if query.numel() == 0 or key.numel() == 0:
         return _zeros(query), _zeros(key), _zeros(value)
-    with _as_typed():
+    with as_typed():
         grad_query, grad_key, grad_value = attention_backward(
-            _cpu_passes(pattern, call),
+            cpu_passes(pattern, call, _problem(query, key, value)),
             grad_out,
             grad_lse,
             query,
@@ -173,7 +184,7 @@ def _attn_bwd_cuda(
         lse,
         env=call.env,
         scale=call.scale,
-        tables=_narrow_all(call, rest[-1]),
+        tables=narrow_all(call, rest[-1]),
     )
     assert grad_query is not None and grad_key is not None and grad_value is not None, "all wanted"
     return grad_query, grad_key, grad_value
@@ -190,7 +201,7 @@ def _attn_bwd_fake(
     pattern: str,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_fakes(query, key, value, pattern, rest[-1])
+    check_fakes(query, key, value, pattern, rest[-1])
     check_backward_tensors(query, value, grad_out, grad_lse, out, lse)
     return _room(query), _room(key), _room(value)
 
@@ -216,9 +227,9 @@ def _attn_bwd_bwd_cpu(
     check_backward_tensors(query, value, grad_out, grad_lse, out, lse)
     if query.numel() == 0 or key.numel() == 0:
         return tuple(map(_zeros, (grad_out, lse, query, key, value)))
-    with _as_typed():
+    with as_typed():
         return attention_double_backward(
-            _cpu_passes(pattern, call),
+            cpu_passes(pattern, call, _problem(query, key, value)),
             (grad_grad_query, grad_grad_key, grad_grad_value),
             grad_out,
             grad_lse,
@@ -254,7 +265,7 @@ def _attn_bwd_bwd_fake(
     pattern: str,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    _check_fakes(query, key, value, pattern, rest[-1])
+    check_fakes(query, key, value, pattern, rest[-1])
     check_backward_tensors(query, value, grad_out, grad_lse, out, lse)
     return tuple(map(_room, (grad_out, lse, query, key, value)))
 
@@ -262,11 +273,24 @@ def _attn_bwd_bwd_fake(
 # ---------------------------------------------------------------------------------- what they share
 
 
-def _cpu_passes(pattern: str, call: Prepared) -> Passes:
-    return pipeline.passes(pattern, *_CPU_TILE, call.sizes, call.within)
+def cpu_passes(pattern: str, call: Prepared, problem: Problem | None = None) -> Passes:
+    """The programs of a call for the CPU executor: in the tiles that were tuned for its forward,
+    where a problem is given and there are such, else in the default ones."""
+    tile = _CPU_TILE
+    if problem is not None:
+        names = pipeline.resolve(pattern).numbers
+        tuned = config_for(pattern, problem, "forward", "cpu", call.env, names)
+        tile = tile if tuned is None else (tuned.block_q, tuned.block_k)
+    return pipeline.passes(pattern, *tile, call.sizes, call.within)
 
 
-def _as_typed() -> contextlib.AbstractContextManager[object]:
+def _problem(query: Tensor, key: Tensor, value: Tensor) -> Problem:
+    """The shape class of a checked call on the CPU."""
+    group = query.shape[1] // key.shape[1]
+    return Problem(_DTYPES[query.dtype], query.shape[3], value.shape[3], group)
+
+
+def as_typed() -> contextlib.AbstractContextManager[object]:
     """Where the products of the CPU executor have the types it gave them: autocast, which casts
     what a user's code multiplies, would narrow them, too."""
     if torch.is_autocast_enabled("cpu"):
@@ -274,7 +298,8 @@ def _as_typed() -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def _narrow_all(call: Prepared, tables: Sequence[Tensor]) -> dict[str, Tensor]:
+def narrow_all(call: Prepared, tables: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The tables of a call by name, as kernels read them."""
     return {name: narrow(table) for name, table in call.named(tables).items()}
 
 
@@ -293,9 +318,10 @@ def _zeros(tensor: Tensor) -> Tensor:
     return tensor.new_zeros(tensor.shape)
 
 
-def _check_fakes(
+def check_fakes(
     query: Tensor, key: Tensor, value: Tensor, pattern: str, tables: Sequence[Tensor]
 ) -> None:
+    """Checks what can be known of the arguments of a call without its numbers."""
     check_tensors(query, key, value)
     if tables:
         declared = pipeline.resolve(pattern).pattern.tables

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from patterncc import autograd as autograd  # gives the operators their derivatives
-from patterncc import pipeline
+from patterncc import autograd, pipeline, score_call, scored_autograd
 from patterncc.arguments import integer, refuse_types, scale_factor
-from patterncc.operators import DEVICES, attn_fwd
+from patterncc.operators import DEVICES
 from patterncc.parameters import bind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from patterncc.pipeline import Signature
+    from patterncc.score_call import ScoreSignature
 
 _torch: Any = torch  # the parts of torch that have no types
 
@@ -35,6 +35,7 @@ def attend(
     layer: int = 0,
     layers: int | None = None,
     values: Mapping[str, object],
+    score: ScoreSignature | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention under a pattern: everything of a call that is not the operator itself.
 
@@ -47,11 +48,13 @@ def attend(
         q_offset: Position of row 0; `kv_len - q_len` if not given.
         layer: Layer number.
         layers: Number of layers, where the pattern reads it.
-        values: Run-time numbers and tables by name.
+        values: Run-time numbers and tables by name, those of the score terms among them.
+        score: Of the score terms, if there are any.
 
     Returns:
         The output `[batch, heads, q_len, value_head_dim]`, of the dtype of `query`, and the natural
-        log-sum-exp of the visible scores `[batch, heads, q_len]`, float32 (float64 for float64).
+        log-sum-exp of the visible logits, that of a sink among them, `[batch, heads, q_len]`,
+        float32 (float64 for float64).
 
     Raises:
         ArgumentError: An argument is wrong.
@@ -66,6 +69,10 @@ def attend(
     layer = integer("layer", layer, least=0)
     if layers is not None:
         layers = integer("layers", layers, least=1)
+    score_numbers: list[float] = []
+    score_tables: list[Tensor] = []
+    if score is not None:
+        score_numbers, score_tables, values = score.split(values)
     numbers, tables = bind(signature, values)
     device = query.device.type
     if device in DEVICES and torch.is_autocast_enabled(device):
@@ -73,15 +80,22 @@ def attend(
         query, key, value = (_autocast(tensor, dtype) for tensor in (query, key, value))
     out: Tensor
     lse: Tensor
-    out, lse = attn_fwd(
-        query, key, value, signature.structure, scale, q_offset, layer, layers, numbers, tables
-    )
+    options = (signature.structure, scale, q_offset, layer, layers, numbers, tables)
+    if score is None:
+        out, lse = autograd.attend(query, key, value, *options)
+    else:
+        out, lse = scored_autograd.attend(
+            query, key, value, score_tables, score.text, score_numbers, *options
+        )
     return out, lse
 
 
 # Of a text, a library name or a path. torch.compile calls it once, while it traces.
 signature_of: Callable[[str], Signature] = _torch.compiler.assume_constant_result(
     pipeline.signature_of
+)
+signature_of_terms: Callable[[str | None, str | None], ScoreSignature | None] = (
+    _torch.compiler.assume_constant_result(score_call.signature_of_terms)
 )
 
 

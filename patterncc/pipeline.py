@@ -17,11 +17,15 @@ from patterncc.codegen.lower import DIVIDING_SIZES, lower, with_transposed
 from patterncc.dsl import load
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import FloorDiv, Mod, variables, walk
+from patterncc.dsl.score_terms import terms_of
 from patterncc.settings import settings
+from patterncc.tuned import config_for
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.backward import Backward
+    from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.forward import Forward
+    from patterncc.codegen.gpu.launches import Call
     from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.dsl.pattern import Pattern
 
@@ -202,8 +206,9 @@ class _Alternatives(Sequence["Passes"]):
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
-def launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Forward:
-    """What runs a structure on GPUs; kept for those used last.
+def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "score") -> Forward:
+    """What runs a structure on GPUs, with score terms of a canonical text; kept for those used
+    last.
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -213,12 +218,19 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Forward:
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         return _Alternatives(structure, block_q, block_k, sizes, transposed=False)
 
-    return Forward(lowered, folder=kernel_folder())
+    def tuned(call: Call) -> KernelConfig | None:
+        names = resolve(structure).numbers
+        return config_for(structure, call.problem, "forward", call.target, call.env, names)
+
+    return Forward(lowered, folder=kernel_folder(), tuned=tuned, terms=terms_of(score))
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
-def backward_launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Backward:
-    """What runs the gradients of a structure on GPUs; kept for those used last.
+def backward_launcher(
+    structure: str, sizes: tuple[tuple[str, int], ...], score: str = "score"
+) -> Backward:
+    """What runs the gradients of a structure on GPUs, with score terms of a canonical text; kept
+    for those used last.
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -228,7 +240,7 @@ def backward_launcher(structure: str, sizes: tuple[tuple[str, int], ...]) -> Bac
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         return _Alternatives(structure, block_q, block_k, sizes, transposed=True)
 
-    return Backward(lowered, folder=kernel_folder())
+    return Backward(lowered, folder=kernel_folder(), terms=terms_of(score))
 
 
 def kernel_folder() -> Path:

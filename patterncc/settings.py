@@ -42,6 +42,7 @@ VARIABLES = (
         "the user's cache folder for patterncc",
     ),
     Variable("PATTERNCC_DEBUG", "1: the command line shows tracebacks, as with --debug", "0"),
+    Variable("PATTERNCC_TUNED", "0: calls take no tuned configurations", "1"),
     Variable(
         "PATTERNCC_VERIFY",
         "1: check block programs after every pass, and tables on GPUs",
@@ -60,11 +61,13 @@ class Settings:
         debug: Whether the command line shows tracebacks.
         verify: Whether block programs are checked after lowering and after every pass, and the
             entries of tables on GPUs.
+        tuned: Whether calls take the configurations that were tuned for them.
     """
 
     cache_dir: Path
     debug: bool = False
     verify: bool = False
+    tuned: bool = True
 
     @staticmethod
     def read(environment: Mapping[str, str]) -> Settings:
@@ -77,6 +80,7 @@ class Settings:
             cache_dir=_folder(environment.get("PATTERNCC_CACHE_DIR", "")),
             debug=_switch("PATTERNCC_DEBUG", environment.get("PATTERNCC_DEBUG", "")),
             verify=_switch("PATTERNCC_VERIFY", environment.get("PATTERNCC_VERIFY", "")),
+            tuned=_switch("PATTERNCC_TUNED", environment.get("PATTERNCC_TUNED", "1") or "1"),
         )
 
 

@@ -231,7 +231,8 @@ def machine_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break
-    return f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Tiles:

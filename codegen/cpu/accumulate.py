@@ -14,7 +14,7 @@ from torch import Tensor
 
 from patterncc.codegen.cpu.blocks import add_keys, add_rows, blocks, key_views, row_blocks
 from patterncc.codegen.cpu.heads import HeadPlan
-from patterncc.codegen.cpu.jobs import Job, PassJobs, head_views
+from patterncc.codegen.cpu.jobs import Job, PassJobs, head_numbers, head_views
 from patterncc.codegen.cpu.plan import Call
 from patterncc.codegen.cpu.scores import Places, places_of
 
@@ -57,7 +57,7 @@ class Block:
     places: Callable[[], Places]
 
 
-Kernel: TypeAlias = Callable[[Block], tuple[Sequence[Tensor], Sequence[Tensor]]]
+BlockKernel: TypeAlias = Callable[[Block], tuple[Sequence[Tensor], Sequence[Tensor]]]
 """Returns what to add for the rows of a block and for its keys, of shapes as its operands."""
 
 
@@ -77,7 +77,7 @@ class Tensors:
 
 
 def accumulate(
-    work: Sequence[PassJobs], on: Tensors, kernel_for: Callable[[Hidden | None], Kernel]
+    work: Sequence[PassJobs], on: Tensors, kernel_for: Callable[[Hidden | None], BlockKernel]
 ) -> None:
     """Runs a kernel on all blocks of a call.
 
@@ -86,6 +86,7 @@ def accumulate(
         on: Its tensors.
         kernel_for: The kernel for blocks with such hidden pairs.
     """
+    heads = head_numbers(*on.rows[0].shape[:2])
     for each in work:
         for part, jobs in each.places:
             for call in part.plan.calls:
@@ -95,8 +96,8 @@ def accumulate(
                     hidden = Hidden(pairs, on.keys[0].dtype)
                 kernel = kernel_for(hidden)
                 for job in jobs:
-                    for views in _head_views(part, job, on):
-                        _run(call, hidden, job, views, kernel, each.q_offset)
+                    for views in _head_views(part, job, on, heads):
+                        _run(call, hidden, job, views, kernel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +127,11 @@ class _Views:
         )
 
 
-def _head_views(part: HeadPlan, job: Job, on: Tensors) -> Iterator[_Views]:
+def _head_views(part: HeadPlan, job: Job, on: Tensors, heads: Tensor) -> Iterator[_Views]:
     """The views of the heads of a plan in one class of rows."""
-    batch, heads = on.rows[0].shape[:2]
-    numbers = torch.cartesian_prod(torch.arange(batch), torch.arange(heads))
     of_rows = [x[:, :, job.rows] for x in (*on.rows, *on.row_sums)]
     of_keys = [x[:, :, job.keys] for x in (*on.keys, *on.key_sums)]
-    for own, shared in head_views(part, [numbers.view(batch, heads, 2), *of_rows], of_keys):
+    for own, shared in head_views(part, [heads, *of_rows], of_keys):
         sums, more = len(on.rows) + 1, len(on.keys)
         yield _Views(own[0], own[1:sums], shared[:more], own[sums:], shared[more:])
 
@@ -142,8 +141,7 @@ def _run(
     hidden: Hidden | None,
     job: Job,
     views: _Views,
-    kernel: Kernel,
-    q_offset: int,
+    kernel: BlockKernel,
 ) -> None:
     """Runs a kernel on a call for some heads, so many blocks and key heads at a time as fit."""
     kv_heads = len(views.keys[0])
@@ -157,7 +155,7 @@ def _run(
         some = views.part(head, min(head + few_heads, kv_heads))
         for low in range(0, call.count, few_blocks):
             count = min(few_blocks, call.count - low)
-            _run_blocks(call, hidden, job, some, kernel, q_offset, low, count)
+            _run_blocks(call, hidden, job, some, kernel, low, count)
 
 
 def _run_blocks(
@@ -165,8 +163,7 @@ def _run_blocks(
     hidden: Hidden | None,
     job: Job,
     views: _Views,
-    kernel: Kernel,
-    q_offset: int,
+    kernel: BlockKernel,
     low: int,
     count: int,
 ) -> None:
@@ -183,7 +180,7 @@ def _run_blocks(
         return tensor.transpose(0, 1) if grouped else tensor
 
     def places() -> Places:
-        return places_of(call, job, views.heads, q_offset, low, count).turned(grouped)
+        return places_of(call, job, views.heads, low, count).turned(grouped)
 
     for_rows, for_keys = kernel(
         Block([turned(x) for x in rows], [turned(x) for x in keys], hidden, places)

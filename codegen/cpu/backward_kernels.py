@@ -6,7 +6,7 @@ rows, grad_key and grad_value for the keys. What `ds` lacks of `p * (grad_out.v)
 `grad_out.out`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -62,45 +62,23 @@ def matmul(
         key, value = stack.keys
         logits = (query @ key.mT).mul_(scale)
         if term is not None:
-            scores = stack.hide(logits)
-            logits, pull_back = _logits(stack, scores, term, term_sums)
+            scores = stack.hide(logits).view(stack.shape)
+            made, pull_back = term.with_pull_back(scores, stack.places())
+            logits = made.clone().view(logits.shape)
         weights = stack.hide(logits.sub_(lse).exp_())
         delta = (grad_out * out).sum(-1, keepdim=True)
         # Hidden once more, as 0 times what is not finite is not 0.
         grad_scores = stack.hide((grad_out @ value.mT).sub_(delta).mul_(weights))
         if term is not None:
-            grad_scores = stack.hide(pull_back(grad_scores))
+            found, grads = pull_back(grad_scores.view(stack.shape))
+            grad_scores = stack.hide(found.clone().view(grad_scores.shape))
+            for total, part in zip(term_sums, grads, strict=True):
+                total.add_(part)
         grad_scores.mul_(scale)
         grad_value = stack.for_keys(weights, grad_out)
         return [stack.for_rows(grad_scores, key)], [stack.for_keys(grad_scores, query), grad_value]
 
     return by_rows(block, step)
-
-
-def _logits(
-    stack: Stack, scores: Tensor, term: ScoreTerm, term_sums: Sequence[Tensor]
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Logits of scores, and what makes the gradient of the scores from theirs.
-
-    The latter also adds the gradients of the parameters to `term_sums`.
-    """
-    with torch.enable_grad():
-        leaf = scores.view(stack.shape).requires_grad_()
-        logits = term(leaf, stack.places())
-
-    def pull_back(grad_logits: Tensor) -> Tensor:
-        grad_scores, *grads = torch.autograd.grad(
-            logits,
-            [leaf, *term.parameters],
-            grad_logits.view(stack.shape),
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        for total, part in zip(term_sums, grads, strict=True):
-            total.add_(part)
-        return grad_scores.clone().view(grad_logits.shape)
-
-    return logits.detach().clone().view(scores.shape), pull_back
 
 
 @cache

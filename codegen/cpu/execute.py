@@ -8,6 +8,7 @@ the matrix products wherever the inputs admit a score or a value that is not fin
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from patterncc.codegen.cpu.heads import HeadPlan
 from patterncc.codegen.cpu.jobs import Job, head_views
 from patterncc.codegen.cpu.kernels import Kernel
 from patterncc.codegen.cpu.plan import Call, Plan
+from patterncc.codegen.cpu.scores import ScoreTerm, places_of
 from patterncc.codegen.cpu.tensors import wide_type
 
 _MAX_NUMBERS = 1 << 24  # that a kernel call returns; more blocks are run in several calls
@@ -81,7 +83,8 @@ class Operands:
     """Tensors of some heads that share a plan, batch and heads as one axis, all views.
 
     Shapes: query `[heads, q_len, dim]`, key and value `[kv_heads, kv_len, dim]`, out
-    `[heads, q_len, value_dim]`, lse `[heads, q_len]`.
+    `[heads, q_len, value_dim]`, lse `[heads, q_len]`, heads as in `head_numbers`. The job is that
+    of their class of rows.
     """
 
     query: Input
@@ -89,6 +92,8 @@ class Operands:
     value: Input
     out: Tensor
     lse: Tensor
+    job: Job
+    heads: Tensor
 
 
 def additive_mask(plan: Plan, call: Call, dtype: torch.dtype) -> Tensor | None:
@@ -107,6 +112,7 @@ def operands(
     value: Tensor,
     out: Tensor,
     lse: Tensor,
+    heads: Tensor,
     whole: tuple[Whole | None, Whole | None, Whole | None],
 ) -> Iterator[Operands]:
     """The views of the heads of a plan in one class of rows.
@@ -115,16 +121,24 @@ def operands(
         part: The plan and its heads.
         job: The class of rows.
         query, key, value, out, lse: Of all heads and rows.
+        heads: Of all, as in `head_numbers`.
         whole: What query, key and value are part of, where their classes are many.
     """
-    of_rows = [tensor[:, :, job.rows] for tensor in (query, out, lse)]
+    of_rows = [heads, *(tensor[:, :, job.rows] for tensor in (query, out, lse))]
     of_keys = [tensor[:, :, job.keys] for tensor in (key, value)]
-    for (q, o, s), (k, v) in head_views(part, of_rows, of_keys):
-        yield Operands(Input(q, whole[0]), Input(k, whole[1]), Input(v, whole[2]), o, s)
+    for (numbers, q, o, s), (k, v) in head_views(part, of_rows, of_keys):
+        inputs = Input(q, whole[0]), Input(k, whole[1]), Input(v, whole[2])
+        yield Operands(*inputs, o, s, job, numbers)
 
 
 def run(
-    call: Call, mask: Tensor | None, on: Operands, kernel: Kernel, scale: float, first: bool
+    call: Call,
+    mask: Tensor | None,
+    on: Operands,
+    kernel: Kernel,
+    scale: float,
+    first: bool,
+    score: ScoreTerm | None = None,
 ) -> None:
     """Runs a call on some heads: writes its rows if they hold nothing yet, else merges into them.
 
@@ -135,6 +149,7 @@ def run(
         kernel: What to run, of `kernels`.
         scale: Factor of the scores.
         first: Whether nothing but this plan has written these rows.
+        score: What makes logits of scores; then `kernel` is not run, but the matrix products.
     """
     heads, _, dim = on.query.numbers.shape
     few = max(1, _MAX_NUMBERS // (heads * call.size * dim))
@@ -152,8 +167,11 @@ def run(
             _finite_scores(on.query.norm(rows), key.norm(keys), scale, key.numbers.dtype)
             and math.isfinite(value.norm(keys))
         )
+        chosen = kernel if hidden_stays_hidden else kernels.matmul
+        if score is not None:
+            chosen = _with_score(score, call, on, low, count)
         out, lse = _attend(
-            kernel if hidden_stays_hidden else kernels.matmul,
+            chosen,
             blocks(on.query.numbers, rows),
             blocks(key.numbers, keys),
             blocks(value.numbers, keys),
@@ -189,6 +207,17 @@ def _norm(numbers: Tensor) -> float:
 def _finite_scores(query: float, key: float, scale: float, dtype: torch.dtype) -> bool:
     """Whether no score can overflow, by the norms of query and key and Cauchy and Schwarz."""
     return query * key * max(1.0, abs(scale)) < 0.25 * torch.finfo(wide_type(dtype)).max
+
+
+def _with_score(score: ScoreTerm, call: Call, on: Operands, low: int, count: int) -> Kernel:
+    """The matrix products for some blocks of a call, with logits instead of scores."""
+    turned = len(on.query.numbers) != len(on.key.numbers)  # by `_attend`
+    places = places_of(call, on.job, on.heads, low, count).turned(turned)
+
+    def logits(scores: Tensor, outer: slice, rows: slice) -> Tensor:
+        return score(scores, places.part(outer, rows))
+
+    return partial(kernels.matmul, logits=logits)
 
 
 def _attend(

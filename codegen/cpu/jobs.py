@@ -5,10 +5,12 @@ Tensors come in through views alone: of a class of rows, and of the heads that s
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from patterncc.codegen.cpu.head_kinds import digest
@@ -21,11 +23,18 @@ plans = PlanStore()
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Plans for one class of rows, and where its rows and keys lie."""
+    """Plans for one class of rows.
+
+    Attributes:
+        rows, keys: Where its rows and keys lie in those of the call; start and step are given.
+        plans: For its heads.
+        q_offset: Position of row 0 of the call.
+    """
 
     rows: slice
     keys: slice
     plans: tuple[HeadPlan, ...]
+    q_offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +44,10 @@ class PassJobs:
     Attributes:
         jobs: Those of its classes of rows that see anything.
         whole: Whether every row is in some call.
-        q_offset: Position of row 0.
     """
 
     jobs: tuple[Job, ...]
     whole: bool
-    q_offset: int
 
     @property
     def plans(self) -> Iterator[HeadPlan]:
@@ -103,8 +110,15 @@ def _pass_jobs(
         found = tuple(part for part in found if part.plan.calls)
         if found:
             at = slice(rows.first_row, None, step), slice(rows.first_key, None, k_step)
-            jobs.append(Job(*at, found))
-    return PassJobs(tuple(jobs), whole, scalars["q_offset"])
+            jobs.append(Job(*at, found, scalars["q_offset"]))
+    return PassJobs(tuple(jobs), whole)
+
+
+@lru_cache(maxsize=64)
+def head_numbers(batch: int, heads: int) -> Tensor:
+    """Which head is where: index in the batch and number, int64 `[batch, heads, 2]`."""
+    pairs = torch.cartesian_prod(torch.arange(batch), torch.arange(heads))
+    return pairs.view(batch, heads, 2)
 
 
 def head_views(

@@ -8,14 +8,22 @@ log-sum-exp is not specified.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
+Kernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
 
 _MAX_SCORES = 1 << 22  # held at a time by `matmul`
+
+
+class Logits(Protocol):
+    """What the softmax takes instead of scores."""
+
+    def __call__(self, scores: Tensor, outer: slice, rows: slice) -> Tensor:
+        """Logits of scaled scores `[outer, heads, rows, keys]`, those of part of a call."""
 
 
 def flash(
@@ -39,11 +47,17 @@ def flash(
 
 
 def matmul(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    logits: Logits | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Two matrix products with a softmax between, in float32 or wider, some rows at a time.
 
-    Nothing that the mask hides from a row has any influence on it.
+    Nothing that the mask hides from a row has any influence on it. What the softmax takes are the
+    scores, or what `logits` makes of them.
     """
     outer, heads, rows, _ = query.shape
     keys = key.shape[2]
@@ -59,38 +73,64 @@ def matmul(
             some = slice(row, row + few_rows)
             hidden = None if mask is None else mask[some] != 0
             out[blocks, :, some], lse[blocks, :, some] = _products(
-                query[blocks, :, some].to(wide), k, v, hidden, scale
+                query[blocks, :, some].to(wide),
+                k,
+                v,
+                hidden,
+                scale,
+                None if logits is None else partial(logits, outer=blocks, rows=some),
             )
     return out, lse
 
 
 def _products(
-    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    hidden: Tensor | None,
+    scale: float,
+    logits: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     outer, heads, rows, dim = query.shape
     kv_heads, keys = key.shape[1:3]
     grouped = query.reshape(outer, kv_heads, heads // kv_heads * rows, dim)
     scores = (grouped @ key.mT * scale).view(outer, heads, rows, keys)
+    if logits is not None:
+        scores = logits(scores if hidden is None else scores.masked_fill_(hidden, 0)).clone()
     if hidden is not None:
         scores = scores.masked_fill_(hidden, -torch.inf)
     lse = scores.logsumexp(-1)
     weights = scores.sub_(lse[..., None]).exp_()
     if hidden is not None:
         weights = weights.masked_fill_(hidden, 0)  # also where a row that sees nothing got NaN
+    if logits is not None:  # which may be -inf for all that a row sees
+        weights = weights.masked_fill_((lse == -torch.inf)[..., None], 0)
 
-    def weighted(values: Tensor) -> Tensor:
-        products = weights.view(outer, kv_heads, -1, keys) @ values
-        return products.view(outer, heads, rows, -1)
+    group = heads // kv_heads
+    out = seen_products(
+        weights.view(outer, kv_heads, group * rows, keys),
+        value,
+        None if hidden is None else hidden.repeat(group, 1),
+    )
+    return out.view(outer, heads, rows, -1), lse
 
+
+def seen_products(weights: Tensor, numbers: Tensor, hidden: Tensor | None) -> Tensor:
+    """`weights @ numbers`, where what is hidden has no influence, finite or not.
+
+    Args:
+        weights: `[..., rows, columns]`, 0 where hidden.
+        numbers: `[..., columns, dim]`.
+        hidden: bool `[rows, columns]`, or None.
+    """
     if hidden is None:
-        return weighted(value), lse
-    wild = ~value.isfinite().all(-1)  # [outer, kv_heads, keys]: 0 * value is not 0
+        return weights @ numbers
+    wild = ~numbers.isfinite()  # 0 times these is not 0
     if not bool(wild.any()):
-        return weighted(value), lse
-    clean = weighted(value.masked_fill(wild[..., None], 0))
-    touched = (wild.to(query.dtype) @ (~hidden).to(query.dtype).mT) > 0
-    touched = touched.repeat_interleave(heads // kv_heads, dim=1)
-    return torch.where(touched[..., None], weighted(value), clean), lse
+        return weights @ numbers
+    clean = weights @ numbers.masked_fill(wild, 0)
+    touched = (~hidden).to(weights.dtype) @ wild.to(weights.dtype) > 0
+    return torch.where(touched, weights @ numbers, clean)
 
 
 @cache

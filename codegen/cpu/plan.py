@@ -35,7 +35,7 @@ class Call:
 
     Block `b` has the rows `[row, row + size) + b * row_step` of the call and the keys
     `[start, stop) + b * key_step` of each span; there is one span unless the keys are gathered,
-    and then one block.
+    and then one block. No row is in two blocks.
 
     Attributes:
         row: First row of block 0.
@@ -303,6 +303,8 @@ def _assemble(pieces: Iterator[_Piece], tiles: MaskedTiles, q_len: int, kv_len: 
 def _progressions(group: list[_Piece]) -> list[list[_Piece]]:
     """A group in parts whose query and key tiles advance by constant steps, as few as are found.
 
+    Pieces of a part have no query tile in common.
+
     Tried in order of rows, which finds runs that rows share at intervals; along diagonals, which
     finds windows and slashes; and along columns.
     """
@@ -314,7 +316,8 @@ def _progressions(group: list[_Piece]) -> list[list[_Piece]]:
     for order in ((starts, q_tiles), (q_tiles, starts - q_tiles), (q_tiles, starts)):
         ranked = np.lexsort(order)
         steps = np.diff(places[ranked], axis=0)
-        forward = (steps[:, 0] > 0) & (steps[:, 1] >= 0)
+        # Rows of a call are written block by block, so blocks must not share any.
+        forward = (steps[:, 0] >= group[0].tall) & (steps[:, 1] >= 0)
         parts = []
         low = 0
         while low < len(group):

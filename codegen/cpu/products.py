@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from patterncc.codegen.cpu.accumulate import Block
+from patterncc.codegen.cpu.kernels import seen_products
 from patterncc.codegen.cpu.scores import Places
 
 _MAX_SCORES = 1 << 20  # of a stack
@@ -77,7 +78,7 @@ def _stacks(block: Block) -> Iterator[Stack]:
         hidden = None if block.hidden is None else block.hidden.pairs[some].repeat(group, 1)
 
         def places(some: slice = some) -> Places:
-            return block.places().rows(some)
+            return block.places().part(slice(None), some)
 
         yield Stack(
             [
@@ -89,21 +90,3 @@ def _stacks(block: Block) -> Iterator[Stack]:
             (outer, heads, length, keys),
             places,
         )
-
-
-def seen_products(weights: Tensor, numbers: Tensor, hidden: Tensor | None) -> Tensor:
-    """`weights @ numbers`, where what is hidden has no influence, finite or not.
-
-    Args:
-        weights: `[..., rows, columns]`, 0 where hidden.
-        numbers: `[..., columns, dim]`.
-        hidden: bool `[rows, columns]`, or None.
-    """
-    if hidden is None:
-        return weights @ numbers
-    wild = ~numbers.isfinite()  # 0 times these is not 0
-    if not bool(wild.any()):
-        return weights @ numbers
-    clean = weights @ numbers.masked_fill(wild, 0)
-    touched = (~hidden).to(weights.dtype) @ wild.to(weights.dtype) > 0
-    return torch.where(touched, weights @ numbers, clean)

@@ -3,8 +3,9 @@
 A call with such an expression never takes the flash kernels, which know none.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -37,17 +38,29 @@ class Places:
         q, k, head, batch = (x.transpose(0, 1) for x in (self.q, self.k, self.head, self.batch))
         return Places(q, k, head, batch)
 
-    def rows(self, some: slice) -> "Places":
+    def part(self, outer: slice, rows: slice) -> "Places":
         """Those of the scores of some rows."""
-        return Places(self.q[:, :, some], self.k, self.head, self.batch)
+        q, k, head, batch = (
+            x if len(x) == 1 else x[outer] for x in (self.q, self.k, self.head, self.batch)
+        )
+        return Places(q[:, :, rows], k, head, batch)
+
+
+PullBack: TypeAlias = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
+"""From the gradient of logits to that of their scores, and those of a term's parameters."""
 
 
 class ScoreTerm(Protocol):
-    """An expression on the scores, differentiable by autograd."""
+    """An expression on the scores. Operators run where autograd is off, so it has its derivatives
+    itself."""
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
         """The real tensors that it reads and that get a gradient."""
+
+    def with_pull_back(self, scores: Tensor, places: Places) -> tuple[Tensor, PullBack]:
+        """The logits as a call gives them, and what makes gradients of theirs. Of a hidden pair
+        the gradient is 0, and so it has to stay."""
 
     def __call__(self, scores: Tensor, places: Places) -> Tensor:
         """The logits of scaled scores `[outer, heads, rows, keys]`, element by element.
@@ -57,21 +70,20 @@ class ScoreTerm(Protocol):
         """
 
 
-def places_of(call: Call, job: Job, heads: Tensor, q_offset: int, low: int, count: int) -> Places:
+def places_of(call: Call, job: Job, heads: Tensor, low: int, count: int) -> Places:
     """Where the scores `[heads, count, size, keys]` of some blocks of a call lie.
 
     Args:
         call: Of a plan.
         job: The class of rows.
         heads: int64 `[heads, 2]`, index in the batch and number of each.
-        q_offset: Position of row 0.
         low, count: The blocks.
     """
     block = torch.arange(count)
     rows = _positions(row_blocks(call, low, count))
     keys = torch.cat([torch.arange(*span) for span in call.spans])
     keys = keys + ((low + block) * call.key_step)[:, None]
-    q = q_offset + job.rows.start + job.rows.step * rows
+    q = job.q_offset + job.rows.start + job.rows.step * rows
     k = job.keys.start + job.keys.step * keys
     batch, head = heads.T
     return Places(

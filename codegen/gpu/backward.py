@@ -21,10 +21,13 @@ from patterncc.codegen.gpu.steps import (
     problem_of,
     run,
     shapes_of,
+    term_arguments,
     with_contiguous_rows,
 )
+from patterncc.codegen.gpu.table_gradients import WantedSums, add_table_gradients, wanted_sums
+from patterncc.codegen.score_values import NO_VALUES, Rows, ScoreValues
 from patterncc.dsl.errors import ArgumentError
-from patterncc.dsl.score_terms import PLAIN
+from patterncc.dsl.score_terms import PLAIN, ScoreTerms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,14 +49,21 @@ class Backward:
             descriptors where the device has them and the tensors' layout allows them, else by
             pointers.
         folder: Where generated sources are written; the user's cache by default.
+        terms: Which logits entered the softmax.
 
     Raises:
         UnsupportedError: Triton is missing.
     """
 
     def __init__(
-        self, lower: Lowered, *, config: BackwardConfig | None = None, folder: Path | None = None
+        self,
+        lower: Lowered,
+        *,
+        config: BackwardConfig | None = None,
+        folder: Path | None = None,
+        terms: ScoreTerms = PLAIN,
     ) -> None:
+        self._terms = terms
         self.planner = BackwardPlanner(lower, config or BackwardConfig())
         self._steps = Steps(folder)
 
@@ -72,6 +82,8 @@ class Backward:
         tables: Mapping[str, torch.Tensor] = NO_TABLES,
         needs_query: bool = True,
         needs_key_value: bool = True,
+        score_values: ScoreValues = NO_VALUES,
+        table_gradients: Mapping[str, torch.Tensor] = NO_TABLES,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Runs the kernels on the current stream.
 
@@ -96,6 +108,9 @@ class Backward:
             tables: As of the forward.
             needs_query: Is the query's gradient asked for?
             needs_key_value: Are those of key and value?
+            score_values: What the score terms read.
+            table_gradients: By the name of a table that the score terms read, what its gradient is
+                added to: float32, contiguous, of the table's shape.
 
         Returns:
             The gradients of query, key and value, contiguous, of the query's dtype; None for those
@@ -108,6 +123,9 @@ class Backward:
                 device; a number or table is missing, or a table of another kind.
         """
         _check(grad_out, grad_lse, query, value, out, lse)
+        terms = self._terms
+        given = term_arguments(terms, score_values, query.device)
+        sums = wanted_sums(terms, table_gradients)
         results = {
             "grad_query": torch.empty(query.shape, dtype=query.dtype, device=query.device)
             if needs_query
@@ -123,7 +141,14 @@ class Backward:
         if out.numel() == 0 or key.shape[2] == 0:
             for result in wanted.values():
                 result.zero_()
-        elif wanted:
+            delta = torch.zeros_like(lse) if grad_lse is None else -grad_lse
+            rows = {"lse": lse, "delta": delta}
+            add_table_gradients(
+                table_gradients, WantedSums(), terms, score_values, Rows.of(query, key, env), rows
+            )
+        elif wanted or table_gradients:
+            if sums.rows and "grad_query" not in wanted:
+                wanted["grad_query"] = torch.empty_like(query)  # the kernel's, of no further use
             tensors = with_contiguous_rows((query, grad_out, key, value, out))
             names = ("query", "grad_out", "key", "value", "out")
             operands = dict(zip(names, tensors, strict=True))
@@ -132,7 +157,7 @@ class Backward:
 
             def plan() -> Sequence[Launch]:
                 return self.planner.plan(
-                    problem_of(query, key, value, PLAIN),
+                    problem_of(query, key, value, terms),
                     target_of(query.device),
                     [layout_of(name, tensor) for name, tensor in operands.items()],
                     env,
@@ -141,6 +166,9 @@ class Backward:
                     multiprocessors=multiprocessors_of(query.device),
                     needs_query=needs_query,
                     needs_key_value=needs_key_value,
+                    needs_entries=bool(sums.rows),
+                    reaches=sums.reaches,
+                    real_values=given.values,
                 )
 
             signature = (
@@ -148,14 +176,25 @@ class Backward:
                 grad_lse is None,
                 needs_query,
                 needs_key_value,
+                bool(sums.rows),
+                sums.reaches,
+                *given.values.items(),
             )
             steps = self._steps.of(signature, plan, tables, query.device)
-            operands |= wanted
+            operands |= {**wanted, **given.tensors}
             operands["lse"] = lse.contiguous()
             operands["delta"] = torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
             # What passes hand on: float32 gradients can hold it themselves.
             operands |= {f"{name}_state": result for name, result in wanted.items()}
             run(steps, operands, tables, query.device)
+            add_table_gradients(
+                table_gradients,
+                sums,
+                terms,
+                score_values,
+                Rows.of(query, key, env),
+                operands,
+            )
         return results["grad_query"], results["grad_key"], results["grad_value"]
 
 

@@ -7,18 +7,32 @@ and those of the query and of key and value are computed apart, each in its own 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.backward_config import (
     BackwardConfig,
+    default_grad_position_config,
     default_grad_query_config,
     grad_query_shared_bytes,
     suited_grad_query,
 )
 from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, ROWS, emit_delta, row_length
-from patterncc.codegen.gpu.grad_query_source import ROW_TENSORS, STATE, emit_grad_query
+from patterncc.codegen.gpu.grad_position_source import (
+    Reach,
+    emit_grad_distance_entries,
+    emit_grad_key_entries,
+    position_entries,
+)
+from patterncc.codegen.gpu.grad_query_source import (
+    ROW_TENSORS,
+    STATE,
+    emit_grad_query,
+    emit_grad_query_entries,
+)
 from patterncc.codegen.gpu.key_tile_plan import GRAD_KEY_VALUE
 from patterncc.codegen.gpu.launches import Buffer, Launch, call_of, ceildiv, planned_launch
 from patterncc.codegen.gpu.plan import (
@@ -28,13 +42,15 @@ from patterncc.codegen.gpu.plan import (
     query_tile_obstacle,
     state_buffer,
 )
+from patterncc.codegen.gpu.score_source import SCALE, row_entries
 
 if TYPE_CHECKING:
+    from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.kernel_source import KernelSource
     from patterncc.codegen.gpu.launches import Call
     from patterncc.codegen.gpu.layout import Layout
     from patterncc.codegen.gpu.plan import Lowered, Pass, Sources
-    from patterncc.codegen.ir import Passes
+    from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.codegen.problem import Problem
 
 
@@ -47,6 +63,15 @@ def _grad_query_obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str |
     return query_tile_obstacle(ROW_TENSORS, passes, layouts)
 
 
+def _grad_query_entries_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
+    buffers = state_buffer(STATE, one, call, "query")
+    if not one.resumes:
+        shape = (call.batch, call.heads, call.q_len)
+        entries = row_entries(call.problem.terms, one.program.tiling)
+        buffers += tuple(Buffer(entry.name, shape, "float32") for entry in entries)
+    return query_tile_launches(emit_grad_query_entries, one, call, sources, buffers)
+
+
 GRAD_QUERY = Kind(
     default_grad_query_config,
     suited_grad_query,
@@ -54,6 +79,53 @@ GRAD_QUERY = Kind(
     _grad_query_obstacle,
     _grad_query_launches,
 )
+
+
+GRAD_QUERY_ENTRIES = replace(GRAD_QUERY, launches=_grad_query_entries_launches)
+"""With sums of the gradients of tables."""
+
+
+def _position_launches(
+    reach: Reach, emit: Callable[..., KernelSource], one: Pass, call: Call, sources: Sources
+) -> Iterator[Launch]:
+    """The launch that sums gradients of tables by key or by distance, over one pass."""
+    block = one.config.block_k
+    tiles = ceildiv(call.kv_len, block)
+    parts = 1
+    if reach == "distance":
+        tiles, parts = tiles + ceildiv(call.q_len, block) - 1, 2
+    source = sources.get(emit, one.program, call.problem, one.config, resumes=one.resumes)
+    entries = position_entries(call.problem.terms, reach)
+    shape = (call.batch, call.heads, tiles, parts, block)
+    buffers = () if one.resumes else tuple(Buffer(e.name, shape, "float32") for e in entries)
+    yield planned_launch(source, (tiles, call.heads, call.batch), call, buffers=buffers)
+
+
+def _no_obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | None:
+    return None
+
+
+def _as_it_is(
+    config: KernelConfig, problem: Problem, target: str, program: BlockProgram
+) -> KernelConfig:
+    return config
+
+
+def _by(reach: Reach, emit: Callable[..., KernelSource]) -> Kind:
+    return Kind(
+        default_grad_position_config,
+        _as_it_is,
+        grad_query_shared_bytes,
+        _no_obstacle,
+        partial(_position_launches, reach, emit),
+    )
+
+
+GRAD_BY: Mapping[Reach, Kind] = {
+    "key": _by("key", emit_grad_key_entries),
+    "distance": _by("distance", emit_grad_distance_entries),
+}
+"""Sums of the gradients of tables that are read at keys' positions."""
 
 
 class BackwardPlanner:
@@ -66,7 +138,9 @@ class BackwardPlanner:
 
     def __init__(self, lower: Lowered, config: BackwardConfig) -> None:
         self._grad_query = PassPlanner(lower, GRAD_QUERY, config.grad_query)
+        self._entries = PassPlanner(lower, GRAD_QUERY_ENTRIES, config.grad_query)
         self._grad_key_value = PassPlanner(lower, GRAD_KEY_VALUE, config.grad_key_value)
+        self._by = {reach: PassPlanner(lower, kind) for reach, kind in GRAD_BY.items()}
         self._deltas: dict[tuple[Problem, bool, bool], KernelSource] = {}
 
     def plan(
@@ -81,6 +155,9 @@ class BackwardPlanner:
         multiprocessors: int = 1,
         needs_query: bool = True,
         needs_key_value: bool = True,
+        needs_entries: bool = False,
+        reaches: Sequence[Reach] = (),
+        real_values: Mapping[str, float] = MappingProxyType({}),
     ) -> tuple[Launch, ...]:
         """Plans one call.
 
@@ -94,19 +171,28 @@ class BackwardPlanner:
             shapes: Of the tables that the pattern reads, by name.
             multiprocessors: Of the device.
             needs_query, needs_key_value: Which gradients are asked for.
+            needs_entries: Sums of the gradients of tables by row are asked for, besides the
+                query's.
+            reaches: By what else they are.
+            real_values: Of the parameters that score terms add, by name.
 
         Raises:
             UnsupportedError: A size or a number is beyond what kernels compute with, or no kernel
                 does this problem.
             ConfigError: As from `PassPlanner.launches`.
         """
-        factors = {"scale": scale, "score_scale": scale * math.log2(math.e)}
+        factors = {"scale": scale, "score_scale": scale * math.log2(math.e), SCALE.name: scale}
+        factors |= real_values
         call = call_of(problem, target, layouts, env, factors, shapes, multiprocessors)
         launches = [self._delta(call, with_rows=needs_key_value)]
-        if needs_query:
+        if needs_entries:
+            launches += self._entries.launches(call)
+        elif needs_query:
             launches += self._grad_query.launches(call)
         if needs_key_value:
             launches += self._grad_key_value.launches(call)
+        for reach in reaches:
+            launches += self._by[reach].launches(call)
         return tuple(launches)
 
     def _delta(self, call: Call, *, with_rows: bool) -> Launch:

@@ -39,7 +39,7 @@ SHARES = 8
 shorter ones even out nothing more, and chunks leave sums in memory."""
 
 SHORTEST = 8
-"""Steps of a chunk at least, where tiles are split only to have more programs."""
+"""Steps that a program may take in any case: it has as much to do besides."""
 
 _PERIODS_TRIED = 32
 _STRAYS = 4  # times the tall tiles that a progression may have to hold them all
@@ -156,7 +156,7 @@ def split_tiles(steps: Steps, copies: int, at_once: int) -> tuple[Progression, .
     if 2 * len(some) * copies <= at_once:
         limit = max(share, SHORTEST)
     else:
-        limit = max(LONGEST * int(np.median(some)), share // SHARES)
+        limit = max(LONGEST * int(np.median(some)), share // SHARES, SHORTEST)
     tall = np.flatnonzero(steps > limit)
     found = [
         Progression(first, step, count, _chunks(steps, first, step, count, limit))

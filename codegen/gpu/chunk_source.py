@@ -14,21 +14,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.kernel_source import KernelParameter
+from patterncc.codegen.gpu.kernel_text import INDENT
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import Order
 
-MOST_PROGRESSIONS = 4
+MOST_PROGRESSIONS = 6
 """Of split tiles in one launch."""
 
 _FIELDS = ("first", "step", "count", "chunks")
 
-CHUNK_PARAMETERS = tuple(
-    KernelParameter(f"split_{field}_{number}", "i32")
-    for number in range(MOST_PROGRESSIONS)
-    for field in _FIELDS
+CHUNK_PARAMETERS = (
+    *(
+        KernelParameter(f"split_{field}_{number}", "i32")
+        for number in range(MOST_PROGRESSIONS)
+        for field in _FIELDS
+    ),
+    KernelParameter("split_programs", "i32"),
 )
-"""Where the split tiles are, and in how many chunks each is computed."""
+"""Where the split tiles are, in how many chunks each is computed, and how many chunks there are."""
 
 SUMS = KernelParameter("sums_ptr", "*fp32", 16)
 """What chunks leave: `[batch, kv_heads, chunks of all split tiles, block_k, columns]`."""
@@ -53,12 +57,16 @@ class Progression:
 def chunk_values(split: tuple[Progression, ...]) -> dict[str, int]:
     """The values of `CHUNK_PARAMETERS`."""
     unused = Progression(0, 1, 0, 1)
-    return {
+    values = {
         f"split_{field}_{number}": getattr(progression, field)
         for number, progression in enumerate((*split, *[unused] * (MOST_PROGRESSIONS - len(split))))
         for field in _FIELDS
     }
+    return values | {"split_programs": sum(progression.programs for progression in split)}
 
+
+KEY_PLACES = "(tl.num_programs(0) - split_programs)"
+"""How many tiles there are, as text."""
 
 CHUNK_HELPERS = '''\
 @triton.jit
@@ -79,61 +87,53 @@ def share(count, chunk, chunks):
 def place_lines(order: Order) -> Iterator[str]:
     """The place of a program's key tile among all tiles, and which part of its steps is its own.
 
-    They define `place`, `chunk` of `chunks`, `split` (it leaves sums), `idle` (the tile is split
-    and this program is for the whole of it), and `places`, how many tiles there are.
+    They define `key_place`, `chunk` of `chunks`, `split` (it leaves sums) and `idle` (the tile is
+    split and this program is for the whole of it).
     """
     yield "# One program: a key tile of a head of the keys of a batch entry, or a chunk of one."
-    yield "sums_row = tl.program_id(0)"
-    yield "program = sums_row"
-    places, chunk, chunks = "program", "0", "1"
-    found = []
+    yield "program = tl.program_id(0) - split_programs"
+    yield f"key_place = {'program' if order == 'forward' else f'{KEY_PLACES} - 1 - program'}"
+    yield "chunk = 0"
+    yield "chunks = 1"
+    yield "idle = program < 0"
+    yield "split = program < 0"
+    yield "if split_programs > 0:"
+    yield f"{INDENT}left = tl.program_id(0)"
     for number in range(MOST_PROGRESSIONS):
         first, step, count, parts = (f"split_{field}_{number}" for field in _FIELDS)
-        yield f"inside_{number} = (program >= 0) & (program < {count} * {parts})"
-        yield f"place_{number} = {first} + program // {parts} * {step}"
-        yield f"chunk_{number} = program % {parts}"
-        yield f"program -= {count} * {parts}"
-        found.append((f"inside_{number}", f"place_{number}", f"chunk_{number}", parts))
-    yield "split = program < 0"
-    yield "places = tl.num_programs(0) - (sums_row - program)"
-    if order == "reverse":
-        yield "# The last tiles first."
-        places = "places - 1 - program"
-    for inside, place, own, parts in reversed(found):
-        places = f"tl.where({inside}, {place}, {places})"
-        chunk = f"tl.where({inside}, {own}, {chunk})"
-        chunks = f"tl.where({inside}, {parts}, {chunks})"
-    yield f"place = {places}"
-    yield f"chunk = {chunk}"
-    yield f"chunks = {chunks}"
+        yield f"{INDENT}inside = (left >= 0) & (left < {count} * {parts})"
+        yield f"{INDENT}key_place = tl.where(inside, {first} + left // {parts} * {step}, key_place)"
+        yield f"{INDENT}chunk = tl.where(inside, left % {parts}, chunk)"
+        yield f"{INDENT}chunks = tl.where(inside, {parts}, chunks)"
+        yield f"{INDENT}left -= {count} * {parts}"
     tests = (
-        f"is_split(place, {', '.join(f'split_{field}_{number}' for field in _FIELDS[:3])})"
+        f"is_split(key_place, {', '.join(f'split_{field}_{number}' for field in _FIELDS[:3])})"
         for number in range(MOST_PROGRESSIONS)
     )
-    yield f"idle = (split == 0) & ({' | '.join(tests)})"
+    yield f"{INDENT}idle = (split == 0) & ({' | '.join(tests)})"
 
 
 def split_place_lines(parts: int) -> Iterator[str]:
     """The same for a kernel whose programs each add up one of so many parts of the keys of a split
-    tile: `place`, `part`, `chunks`, and the first of its chunks, `sums_row` of `sums_rows`."""
+    tile: `key_place`, `part`, `chunks`, and the first of its chunks, `sums_row`."""
     yield "# One program: some keys of a split tile of a head of the keys of a batch entry."
     yield f"part = tl.program_id(0) % {parts}"
     yield f"tile = tl.program_id(0) // {parts}"
-    yield "sums_rows = 0"
+    yield "before = 0"
     place, row, chunks = "0", "0", "1"
     found = []
     for number in range(MOST_PROGRESSIONS):
         first, step, count, pieces = (f"split_{field}_{number}" for field in _FIELDS)
         yield f"inside_{number} = (tile >= 0) & (tile < {count})"
         yield f"place_{number} = {first} + tile * {step}"
-        yield f"row_{number} = sums_rows + tile * {pieces}"
-        yield f"sums_rows += {count} * {pieces}"
+        yield f"row_{number} = before + tile * {pieces}"
+        yield f"before += {count} * {pieces}"
         yield f"tile -= {count}"
         found.append((f"inside_{number}", f"place_{number}", f"row_{number}", pieces))
     for inside, at, first_row, pieces in reversed(found):
         place = f"tl.where({inside}, {at}, {place})"
         row = f"tl.where({inside}, {first_row}, {row})"
         chunks = f"tl.where({inside}, {pieces}, {chunks})"
-    yield f"place = {place}"
+    yield f"key_place = {place}"
     yield f"sums_row = {row}"
     yield f"chunks = {chunks}"

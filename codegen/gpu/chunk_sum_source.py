@@ -71,7 +71,7 @@ def emit_sum_chunks(
 
 
 def _sums(access: KeyAccess, resumes: bool) -> Iterator[str]:
-    yield access.sums_base()
+    yield access.sums_base("sums_row")
     yield "keys_in_tile = part * KEYS + tl.arange(0, KEYS)"
     if resumes:
         yield access.result_rows()

@@ -131,21 +131,21 @@ def classes_seen(tiling: Tiling) -> int:
 
 def key_class_lines(tiling: Tiling) -> Iterator[str]:
     """The key tile of a program, its class of keys and how many keys that has; where classes are in
-    pairs also all of its rows. Reads `place`, the number of the tile among all tiles of all
+    pairs also all of its rows. Reads `key_place`, the number of the tile among all tiles of all
     classes."""
     step = tiling.k_step
     if tiling == DENSE:
-        yield "k_tile = place"
+        yield "k_tile = key_place"
     elif in_pairs(tiling):
-        yield f"row_class = place % {step}"
-        yield f"k_tile = place // {step}"
+        yield f"row_class = key_place % {step}"
+        yield f"k_tile = key_place // {step}"
         yield from class_lines(tiling)
     elif step == 1:
-        yield "k_tile = place"
+        yield "k_tile = key_place"
         yield "kv_len = call_kv_len"
     else:
-        yield f"k_class = place % {step}"
-        yield f"k_tile = place // {step}"
+        yield f"k_class = key_place % {step}"
+        yield f"k_tile = key_place // {step}"
         yield _key_count(tiling)
 
 

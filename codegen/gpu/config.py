@@ -193,10 +193,10 @@ def _tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:
     return KernelConfig(128, 32, 8, 2) if widest <= 192 else KernelConfig(64, 32, 8, 2)
 
 
-def with_all_registers(config: KernelConfig, target: str) -> KernelConfig:
-    """A default config that asks for all registers of a thread where accumulators lie in tensor
-    memory."""
-    if not _has_tensor_memory(target):
+def with_all_registers(config: KernelConfig, target: str, *, always: bool = False) -> KernelConfig:
+    """A default config that asks for all registers of a thread: where accumulators lie in tensor
+    memory, or always."""
+    if not (has_tensor_memory(target) or (always and _capability(target) is not None)):
         return config
     return replace(config, max_registers=_ALL_REGISTERS)
 
@@ -237,7 +237,7 @@ def _grows(program: BlockProgram) -> bool:
     )
 
 
-def _has_tensor_memory(target: str) -> bool:
+def has_tensor_memory(target: str) -> bool:
     """Do accumulators lie in tensor memory there, instead of registers?"""
     capability = _capability(target)
     return capability is not None and 100 <= capability < 120

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.launches import Launch
-    from patterncc.codegen.gpu.plan import Lowered
+    from patterncc.codegen.gpu.plan import Lowered, Tuned
 
 
 class Forward:
@@ -40,10 +40,11 @@ class Forward:
     Args:
         lower: Gives the pattern's passes for a tile shape, from the most special alternative to
             one that assumes nothing.
-        config: Of every kernel; None takes the default for each problem and device, which loads by
-            descriptors where the device has them and the tensors' layout allows them, else by
-            pointers.
+        config: Of every kernel; None takes what `tuned` has, else the default for each problem and
+            device, which loads by descriptors where the device has them and the tensors' layout
+            allows them, else by pointers.
         folder: Where generated sources are written; the user's cache by default.
+        tuned: The config that was tuned for a call, asked once for each that is planned.
         terms: Which logits enter the softmax.
 
     Raises:
@@ -56,9 +57,10 @@ class Forward:
         *,
         config: KernelConfig | None = None,
         folder: Path | None = None,
+        tuned: Tuned | None = None,
         terms: ScoreTerms = PLAIN,
     ) -> None:
-        self.planner = Planner(lower, config)
+        self.planner = Planner(lower, config, tuned)
         self._steps = Steps(folder)
         self._terms = terms
 

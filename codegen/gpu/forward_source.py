@@ -161,7 +161,7 @@ class _ForwardWriter:
                 "total = tl.zeros([BLOCK_Q], tl.float32)",
             )
         else:
-            writer = TermWriter([self._sink], None, position="row_positions", prefix="sink_")
+            writer = TermWriter([self._sink], "", position="row_positions", prefix="sink_")
             sink = writer.write(self._sink, "program")
             if "q" in coordinates_read(self._sink):
                 self._write("row_positions = q_offset + rows")

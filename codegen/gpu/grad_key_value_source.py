@@ -22,6 +22,8 @@ from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_t
 from patterncc.codegen.gpu.key_access_source import RESULTS, KeyAccess
 from patterncc.codegen.gpu.key_tile_source import KeyTile
 from patterncc.codegen.gpu.query_tile_source import check_program, dot_precision
+from patterncc.codegen.gpu.score_source import TermWriter, tile_logit, tile_slope
+from patterncc.dsl.score import ONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +81,14 @@ class _Writer:
         self._resumes = resumes
         self._hands_on = hands_on
         self._access = KeyAccess(problem, config, program.tiling)
-        self._keys = KeyTile(program, problem, config, self._access)
+        self._logit = tile_logit(problem.terms, program.tiling)
+        self._slope = tile_slope(problem.terms, program.tiling)
+        written = [] if self._logit is None else [self._logit, self._slope]
+        # Written once for all loops: lines before them, lines in a tile, and operands.
+        self._writer = TermWriter(written, "q")
+        self._texts = [self._writer.write(expr) for expr in written]
+        lines = self._writer.program_lines
+        self._keys = KeyTile(program, problem, config, self._access, written, lines)
         self._precision = dot_precision(problem)
 
     def source(self) -> KernelSource:
@@ -88,8 +97,8 @@ class _Writer:
             KernelParameter("delta_ptr", "*fp32", 4),
         ]
         pointers += self._access.results(self._resumes, self._hands_on)
-        factors = [KernelParameter("score_scale", "fp32"), KernelParameter("scale", "fp32")]
-        factors = factors[: 1 if self._hands_on else 2]
+        factors = [] if self._logit is not None else [KernelParameter("score_scale", "fp32")]
+        factors += [] if self._hands_on else [KernelParameter("scale", "fp32")]
         parameters = tuple(self._keys.parameters(pointers, factors))
         lines = [
             *self._keys.setup(),
@@ -134,16 +143,10 @@ class _Writer:
         yield from self._product("scores", "key", "query")
         yield from access.tile_loads("grad_out")
         yield from self._product("grad_weights", "value", "grad_out")
-        yield from access.load_row_numbers()
-        yield "grad_weights = grad_weights - row_delta[None, :]"
-        if loop.kind == "partial":
-            # Before the arithmetic: choices after it are moved behind the rounding, by a compiler
-            # that then takes a hundred instructions to shuffle truth values for them.
-            yield from self._keys.allowed()
-            yield 'scores = tl.where(allowed, scores, float("-inf"))'
-            yield "grad_weights = tl.where(allowed, grad_weights, 0.0)"
-        yield "weights = tl.exp2(scores * score_scale - row_lse[None, :])"
-        yield "grad_scores = weights * grad_weights"
+        if self._logit is None:
+            yield from self._grad_scores(loop)
+        else:
+            yield from self._through_terms(loop)
         for name, factor, rows in (
             ("grad_value", "weights", "grad_out"),
             ("grad_key", "grad_scores", "query"),
@@ -152,6 +155,43 @@ class _Writer:
             for number in range(len(access.parts_of(name))):
                 operands = f"{factor}, {rows}_{number}, {name}_{number}"
                 yield f"{name}_{number} = tl.dot({operands}{precision})"
+
+    def _grad_scores(self, loop: TileLoop) -> Iterator[str]:
+        """Weights, and the gradients of scores."""
+        access = self._access
+        yield access.load_row_numbers("row_lse")
+        yield "scores = scores * score_scale - row_lse[None, :]"
+        if loop.kind == "partial":
+            # A choice of weights would be moved behind their rounding, by a compiler that then
+            # takes a hundred instructions to shuffle truth values for it.
+            yield from self._keys.tile_rows(loop)
+            yield from self._keys.allowed()
+            yield 'scores = tl.where(allowed, scores, float("-inf"))'
+        yield "weights = tl.exp2(scores)"
+        yield access.load_row_numbers("row_delta")
+        yield "grad_scores = weights * (grad_weights - row_delta[None, :])"
+        if loop.kind == "partial":
+            yield "grad_scores = tl.where(allowed, grad_scores, 0.0)"
+
+    def _through_terms(self, loop: TileLoop) -> Iterator[str]:
+        """The same by logits. What hidden pairs have, NaN as it may be, is left out, and so is what
+        rows past the last one have."""
+        logits, slope = self._texts
+        yield self._access.load_row_numbers("row_lse")
+        yield self._access.load_row_numbers("row_delta")
+        yield from self._keys.tile_rows(loop)
+        yield from self._writer.tile_lines
+        yield 'counted = row_lse[None, :] < float("inf")'
+        if loop.kind == "partial":
+            yield from self._keys.allowed()
+            yield "counted = counted & allowed"
+        yield f'scores = tl.where(counted, {logits}, float("-inf"))'
+        yield "grad_weights = tl.where(counted, grad_weights - row_delta[None, :], 0.0)"
+        yield "weights = tl.exp2(scores - row_lse[None, :])"
+        if self._slope == ONE:
+            yield "grad_scores = weights * grad_weights"
+        else:
+            yield f"grad_scores = weights * grad_weights * tl.where(counted, {slope}, 0.0)"
 
     def _product(self, name: str, keys: str, rows: str) -> Iterator[str]:
         """Each key times each row, over all parts of the head dimension."""
@@ -165,8 +205,7 @@ class _Writer:
         yield ""
         yield "if split:"
         yield f"{INDENT}# A chunk: its sums are added up later."
-        yield f"{INDENT}sums_rows = tl.num_programs(0) - places"
-        yield f"{INDENT}{access.sums_base()}"
+        yield f"{INDENT}{access.sums_base('tl.program_id(0)')}"
         yield f"{INDENT}places_in_tile = tl.arange(0, BLOCK_K)"
         for name in RESULTS:
             for number in range(len(access.parts_of(name))):

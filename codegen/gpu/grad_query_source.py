@@ -23,6 +23,8 @@ from patterncc.codegen.gpu.access_source import TYPES, Access
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
 from patterncc.codegen.gpu.query_tile_source import QueryTile, check_program, dot_precision
+from patterncc.codegen.gpu.score_source import TermWriter, row_entries, tile_logit, tile_slope
+from patterncc.dsl.score import ONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +54,9 @@ def emit_grad_query(
 ) -> KernelSource:
     """Writes the kernel of the query's gradient, for any lengths, offset, strides and numbers.
 
+    With `emit_grad_query_entries` the kernel also leaves, for each of `row_entries`, the sum of its
+    gradient over the pairs of each row, float32 `[batch, heads, q_len]`.
+
     Args:
         program: The pattern, or one pass of it; its forward sweeps are read.
         problem: The shape class.
@@ -66,6 +71,18 @@ def emit_grad_query(
     return _GradQueryWriter(program, problem, config, resumes, hands_on).source()
 
 
+def emit_grad_query_entries(
+    program: BlockProgram,
+    problem: Problem,
+    config: KernelConfig,
+    *,
+    resumes: bool = False,
+    hands_on: bool = False,
+) -> KernelSource:
+    """As `emit_grad_query`, with sums of the gradients of tables that score terms read."""
+    return _GradQueryWriter(program, problem, config, resumes, hands_on, entries=True).source()
+
+
 class _GradQueryWriter:
     """Writes one kernel; each method writes one stretch of it, in the order of the text."""
 
@@ -76,6 +93,8 @@ class _GradQueryWriter:
         config: KernelConfig,
         resumes: bool,
         hands_on: bool,
+        *,
+        entries: bool = False,
     ) -> None:
         check_program(program, problem, config)
         self._program = program
@@ -84,12 +103,21 @@ class _GradQueryWriter:
         self._resumes = resumes
         self._hands_on = hands_on
         self._access = Access(problem, config, program.tiling, ROW_TENSORS, ())
-        self._rows = QueryTile(program, problem, config, self._access)
+        terms, tiling = problem.terms, program.tiling
+        self._logit = tile_logit(terms, tiling)
+        self._slope = tile_slope(terms, tiling)
+        self._entries = row_entries(terms, tiling) if entries else ()
+        written = [] if self._logit is None else [self._logit, self._slope]
+        written += [entry.slope for entry in self._entries]
+        self._rows = QueryTile(program, problem, config, self._access, written)
+        # Written once for all loops: lines before them, lines in a tile, and operands.
+        self._writer = TermWriter(written, "k")
+        self._texts = [self._writer.write(expr) for expr in written]
         self._precision = dot_precision(problem)
 
     def source(self) -> KernelSource:
         parameters = tuple(self._parameters())
-        lines = [*self._rows.setup(), *self._operands()]
+        lines = [*self._rows.setup(), *self._writer.program_lines, *self._operands()]
         for loop in self._rows.loops:
             lines += self._rows.loop_head(loop)
             lines += (f"{INDENT}{line}" for line in self._tile(loop))
@@ -117,8 +145,10 @@ class _GradQueryWriter:
             pointers.append(KernelParameter("grad_query_ptr", f"*{element}", 16))
         if self._resumes or self._hands_on:
             pointers.append(KernelParameter(f"{STATE}_ptr", "*fp32", 16))
-        factors = [KernelParameter("score_scale", "fp32"), KernelParameter("scale", "fp32")]
-        return self._rows.parameters(pointers, factors[: 1 if self._hands_on else 2])
+        pointers += [KernelParameter(f"{entry.name}_ptr", "*fp32", 4) for entry in self._entries]
+        factors = [] if self._logit is not None else [KernelParameter("score_scale", "fp32")]
+        factors += [] if self._hands_on else [KernelParameter("scale", "fp32")]
+        return self._rows.parameters(pointers, factors)
 
     def _operands(self) -> Iterator[str]:
         """What stays for the whole row of tiles."""
@@ -137,6 +167,12 @@ class _GradQueryWriter:
         yield f"delta = {access.load_row_numbers('delta', '0.0')}[:, None]"
         if self._resumes:
             yield access.packed_address(STATE, self._problem.head_dim)
+        for entry in self._entries:
+            name = entry.name
+            yield access.row_numbers_address(name)
+            zeros = "tl.zeros([BLOCK_Q], tl.float32)"
+            start = access.load_row_numbers(name, "0.0") if self._resumes else zeros
+            yield f"{name} = {start}"
         for number, part in enumerate(access.key_parts):
             if self._resumes:
                 yield access.load_packed(STATE, f"grad_query_{number}", part)
@@ -150,16 +186,39 @@ class _GradQueryWriter:
         yield from self._product("scores", "query", "key", len(access.key_parts))
         yield from access.tile_loads("value", masked)
         yield from self._product("grad_weights", "grad_out", "value", len(access.value_parts))
-        yield "weights = tl.exp2(scores * score_scale - lse)"
-        yield "grad_scores = weights * (grad_weights - delta)"
-        yield from self._rows.tile_keys(loop)
-        if masked:
-            yield from self._rows.allowed()
-            yield "grad_scores = tl.where(allowed, grad_scores, 0.0)"
+        if self._logit is None:
+            yield "weights = tl.exp2(scores * score_scale - lse)"
+            yield "grad_scores = weights * (grad_weights - delta)"
+            yield from self._rows.tile_keys(loop)
+            if masked:
+                yield from self._rows.allowed()
+                yield "grad_scores = tl.where(allowed, grad_scores, 0.0)"
+        else:
+            yield from self._rows.tile_keys(loop)
+            if masked:
+                yield from self._rows.allowed()
+            yield from self._through_terms(masked)
         yield f"grad_scores = grad_scores.to(tl.{self._problem.dtype})"
         for number in range(len(access.key_parts)):
             operands = f"grad_scores, key_{number}, grad_query_{number}"
             yield f"grad_query_{number} = tl.dot({operands}{self._precision})"
+
+    def _through_terms(self, masked: bool) -> Iterator[str]:
+        """The gradients of logits, then those of scores and of entries of tables. What hidden
+        pairs have, NaN as it may be, is left out of each."""
+
+        def counted(text: str) -> str:
+            return f"tl.where(allowed, {text}, 0.0)" if masked else text
+
+        logits, slope, *entries = self._texts
+        yield from self._writer.tile_lines
+        yield f"weights = tl.exp2({logits} - lse)"
+        yield "grad_logits = weights * (grad_weights - delta)"
+        for entry, text in zip(self._entries, entries, strict=True):
+            share = "grad_logits" if entry.slope == ONE else f"grad_logits * {text}"
+            yield f"{entry.name} += tl.sum({counted(share)}, 1)"
+        through = "grad_logits" if self._slope == ONE else f"grad_logits * {slope}"
+        yield f"grad_scores = {counted(through)}"
 
     def _product(self, name: str, rows: str, keys: str, parts: int) -> Iterator[str]:
         """Each row times each key, over all parts of the head dimension."""
@@ -178,3 +237,4 @@ class _GradQueryWriter:
             if not self._hands_on:
                 value = f"({value} * scale).to(tl.{self._problem.dtype})"
             yield access.store_packed(name, value, part)
+        yield from (access.store_row_numbers(entry.name) for entry in self._entries)

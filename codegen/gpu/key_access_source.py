@@ -186,16 +186,16 @@ class KeyAccess:
                 load = f"tl.load({name}_first + {name}_offsets_{number}, mask={mask}, other=0.0)"
             yield f"{name}_{number} = {load}"
 
-    def load_row_numbers(self) -> Iterator[str]:
-        """Loads what has been prepared of each row; where rows do not exist weights become 0."""
-        for name, other in zip(ROW_NUMBERS, ('float("inf")', "0.0"), strict=True):
-            if self._numbers_described:
-                load = f"{name}_desc_0.load([batch, head, 0, row_first]).reshape(BLOCK_Q)"
-            else:
-                place = f"{name}_ptr + head_row + {self._rows}"
-                guard = f", mask=row_exists, other={other}" if self._rows_apart else ""
-                load = f"tl.load({place}{guard})"
-            yield f"{name} = {load}"
+    def load_row_numbers(self, name: str) -> str:
+        """Loads one of `ROW_NUMBERS` for a tile; where rows do not exist weights become 0."""
+        if self._numbers_described:
+            load = f"{name}_desc_0.load([batch, head, 0, row_first]).reshape(BLOCK_Q)"
+        else:
+            place = f"{name}_ptr + head_row + {self._rows}"
+            other = 'float("inf")' if name == "row_lse" else "0.0"
+            guard = f", mask=row_exists, other={other}" if self._rows_apart else ""
+            load = f"tl.load({place}{guard})"
+        return f"{name} = {load}"
 
     # -------------------------------------------------------------------------------- results
 
@@ -253,11 +253,11 @@ class KeyAccess:
 
     # -------------------------------------------------------------------------------- chunks
 
-    def sums_base(self) -> str:
-        """Where the sums of chunk `sums_row` start, of `sums_rows` of each head."""
-        head = "batch.to(tl.int64) * tl.num_programs(1) + kv_head"
-        size = f"BLOCK_K * {self.columns}"
-        return f"sums = sums_ptr + (({head}) * sums_rows + sums_row) * ({size})"
+    def sums_base(self, row: str) -> str:
+        """Where the sums of the chunk of that number start."""
+        # There are fewer than 2**31 chunks, or memory would not hold them.
+        chunk = f"(batch * tl.num_programs(1) + kv_head) * split_programs + {row}"
+        return f"sums = sums_ptr + ({chunk}).to(tl.int64) * (BLOCK_K * {self.columns})"
 
     def sums_place(self, name: str, number: int, rows: str) -> str:
         """Where a part of a gradient lies in them; `rows` is the vector of the keys' numbers within

@@ -24,6 +24,7 @@ from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.kernel_text import INDENT
 from patterncc.codegen.gpu.list_source import CAPACITY, LIST_PARAMETERS, list_leaves, listed_loops
 from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
+from patterncc.codegen.gpu.score_source import TermParameters
 from patterncc.codegen.gpu.separate import keys_of_tiles
 from patterncc.codegen.gpu.sweep_source import (
     emit_loops,
@@ -35,9 +36,10 @@ from patterncc.codegen.gpu.sweep_source import (
 from patterncc.codegen.gpu.table_source import tables_read
 from patterncc.codegen.ir import K_LAST, K_TILE
 from patterncc.dsl.mask import Param, Var, walk
+from patterncc.dsl.score import coordinates_read, discrete
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.key_access_source import KeyAccess
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
     from patterncc.dsl.mask import Expr
+    from patterncc.dsl.score import Real
 
 _GIVEN = frozenset({"q", "k", "residue", "q_len", "kv_len", "q_offset", K_TILE.name, K_LAST.name})
 _OF_GRID = frozenset({"head", "kv_head", "batch", "heads", "kv_heads"})
@@ -58,6 +61,8 @@ class KeyTile:
         problem: The shape class.
         config: How to build the kernel.
         access: How it reaches its tensors.
+        terms: What the kernel computes of the score terms, as `in_classes` gives it.
+        term_lines: What that needs once the keys of the tile and the query head are known.
 
     Attributes:
         tables: The pattern's tables that it reads.
@@ -68,8 +73,19 @@ class KeyTile:
     """
 
     def __init__(
-        self, program: BlockProgram, problem: Problem, config: KernelConfig, access: KeyAccess
+        self,
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        access: KeyAccess,
+        terms: Sequence[Real] = (),
+        term_lines: Sequence[str] = (),
     ) -> None:
+        self._terms = terms
+        self._term_lines = term_lines
+        reads = frozenset().union(*map(coordinates_read, terms))
+        self._reads_row, self._reads_key = "q" in reads, "k" in reads
+        self._term_parameters = TermParameters(terms)
         self._program = program
         self._config = config
         self._group = problem.group
@@ -104,7 +120,9 @@ class KeyTile:
             yield from LIST_PARAMETERS
         for table in self.tables:
             yield table.pointer
+        yield from self._term_parameters.pointers()
         yield from scalars
+        yield from self._term_parameters.scalars()
         for name in length_parameters(self._program.tiling):
             yield KernelParameter(name, "i32")
         yield from self._access.lengths()
@@ -125,6 +143,8 @@ class KeyTile:
         yield self._program.tiling.k_class
         if self._masked:
             yield self._program.mask
+        for term in self._terms:
+            yield from discrete(term)
 
     def _scalars(self) -> Iterator[Var | Param]:
         """The leaves of those."""
@@ -186,31 +206,42 @@ class KeyTile:
         yield from (f"{wide_name(leaf)} = {widened(leaf)}" for leaf in self._bounds)
         yield from self._nest.common
         yield from (line for loop in self._nest.loops for line in loop.setup)
+        group = 1 if self._one_head else self._group
+        for number, loop in enumerate(self._nest.loops):
+            yield f"steps = tl.where(has_work, {loop.count}, 0){f' * {group}' * (group > 1)}"
+            yield f"begin_{number} = share(steps, chunk, chunks)"
+            yield f"stop_{number} = share(steps, chunk + 1, chunks)"
         if self._masked:
             yield ""
             yield "# What the mask asks of the key alone."
+        if self._masked or self._reads_key:
             yield "k = keys[:, None]"
+        if self._masked:
             yield from self._mask.key_lines
-        for loop in self._nest.loops:
-            yield from self._loop(loop, tile)
+        yield from self._term_lines
+        for number, loop in enumerate(self._nest.loops):
+            yield from self._loop(number, loop, group, tile)
 
     @property
     def _one_head(self) -> bool:
         """Is the query head known outside of the loops over tiles?"""
         return self._nested or self._group == 1
 
-    def _loop(self, loop: TileLoop, tile: Callable[[TileLoop], Iterator[str]]) -> Iterator[str]:
-        group = 1 if self._one_head else self._group
+    def _loop(
+        self,
+        number: int,
+        loop: TileLoop,
+        group: int,
+        tile: Callable[[TileLoop], Iterator[str]],
+    ) -> Iterator[str]:
+        """A loop over tiles, of so many heads one after the other for each tile."""
         yield ""
         yield "# Partial tiles, with the mask." if loop.kind == "partial" else "# Full tiles."
-        times = f" * {group}" if group > 1 else ""
-        yield f"steps = tl.where(has_work, {loop.count}, 0){times}"
-        yield "begin = share(steps, chunk, chunks)"
         if loop.first:
-            yield "step = begin" + (f" // {group}" if group > 1 else "")
+            yield f"step = begin_{number}" + (f" // {group}" if group > 1 else "")
             yield loop.first
         counter = "step" if group == 1 else "turn"
-        yield f"for {counter} in range(begin, share(steps, chunk + 1, chunks)):"
+        yield f"for {counter} in range(begin_{number}, stop_{number}):"
         lines = []
         if group > 1:
             lines.append(f"step = turn // {group}")
@@ -223,9 +254,13 @@ class KeyTile:
         lines += self._access.tile_start()
         yield from _indented([*lines, *tile(loop)])
 
+    def tile_rows(self, loop: TileLoop) -> Iterator[str]:
+        """`q`, the rows of a tile, where its mask or the score terms read them."""
+        if loop.kind == "partial" or self._reads_row:
+            yield "q = q_offset + rows[None, :]"
+
     def allowed(self) -> Iterator[str]:
-        """`allowed`, the pairs of a masked tile that the pattern allows."""
-        yield "q = q_offset + rows[None, :]"
+        """`allowed`, the pairs of a masked tile that the pattern allows; after `tile_rows`."""
         yield from self._mask.row_lines
         yield f"allowed = {self._mask.expression}"
 

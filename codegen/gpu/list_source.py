@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
+from patterncc.codegen.gpu.chunk_source import KEY_PLACES
 from patterncc.codegen.gpu.class_source import (
     CLASS_NAMES,
     class_lines,
@@ -126,7 +127,7 @@ def _row(program: BlockProgram, direction: Direction, by_head: str, places: str)
         tile = "q_tile" if tiling.q_step == 1 else f"q_tile * {tiling.q_step} + row_class"
     else:
         classes = classes_seen(tiling)
-        tile = "place" if classes == 1 else f"place * {classes} + row_class"
+        tile = "key_place" if classes == 1 else f"key_place * {classes} + row_class"
     return f"({axes.place(by_head)}) * {places} + {tile}"
 
 
@@ -140,7 +141,7 @@ def listed_loops(program: BlockProgram, group: int, direction: Direction = "forw
     else:
         heads = {"head": "heads", "kv_head": "tl.num_programs(1)"}
         classes = classes_seen(program.tiling)
-        places = "places" if classes == 1 else f"(places * {classes})"
+        places = KEY_PLACES if classes == 1 else f"({KEY_PLACES} * {classes})"
         row = _row(program, direction, heads.get(axes.head or "", ""), places)
         start, following = (" + step", " + next_step"), (" - 1 - step", " - 1 - next_step")
     last = "tiles + tile_capacity"
@@ -257,9 +258,9 @@ def _keys_of_program(tiling: Tiling, config: KernelConfig, grid: list[str]) -> I
     classes = classes_seen(tiling)
     yield "# One program: a key tile of a head of a batch entry."
     if classes == 1:
-        yield "place = tl.program_id(0)"
+        yield "key_place = tl.program_id(0)"
     else:
-        yield f"place = tl.program_id(0) // {classes}"
+        yield f"key_place = tl.program_id(0) // {classes}"
         yield f"row_class = tl.program_id(0) % {classes}"
     yield from grid
     yield from key_class_lines(tiling)

@@ -15,14 +15,7 @@ from types import MappingProxyType
 
 from patterncc.codegen.gpu.interval import interval
 from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text, is_predicate
-from patterncc.codegen.gpu.separate import (
-    ROWS,
-    Held,
-    is_bound,
-    reads_key,
-    reads_row,
-    separate,
-)
+from patterncc.codegen.gpu.separate import ROWS, Held, Side, separate
 from patterncc.codegen.gpu.table_source import ANSWERS, find_document_text, rises_with
 from patterncc.dsl.build import all_of, any_of, compare, maximum, minimum, substitute, subtract
 from patterncc.dsl.mask import (
@@ -77,7 +70,7 @@ def emit_mask(
     """
     exists = compare("<", K, Var("kv_len"))
     writer = _MaskWriter(documents, held)
-    expression = writer.element(separate(all_of(mask, exists), held.side))
+    expression = writer.element(separate(all_of(mask, exists), held))
     return MaskSource(tuple(writer.row_lines), tuple(writer.key_lines), expression)
 
 
@@ -99,13 +92,13 @@ class _MaskWriter:
         if isinstance(mask, Truth):
             # Only a mask that is `false` ends here: a true one still asks whether the key exists.
             return "(k < 0)" if not mask.value else "(k >= 0)"
-        if not reads_key(mask):
-            return self._name_predicate(mask, "row").text
+        if not self._held.passes(mask):
+            return self._name_predicate(mask).text
         match mask:
-            case Compare(op, keys, rows) if op != "<=" and is_bound(keys, rows):
-                return f"({self._keys(keys)} {op} {self._limit(keys, rows)})"
-            case Compare("<=", rows, keys) if is_bound(keys, rows):
-                return f"({self._limit(keys, rows)} <= {self._keys(keys)})"
+            case Compare(op, passing, limit) if op != "<=" and self._held.is_bound(passing, limit):
+                return f"({self._passing(passing)} {op} {self._limit(passing, limit)})"
+            case Compare("<=", limit, passing) if self._held.is_bound(passing, limit):
+                return f"({self._limit(passing, limit)} <= {self._passing(passing)})"
             case Compare():
                 return self._tile.predicate(mask)
             case And(args):
@@ -120,7 +113,7 @@ class _MaskWriter:
         return self._tile.predicate(mask)  # refuses it by name
 
     def _ranges(self, args: tuple[Predicate, ...]) -> tuple[list[str], tuple[Predicate, ...]]:
-        """Pairs of bounds on the same keys, one comparison each, and the other arguments.
+        """Pairs of bounds on the same term, one comparison each, and the other arguments.
 
         `low <= k and k < high` is `k - low < high - low` for unsigned integers: a difference and a
         comparison per element instead of two comparisons and what joins them.
@@ -129,55 +122,57 @@ class _MaskWriter:
         uppers: dict[IntExpr, IntExpr] = {}
         for arg in args:
             match arg:
-                case Compare("<", keys, rows) if is_bound(keys, rows):
-                    uppers[keys] = rows
-                case Compare("<=", rows, keys) if is_bound(keys, rows):
-                    lowers[keys] = rows
+                case Compare("<", passing, limit) if self._held.is_bound(passing, limit):
+                    uppers[passing] = limit
+                case Compare("<=", limit, passing) if self._held.is_bound(passing, limit):
+                    lowers[passing] = limit
         joined = [
-            keys
-            for keys in lowers
-            if keys in uppers
-            and _spans_31_bits(keys)
-            # Of all that meets the keys one vector from memory changes its layout before the loop;
-            # two would have the tile of truth values change its own, in every step.
-            and _looks_up(lowers[keys]) == _looks_up(uppers[keys])
+            passing
+            for passing in lowers
+            if passing in uppers
+            and _spans_31_bits(passing)
+            # Of all that meets what passes one vector from memory changes its layout before the
+            # loop; two would have the tile of truth values change its own, in every step.
+            and self._looks_up(lowers[passing]) == self._looks_up(uppers[passing])
         ]
         texts = []
-        for keys in joined:
-            least, most = interval(keys).low, interval(keys).high + 1
-            low = maximum(minimum(lowers[keys], Const(most)), Const(least))
-            high = maximum(minimum(uppers[keys], Const(most)), low)
+        for passing in joined:
+            least, most = interval(passing).low, interval(passing).high + 1
+            low = maximum(minimum(lowers[passing], Const(most)), Const(least))
+            high = maximum(minimum(uppers[passing], Const(most)), low)
             first, width = self._hoist(low), self._hoist(subtract(high, low))
-            sides = (f"({self._keys(keys)} - {first.operand()})", width.operand())
+            sides = (f"({self._passing(passing)} - {first.operand()})", width.operand())
             texts.append(f"({' < '.join(f'{side}.to(tl.uint32, bitcast=True)' for side in sides)})")
-        done = {Compare("<", keys, uppers[keys]) for keys in joined}
-        done |= {Compare("<=", lowers[keys], keys) for keys in joined}
+        done = {Compare("<", passing, uppers[passing]) for passing in joined}
+        done |= {Compare("<=", lowers[passing], passing) for passing in joined}
         return texts, tuple(arg for arg in args if arg not in done)
 
     def _grouped(self, args: tuple[Predicate, ...], connect: type | object) -> list[str]:
-        """The arguments as operands: those of the row alone as one, then those that read keys."""
-        rows = [arg for arg in args if not reads_key(arg)]
-        parts = [self.element(arg) for arg in args if reads_key(arg)]
-        if rows:
-            parts.append(self._name_predicate(connect(*rows), "row").text)  # type: ignore[operator]
+        """The arguments as operands: those of the side that is held as one, after those that read
+        what passes."""
+        kept = [arg for arg in args if not self._held.passes(arg)]
+        parts = [self.element(arg) for arg in args if self._held.passes(arg)]
+        if kept:
+            parts.append(self._name_predicate(connect(*kept)).text)  # type: ignore[operator]
         return parts
 
-    def _keys(self, keys: IntExpr) -> str:
-        return self._hoist(keys).operand()
+    def _passing(self, expr: IntExpr) -> str:
+        return self._hoist(expr).operand()
 
-    def _limit(self, keys: IntExpr, rows: IntExpr) -> str:
-        """The row's side of a bound, clamped into 32 bits where the keys fit them: no key can tell
-        the difference."""
-        if isinstance(rows, Const):
-            return self._vector.integer(rows).operand()
-        low, high = interval(keys).low - 1, interval(keys).high + 1
-        text = self._vector.integer(rows)
-        if text.bits != 64 or not (interval(keys).fits(32) and low >= -(2**31) and high < 2**31):
-            return self._hoist(rows).operand()
-        key = (rows, low, high)
+    def _limit(self, passing: IntExpr, limit: IntExpr) -> str:
+        """A limit of what passes, clamped into 32 bits where that fits them: none of its values can
+        tell the difference."""
+        if isinstance(limit, Const):
+            return self._vector.integer(limit).operand()
+        values = interval(passing)
+        low, high = values.low - 1, values.high + 1
+        text = self._vector.integer(limit)
+        if text.bits != 64 or not (values.fits(32) and low >= -(2**31) and high < 2**31):
+            return self._hoist(limit).operand()
+        key = (limit, low, high)
         if key not in self._named:
             clamped = f"tl.minimum(tl.maximum({text.text}, {low}), {high}).to(tl.int32)"
-            self._named[key] = self._define("row", clamped, 32)
+            self._named[key] = self._define(self._held.side, clamped, 32)
         return self._named[key].operand()
 
     def _computed(self, expr: Expr) -> Text | None:
@@ -191,10 +186,10 @@ class _MaskWriter:
         computed outside."""
         if isinstance(expr, Segment):
             return self._document(expr)
-        if reads_row(expr) and reads_key(expr):
+        if self._held.stays(expr) and self._held.passes(expr):
             return None
         if is_predicate(expr):
-            return self._name_predicate(expr, "key" if reads_key(expr) else "row")
+            return self._name_predicate(expr)
         return self._hoist(expr)
 
     def _hoist(self, expr: IntExpr) -> Text:
@@ -207,16 +202,15 @@ class _MaskWriter:
             text = self._vector.integer(expr)
             fits = text.bits == 64 and interval(expr).fits(32)
             text = text.widened(32) if fits else text
-            place = "key" if reads_key(expr) else "row"
-            self._named[expr] = self._define(place, text.text, text.bits or 32)
+            self._named[expr] = self._define(self._place(expr), text.text, text.bits or 32)
         return self._named[expr]
 
     def _document(self, node: Segment) -> Text:
         """Looks a position's document up: one search answers all that is asked of it."""
         if node not in self._named:
-            both = reads_row(node) and reads_key(node)
+            both = self._held.stays(node) and self._held.passes(node)
             writer = self._tile if both else self._vector
-            place = "key" if reads_key(node) else "row"
+            place = self._place(node)
             lines = self.key_lines if place == "key" else self.row_lines
             bits = writer.document_bits(node.position)
             position = writer.integer(node.position).widened(bits).text
@@ -241,26 +235,31 @@ class _MaskWriter:
             return ()
         return (first,) if last is None else (first, last)
 
-    def _name_predicate(self, mask: Predicate, place: str) -> Text:
+    def _name_predicate(self, mask: Predicate) -> Text:
         if mask not in self._named:
-            self._named[mask] = self._define(place, self._vector.predicate(mask), 32)
+            self._named[mask] = self._define(self._place(mask), self._vector.predicate(mask), 32)
         return self._named[mask]
 
-    def _define(self, place: str, text: str, bits: int) -> Text:
+    def _place(self, expr: Expr) -> Side:
+        """The side whose lines compute it."""
+        return self._held.other if self._held.passes(expr) else self._held.side
+
+    def _define(self, place: Side, text: str, bits: int) -> Text:
         lines = self.key_lines if place == "key" else self.row_lines
         name = f"{place}_term_{len(lines)}"
         lines.append(f"{name} = {text}")
         return Text(name, 64 if bits == 64 else 32)
 
+    def _looks_up(self, limit: IntExpr) -> bool:
+        """Does a limit come from a table or a search, one for each row or key that is held?"""
+        return any(
+            isinstance(node, (Entry, Segment)) and self._held.stays(node) for node in walk(limit)
+        )
 
-def _looks_up(rows: IntExpr) -> bool:
-    """Does a row's number come from a table or a search, one for each row?"""
-    return any(isinstance(node, (Entry, Segment)) and reads_row(node) for node in walk(rows))
 
-
-def _spans_31_bits(keys: IntExpr) -> bool:
+def _spans_31_bits(passing: IntExpr) -> bool:
     """Does the distance of two of its values, or of one to the next beyond, fit an int32?"""
-    values = interval(keys)
+    values = interval(passing)
     return values.fits(32) and values.high + 1 - values.low < 2**31
 
 

@@ -55,6 +55,10 @@ _LEAST_SCALE = 1.0e-35
 """Stands for 0: so small that scaled scores vanish beside the logarithm of a count of keys."""
 
 
+Tuned: TypeAlias = Callable[[Call], KernelConfig | None]
+"""The config that was tuned for a call, or for one like it; None where there is none."""
+
+
 class Sources:
     """Kernels of one pattern, each written once."""
 
@@ -127,14 +131,24 @@ class PassPlanner:
     Args:
         lower: Gives the pattern's passes for a tile shape.
         kind: The kind of kernel.
-        config: Of every kernel; None takes the default for each problem and target, which loads by
-            descriptors where the target has them and the layout of the tensors allows them.
+        config: Of every kernel; None takes what `tuned` has, else the default for each problem and
+            target, which loads by descriptors where the target has them and the layout of the
+            tensors allows them.
+        tuned: Asked where no config is given. One that loads by descriptors is not taken where the
+            layout of the tensors does not allow them.
     """
 
-    def __init__(self, lower: Lowered, kind: Kind, config: KernelConfig | None = None) -> None:
+    def __init__(
+        self,
+        lower: Lowered,
+        kind: Kind,
+        config: KernelConfig | None = None,
+        tuned: Tuned | None = None,
+    ) -> None:
         self._lower = lower
         self._kind = kind
         self._config = config
+        self._tuned = tuned
         self._alternatives: dict[tuple[int, int], Sequence[Passes]] = {}
         self._sources = Sources()
 
@@ -148,31 +162,37 @@ class PassPlanner:
                 pattern reads a scalar or a table that the call does not give.
         """
         kind = self._kind
-        config, passes = self._choose(call)
+        config, passes, adaptable = self._choose(call)
         check_config(config, call.problem, call.target, kind.shared_bytes)
         last = len(passes) - 1
         launches: list[Launch] = []
         for number, program in enumerate(passes):
             own = config
-            if self._config is None:
+            if adaptable:
                 own = kind.suited(config, call.problem, call.target, program)
             one = Pass(program, own, number > 0, number < last)
             launches += kind.launches(one, call, self._sources)
         return tuple(launches)
 
-    def _choose(self, call: Call) -> tuple[KernelConfig, Passes]:
-        """Config and passes of a call: by descriptors if nothing stands against them."""
+    def _choose(self, call: Call) -> tuple[KernelConfig, Passes, bool]:
+        """Config and passes of a call, by descriptors if nothing stands against them; and whether
+        the config is a default, which each pass may adapt."""
+        tuned = self._tuned(call) if self._config is None and self._tuned is not None else None
+        if tuned is not None:
+            passes = self._passes(tuned, call.env)
+            if tuned.load != "descriptor" or self._kind.obstacle(passes, call.layouts) is None:
+                return tuned, passes, False
         config = self._config or self._kind.default(call.problem, call.target)
         passes = self._passes(config, call.env)
         obstacle = None
         if config.load == "descriptor":
             obstacle = self._kind.obstacle(passes, call.layouts)
         if obstacle is None:
-            return config, passes
+            return config, passes, self._config is None
         if self._config is not None:
             raise ConfigError(f"load='descriptor' is impossible: {obstacle}", ("pointer",))
         config = self._kind.default(call.problem, call.target, descriptors=False)
-        return config, self._passes(config, call.env)
+        return config, self._passes(config, call.env), True
 
     def _passes(self, config: KernelConfig, env: Mapping[str, int]) -> Passes:
         """The first alternative whose assumptions the call meets."""
@@ -318,11 +338,13 @@ class Planner:
     """Plans the forward calls of one pattern.
 
     Args:
-        lower, config: As of `PassPlanner`.
+        lower, config, tuned: As of `PassPlanner`.
     """
 
-    def __init__(self, lower: Lowered, config: KernelConfig | None = None) -> None:
-        self._kernels = PassPlanner(lower, FORWARD, config)
+    def __init__(
+        self, lower: Lowered, config: KernelConfig | None = None, tuned: Tuned | None = None
+    ) -> None:
+        self._kernels = PassPlanner(lower, FORWARD, config, tuned)
 
     def plan(
         self,

@@ -177,6 +177,39 @@ def tile_logit(terms: ScoreTerms, tiling: Tiling) -> Real | None:
     return None if terms.logit == SCORE else in_base_2(in_classes(terms.logit, tiling))
 
 
+def tile_slope(terms: ScoreTerms, tiling: Tiling) -> Real:
+    """The derivative of a pair's logit by its score, of natural units as both are."""
+    return in_classes(terms.slope, tiling)
+
+
+@dataclass(frozen=True, slots=True)
+class RowEntry:
+    """An entry of a table that all pairs of a row read, of which a kernel sums the gradient.
+
+    Attributes:
+        name: Of the sums, in the kernel.
+        lookup: The entry, as the terms have it.
+        slope: The derivative of the logit by it, as kernels compute it.
+    """
+
+    name: str
+    lookup: Lookup
+    slope: Real
+
+
+def row_entries(terms: ScoreTerms, tiling: Tiling) -> tuple[RowEntry, ...]:
+    """The entries that a logit reads at no key's position, in the order of its text."""
+    found = [
+        (lookup, slope)
+        for lookup, slope in terms.table_slopes()
+        if not any("k" in variables(index) for index in lookup.indexes)
+    ]
+    return tuple(
+        RowEntry(f"grad_entry_{number}", lookup, in_classes(slope, tiling))
+        for number, (lookup, slope) in enumerate(found)
+    )
+
+
 def sink_logit(terms: ScoreTerms, tiling: Tiling) -> Real | None:
     """The sink's logit as kernels compute it."""
     return None if terms.sink is None else in_base_2(in_classes(terms.sink, tiling))
@@ -187,8 +220,7 @@ class TermWriter:
 
     Args:
         exprs: All that will be written, as `in_classes` gives it.
-        inner: The position that changes from tile to tile of a program; None where there are no
-            tiles.
+        inner: The positions that change from tile to tile of a program.
         position: What the text calls the row's position, if not `q`.
         prefix: What its names begin with; those of two writers of a kernel must differ.
 
@@ -200,7 +232,7 @@ class TermWriter:
     def __init__(
         self,
         exprs: Iterable[Real],
-        inner: Literal["q", "k"] | None,
+        inner: Literal["q", "k", "qk", ""],
         position: str = "q",
         prefix: str = "",
     ) -> None:
@@ -310,9 +342,7 @@ class TermWriter:
         for node in walk(expr):
             if isinstance(node, Score):
                 return "tile"
-        if self._inner is None:
-            return "program"
-        moves = any(self._inner in variables(part) for part in discrete(expr))
+        moves = any(not variables(part).isdisjoint(self._inner) for part in discrete(expr))
         return "tile" if moves else "program"
 
     def _integer_leaf(self, expr: Expr) -> Text | None:

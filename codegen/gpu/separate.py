@@ -3,11 +3,11 @@
 `0 <= q - k and q - k < window and k < kv_len` becomes `k < min(q + 1, kv_len) and q - window + 1 <=
 k`: what reads only the row is computed once per row, and an element costs one comparison per bound.
 The result means the same as the mask for keys that exist (`0 <= k`); it is an ordinary predicate,
-with bounds in two forms, `keys < rows` and `rows <= keys`.
+with bounds in two forms, `passing < limit` and `limit <= passing`.
 
-One of the two sides is held by the program while tiles of the other pass by. Documents are looked
-up for that side, once: for a query tile `doc[q] == doc[k]` becomes `start(doc, q) <= k < end(doc,
-q)`, for a key tile `start(doc, k) <= q < end(doc, k)`.
+A program holds one side of a tile while the other passes by. Limits are about the side that is
+held, so they and what they need are computed once: for a program of a query tile they bound keys,
+as above, for one of a key tile they bound queries, `k <= q and q < k + window`.
 """
 
 from __future__ import annotations
@@ -80,6 +80,23 @@ class Held:
         """What the mask calls one of its positions."""
         return Q if self.side == "row" else K
 
+    @property
+    def other(self) -> Side:
+        """The side that passes by."""
+        return "key" if self.side == "row" else "row"
+
+    def stays(self, expr: Expr) -> bool:
+        """Does an expression depend on the side that is held?"""
+        return self.variable.name in variables(expr)
+
+    def passes(self, expr: Expr) -> bool:
+        """Does it depend on the one that passes by?"""
+        return ("k" if self.side == "row" else "q") in variables(expr)
+
+    def is_bound(self, passing: IntExpr, limit: IntExpr) -> bool:
+        """Is one side of a comparison that which passes, and the other what is held or neither?"""
+        return self.passes(passing) and not self.stays(passing) and not self.passes(limit)
+
 
 ROWS = Held("row", Q_FIRST, Q_LAST)
 """Of a program that computes a query tile."""
@@ -90,23 +107,13 @@ def keys_of_tiles(block_k: int) -> Held:
     return Held("key", multiply(Const(block_k), K_TILE), K_LAST)
 
 
-def reads_row(expr: IntExpr | Predicate) -> bool:
-    """Does it depend on the query's position?"""
-    return "q" in variables(expr)
-
-
-def reads_key(expr: IntExpr | Predicate) -> bool:
-    """Does it depend on the key's position?"""
-    return "k" in variables(expr)
-
-
-def separate(mask: Predicate, held: Side = "row") -> Predicate:
+def separate(mask: Predicate, held: Held = ROWS) -> Predicate:
     """The mask without negations, with every comparison that allows it split into a row's and a
     key's side.
 
     Args:
         mask: The predicate.
-        held: The side that documents are looked up for.
+        held: The side that limits are about.
     """
 
     def go(inner: Predicate) -> Predicate:
@@ -118,13 +125,13 @@ def separate(mask: Predicate, held: Side = "row") -> Predicate:
         case Compare():
             return _comparison(mask, held)
         case And(args):
-            return _merge_bounds(all_of(*map(go, _in_one_document(args, held))))
+            return _merge_bounds(all_of(*map(go, _in_one_document(args, held))), held)
         case Or(args):
-            return _merge_bounds(any_of(*map(go, args)))
+            return _merge_bounds(any_of(*map(go, args)), held)
         case Not(inner):
             return go(_negation(inner))
         case Branch(condition, then, otherwise):
-            if reads_row(condition) and reads_key(condition):
+            if held.stays(condition) and held.passes(condition):
                 return branch(go(condition), go(then), go(otherwise))
             # `c -> then` and `not c -> otherwise`: bounds absorb a condition of one side alone.
             return go(all_of(_unless(negate(condition), then), _unless(condition, otherwise)))
@@ -152,13 +159,13 @@ def _negation(arg: Predicate) -> Predicate:
     return negate(arg)
 
 
-def _comparison(mask: Compare, held: Side) -> Predicate:
-    if not (reads_row(mask) and reads_key(mask)):
-        return _bound(mask) if reads_key(mask) else mask
+def _comparison(mask: Compare, held: Held) -> Predicate:
+    if not (held.stays(mask) and held.passes(mask)):
+        return _bound(mask, held) if held.passes(mask) else mask
     for opened in (_open_document(mask, held), _open_absolute(mask)):
         if opened is not None:
             return separate(opened, held)
-    return _bound(_split_modulo(mask))
+    return _bound(_split_modulo(mask, held), held)
 
 
 def _open_absolute(mask: Compare) -> Predicate | None:
@@ -171,14 +178,14 @@ def _open_absolute(mask: Compare) -> Predicate | None:
     return None
 
 
-def _open_document(mask: Compare, held: Side) -> Predicate | None:
+def _open_document(mask: Compare, held: Held) -> Predicate | None:
     """`doc[q] == doc[k]` as `start(doc, q) <= k < end(doc, q)`, or the same about the key's
     document: only that of the side that is held is looked up, once per row or key. None for other
     comparisons."""
     same = _same_document(mask)
     if same is None or mask.op not in ("==", "!="):
         return None
-    known, other = same if held == "row" else same[::-1]
+    known, other = same if held.side == "row" else same[::-1]
     start = Segment("start", known.segments, known.position)
     end = Segment("end", known.segments, known.position)
     inside = all_of(compare("<=", start, other.position), compare("<", other.position, end))
@@ -190,18 +197,18 @@ def _same_document(mask: Predicate) -> tuple[Segment, Segment] | None:
     match mask:
         case Compare(_, Segment("id", left, _) as a, Segment("id", right, _) as b):
             for of_row, of_key in ((a, b), (b, a)):
-                if left == right and reads_key(of_key) and not reads_row(of_key):
-                    return None if reads_key(of_row) else (of_row, of_key)
+                if left == right and ROWS.passes(of_key) and not ROWS.stays(of_key):
+                    return None if ROWS.passes(of_row) else (of_row, of_key)
     return None
 
 
-def _in_one_document(args: tuple[Predicate, ...], held: Side) -> tuple[Predicate, ...]:
+def _in_one_document(args: tuple[Predicate, ...], held: Held) -> tuple[Predicate, ...]:
     """The arguments of a conjunction, asking the document of the side that is held what they ask
     the other's where another one says that both are in the same."""
     found = [(arg, same) for arg in args if (same := _same_document(arg)) is not None]
     pairs = [(arg, same) for arg, same in found if isinstance(arg, Compare) and arg.op == "=="]
     for equal, same in pairs:
-        known, other = same if held == "row" else same[::-1]
+        known, other = same if held.side == "row" else same[::-1]
         replace: dict[Expr, IntExpr] = {
             Segment(kind, other.segments, other.position): Segment(
                 kind, known.segments, known.position
@@ -212,59 +219,59 @@ def _in_one_document(args: tuple[Predicate, ...], held: Side) -> tuple[Predicate
     return args
 
 
-def _split_modulo(mask: Compare) -> Compare:
+def _split_modulo(mask: Compare, held: Held) -> Compare:
     """`(q - k) % s == c` as `k % s == (q - c) % s`, for a constant `c` in `[0, s)`."""
     match mask:
         case Compare("==" | "!=" as op, Mod(value, Const(step)), Const(rest)) if 0 <= rest < step:
-            rows, keys, mixed = _parts(value)
+            kept, passing, mixed = _parts(value, held)
             if mixed:
                 return mask
-            negative = _leading_factor(keys[0]) < 0
-            key_side = add(*keys) if not negative else multiply(Const(-1), add(*keys))
-            row_side = subtract(Const(rest), add(*rows))
+            negative = _leading_factor(passing[0]) < 0
+            side = add(*passing) if not negative else multiply(Const(-1), add(*passing))
+            limit = subtract(Const(rest), add(*kept))
             if negative:
-                row_side = multiply(Const(-1), row_side)
-            return Compare(op, modulo(key_side, Const(step)), modulo(row_side, Const(step)))
+                limit = multiply(Const(-1), limit)
+            return Compare(op, modulo(side, Const(step)), modulo(limit, Const(step)))
     return mask
 
 
-def _bound(mask: Compare) -> Compare:
-    """The comparison with its keys alone on one side, their first term positive, where they can be
+def _bound(mask: Compare, held: Held) -> Compare:
+    """The comparison with what passes alone on one side, its first term positive, where it can be
     told apart."""
-    rows, keys, mixed = _parts(subtract(mask.left, mask.right))
-    if mixed or not keys:
+    kept, passing, mixed = _parts(subtract(mask.left, mask.right), held)
+    if mixed or not passing:
         return mask
-    key_side, row_side = add(*keys), multiply(Const(-1), add(*rows))
-    positive = _leading_factor(keys[0]) > 0
+    side, limit = add(*passing), multiply(Const(-1), add(*kept))
+    positive = _leading_factor(passing[0]) > 0
     if not positive:
-        key_side, row_side = multiply(Const(-1), key_side), multiply(Const(-1), row_side)
+        side, limit = multiply(Const(-1), side), multiply(Const(-1), limit)
     match mask.op, positive:
         case ("==" | "!=") as op, _:
-            return Compare(op, key_side, row_side)
+            return Compare(op, side, limit)
         case "<", True:
-            return Compare("<", key_side, row_side)
+            return Compare("<", side, limit)
         case "<=", True:
-            return Compare("<", key_side, add(row_side, Const(1)))
+            return Compare("<", side, add(limit, Const(1)))
         case "<", False:
-            return Compare("<=", add(row_side, Const(1)), key_side)
+            return Compare("<=", add(limit, Const(1)), side)
         case _:
-            return Compare("<=", row_side, key_side)
+            return Compare("<=", limit, side)
 
 
-def _parts(expr: IntExpr) -> tuple[list[IntExpr], list[IntExpr], list[IntExpr]]:
-    """The terms of a sum that read no key, those that read only the key, and those that read
-    both."""
-    rows: list[IntExpr] = []
-    keys: list[IntExpr] = []
+def _parts(expr: IntExpr, held: Held) -> tuple[list[IntExpr], list[IntExpr], list[IntExpr]]:
+    """The terms of a sum that read nothing that passes, those that read that alone, and those that
+    read both sides."""
+    kept: list[IntExpr] = []
+    passing: list[IntExpr] = []
     mixed: list[IntExpr] = []
     for term in expr.terms if isinstance(expr, Sum) else (expr,):
-        if not reads_key(term):
-            rows.append(term)
-        elif not reads_row(term):
-            keys.append(term)
+        if not held.passes(term):
+            kept.append(term)
+        elif not held.stays(term):
+            passing.append(term)
         else:
             mixed.append(term)
-    return rows, keys, mixed
+    return kept, passing, mixed
 
 
 def _leading_factor(expr: IntExpr) -> int:
@@ -273,10 +280,10 @@ def _leading_factor(expr: IntExpr) -> int:
     return 1
 
 
-def _merge_bounds(mask: Predicate) -> Predicate:
-    """Bounds on equal keys become one: of upper ones `and` keeps the least and `or` the greatest.
+def _merge_bounds(mask: Predicate, held: Held) -> Predicate:
+    """Bounds on equal terms become one: of upper ones `and` keeps the least and `or` the greatest.
 
-    What else reads the rows alone, or the keys alone, goes into the two sides of one such bound.
+    What else reads one side alone goes into the two sides of one such bound.
     """
     match mask:
         case And(args):
@@ -290,26 +297,24 @@ def _merge_bounds(mask: Predicate) -> Predicate:
     rest: list[Predicate] = []
     for arg in args:
         match arg:
-            case Compare("<", keys, rows) if is_bound(keys, rows):
-                uppers.setdefault(keys, []).append(rows)
-            case Compare("<=", rows, keys) if is_bound(keys, rows):
-                lowers.setdefault(keys, []).append(rows)
+            case Compare("<", passing, limit) if held.is_bound(passing, limit):
+                uppers.setdefault(passing, []).append(limit)
+            case Compare("<=", limit, passing) if held.is_bound(passing, limit):
+                lowers.setdefault(passing, []).append(limit)
             case _:
                 rest.append(arg)
     if isinstance(mask, And):
-        uppers = {keys: _without_document_ends(bounds, "end") for keys, bounds in uppers.items()}
-        lowers = {keys: _without_document_ends(bounds, "start") for keys, bounds in lowers.items()}
-        uppers = _without_own_document(uppers, "start")
-        lowers = _without_own_document(lowers, "end")
-    rest += [Compare("<", keys, one_upper(*bounds)) for keys, bounds in uppers.items()]
-    rest += [Compare("<=", one_lower(*bounds), keys) for keys, bounds in lowers.items()]
-    both = [part for part in rest if reads_row(part) and reads_key(part)]
+        uppers = {side: _without_document_ends(bounds, "end") for side, bounds in uppers.items()}
+        lowers = {side: _without_document_ends(bounds, "start") for side, bounds in lowers.items()}
+    rest += [Compare("<", passing, one_upper(*limits)) for passing, limits in uppers.items()]
+    rest += [Compare("<=", one_lower(*limits), passing) for passing, limits in lowers.items()]
+    both = [part for part in rest if held.stays(part) and held.passes(part)]
     for number, part in enumerate(both):
         match part:
-            case Compare("<", keys, rows) if is_bound(keys, rows):
-                bound = _Bound(True, keys, rows)
-            case Compare("<=", rows, keys) if is_bound(keys, rows):
-                bound = _Bound(False, keys, rows)
+            case Compare("<", passing, limit) if held.is_bound(passing, limit):
+                bound = _Bound(True, passing, limit, held)
+            case Compare("<=", limit, passing) if held.is_bound(passing, limit):
+                bound = _Bound(False, passing, limit, held)
             case _:
                 continue
         one_sided = [part for part in rest if part not in both]
@@ -335,70 +340,39 @@ def _without_document_ends(bounds: list[IntExpr], kind: Literal["start", "end"])
     return [bound for bound in bounds if not implied(bound)]
 
 
-def _without_own_document(
-    bounds: dict[IntExpr, list[IntExpr]], kind: Literal["start", "end"]
-) -> dict[IntExpr, list[IntExpr]]:
-    """Bounds on keys without those on the ends of a key's document that others imply: `k < q + 1`
-    says that `start(doc, k) < q + 1`, and `q < k` that `q + 1 <= end(doc, k)`.
-
-    Args:
-        bounds: For keys, the rows that all bound them: from above for the starts of documents,
-            from below for their ends.
-        kind: Which end of a document is left out.
-    """
-
-    def implied(keys: IntExpr, rows: IntExpr) -> bool:
-        if not (isinstance(keys, Segment) and keys.kind == kind):
-            return False
-        slacks = (
-            subtract(add(rows, subtract(others, keys.position)), limit)
-            for others, limits in bounds.items()
-            if others != keys
-            for limit in limits
-        )
-        # The start is at most the position, the end at least the next one.
-        return any(
-            isinstance(slack, Const) and (slack.value >= 0 if kind == "start" else slack.value <= 1)
-            for slack in slacks
-        )
-
-    kept = {
-        keys: [limit for limit in rows if not implied(keys, limit)] for keys, rows in bounds.items()
-    }
-    return {keys: rows for keys, rows in kept.items() if rows}
-
-
 @dataclass(frozen=True, slots=True)
 class _Bound:
-    """`keys < rows` (upper) or `rows <= keys` (lower)."""
+    """`passing < limit` (upper) or `limit <= passing` (lower)."""
 
     upper: bool
-    keys: IntExpr
-    rows: IntExpr
+    passing: IntExpr
+    limit: IntExpr
+    held: Held
 
     def absorb(self, parts: list[Predicate], conjunction: bool) -> Predicate:
-        """The bound `and` (`or`) the parts, each of which reads the rows alone or the keys alone.
+        """The bound `and` (`or`) the parts, each of which reads one side alone.
 
         Where a part decides, its side is replaced by a value beyond the other side's range.
         """
         connect = all_of if conjunction else any_of
-        rows, keys = self.rows, self.keys
-        of_rows = connect(*(part for part in parts if not reads_key(part)))
-        of_keys = connect(*(part for part in parts if reads_key(part)))
-        # With the rows' side within [low, high + 1] the outcomes are: keys of low - 1 are below
-        # it and keys of high + 1 are not; rows of low are above no key and rows of high + 1 are.
-        low, high = interval(keys).low, interval(keys).high
+        passing, limit = self.passing, self.limit
+        of_held = connect(*(part for part in parts if not self.held.passes(part)))
+        of_passing = connect(*(part for part in parts if self.held.passes(part)))
+        # With the limit within [low, high + 1] the outcomes are: values of low - 1 are below it
+        # and values of high + 1 are not; limits of low are above none and those of high + 1 are.
+        low, high = interval(passing).low, interval(passing).high
         holds = not conjunction  # what a part that decides makes of the bound
-        if of_keys != connect():
-            rows = maximum(minimum(rows, Const(high + 1)), Const(low))
+        if of_passing != connect():
+            limit = maximum(minimum(limit, Const(high + 1)), Const(low))
             decided = Const(low - 1 if self.upper == holds else high + 1)
-            keys = select(of_keys, keys, decided) if conjunction else select(of_keys, decided, keys)
-        if of_rows != connect():
+            passing = (
+                select(of_passing, passing, decided)
+                if conjunction
+                else select(of_passing, decided, passing)
+            )
+        if of_held != connect():
             decided = Const(high + 1 if self.upper == holds else low)
-            rows = select(of_rows, rows, decided) if conjunction else select(of_rows, decided, rows)
-        return Compare("<", keys, rows) if self.upper else Compare("<=", rows, keys)
-
-
-def is_bound(keys: IntExpr, rows: IntExpr) -> bool:
-    """Is one side of a comparison the keys' and the other the row's (or nobody's)?"""
-    return reads_key(keys) and not reads_row(keys) and not reads_key(rows)
+            limit = (
+                select(of_held, limit, decided) if conjunction else select(of_held, decided, limit)
+            )
+        return Compare("<", passing, limit) if self.upper else Compare("<=", limit, passing)

@@ -11,8 +11,9 @@ a class in each lane of a vector.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from patterncc.codegen.gpu.mask_source import scalar_name
 from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text
@@ -84,17 +85,20 @@ class LoopNest:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A stretch of a loop's counter: a sweep, or one class of it, or all its classes as lanes.
+    """A stretch of a loop's counter: a sweep, or one class of it, or all its classes as lanes; or
+    several sweeps that start at the same tile, of which one at most visits any.
 
     Attributes:
         numbers: Which sweeps of the program it stands for.
         sweep: What it does.
         residue: The class, where a sweep was taken apart.
+        others: Sweeps that differ from it in their guard and their end.
     """
 
     numbers: tuple[int, ...]
     sweep: Sweep
     residue: int | None = None
+    others: tuple[Sweep, ...] = ()
 
     @property
     def label(self) -> str:
@@ -129,7 +133,7 @@ def emit_loops(sweeps: Sequence[Sweep], *, lanes: bool = True, held: Held = ROWS
         held: The side of a tile that the kernel keeps.
     """
     pieces = list(_pieces(sweeps))
-    shared = _share([piece.sweep for piece in pieces], held)
+    shared = _share([sweep for p in pieces for sweep in (p.sweep, *p.others)], held)
     loops = []
     for kind in ("partial", "full"):
         of_kind = [piece for piece in pieces if piece.sweep.kind == kind]
@@ -189,7 +193,7 @@ def _merge(sweeps: Sequence[Sweep]) -> Iterator[_Piece]:
 
 
 def _pieces(sweeps: Sequence[Sweep]) -> Iterator[_Piece]:
-    for piece in _merge(sweeps):
+    for piece in _one_start(_merge(sweeps)):
         classes = piece.sweep.classes
         if classes == 1 or classes > UNROLLED_CLASSES:
             yield piece
@@ -198,6 +202,23 @@ def _pieces(sweeps: Sequence[Sweep]) -> Iterator[_Piece]:
             one = _at_class(piece.sweep, residue)
             if one.guard != FALSE:
                 yield _Piece(piece.numbers, one, residue)
+
+
+def _one_start(pieces: Iterable[_Piece]) -> Iterator[_Piece]:
+    """Joins sweeps that start at the same tile: they are disjoint, so one at most visits it."""
+    alike: dict[tuple[Any, ...], _Piece] = {}
+    for number, piece in enumerate(pieces):
+        sweep = piece.sweep
+        start: tuple[Any, ...] = (sweep.kind, sweep.lo, sweep.stride, sweep.phase)
+        if sweep.classes > 1:
+            start = (number,)
+        if start in alike:
+            first = alike[start]
+            numbers = first.numbers + piece.numbers
+            alike[start] = replace(first, numbers=numbers, others=(*first.others, sweep))
+        else:
+            alike[start] = piece
+    yield from alike.values()
 
 
 def _at_class(sweep: Sweep, residue: int) -> Sweep:
@@ -318,11 +339,14 @@ def _stretch(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[s
     label, sweep = piece.label, piece.sweep
     yield piece.comment
     yield f"first_{label} = {_integer(writer, sweep.lo)}"
-    length = f"tl.maximum({writer.integer(sweep.hi).operand()} - first_{label}, 0)"
-    guard = separate(sweep.guard)
-    if guard != TRUE:
-        length = f"tl.where({writer.predicate(guard)}, {length}, 0)"
-    yield f"end_{label} = ({before + ' + ' if before else ''}{length}).to(tl.int32)"
+    lengths = []
+    for one in (sweep, *piece.others):
+        length = f"tl.maximum({writer.integer(one.hi).operand()} - first_{label}, 0)"
+        guard = separate(one.guard)
+        if guard != TRUE:
+            length = f"tl.where({writer.predicate(guard)}, {length}, 0)"
+        lengths.append(length)
+    yield f"end_{label} = ({' + '.join([*([before] if before else []), *lengths])}).to(tl.int32)"
     start = f"first_{label} - {before}" if before else f"first_{label}"
     yield f"shift_{label} = {_shift(writer, sweep, start)}"
 

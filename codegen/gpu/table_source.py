@@ -37,7 +37,9 @@ TableKind: TypeAlias = Literal["int", "bool", "segments"]
 ANSWERS: tuple[SegmentKind, ...] = ("id", "start", "end")
 """What is found out of a position at once."""
 
-_VECTORS = frozenset({"q", "k", "k_first", "k_last", "residue"})  # names that stand for tensors
+_VECTORS = frozenset({"q", "k", "residue"})  # names that stand for tensors
+_LANES = frozenset({"q_first", "q_last", "k_first", "k_last"})  # and those that do where tiles are
+# looked at together: tables are then read by other means, bounds look documents up for one tile
 _POINTERS: Mapping[TableKind, str] = {"int": "*i32", "bool": "*u8", "segments": "*i32"}
 
 
@@ -115,7 +117,7 @@ def _table(node: Expr) -> Table | None:
 
 
 def _many(index: IntExpr) -> bool:
-    return bool(variables(index) & _VECTORS)
+    return bool(variables(index) & (_VECTORS | _LANES))
 
 
 def read_text(node: Entry | Member, indexes: Sequence[str]) -> str:
@@ -146,7 +148,7 @@ def find_document_text(node: Segment, position: str, between: Sequence[str] = ()
     """
     table = _table(node)
     assert table is not None
-    several = _many(node.position)
+    several = bool(variables(node.position) & _VECTORS)
     function = "find_document" + "s" * several + ("", "_from", "_between")[len(between)]
     arguments = [table.pointer.name, table.sizes[0].name, position, *between]
     return f"{function}({', '.join(arguments)})"

@@ -51,6 +51,14 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     _choice(parser)
     _shape(parser)
     _tiles(parser, "128")
+    group = parser.add_argument_group("the configuration")
+    group.add_argument(
+        "--why-config",
+        action="store_true",
+        help="say which configuration the call would run with here, and why, instead",
+    )
+    group.add_argument("--device", help="with --why-config: cpu, cuda or cuda:N")
+    group.add_argument("--phase", default="forward", help="with --why-config: the phase (forward)")
     _json(parser)
 
 
@@ -210,6 +218,58 @@ def _reach(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def _tune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="*", metavar="FILE", help=_PATTERN)
+    parser.add_argument("--name", help="which pattern of the texts; the last one if not given")
+    _param(parser, "value of a parameter of the patterns; can be given more than once")
+    parser.add_argument("--library", action="store_true", help="tune every library pattern")
+    parser.add_argument("--phase", default="forward", help="what to tune: forward (the default)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA if there is a device")
+    _call(parser, q_len=None, heads=16, layers=1)
+    parser.add_argument("--layer", type=_count_or_zero, default=0, metavar="N", help="layer (0)")
+    parser.add_argument("--batch", type=_count, default=1, metavar="N", help="batch (1)")
+    _shape(parser, dtype=None, head_dim=64)
+    group = parser.add_argument_group("the search")
+    group.add_argument(
+        "--trials", type=_count, default=60, metavar="N", help="configs that are tried (60)"
+    )
+    group.add_argument(
+        "--timeout", type=float, default=300.0, metavar="SECONDS", help="for each pattern (300)"
+    )
+    group.add_argument(
+        "--gain",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="stop when the next ten trials are expected to gain less; 0 to go on (0.01)",
+    )
+    group.add_argument(
+        "--sampler",
+        choices=("model", "tpe", "gp", "random"),
+        default="model",
+        help="what proposes configs: the cost model as corrected by what was timed (model), or "
+        "one of Optuna's samplers",
+    )
+    group.add_argument(
+        "--storage",
+        metavar="PATH",
+        help="journal file, or address of a database, of a study that several processes share",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of input and search (0)")
+    parser.add_argument("--plot", metavar="FILE", help="a .png, .svg or .pdf file of the search")
+    _json(parser)
+
+
+def _cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action", nargs="?", choices=("list", "show", "export", "import", "clear"), default="list"
+    )
+    parser.add_argument(
+        "argument", nargs="?", metavar="FILE", help="of export and import; of show, a text to find"
+    )
+    _json(parser)
+
+
 def _library(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     parser.add_argument("name", nargs="?", metavar="NAME", help="the pattern to show")
@@ -235,6 +295,8 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "live": ("Says which keys a cache must keep", _live),
     "shard": ("Plans which keys ranks fetch from each other", _shard),
     "reach": ("Says how far information travels through layers", _reach),
+    "tune": ("Finds the fastest configs for patterns here and keeps them", _tune),
+    "cache": ("Lists, shows, exports, imports or removes tuned configs", _cache),
     "library": ("Lists the named patterns, or shows one", _library),
     "doctor": ("Says what works on this machine", _doctor),
     "completion": ("Prints the completion script of a shell", _completion),

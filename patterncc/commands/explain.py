@@ -1,7 +1,9 @@
 """`patterncc explain`: what a pattern means and what it costs at one call."""
 
 import argparse
+from dataclasses import replace
 
+from patterncc.call import Call
 from patterncc.commands import console
 from patterncc.commands.inputs import (
     MissingTableError,
@@ -18,6 +20,8 @@ from patterncc.explain_text import format_explanation
 def run(args: argparse.Namespace) -> int:
     """Prints the explanation."""
     call = call_of(pattern_of(args), args)
+    if args.why_config:
+        return _why_config(args, call)
     problem, block_q, block_k = problem_of(args), args.block_q or 128, args.block_k or 128
     try:
         require_tables(call)
@@ -39,4 +43,19 @@ def run(args: argparse.Namespace) -> int:
         console.print_json(explanation.as_json())
     else:
         print(format_explanation(explanation), end="")
+    return 0
+
+
+def _why_config(args: argparse.Namespace, call: Call) -> int:
+    """Prints which config the call would run with here, and why."""
+    require_tables(call)
+    from patterncc.trial import choose_device  # these load torch, which all else does without
+    from patterncc.tuning import why_config
+
+    problem = replace(problem_of(args), group=call.heads // call.kv_heads)
+    found = why_config(call, problem, str(choose_device(args.device)), args.phase)
+    if args.json:
+        console.print_json(found.as_json())
+    else:
+        print("\n".join(found.lines()))
     return 0

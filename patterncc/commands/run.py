@@ -103,7 +103,7 @@ def _add_backward(table: Table, found: "Trial", backward: "BackwardTrial") -> No
     rows = _rows(verdict.checked, verdict.rows)
     for name, error in verdict.errors.items():
         allowed = f"allowed {verdict.tolerance:.2g} of the largest entry"
-        table.add_row(f"{name} error", f"{error:.2g}", f"{allowed}; {rows} against float64")
+        table.add_row(f"{name} error", f"{error:.2g}", f"{allowed}; from {rows}")
 
 
 def _add_dense(table: Table, dense: "Sequence[Dense]", own: "Timing", what: str = "") -> None:

@@ -15,9 +15,13 @@ import torch
 
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.chunk_source import Progression
+from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.mask import Predicate
 from patterncc.dsl.pattern import Pattern
-from tests.codegen.attention import allowed_pairs, poisoned
-from tests.codegen.interpreter import Call, prepared
+from tests.codegen.attention import allowed_pairs, lowered, poisoned
+from tests.codegen.drawing import Shape, pattern_of
+from tests.codegen.interpreter import Call, Prepared, prepared, random_tensors
 
 
 @dataclass(frozen=True)
@@ -138,21 +142,47 @@ def grad_out_of(like: torch.Tensor, *, expanded: bool) -> torch.Tensor:
 def differentiate(case: Case) -> GradientErrors:
     """The errors of the query's gradient against float64; memory past all rows and that of results
     is poisoned."""
-    return _differentiate(case, needs_query=True, needs_key_value=False)
+    return _differentiate(case, prepared(case.call), needs_query=True, needs_key_value=False)
 
 
 def differentiate_key_value(case: Case) -> GradientErrors:
     """The same of the gradients of key and value."""
     if case.split is None:
-        return _differentiate(case, needs_query=False, needs_key_value=True)
+        return _differentiate(case, prepared(case.call), needs_query=False, needs_key_value=True)
     with patch("patterncc.codegen.gpu.key_tile_plan.split_tiles", return_value=case.split):
-        return _differentiate(case, needs_query=False, needs_key_value=True)
+        return _differentiate(case, prepared(case.call), needs_query=False, needs_key_value=True)
 
 
-def _differentiate(case: Case, *, needs_query: bool, needs_key_value: bool) -> GradientErrors:
+def differentiate_mask(
+    mask: Predicate,
+    shape: Shape,
+    values: Mapping[str, int],
+    heads: tuple[int, int],
+    config: KernelConfig,
+    split: tuple[Progression, ...],
+) -> GradientErrors | None:
+    """The same for a drawn mask; None where it has no lowering."""
+    pattern = pattern_of(mask)
+    call = Call("", shape.q_len, shape.kv_len, heads=heads)
+    tensors = random_tensors(call)
+    scope = {name: number for name, number in values.items() if name != "head"}
+    scope |= {"q_offset": shape.q_offset}
+    lower = lowered(pattern)
+    it = Prepared(pattern, *tensors, scope, scope, {}, lower)
+    case = Case(call, config=BackwardConfig(grad_key_value=config))
+    with patch("patterncc.codegen.gpu.key_tile_plan.split_tiles", return_value=split):
+        try:
+            return _differentiate(case, it, needs_query=False, needs_key_value=True)
+        except UnsupportedError:
+            return None
+
+
+def _differentiate(
+    case: Case, it: Prepared, *, needs_query: bool, needs_key_value: bool
+) -> GradientErrors:
     from patterncc.codegen.gpu.backward import Backward
 
-    call, it = case.call, prepared(case.call)
+    call = case.call
     tensors = (it.query, it.key, it.value)
     like = it.query.new_empty((*it.query.shape[:3], it.value.shape[3]))
     grad_out = grad_out_of(like, expanded=case.expanded)
@@ -176,3 +206,42 @@ def _differentiate(case: Case, *, needs_query: bool, needs_key_value: bool) -> G
             needs_key_value=needs_key_value,
         )
     return gradient_errors(got, wanted)
+
+
+def stray() -> list[str]:
+    """Where a NaN or an infinity of a tensor reaches gradients of rows that do not see it.
+
+    The keys from 40 on see no row before 40, and tiles of 32 hold both kinds.
+    """
+    from patterncc.codegen.gpu.backward import Backward
+
+    call = Call("k <= q and q // 40 == k // 40", 80, 80, heads=(1, 1))
+    it = prepared(call)
+    found = []
+    for name in ("grad_out", "query", "value"):
+        for number in (math.nan, math.inf):
+            given = {"query": it.query.clone(), "key": it.key.clone(), "value": it.value.clone()}
+            given["grad_out"] = torch.randn(it.query.shape)
+            tensors = (it.query, it.key, it.value)
+            rows = given["grad_out"]
+            wanted = reference(it.pattern, tensors, rows, None, it.scope, call.scale)
+            given[name][:, :, 40:] = number
+            with tempfile.TemporaryDirectory() as folder:
+                backward = Backward(it.lower, folder=Path(folder))
+                grad_query, _, _ = backward(
+                    given["grad_out"],
+                    None,
+                    given["query"],
+                    given["key"],
+                    given["value"],
+                    wanted.out.float(),
+                    wanted.lse.float(),
+                    env=it.env,
+                    scale=call.scale,
+                    needs_key_value=False,
+                )
+            assert grad_query is not None
+            difference = (grad_query - wanted.gradients[0])[:, :, :40].abs().max()
+            if not difference < 1e-5:
+                found.append(f"{name} {number}: {difference}")
+    return found

@@ -110,20 +110,13 @@ class Prepared:
 
 def prepared(call: Call) -> Prepared:
     """What a call stands for."""
-    import torch
-
     from patterncc.codegen.choice import lower_passes
     from patterncc.dsl import load
-    from tests.codegen.attention import all_partial, in_passes, lowered, poisoned
+    from tests.codegen.attention import all_partial, in_passes, lowered
 
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)  # among others, new memory is filled with NaN
     pattern = load(call.text)
-    like = torch.empty(0, dtype=getattr(torch, call.dtype))
-    (heads, kv_heads), width = call.heads, call.value_head_dim or call.head_dim
-    query = poisoned((call.batch, heads, call.q_len, call.head_dim), like)
-    key = poisoned((call.batch, kv_heads, call.kv_len, call.head_dim), like)
-    value = poisoned((call.batch, kv_heads, call.kv_len, width), like)
+    heads, kv_heads = call.heads
+    query, key, value = random_tensors(call)
     offset = call.kv_len - call.q_len if call.offset is None else call.offset
     numbers = {p.name: p.value for p in pattern.numbers if p.value is not None}
     env = {"q_offset": offset, "layer": 0, **numbers, **call.values}
@@ -143,6 +136,23 @@ def prepared(call: Call) -> Prepared:
     else:
         lower = all_partial(pattern.body) if call.every_tile else lowered(pattern, sizes)
     return Prepared(pattern, query, key, value, env, {**env, **sizes}, tables, lower)
+
+
+def random_tensors(call: Call) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value of a call; memory past their rows and all new memory is poisoned."""
+    import torch
+
+    from tests.codegen.attention import poisoned
+
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)  # among others, new memory is filled with NaN
+    like = torch.empty(0, dtype=getattr(torch, call.dtype))
+    (heads, kv_heads), width = call.heads, call.value_head_dim or call.head_dim
+    return (
+        poisoned((call.batch, heads, call.q_len, call.head_dim), like),
+        poisoned((call.batch, kv_heads, call.kv_len, call.head_dim), like),
+        poisoned((call.batch, kv_heads, call.kv_len, width), like),
+    )
 
 
 def attend(call: Call) -> Errors:

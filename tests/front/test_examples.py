@@ -1,6 +1,7 @@
 """The examples: every pattern is right and documented; the encoder agrees with itself."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,22 @@ def test_encoder() -> None:
     assert done.returncode == 0, done.stderr
     assert "the embeddings differ from the model's own by" in done.stdout
     assert "mean cosine 0." in done.stdout
+
+
+@pytest.mark.slow
+def test_a_model_learns_under_a_pattern(tmp_path: Path) -> None:
+    size = "--steps 30 --context 128 --batch 4 --layers 2 --width 64 --heads 2 --window 16"
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "gpt.py"), *size.split(), "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "losses.json").read_text(encoding="utf-8"))
+    dense, pattern = report["dense"], report["pattern"]
+    assert pattern["losses"][0] == pytest.approx(dense["losses"][0], abs=1e-4)  # one start
+    assert pattern["held_out"] < 5.5
+    assert abs(pattern["held_out"] - dense["held_out"]) < 0.5
+    assert (tmp_path / "losses.png").stat().st_size > 10_000

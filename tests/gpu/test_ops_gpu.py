@@ -175,12 +175,6 @@ def test_devices_and_dtypes_are_named() -> None:
         attn(query.double(), key.double(), value.double())
 
 
-def test_grad_is_refused() -> None:
-    query, key, value = inputs()
-    with pytest.raises(UnsupportedError, match="backward is not there yet"):
-        patterncc.compile("causal")(query.requires_grad_(), key, value)
-
-
 def test_autocast() -> None:
     attn = patterncc.compile("causal")
     query, key, value = inputs(dtype=torch.float32)

@@ -1,0 +1,140 @@
+"""`Job`: one attention call that is to be tuned, as a value that another process can rebuild."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
+from patterncc.codegen.ir import Passes
+from patterncc.codegen.problem import Problem
+from patterncc.dsl import load
+from patterncc.dsl.mask import variables
+from patterncc.dsl.pattern import Pattern
+
+_BY_HEAD = frozenset({"head", "kv_head"})
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call: its pattern, its sizes and its problem.
+
+    Attributes:
+        structure: Canonical text of the pattern without run-time defaults.
+        problem: Shape class.
+        batch, heads, kv_heads: Of the tensors; `kv_heads` divides `heads`.
+        q_len, kv_len: Rows and keys.
+        q_offset: Position of row 0.
+        layer, layers: Layer number, and how many there are.
+        numbers: Values of the pattern's run-time numbers, by name.
+        tables: Its tables, int64 or bool, of its rank; of segments the `cu_seqlens`.
+        seed: Of the random input.
+    """
+
+    structure: str
+    problem: Problem
+    batch: int
+    heads: int
+    kv_heads: int
+    q_len: int
+    kv_len: int
+    q_offset: int = 0
+    layer: int = 0
+    layers: int = 1
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    tables: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict, compare=False)
+    seed: int = 0
+
+    @cached_property
+    def pattern(self) -> Pattern:
+        """The pattern, read back from its text."""
+        return load(self.structure)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a pattern may divide by."""
+        return {"heads": self.heads, "kv_heads": self.kv_heads, "layers": self.layers}
+
+    @property
+    def within(self) -> bool:
+        """Whether the rows end within the keys."""
+        return 0 <= self.q_offset <= self.kv_len - self.q_len
+
+    @property
+    def scale(self) -> float:
+        """Factor of the scores."""
+        return float(self.problem.head_dim**-0.5)
+
+    @property
+    def env(self) -> dict[str, int]:
+        """The numbers that an executor is given."""
+        return {
+            "q_offset": self.q_offset,
+            "layer": self.layer,
+            "heads": self.heads,
+            "kv_heads": self.kv_heads,
+            "layers": self.layers,
+            **self.numbers,
+        }
+
+    def head_env(self, head: int, batch: int = 0) -> dict[str, Any]:
+        """Everything that the mask of one head reads, the tables among it."""
+        return {
+            **self.env,
+            "q_len": self.q_len,
+            "kv_len": self.kv_len,
+            "head": head,
+            "kv_head": head // (self.heads // self.kv_heads),
+            "batch": batch,
+            **self.tables,
+        }
+
+    @property
+    def counted_heads(self) -> tuple[int, ...]:
+        """Heads that stand for all when tiles are counted: every head where masks differ."""
+        return tuple(range(self.heads)) if self.differs_by_head else (0,)
+
+    @cached_property
+    def differs_by_head(self) -> bool:
+        """Whether heads may have different masks."""
+        return bool(_BY_HEAD & variables(self.pattern.body))
+
+    def passes(self, block_q: int, block_k: int) -> Passes:
+        """The pattern lowered for a tile shape; kept.
+
+        Raises:
+            UnsupportedError: For a term that has no lowering.
+        """
+        if (block_q, block_k) not in self._lowered:
+            self._lowered[block_q, block_k] = lower_passes(
+                self.pattern,
+                block_q,
+                block_k,
+                sizes=self.sizes,
+                within=self.within,
+                transposed=False,
+            )
+        return self._lowered[block_q, block_k]
+
+    @cached_property
+    def _lowered(self) -> dict[tuple[int, int], Passes]:
+        return {}
+
+    @cached_property
+    def density(self) -> float:
+        """Visible pairs of all pairs, over the heads counted exactly."""
+        program = pair_program(self.pattern, self.sizes, within=self.within, transposed=False)
+        heads = self.counted_heads
+        pairs = [int(np.sum(count_pairs(program, self.head_env(head)).rows)) for head in heads]
+        return float(sum(pairs) / (len(heads) * self.q_len * self.kv_len))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Programs and patterns stay behind: another process lowers its own."""
+        kept = {"pattern", "_lowered"}
+        return {name: value for name, value in self.__dict__.items() if name not in kept}

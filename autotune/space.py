@@ -1,0 +1,261 @@
+"""What may be tried: the knobs of each phase, and every config of them that is legal for a problem
+on a target.
+
+Loads no torch. A phase is a value of `PHASES`; what runs it is in `measure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+from patterncc.codegen.gpu.config import KernelConfig, check_config, loads
+from patterncc.codegen.gpu.head_dim import query_key_value_parts
+from patterncc.codegen.problem import Problem
+from patterncc.dsl.errors import ConfigError
+
+CPU = "cpu"
+"""The target of the CPU executor, beside those of `codegen.gpu.config`."""
+
+_THREAD_REGISTERS = 255
+_FILE_REGISTERS = 65536  # of one multiprocessor
+_OTHER_REGISTERS = 24
+"""Fewest that a thread needs besides its shares of the accumulators: offsets, row sums and maxima,
+bounds of loops. A lower bound, so that it never excludes a config that could be fast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One choice of a config.
+
+    Attributes:
+        name: Field of `KernelConfig`.
+        choices: Its values; rising where they are `ordered`.
+        ordered: Whether neighbouring values can be expected to do alike.
+    """
+
+    name: str
+    choices: tuple[Any, ...]
+    ordered: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of attention that is tuned on its own.
+
+    Attributes:
+        name: As in `patterncc tune --phase` and in the store.
+        gpu: Knobs of its kernel.
+        cpu: Knobs of the CPU executor; empty where it has none for this phase.
+    """
+
+    name: str
+    gpu: tuple[Knob, ...]
+    cpu: tuple[Knob, ...]
+
+    def knobs(self, target: str) -> tuple[Knob, ...]:
+        """The knobs that the phase has on a target.
+
+        Raises:
+            ConfigError: It has none there.
+        """
+        found = self.cpu if target == CPU else self.gpu
+        if not found:
+            raise ConfigError(f"the phase {self.name} has nothing to tune on {target}")
+        return tuple(Knob(knob.name, _choices(knob, target), knob.ordered) for knob in found)
+
+
+def _choices(knob: Knob, target: str) -> tuple[Any, ...]:
+    """The choices of a knob that differ on a target."""
+    if knob.name == "load":
+        return loads(target)
+    if knob.name == "max_registers":
+        if not target.startswith("cuda"):
+            return (None,)  # nobody else's compiler is told
+        # Elsewhere the assembler goes up to 255 untold.
+        return knob.choices if _has_tensor_memory(target) else knob.choices[:-1]
+    return knob.choices
+
+
+def _has_tensor_memory(target: str) -> bool:
+    """Whether accumulators lie in tensor memory there, instead of registers."""
+    backend, _, number = target.partition(":")
+    return backend == "cuda" and number.isdigit() and 100 <= int(number) < 120
+
+
+_TILES = (16, 32, 64, 128, 256)
+
+FORWARD = Phase(
+    "forward",
+    gpu=(
+        Knob("block_q", (32, 64, 128, 256)),
+        Knob("block_k", (16, 32, 64, 128, 256)),
+        Knob("num_warps", (4, 8)),
+        Knob("num_stages", (1, 2, 3, 4, 5)),
+        Knob("load", ("descriptor", "pointer"), ordered=False),
+        Knob("order", ("forward", "reverse"), ordered=False),
+        Knob("max_registers", (None, 128, 168, 255), ordered=False),
+    ),
+    cpu=(Knob("block_q", _TILES), Knob("block_k", _TILES)),
+)
+
+PHASES: Mapping[str, Phase] = {phase.name: phase for phase in (FORWARD,)}
+"""By name. A phase is added here when there are kernels to run it."""
+
+
+def phase_named(name: str) -> Phase:
+    """The phase of a name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in PHASES:
+        raise ConfigError(f"there is no phase {name!r}", tuple(PHASES))
+    return PHASES[name]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The legal configs of a phase for one problem on one target.
+
+    Attributes:
+        phase: What is tuned.
+        problem: Shape class of the call.
+        target: `cpu`, or as in `codegen.gpu.config.check_config`.
+        fixed: Knobs that stay at one value: `{"load": "pointer"}` where the layout of the tensors
+            allows no descriptors.
+    """
+
+    phase: Phase
+    problem: Problem
+    target: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def knobs(self) -> tuple[Knob, ...]:
+        """The knobs with their choices here."""
+        return tuple(
+            Knob(knob.name, (self.fixed[knob.name],), knob.ordered)
+            if knob.name in self.fixed
+            else knob
+            for knob in self.phase.knobs(self.target)
+        )
+
+    @cached_property
+    def configs(self) -> tuple[KernelConfig, ...]:
+        """Every legal config."""
+        return tuple(config for config in self._all() if self.refusal(config) is None)
+
+    def __contains__(self, config: object) -> bool:
+        return isinstance(config, KernelConfig) and config in self._legal
+
+    @cached_property
+    def _legal(self) -> frozenset[KernelConfig]:
+        return frozenset(self.configs)
+
+    def _all(self) -> Iterator[KernelConfig]:
+        names = [knob.name for knob in self.knobs]
+        for values in product(*(knob.choices for knob in self.knobs)):
+            yield self.config(dict(zip(names, values, strict=True)))
+
+    def config(self, values: Mapping[str, Any]) -> KernelConfig:
+        """The config of some knobs' values; what is no knob here has its default.
+
+        Raises:
+            ConfigError: There is no such knob.
+        """
+        unknown = set(values) - {knob.name for knob in self.knobs}
+        if unknown:
+            names = tuple(knob.name for knob in self.knobs)
+            raise ConfigError(f"there is no knob {sorted(unknown)[0]!r} of {self._name}", names)
+        return KernelConfig(**values)
+
+    def values(self, config: KernelConfig) -> dict[str, Any]:
+        """The knobs' values of a config, by name."""
+        return {knob.name: getattr(config, knob.name) for knob in self.knobs}
+
+    def nearest(self, config: KernelConfig) -> KernelConfig | None:
+        """The legal config with the fewest changes of knobs, steps of ordered ones counted; itself
+        where it is legal. None where nothing is legal."""
+        wanted = self.values(config)
+        if config in self._legal:
+            return config
+
+        def distance(other: KernelConfig) -> float:
+            total = 0.0
+            for knob in self.knobs:
+                value = getattr(other, knob.name)
+                if value == wanted[knob.name]:
+                    continue
+                known = knob.ordered and wanted[knob.name] in knob.choices
+                steps = knob.choices.index(value) - (
+                    knob.choices.index(wanted[knob.name]) if known else 0
+                )
+                total += abs(steps) if known else 1.5
+            return total
+
+        return min(self.configs, key=distance, default=None)
+
+    def refusal(self, config: KernelConfig) -> str | None:
+        """Why a config is illegal here, in words; None where it is legal."""
+        for knob in self.knobs:
+            if getattr(config, knob.name) not in knob.choices:
+                return f"{knob.name}={getattr(config, knob.name)!r} is no choice of {self._name}"
+        if self.target == CPU:
+            return None
+        try:
+            check_config(config, self.problem, self.target)
+        except ConfigError as error:
+            return error.message
+        return _register_refusal(config, self.problem, self.target)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.phase.name} on {self.target}"
+
+
+def config_values(config: KernelConfig, phase: Phase, target: str) -> dict[str, Any]:
+    """The knobs' values of a config, by name, as they are stored."""
+    return {knob.name: getattr(config, knob.name) for knob in phase.knobs(target)}
+
+
+def config_from(values: Mapping[str, Any]) -> KernelConfig:
+    """The config of stored values.
+
+    Raises:
+        ConfigError: A knob is unknown, or its value is of another type.
+    """
+    types = {each.name: type(each.default) for each in fields(KernelConfig)}
+    for name, value in values.items():
+        if name not in types:
+            raise ConfigError(f"there is no knob {name!r}", tuple(types))
+        wanted = (int, type(None)) if name == "max_registers" else (types[name],)
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise ConfigError(f"{name} is {value!r}", tuple(kind.__name__ for kind in wanted))
+    return KernelConfig(**values)
+
+
+def _register_refusal(config: KernelConfig, problem: Problem, target: str) -> str | None:
+    """Why the registers of a thread cannot hold its shares of the accumulators, or None.
+
+    Scores `[block_q, block_k]` and output `[block_q, value_head_dim]` are float32 and live at the
+    same time. Where accumulators lie elsewhere (tensor memory of compute capability 10, the
+    accumulation registers of AMD) nothing is refused.
+    """
+    if not target.startswith("cuda") or _has_tensor_memory(target):
+        return None
+    _, values = query_key_value_parts(problem)
+    columns = config.block_k + sum(part.width for part in values)
+    needed = -(-config.block_q * columns // (32 * config.num_warps)) + _OTHER_REGISTERS
+    most = min(_THREAD_REGISTERS, _FILE_REGISTERS // (32 * config.num_warps))
+    if config.max_registers is not None:
+        most = min(most, config.max_registers)
+    if needed > most:
+        return (
+            f"accumulators of {config.block_q}x{config.block_k} tiles take at least {needed} "
+            f"registers of each thread of {config.num_warps} warps, which may have {most}"
+        )
+    return None

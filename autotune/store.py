@@ -1,0 +1,384 @@
+"""`TunedStore`: the configs that were tuned on this machine, and those that came with patterncc.
+
+One file for each key, so processes that tune different things never meet; of two that tune the same
+the last one to finish stays. Lookups are answered from memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from patterncc.autotune import records
+from patterncc.autotune.cost import Constants, constants_from
+from patterncc.autotune.key import FAMILY_FIELDS, FARTHEST, ConfigKey, differences, distance
+from patterncc.autotune.records import UnreadableError
+from patterncc.autotune.space import SearchSpace, config_from, phase_named
+from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.problem import DType, Problem
+from patterncc.dsl.errors import ConfigError
+
+KIND = "tuned config"
+COLLECTION = "tuned configs"
+"""What `export` writes and what is shipped: many entries in one file."""
+
+CALIBRATION = "calibration"
+
+_CONSTANTS = "constants"  # folder of the cost model's, by device
+
+SHIPPED = Path(__file__).parent / "shipped"
+
+Origin = Literal["user", "shipped"]
+
+_TICK = 20_000_000  # nanoseconds, longer than the clock of any usual file system stands still
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tuned config and how it was found.
+
+    Attributes:
+        key: What it is for.
+        config: Values of the phase's knobs.
+        seconds: Median time of a call with it.
+        default_seconds: Of a call with the config that had been taken without tuning, timed in
+            turn with it; None where that one does not work.
+        trials: Configs that were timed.
+        legal: Configs in the space.
+        call: Sizes of the call that was timed: `batch`, `heads`, `q_len`, the run-time numbers.
+        written_by: `patterncc 0.1.0`.
+        date: ISO 8601, UTC.
+    """
+
+    key: ConfigKey
+    config: Mapping[str, Any]
+    seconds: float
+    default_seconds: float | None
+    trials: int
+    legal: int
+    call: Mapping[str, int] = field(default_factory=dict)
+    written_by: str = ""
+    date: str = ""
+
+    @property
+    def kernel_config(self) -> KernelConfig:
+        """The config."""
+        return config_from(self.config)
+
+    @property
+    def speedup(self) -> float | None:
+        """Over the config that had been taken without tuning; None where that one does not work."""
+        return None if self.default_seconds is None else self.default_seconds / self.seconds
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry as a JSON object."""
+        return {**asdict(self), "key": self.key.as_json()}
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Entry:
+        """The entry of a JSON object.
+
+        Raises:
+            ConfigError: A field is missing, unknown or wrong, or the config is illegal for the key.
+        """
+        names = {each.name for each in fields(Entry)}
+        if set(document) != names:
+            wrong = sorted(names ^ set(document))[0]
+            raise ConfigError(f"the field {wrong!r} of an entry is missing or unknown")
+        for name in ("key", "config", "call"):
+            if not isinstance(document[name], dict):
+                raise ConfigError(f"the field {name} of an entry is {document[name]!r}")
+        for name in ("seconds", "default_seconds"):
+            value = document[name]
+            if value is None and name == "default_seconds":
+                continue
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ConfigError(f"the field {name} of an entry is {value!r}")
+        key = ConfigKey.from_json(document["key"])
+        space = space_of(key)
+        config = space.config(document["config"])
+        config_from(document["config"])  # for the types
+        refusal = space.refusal(config)
+        if refusal is not None:
+            raise ConfigError(refusal)
+        return Entry(**{**document, "key": key})
+
+
+def space_of(key: ConfigKey) -> SearchSpace:
+    """The search space of a key.
+
+    Raises:
+        ConfigError: Its phase is unknown.
+    """
+    dtypes: dict[str, DType] = {
+        "float16": "float16",
+        "bfloat16": "bfloat16",
+        "float32": "float32",
+        "float64": "float64",
+    }
+    if key.dtype not in dtypes:
+        raise ConfigError(f"the dtype of a key is {key.dtype!r}", tuple(dtypes))
+    problem = Problem(dtypes[key.dtype], key.head_dim, key.value_head_dim, key.group)
+    return SearchSpace(phase_named(key.phase), problem, key.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The answer to a lookup.
+
+    Attributes:
+        wanted: The key that was asked for.
+        entry: The entry to use; None on a miss.
+        origin: Whose it is; None on a miss.
+        distance: From the key that was asked for; 0 for the very same.
+        reason: Why this one, or why none, in one sentence.
+        differences: The fields in which it differs; on a miss, in which the nearest of all does.
+    """
+
+    wanted: ConfigKey
+    entry: Entry | None
+    origin: Origin | None
+    distance: float
+    reason: str
+    differences: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether it was tuned for the very key."""
+        return self.entry is not None and not self.differences
+
+
+class TunedStore:
+    """Tuned configs of a user's folder and of the files that came with patterncc.
+
+    Args:
+        folder: Where this user's are kept; need not exist.
+        shipped: Folder of collections that are only read.
+    """
+
+    def __init__(self, folder: Path, shipped: Path | None = SHIPPED) -> None:
+        self.folder = folder / "tuned" / f"v{records.SCHEMA}"
+        self._shipped_folder = shipped
+        self._index: dict[ConfigKey, tuple[Entry, Origin]] = {}
+        self._families: dict[tuple[Any, ...], list[ConfigKey]] = {}
+        self._answers: dict[ConfigKey, Found] = {}
+        self._stamp: int | None = -1
+        self._shipped: tuple[Entry, ...] | None = None
+
+    # --------------------------------------------------------------------------------- reading
+
+    def lookup(self, wanted: ConfigKey) -> Found:
+        """The entry for a key, or the nearest one; what other processes wrote since is seen."""
+        self._refresh()
+        found = self._answers.get(wanted)
+        if found is None:
+            found = self._answers[wanted] = self._search(wanted)
+        return found
+
+    def has_family(self, family: tuple[Any, ...]) -> bool:
+        """Whether there is any entry of a family (`ConfigKey.family`): if not, no lookup can
+        answer, and its key need not be found out."""
+        self._refresh()
+        return family in self._families
+
+    def entries(self) -> tuple[tuple[Entry, Origin], ...]:
+        """All entries, this user's before the shipped ones of the same key, in a stable order."""
+        self._refresh()
+        return tuple(sorted(self._index.values(), key=lambda pair: repr(pair[0].key)))
+
+    def aside(self) -> tuple[Path, ...]:
+        """Files that were found unusable."""
+        return records.aside(self.folder)
+
+    def _refresh(self) -> None:
+        """Reads the folder again if a file came or went since."""
+        try:
+            stamp: int | None = self.folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            stamp = None
+        if stamp == self._stamp:
+            return
+        if self._shipped is None:
+            self._shipped = tuple(self._read_shipped())
+        index: dict[ConfigKey, tuple[Entry, Origin]] = {
+            entry.key: (entry, "shipped") for entry in self._shipped
+        }
+        if stamp is not None:
+            index.update((entry.key, (entry, "user")) for entry in self._read_own())
+        families = defaultdict(list)
+        for key in sorted(index, key=repr):  # so that ties are broken alike everywhere
+            families[key.family].append(key)
+        self._index, self._families, self._answers = index, dict(families), {}
+        # A change within the same tick of the file system's clock would go unseen.
+        settled = stamp is None or time.time_ns() - stamp > _TICK
+        self._stamp = stamp if settled else -1
+
+    def _read_own(self) -> Iterator[Entry]:
+        for record in records.read_folder(self.folder, KIND):
+            try:
+                entry = Entry.from_json(record.content)
+            except ConfigError as error:
+                records.set_aside(record.path, error.message)
+                continue
+            if record.path.name != _file_name(entry.key):
+                records.set_aside(record.path, "its name is that of another key")
+                continue
+            yield entry
+
+    def _read_shipped(self) -> Iterator[Entry]:
+        if self._shipped_folder is not None:
+            for path in sorted(self._shipped_folder.glob("*.json")):
+                yield from read_collection(path)
+
+    def _search(self, wanted: ConfigKey) -> Found:
+        exact = self._index.get(wanted)
+        if exact is not None:
+            entry, origin = exact
+            return Found(wanted, entry, origin, 0.0, f"tuned for this very key ({origin})")
+        if not self._index:
+            return Found(wanted, None, None, math.inf, "nothing has been tuned yet")
+        family = self._families.get(wanted.family, [])
+        if not family:
+            return self._miss(wanted)
+        nearest = min(family, key=lambda known: distance(wanted, known))
+        away, differing = distance(wanted, nearest), differences(wanted, nearest)
+        if away > FARTHEST:
+            reason = f"the nearest tuned key is {away:.3g} away, farther than {FARTHEST:g}"
+            return Found(wanted, None, None, away, reason, differing)
+        entry, origin = self._index[nearest]
+        reason = f"the nearest tuned key ({origin}), {away:.3g} away"
+        return Found(wanted, entry, origin, away, reason, differing)
+
+    def _miss(self, wanted: ConfigKey) -> Found:
+        """No entry shares the family: says in which of its fields the closest one differs."""
+
+        def mismatches(known: ConfigKey) -> int:
+            return sum(one != other for one, other in zip(wanted.family, known.family, strict=True))
+
+        nearest = min(self._index, key=lambda known: (mismatches(known), repr(known)))
+        differing = tuple(
+            text for text in differences(wanted, nearest) if text.partition(":")[0] in FAMILY_FIELDS
+        )
+        reason = "no tuned key agrees in " + ", ".join(text.partition(":")[0] for text in differing)
+        return Found(wanted, None, None, math.inf, reason, differing)
+
+    def constants(self, device: str) -> Constants | None:
+        """The cost model's constants of a device, as calibrated here or shipped; None where it
+        was calibrated nowhere."""
+        folders = [self.folder / _CONSTANTS]
+        folders += [self._shipped_folder / _CONSTANTS] if self._shipped_folder else []
+        for folder in folders:
+            path = folder / f"{records.slug(device)}.json"
+            try:
+                content = records.decode(path.read_bytes(), CALIBRATION)
+                if content.get("device") == device:
+                    return constants_from(content.get("constants", {}))
+            except FileNotFoundError:
+                continue
+            except UnreadableError as error:
+                records.set_aside(path, str(error))
+            except ConfigError as error:
+                records.set_aside(path, error.message)
+        return None
+
+    # --------------------------------------------------------------------------------- writing
+
+    def put_constants(self, device: str, constants: Constants) -> Path:
+        """Keeps the cost model's constants of a device.
+
+        Raises:
+            OSError: The folder cannot be written to.
+        """
+        path = self.folder / _CONSTANTS / f"{records.slug(device)}.json"
+        records.write(path, CALIBRATION, {"device": device, "constants": asdict(constants)})
+        return path
+
+    def put(self, entry: Entry) -> Path:
+        """Keeps an entry in the user's folder, in place of an older one for its key.
+
+        Returns:
+            Its file.
+
+        Raises:
+            OSError: The folder cannot be written to.
+        """
+        path = self.folder / _file_name(entry.key)
+        records.write(path, KIND, entry.as_json())
+        self._stamp = -1
+        return path
+
+    def export(self, path: Path) -> int:
+        """Writes this user's entries to one file, to take along; returns how many."""
+        chosen = [entry for entry, origin in self.entries() if origin == "user"]
+        write_collection(path, chosen)
+        return len(chosen)
+
+    def import_(self, path: Path) -> tuple[int, int]:
+        """Takes in the entries of a file that `export` wrote, except where this user has one that
+        was tuned for the same key.
+
+        Returns:
+            How many were taken in, and how many were there already.
+
+        Raises:
+            ConfigError: The file is none of ours; nothing is taken in then.
+            OSError: It cannot be read.
+        """
+        try:
+            found = tuple(_collection(path.read_bytes()))
+        except UnreadableError as error:
+            raise ConfigError(f"{path} cannot be imported: {error}") from None
+        own = {entry.key for entry, origin in self.entries() if origin == "user"}
+        new = [entry for entry in found if entry.key not in own]
+        for entry in new:
+            self.put(entry)
+        return len(new), len(found) - len(new)
+
+    def clear(self) -> int:
+        """Removes this user's entries and what was set aside; returns how many entries."""
+        self._refresh()
+        paths = list(self.folder.glob("*.json"))
+        for path in (*paths, *self.aside()):
+            path.unlink(missing_ok=True)
+        self._stamp = -1
+        return len(paths)
+
+
+def write_collection(path: Path, entries: Iterable[Entry]) -> None:
+    """Writes entries to one file, in a stable order."""
+    ordered = sorted((entry.as_json() for entry in entries), key=lambda one: json.dumps(one["key"]))
+    records.write(path, COLLECTION, {"entries": ordered})
+
+
+def read_collection(path: Path) -> tuple[Entry, ...]:
+    """The entries of a shipped file; where it is not usable it is named in a warning and none."""
+    try:
+        return tuple(_collection(path.read_bytes()))
+    except UnreadableError as error:
+        records.warn_unused(path, str(error))
+        return ()
+
+
+def _collection(data: bytes) -> Iterator[Entry]:
+    content = records.decode(data, COLLECTION)
+    documents = content.get("entries")
+    if not isinstance(documents, list):
+        raise UnreadableError("it has no list of entries")
+    for number, document in enumerate(documents):
+        try:
+            yield Entry.from_json(document)
+        except (ConfigError, TypeError) as error:
+            reason = error.message if isinstance(error, ConfigError) else "it is no object"
+            raise UnreadableError(f"entry {number}: {reason}") from None
+
+
+def _file_name(key: ConfigKey) -> str:
+    """A name that tells a person what it is, and no two keys share."""
+    words = (key.phase, key.device, key.pattern_class, key.dtype, str(key.head_dim))
+    return f"{records.slug(' '.join(words))}-{records.digest(key.as_json())[:16]}.json"

@@ -1,0 +1,177 @@
+"""`patterncc tune`: finds the fastest configs for patterns on this device and keeps them."""
+
+import argparse
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from patterncc.commands import console
+from patterncc.commands.inputs import call_of, pattern_of, problem_of, require_tables
+from patterncc.commands.run import duration
+from patterncc.dsl import library
+from patterncc.dsl.errors import ConfigError, PatternccError
+
+if TYPE_CHECKING:
+    from patterncc.autotune.tuning import Progress, TuneResult
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tunes each pattern; 1 if one of them could not be, 130 after Ctrl-C."""
+    if bool(args.files) == args.library:
+        raise ConfigError("tune takes patterns, or --library for all that patterncc has")
+    if args.plot and (args.library or len(args.files) > 1):
+        raise ConfigError("--plot draws one search; tune one pattern at a time with it")
+    names = library.names() if args.library else args.files
+    requests = [_of_one(args, name) for name in names]
+    patterns = [pattern_of(each) for each in requests]  # mistakes in a text come before all work
+
+    from patterncc import trial, tuning_plot  # they load torch
+    from patterncc.tuning import document
+
+    if args.plot:
+        tuning_plot.check_output(args.plot)
+    device = trial.choose_device(args.device)
+    documents: list[dict[str, Any]] = []
+    failures = 0
+    for request, pattern in zip(requests, patterns, strict=True):
+        lengths = trial.DEFAULT_TABLE_LENGTH if pattern.tables else trial.DEFAULT_LENGTH
+        request.q_len = request.q_len or lengths[device.type]
+        request.dtype = request.dtype or trial.DEFAULT_DTYPE[device.type]
+        name = pattern.name or request.pattern
+        try:
+            result = _tune(request, pattern, str(device), name)
+        except PatternccError as error:
+            if len(requests) == 1:
+                raise
+            failures += 1
+            documents.append({"pattern": name, "error": _first_line(error)})
+            if not args.json:
+                console.output().print(Text.assemble((name, "bold red"), f": {error}"))
+            continue
+        documents.append(document(name, result))
+        if not args.json:
+            _print(name, result)
+        if args.plot:
+            tuning_plot.plot_search(name, result, args.plot)
+        if result.search.stopped == "interrupted":
+            raise KeyboardInterrupt
+    if args.json:
+        console.print_json(documents)
+    return 1 if failures else 0
+
+
+def _of_one(args: argparse.Namespace, name: str) -> argparse.Namespace:
+    """The arguments as a command for one pattern has them."""
+    one = copy.copy(args)
+    one.pattern = name
+    return one
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _tune(args: argparse.Namespace, pattern: Any, device: str, name: str) -> "TuneResult":
+    from patterncc.autotune.search import Limits
+    from patterncc.autotune.tuning import Options
+    from patterncc.pipeline import kernel_folder
+    from patterncc.tuning import tune_call
+
+    call = call_of(pattern, args)
+    require_tables(call)
+    problem = replace(problem_of(args), group=call.heads // call.kv_heads)
+    options = Options(
+        Limits(args.trials, args.timeout, args.gain),
+        args.sampler,
+        args.storage,
+        folder=Path(kernel_folder()),
+    )
+    with _bar(name) as report:
+        return tune_call(
+            call,
+            problem,
+            device,
+            args.phase,
+            batch=args.batch,
+            layer=args.layer,
+            seed=args.seed,
+            options=options,
+            report=report,
+        )
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Any]:
+    """A bar on the terminal, and what tells it how far the search is."""
+    columns = (
+        TextColumn("{task.fields[name]}: {task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bar(*columns, console=console.progress(), transient=True) as bar:
+        task = bar.add_task("starting", name=name, note="", total=None)
+
+        def report(progress: "Progress") -> None:
+            bar.update(
+                task,
+                description=progress.stage,
+                completed=progress.done,
+                total=progress.total or None,
+                note=_note(progress),
+            )
+
+        yield report
+
+
+def _note(progress: "Progress") -> str:
+    """The best so far, and by how much it beats the default."""
+    if progress.best is None:
+        return ""
+    config, seconds = progress.best
+    note = f"best {duration(seconds)} ({config.block_q}x{config.block_k})"
+    if progress.default < float("inf"):
+        note += f", {progress.default / seconds:.2f}x the default's speed"
+    return note
+
+
+def _print(name: str, result: "TuneResult") -> None:
+    from patterncc.autotune.tuning import config_words
+    from patterncc.tuning import counts
+
+    entry, out = result.entry, console.output()
+    key, call = entry.key, entry.call
+    out.print(Text.assemble((name, "bold"), f", {key.phase} on {key.device}, {key.compiler}"))
+    size = f"batch {call['batch']}, {call['heads']} heads, {call['q_len']:,} tokens"
+    out.print(Text(f"{key.dtype}, {size}, head_dim {key.head_dim}"))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_row("best", duration(entry.seconds), config_words(entry.config))
+    values = {knob: getattr(result.default, knob) for knob in entry.config}
+    if entry.default_seconds is None:
+        table.add_row("default", "does not work", config_words(values))
+    else:
+        speed = f"{config_words(values)}; the best is {entry.speedup:.2f}x as fast"
+        table.add_row("default", duration(entry.default_seconds), speed)
+    states = ", ".join(f"{count} {state}" for state, count in counts(result).items())
+    table.add_row("trials", str(entry.trials), f"{states}; of {entry.legal:,} legal configs")
+    if result.compiled:
+        worth = f"{len(result.predicted)} of them worth running"
+        table.add_row("compiled", str(len(result.compiled)), worth)
+    table.add_row("stopped", duration(result.seconds), f"after {result.search.stopped}")
+    table.add_row("before", "", _before(result))
+    table.add_row("kept in", "", str(result.path))
+    out.print(table)
+
+
+def _before(result: "TuneResult") -> str:
+    found = result.found
+    return "; ".join([found.reason, *found.differences])

@@ -1,0 +1,157 @@
+"""What was tuned, where calls and commands look for it.
+
+A process keeps the answer to a question that it asked once: a call never changes its kernel because
+another process has tuned something meanwhile. Loads no torch; calls have loaded it before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from patterncc import __version__
+from patterncc.autotune.key import key_of, length_bucket
+from patterncc.autotune.store import Found, TunedStore
+from patterncc.codegen.gpu.config import INTERPRETER, KernelConfig
+from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.score_terms import PLAIN
+from patterncc.settings import settings
+
+if TYPE_CHECKING:
+    from patterncc.autotune.device import Device
+    from patterncc.codegen.problem import Problem
+
+WRITTEN_BY = f"patterncc {__version__}"
+ANSWERS_KEPT = 4096
+
+
+@functools.cache
+def store() -> TunedStore:
+    """This user's tuned configs and those that came with patterncc."""
+    return TunedStore(settings().cache_dir)
+
+
+def config_for(
+    structure: str,
+    problem: Problem,
+    phase: str,
+    target: str,
+    env: Mapping[str, int],
+    names: tuple[str, ...],
+) -> KernelConfig | None:
+    """The config that was tuned for a call, or for one near enough; None where there is none, or
+    the settings want none.
+
+    Args:
+        structure: Canonical text of the pattern without run-time defaults.
+        problem: Shape class.
+        phase: Name of a phase.
+        target: What the call runs on: `cpu`, or as in `codegen.gpu.config.check_config`.
+        env: `q_len`, `kv_len`, `heads`, `kv_heads`, perhaps `layers`, and the run-time numbers.
+        names: Of the run-time numbers.
+    """
+    if not settings().tuned or target == INTERPRETER or problem.terms != PLAIN:
+        return None
+    if min(env["q_len"], env["kv_len"]) <= 0:
+        return None
+    return _config(
+        structure,
+        problem,
+        phase,
+        target,
+        tuple((name, env[name]) for name in names),
+        length_bucket(env["q_len"]),
+        length_bucket(env["kv_len"]),
+        env["heads"],
+        env["kv_heads"],
+        env.get("layers", 1),
+    )
+
+
+@functools.lru_cache(maxsize=ANSWERS_KEPT)
+def _config(
+    structure: str,
+    problem: Problem,
+    phase: str,
+    target: str,
+    numbers: tuple[tuple[str, int], ...],
+    q_len: int,
+    kv_len: int,
+    heads: int,
+    kv_heads: int,
+    layers: int,
+) -> KernelConfig | None:
+    family = (phase, target, problem.dtype, problem.head_dim, problem.value_head_dim)
+    if not store().has_family(family):
+        return None
+    device = _device_here(target)
+    if device.target != target:
+        return None
+    found = lookup(
+        structure, problem, phase, device, numbers, q_len, kv_len, heads, kv_heads, layers
+    )
+    return None if found is None else config_of(found)
+
+
+def lookup(
+    structure: str,
+    problem: Problem,
+    phase: str,
+    device: Device,
+    numbers: tuple[tuple[str, int], ...],
+    q_len: int,
+    kv_len: int,
+    heads: int,
+    kv_heads: int,
+    layers: int,
+) -> Found | None:
+    """What the store says of a call; None for a pattern that has no lowering, which the call itself
+    will say."""
+    try:
+        key = key_of(
+            structure,
+            problem,
+            phase=phase,
+            device=device.name,
+            target=device.target,
+            compiler=device.compiler,
+            numbers=numbers,
+            q_len=q_len,
+            kv_len=kv_len,
+            heads=heads,
+            kv_heads=kv_heads,
+            layers=layers,
+        )
+    except UnsupportedError:
+        return None
+    return store().lookup(key)
+
+
+def config_of(found: Found) -> KernelConfig | None:
+    """The config to use. That of another pattern is taken with the order of tiles that this one's
+    rows ask for."""
+    if found.entry is None:
+        return None
+    config = found.entry.kernel_config
+    if found.entry.key.pattern == found.wanted.pattern:
+        return config
+    growing = "growing" in found.wanted.pattern_class
+    return replace(config, order="reverse" if growing else "forward")
+
+
+def forget() -> None:
+    """Lets the process look again at what was tuned; its next calls may compile other kernels."""
+    _config.cache_clear()
+
+
+def _device_here(target: str) -> Device:
+    """The device that a call to a target runs on: the current one."""
+    import torch  # here, because the command line reads the store without it
+
+    from patterncc.autotune.device import describe
+
+    if target == "cpu":
+        return describe("cpu")
+    return describe(f"cuda:{torch.cuda.current_device()}")

@@ -1,0 +1,205 @@
+"""Tuning as the command line asks for it: calls of patterns as jobs, and results as documents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from patterncc.autotune.device import describe
+from patterncc.autotune.job import Job
+from patterncc.autotune.search import Trial
+from patterncc.autotune.space import config_values, phase_named
+from patterncc.autotune.tuning import (
+    DEFAULTS,
+    Options,
+    Progress,
+    TuneResult,
+    config_words,
+    key_for,
+    tune,
+)
+from patterncc.call import Call
+from patterncc.codegen.problem import Problem
+from patterncc.settings import settings
+from patterncc.tuned import WRITTEN_BY, config_of, store
+
+
+def job_of(call: Call, problem: Problem, *, batch: int = 1, layer: int = 0, seed: int = 0) -> Job:
+    """The job of a call: the same numbers, without the pattern's names.
+
+    Raises:
+        ConfigError: A table is missing.
+    """
+    call.require_tables()
+    return Job(
+        call.pattern.structure,
+        problem,
+        batch,
+        call.heads,
+        call.kv_heads,
+        call.q_len,
+        call.kv_len,
+        call.q_offset,
+        layer,
+        call.layers,
+        {number.name: number.value for number in call.pattern.numbers if number.value is not None},
+        dict(call.tables),
+        seed,
+    )
+
+
+def tune_call(
+    call: Call,
+    problem: Problem,
+    device: str,
+    phase: str,
+    *,
+    batch: int,
+    layer: int,
+    seed: int,
+    options: Options,
+    report: Callable[[Progress], None],
+) -> TuneResult:
+    """Tunes one call and keeps the result in the user's store.
+
+    Raises:
+        TuningError: No config worked.
+        UnsupportedError: The call cannot be run there.
+        ConfigError: There is no such phase or device, or a table is missing.
+    """
+    return tune(
+        job_of(call, problem, batch=batch, layer=layer, seed=seed),
+        phase_named(phase),
+        device,
+        store(),
+        options=options,
+        report=report,
+        written_by=WRITTEN_BY,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Which config a call runs with, and why.
+
+    Attributes:
+        device: In words.
+        config: Values of the phase's knobs.
+        tuned: Whether the store has it; else it is the default.
+        reason: In one sentence.
+        differences: Fields in which the nearest tuned key differs, in words.
+    """
+
+    device: str
+    config: Mapping[str, Any]
+    tuned: bool
+    reason: str
+    differences: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """As text."""
+        origin = "tuned" if self.tuned else "default"
+        head = f"{origin} config on {self.device}: {config_words(self.config)}"
+        return [head, f"why: {self.reason}", *(f"  {text}" for text in self.differences)]
+
+    def as_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def why_config(call: Call, problem: Problem, device_name: str, phase: str) -> Why:
+    """Which config a call would run with on a device, and why.
+
+    Raises:
+        ConfigError: There is no such phase, or a table is missing.
+        UnsupportedError: The pattern has a term that has no lowering.
+    """
+    job, wanted = job_of(call, problem), phase_named(phase)
+    device = describe(device_name)
+    found = store().lookup(key_for(job, wanted, device))
+    config = config_of(found)
+    reason, tuned = found.reason, config is not None
+    if not settings().tuned:
+        config, tuned, reason = None, False, f"PATTERNCC_TUNED is off; else: {reason}"
+    if config is None:
+        config = DEFAULTS[wanted.name](job, device)
+    values = config_values(config, wanted, device.target)
+    return Why(device.name, values, tuned, reason, found.differences)
+
+
+def counts(result: TuneResult) -> dict[str, int]:
+    """How many trials ended in each state."""
+    found: dict[str, int] = {}
+    for trial in result.search.trials:
+        found[trial.state] = found.get(trial.state, 0) + 1
+    return found
+
+
+def importances(result: TuneResult) -> dict[str, float]:
+    """How much each knob matters: the share of the variance of the logarithm of measured times
+    that its values' means explain, the most important knob first.
+
+    The search does not draw configs at random, so these are no effects in a statistician's sense.
+    """
+    trials = result.search.ranked()
+    logs = [math.log(trial.seconds) for trial in trials]
+    if len(logs) < 2:
+        return {}
+    mean = sum(logs) / len(logs)
+    total = sum((value - mean) ** 2 for value in logs)
+    found: dict[str, float] = {}
+    for name in result.entry.config:
+        groups: dict[Any, list[float]] = {}
+        for trial, value in zip(trials, logs, strict=True):
+            groups.setdefault(getattr(trial.config, name), []).append(value)
+        between = sum(
+            len(group) * (sum(group) / len(group) - mean) ** 2 for group in groups.values()
+        )
+        found[name] = between / total if total > 0 else 0.0
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+
+def document(name: str, result: TuneResult) -> dict[str, Any]:
+    """What `--json` prints of one pattern."""
+    entry, found = result.entry, result.found
+    return {
+        "pattern": name,
+        "key": entry.key.as_json(),
+        "config": dict(entry.config),
+        "seconds": entry.seconds,
+        "default_seconds": entry.default_seconds,
+        "speedup": entry.speedup,
+        "call": dict(entry.call),
+        "before": {"reason": found.reason, "differences": list(found.differences)},
+        "legal": entry.legal,
+        "compiled": len(result.compiled),
+        "predicted": len(result.predicted),
+        "stopped": result.search.stopped,
+        "elapsed": result.seconds,
+        "importances": importances(result),
+        "finals": [
+            {"config": _values(result, config), "seconds": seconds}
+            for config, seconds in result.finals
+        ],
+        "trials": [_trial(result, trial) for trial in result.search.trials],
+        "path": None if result.path is None else str(result.path),
+    }
+
+
+def _trial(result: TuneResult, trial: Trial) -> dict[str, Any]:
+    predicted = result.predicted.get(trial.config)
+    return {
+        "config": _values(result, trial.config),
+        "state": trial.state,
+        "seconds": trial.seconds if math.isfinite(trial.seconds) else None,
+        "predicted_seconds": predicted,
+        "reason": trial.reason,
+        "proposed_by": trial.proposed_by,
+        "elapsed": trial.elapsed,
+    }
+
+
+def _values(result: TuneResult, config: Any) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in result.entry.config}

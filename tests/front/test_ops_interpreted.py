@@ -1,0 +1,74 @@
+"""What the operators run on GPUs, in Triton's interpreter: from their arguments to kernels."""
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+import patterncc
+from patterncc import operators
+from tests.codegen.interpreter import interpreter
+from tests.front.inputs import assert_right, assert_right_gradients, expected, expected_gradients
+from tests.front.inputs import tensors as draw
+
+STREAMING = "pattern streaming(sinks = 4, window = 24): causal and (k < sinks or q - k < window)"
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "run-time numbers": (STREAMING, {}),
+    "two passes": ("window(9) or dilated(4, 3)", {}),
+    "documents": (
+        "pattern p(doc: segments): causal and doc[q] == doc[k]",
+        {"doc": torch.tensor([0, 17, 17, 50])},  # int64: kernels read int32
+    ),
+    "sizes it divides by": ("causal and (k // 8 + layer) % layers == 0", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    with interpreter() as worker:
+        yield worker
+
+
+def work(text: str, tables: dict[str, Any], with_lse: bool) -> None:
+    """A forward and a backward by the kernels of GPUs, compared with the oracle."""
+    attn = patterncc.compile(text)
+    query, key, value = draw(50, batch=1, heads=2, kv_heads=1)
+    structure = attn.pattern.structure
+    numbers = [number.value for number in attn.pattern.numbers]
+    rest: tuple[Any, ...] = (
+        structure,
+        None,
+        None,
+        1,
+        3,
+        numbers,
+        [tables[t.name] for t in attn.pattern.tables],
+    )
+    out, lse = operators._attn_fwd_cuda(query, key, value, *rest)
+    options: dict[str, Any] = {"layer": 1, "layers": 3, **tables}
+    assert_right((out, lse), expected(attn, query, key, value, **options), query)
+    grad_out = torch.randn_like(out)
+    grad_lse = torch.randn_like(lse) if with_lse else None
+    arguments = (query, key, value)
+    grads = operators._attn_bwd_cuda(grad_out, grad_lse, *arguments, out, lse, *rest)
+    answers = expected_gradients(attn, arguments, grad_out, grad_lse, **options)
+    assert_right_gradients(grads, answers, arguments)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("with_lse", [True, False])
+def test_gradients(case: str, with_lse: bool, pool: ProcessPoolExecutor) -> None:
+    pool.submit(work, *CASES[case], with_lse).result()
+
+
+def test_nothing_to_do_needs_no_kernel() -> None:
+    structure = patterncc.compile("causal").pattern.structure
+    for q_len, kv_len in ((0, 5), (5, 0)):
+        inputs = draw(q_len, kv_len)
+        rest: tuple[Any, ...] = (structure, None, None, 0, None, [], [])
+        out, lse = operators._attn_fwd_cuda(*inputs, *rest)
+        assert bool((out == 0).all()) and bool((lse == -torch.inf).all())
+        for grad in operators._attn_bwd_cuda(out, None, *inputs, out, lse, *rest):
+            assert bool((grad == 0).all())

@@ -1,0 +1,123 @@
+"""`patterncc tune` on the CPU for real, and `patterncc cache` on what it kept."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from patterncc import tuning
+from patterncc.autotune.store import TunedStore
+from patterncc.commands import cache
+from tests.front.conftest import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ("--q-len", "200", "--heads", "2", "--head-dim", "16", "--trials", "3", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TunedStore:
+    found = TunedStore(tmp_path / "cache", None)
+    monkeypatch.setattr(tuning, "store", lambda: found)
+    monkeypatch.setattr(cache, "store", lambda: found)
+    return found
+
+
+@pytest.mark.parametrize("argv", [["tune", "--help"], ["cache", "--help"], ["cache", "list"]])
+def test_loads_no_torch(argv: list[str], tmp_path: Path) -> None:
+    code = (
+        f"import sys; from patterncc.cli import main; main({argv!r});"
+        "print('loaded:', *sorted({'torch', 'optuna', 'triton'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_tune_and_cache(run: Run, tmp_path: Path, own_store: TunedStore) -> None:
+    first = run("tune", "examples/streaming.pat", *SMALL, "--json")
+    assert first.code == 0
+    (found,) = first.json
+    assert found["pattern"] == "streaming"
+    assert set(found["config"]) == {"block_q", "block_k"}
+    assert len(found["trials"]) == 3
+    assert {trial["state"] for trial in found["trials"]} <= {"timed", "slow"}
+    assert found["trials"][0]["proposed_by"] == "seed"
+    assert all(trial["predicted_seconds"] > 0 for trial in found["trials"])
+    assert found["seconds"] <= found["default_seconds"]
+    assert found["before"] == {"reason": "nothing has been tuned yet", "differences": []}
+    assert set(found["importances"]) == {"block_q", "block_k"}
+    assert found["stopped"] == "3 trials"
+    assert Path(found["path"]).parent == own_store.folder
+
+    second = run("tune", "causal", *SMALL)
+    assert second.code == 0
+    assert "causal, forward on " in second.out
+    assert "of 25 legal configs" in second.out
+    assert "the nearest tuned key (user)" in second.out
+
+    listed = run("cache", "list")
+    assert listed.code == 0
+    assert "k <= q" in listed.out
+    assert [each["origin"] for each in run("cache", "--json").json["entries"]] == ["user", "user"]
+    (entry,) = run("cache", "show", "SINKS").json
+    assert entry["config"] == found["config"]
+    assert entry["call"] == {
+        "batch": 1,
+        "heads": 2,
+        "kv_heads": 2,
+        "q_len": 200,
+        "kv_len": 200,
+        "sinks": 4,
+        "window": 4096,
+    }
+    file = tmp_path / "mine.json"
+    assert run("cache", "export", str(file)).out == "exported 2 entries\n"
+    assert run("cache", "clear", "--json").json == {"removed": 2}
+    assert "nothing has been tuned" in run("cache").out
+    assert run("cache", "import", str(file)).out == "imported 2 entries; 0 were there already\n"
+
+
+def test_a_picture(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "search.png"
+    assert run("tune", "window(64)", *SMALL, "--plot", str(path)).code == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["tune"], "tune takes patterns, or --library"),
+        (["tune", "causal", "--library"], "tune takes patterns, or --library"),
+        (["tune", "causal", "full", "--plot", "x.png"], "--plot draws one search"),
+        (["tune", "causal", *SMALL, "--phase", "backwards"], "there is no phase 'backwards'"),
+        (["tune", "causal", *SMALL, "--plot", "x.bmp"], "no suffix of a picture"),
+        (["cache", "export"], "cache export takes a file"),
+        (["cache", "clear", "x"], "cache clear takes no file"),
+        (["cache", "show", "nothing"], "no entry's pattern or device has 'nothing' in it"),
+    ],
+)
+def test_wrong_usage(run: Run, argv: list[str], message: str) -> None:
+    found = run(*argv)
+    assert found.code == 2
+    assert message in found.err
+
+
+def test_what_cannot_be_imported(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "other.json"
+    file.write_text("{}")
+    found = run("cache", "import", str(file))
+    assert found.code == 2
+    assert "it was not written by patterncc" in found.err
+    assert run("cache", "import", str(tmp_path / "none.json")).code == 2
+
+
+def test_one_of_several_fails(run: Run) -> None:
+    table = "pattern p(w: int[head]): window(w[head])"
+    found = run("tune", "causal", table, *SMALL, "--json")
+    assert found.code == 1
+    good, bad = found.json
+    assert "config" in good
+    assert "no table was given for `w`" in bad["error"]

@@ -1,0 +1,189 @@
+"""Calls take the configs that were tuned for them, once, and say why."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import patterncc
+from patterncc import pipeline, tuned, tuning
+from patterncc.autotune.device import Device, describe
+from patterncc.autotune.key import ConfigKey, key_of
+from patterncc.autotune.store import Entry, TunedStore
+from patterncc.codegen.problem import Problem
+from patterncc.settings import Settings, settings
+from tests.front.conftest import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+STRUCTURE = patterncc.compile("window(64)").pattern.structure
+PROBLEM = Problem("float32", 16, 16)
+H200 = Device("NVIDIA H200", "cuda:90", "triton 3.6.0", 132)
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TunedStore]:
+    found = TunedStore(tmp_path / "cache", None)
+    monkeypatch.setattr(tuned, "store", lambda: found)
+    monkeypatch.setattr(tuning, "store", lambda: found)
+    tuned.forget()
+    yield found
+    tuned.forget()
+
+
+def key(device: Device, problem: Problem = PROBLEM, q_len: int = 256, **fields: Any) -> ConfigKey:
+    found = key_of(
+        STRUCTURE,
+        problem,
+        phase="forward",
+        device=device.name,
+        target=device.target,
+        compiler=device.compiler,
+        numbers=(("n", 64),),
+        q_len=q_len,
+        kv_len=q_len,
+        heads=2,
+        kv_heads=2,
+        layers=1,
+    )
+    return replace(found, **fields)
+
+
+def entry(wanted: ConfigKey, **config: Any) -> Entry:
+    return Entry(wanted, config, 1e-3, 2e-3, 5, 25)
+
+
+def attend(q_len: int = 256) -> torch.Tensor:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, q_len, 16) for _ in range(3))
+    out = patterncc.attention(query, key, value, "window(64)")
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
+def tiles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The tile shapes that calls lower for, from now on."""
+    found: list[tuple[int, int]] = []
+    real = pipeline.passes
+
+    def passes(structure: str, block_q: int, block_k: int, *rest: Any) -> Any:
+        found.append((block_q, block_k))
+        return real(structure, block_q, block_k, *rest)
+
+    monkeypatch.setattr(pipeline, "passes", passes)
+    return found
+
+
+def test_a_call_on_the_cpu(own_store: TunedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = attend()
+    own_store.put(entry(key(describe("cpu")), block_q=32, block_k=128))
+    lowered = tiles(monkeypatch)
+    attend()
+    assert lowered == [(64, 64)]  # the process keeps its answer: no other kernel in mid-training
+    tuned.forget()
+    torch.testing.assert_close(attend(), expected, atol=1e-5, rtol=1e-5)
+    attend(600)  # a neighbour by length
+    assert lowered[1:] == [(32, 128), (32, 128)]
+
+
+def test_gradients_use_the_same_tiles(
+    own_store: TunedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_store.put(entry(key(describe("cpu")), block_q=32, block_k=32))
+    lowered = tiles(monkeypatch)
+    query = torch.randn(1, 2, 256, 16, requires_grad=True)
+    out = patterncc.attention(query, query, query, "window(64)")
+    assert isinstance(out, torch.Tensor)
+    torch.autograd.backward(out.sum())
+    assert set(lowered) == {(32, 32)}
+
+
+def test_settings_can_switch_it_off(own_store: TunedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_store.put(entry(key(describe("cpu")), block_q=32, block_k=128))
+    off = replace(settings(), tuned=False)
+    assert Settings.read({"PATTERNCC_TUNED": "0"}).tuned is False
+    assert Settings.read({}).tuned is True
+    monkeypatch.setattr(tuned, "settings", lambda: off)
+    lowered = tiles(monkeypatch)
+    attend()
+    assert lowered == [(64, 64)]
+
+
+def test_a_call_on_a_gpu(own_store: TunedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which config the launcher is told, by the lookup that it uses."""
+    monkeypatch.setattr(tuned, "_device_here", lambda target: H200)
+    problem = Problem("bfloat16", 128, 128)
+    config = {
+        "block_q": 64,
+        "block_k": 128,
+        "num_warps": 4,
+        "num_stages": 1,
+        "load": "descriptor",
+        "order": "forward",
+        "max_registers": None,
+    }
+    own_store.put(entry(key(H200, problem, q_len=16384), **config))
+    env = {"q_len": 16000, "kv_len": 16000, "heads": 2, "kv_heads": 2, "n": 64}
+
+    def found(structure: str, **numbers: int) -> Any:
+        wanted = {**env, **numbers}
+        return tuned.config_for(structure, problem, "forward", "cuda:90", wanted, ("n",))
+
+    exact = found(STRUCTURE)
+    assert exact is not None
+    assert (exact.block_k, exact.num_stages, exact.order) == (128, 1, "forward")
+    # Another pattern, whose later rows see more keys: the same tiles, its own order.
+    text = "pattern p(n = 64): causal and (q - k < n or (k // 64) % 64 == 0)"
+    causal = patterncc.compile(text).pattern.structure
+    near = found(causal)
+    assert near is not None
+    assert (near.block_k, near.order) == (128, "reverse")
+    assert found(STRUCTURE, q_len=1, kv_len=2**20) is None  # too far
+    half = replace(problem, dtype="float16")
+    assert tuned.config_for(STRUCTURE, half, "forward", "cuda:90", env, ("n",)) is None
+
+
+def test_lookups_are_fast(own_store: TunedStore) -> None:
+    own_store.put(entry(key(describe("cpu")), block_q=32, block_k=128))
+    env = {"q_len": 256, "kv_len": 256, "heads": 2, "kv_heads": 2, "n": 64}
+
+    def microseconds() -> float:
+        start = time.perf_counter()
+        for _ in range(200):
+            tuned.config_for(STRUCTURE, PROBLEM, "forward", "cpu", env, ("n",))
+        return (time.perf_counter() - start) / 200 * 1e6
+
+    microseconds()
+    assert min(microseconds() for _ in range(5)) < 50
+
+
+def test_why_config(run: Run, own_store: TunedStore) -> None:
+    size = ("--q-len", "256", "--heads", "2", "--head-dim", "16", "--dtype", "float32")
+    argv = ("explain", "window(64)", *size, "--why-config", "--device", "cpu")
+    first = run(*argv)
+    assert first.code == 0
+    assert first.out.startswith("default config on ")
+    assert "64x64\nwhy: nothing has been tuned yet" in first.out
+    own_store.put(entry(key(describe("cpu"), q_len=512), block_q=32, block_k=128))
+    second = run(*argv)
+    assert "tuned config on " in second.out
+    assert "32x128\nwhy: the nearest tuned key (user), 3.5 away" in second.out
+    assert "  q_len: 256 wanted, 512 tuned" in second.out
+    assert run(*argv, "--json").json["config"] == {"block_q": 32, "block_k": 128}
+
+
+def test_looking_at_tuned_configs_loads_no_optuna() -> None:
+    code = (
+        "import sys, torch, patterncc; query = torch.ones(1, 1, 8, 8);"
+        "patterncc.attention(query, query, query, 'causal');"
+        "print(*sorted({'optuna', 'matplotlib', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
