@@ -31,7 +31,7 @@ SAMPLERS: tuple[Sampler, ...] = ("model", "tpe", "gp", "random")
 """`model`: the largest expected gain over the cost model as corrected by what was timed
 (`surrogate`); the others are Optuna's. docs/tuning.md compares them."""
 
-LEAST_TRIALS = 8
+LEAST_TRIALS = 16
 """Configs that are timed before the study may stop early."""
 _LOOKED_AHEAD = 10  # trials whose expected gains together must be worth it
 _WAITS, _WAIT = 200, 0.01  # times and seconds that a process waits for others to name their config

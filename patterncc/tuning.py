@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from patterncc.autotune.device import describe
 from patterncc.autotune.job import Job
+from patterncc.autotune.microbenchmarks import Calibration, calibrate
 from patterncc.autotune.search import Trial
 from patterncc.autotune.space import config_values, phase_named
 from patterncc.autotune.tuning import (
@@ -22,8 +24,9 @@ from patterncc.autotune.tuning import (
 )
 from patterncc.call import Call
 from patterncc.codegen.problem import Problem
+from patterncc.pipeline import kernel_folder
 from patterncc.settings import settings
-from patterncc.tuned import WRITTEN_BY, config_of, store
+from patterncc.tuned import NEAR, WRITTEN_BY, config_of, store
 
 
 def job_of(call: Call, problem: Problem, *, batch: int = 1, layer: int = 0, seed: int = 0) -> Job:
@@ -80,6 +83,17 @@ def tune_call(
     )
 
 
+def calibrate_device(device: str, report: Callable[[Progress], None]) -> tuple[Calibration, Path]:
+    """Fits the cost model's constants to a device and keeps them; also returns their file.
+
+    Raises:
+        TuningError: Too little worked to fit anything.
+        ConfigError: There is no such device.
+    """
+    found = calibrate(device, processes=Options().processes, folder=kernel_folder(), report=report)
+    return found, store().put_constants(found.device.name, found.constants)
+
+
 @dataclass(frozen=True, slots=True)
 class Why:
     """Which config a call runs with, and why.
@@ -121,6 +135,8 @@ def why_config(call: Call, problem: Problem, device_name: str, phase: str) -> Wh
     found = store().lookup(key_for(job, wanted, device))
     config = config_of(found)
     reason, tuned = found.reason, config is not None
+    if not tuned and found.entry is not None:
+        reason += f", too far to be used untried (at most {NEAR:g})"
     if not settings().tuned:
         config, tuned, reason = None, False, f"PATTERNCC_TUNED is off; else: {reason}"
     if config is None:

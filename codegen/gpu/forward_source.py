@@ -20,7 +20,7 @@ from patterncc.codegen.gpu.access_source import Access
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
 from patterncc.codegen.gpu.query_tile_source import QueryTile, check_program, dot_precision
-from patterncc.codegen.gpu.score_source import TermWriter, sink_logit, tile_logit
+from patterncc.codegen.gpu.score_source import TermWriter, corners_of, sink_logit, tile_logit
 from patterncc.dsl.score import coordinates_read
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ class _ForwardWriter:
         """What turns a tile's scores into logits, and what that needs before the loops."""
         if self._logit is None:
             return (), ()
-        writer = TermWriter([self._logit], "k")
+        corners = corners_of(self._program.tiling, "[BLOCK_Q, BLOCK_K]")
+        writer = TermWriter([self._logit], "k", corners=corners)
         logits = f"scores = {writer.write(self._logit)}"
         lines = writer.program_lines
         if lines:

@@ -22,7 +22,13 @@ from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_t
 from patterncc.codegen.gpu.key_access_source import RESULTS, KeyAccess
 from patterncc.codegen.gpu.key_tile_source import KeyTile
 from patterncc.codegen.gpu.query_tile_source import check_program, dot_precision
-from patterncc.codegen.gpu.score_source import TermWriter, tile_logit, tile_slope
+from patterncc.codegen.gpu.score_source import (
+    TermWriter,
+    corners_of,
+    finite_past_the_end,
+    tile_logit,
+    tile_slope,
+)
 from patterncc.dsl.score import ONE
 
 if TYPE_CHECKING:
@@ -85,18 +91,16 @@ class _Writer:
         self._slope = tile_slope(problem.terms, program.tiling)
         written = [] if self._logit is None else [self._logit, self._slope]
         # Written once for all loops: lines before them, lines in a tile, and operands.
-        self._writer = TermWriter(written, "q")
+        corners = corners_of(program.tiling, "[BLOCK_K, BLOCK_Q]")
+        self._writer = TermWriter(written, "q", corners=corners)
         self._texts = [self._writer.write(expr) for expr in written]
+        self._finite = all(map(finite_past_the_end, written))
         lines = self._writer.program_lines
         self._keys = KeyTile(program, problem, config, self._access, written, lines)
         self._precision = dot_precision(problem)
 
     def source(self) -> KernelSource:
-        pointers = [
-            KernelParameter("lse_ptr", "*fp32", 4),
-            KernelParameter("delta_ptr", "*fp32", 4),
-        ]
-        pointers += self._access.results(self._resumes, self._hands_on)
+        pointers = self._access.results(self._resumes, self._hands_on)
         factors = [] if self._logit is not None else [KernelParameter("score_scale", "fp32")]
         factors += [] if self._hands_on else [KernelParameter("scale", "fp32")]
         parameters = tuple(self._keys.parameters(pointers, factors))
@@ -181,17 +185,24 @@ class _Writer:
         yield self._access.load_row_numbers("row_delta")
         yield from self._keys.tile_rows(loop)
         yield from self._writer.tile_lines
-        yield 'counted = row_lse[None, :] < float("inf")'
+        tests = []
+        if not self._finite:
+            tests.append('(row_lse[None, :] < float("inf"))')
         if loop.kind == "partial":
             yield from self._keys.allowed()
-            yield "counted = counted & allowed"
-        yield f'scores = tl.where(counted, {logits}, float("-inf"))'
-        yield "grad_weights = tl.where(counted, grad_weights - row_delta[None, :], 0.0)"
+            tests.append("allowed")
+
+        def counted(text: str, other: str) -> str:
+            return f"tl.where({' & '.join(tests)}, {text}, {other})" if tests else text
+
+        hidden = 'float("-inf")'
+        yield f"scores = {counted(logits, hidden)}"
+        yield f"grad_weights = {counted('grad_weights - row_delta[None, :]', '0.0')}"
         yield "weights = tl.exp2(scores - row_lse[None, :])"
         if self._slope == ONE:
             yield "grad_scores = weights * grad_weights"
         else:
-            yield f"grad_scores = weights * grad_weights * tl.where(counted, {slope}, 0.0)"
+            yield f"grad_scores = weights * grad_weights * {counted(slope, '0.0')}"
 
     def _product(self, name: str, keys: str, rows: str) -> Iterator[str]:
         """Each key times each row, over all parts of the head dimension."""

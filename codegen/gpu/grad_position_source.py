@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from patterncc.codegen.gpu.access_source import Access
+from patterncc.codegen.gpu.edge_source import EDGES, by_distance, corner_texts
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
 from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
@@ -32,9 +33,8 @@ from patterncc.codegen.gpu.score_source import (
 )
 from patterncc.codegen.gpu.table_source import tables_read
 from patterncc.codegen.ir import DENSE
-from patterncc.dsl.build import add, substitute
 from patterncc.dsl.errors import UnsupportedError
-from patterncc.dsl.mask import K, Param, Q, Var, variables, walk
+from patterncc.dsl.mask import Param, Var, variables, walk
 from patterncc.dsl.score import discrete
 from patterncc.dsl.score_printer import real_text
 
@@ -55,7 +55,6 @@ Reach: TypeAlias = Literal["key", "distance"]
 
 _ROWS = ("query", "grad_out")
 _GIVEN = frozenset({"q", "k", "q_len", "kv_len", "q_offset", "head", "kv_head", "batch", "heads"})
-_DISTANCE = Var("distance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +81,7 @@ def reach_of(lookup: Lookup) -> Reach | None:
         return None
     if "q" not in read:
         return "key"
-    moved = [substitute(index, {Q: add(K, _DISTANCE)}) for index in lookup.indexes]
-    return None if any("k" in variables(index) for index in moved) else "distance"
+    return None if None in map(by_distance, lookup.indexes) else "distance"
 
 
 def position_entries(terms: ScoreTerms, reach: Reach) -> tuple[PositionEntry, ...]:
@@ -150,7 +148,7 @@ class _Writer:
         self._logit = in_base_2(in_classes(problem.terms.logit, DENSE))
         self._slopes = [in_classes(entry.slope, DENSE) for entry in self._entries]
         self._terms = [self._logit, *self._slopes]
-        self._writer = TermWriter(self._terms, "qk")
+        self._writer = TermWriter(self._terms, "qk", corners="[BLOCK_Q, BLOCK_K]")
         self._texts = [self._writer.write(expr) for expr in self._terms]
         self._precision = dot_precision(problem)
 
@@ -278,9 +276,23 @@ class _Writer:
             if self._reach == "key":
                 yield f"{entry.name}_0 += tl.sum(share, 0)"
                 continue
-            yield "turned = tl.gather(share, turned_columns, 1)"
-            yield f"{entry.name}_0 += tl.sum(tl.where(above, turned, 0.0), 0)"
-            yield f"{entry.name}_1 += tl.sum(tl.where(above, 0.0, turned), 0)"
+            turned = (
+                "turned = tl.gather(share, turned_columns, 1)",
+                f"{entry.name}_0 += tl.sum(tl.where(above, turned, 0.0), 0)",
+                f"{entry.name}_1 += tl.sum(tl.where(above, 0.0, turned), 0)",
+            )
+            corners = corner_texts(entry.lookup, entry.name)
+            if corners is None:
+                yield from turned
+                continue
+            yield from (line for line in EDGES if line not in self._writer.tile_lines)
+            yield from corners.lines
+            yield f"if {corners.same}:"
+            yield f"{INDENT}# All distances of the tile choose the entry that the first one does."
+            whole = "tl.sum(tl.sum(share, 1), 0)"
+            yield f"{INDENT}{entry.name}_0 += tl.where(columns == 0, {whole}, 0.0)"
+            yield "else:"
+            yield from (f"{INDENT}{line}" for line in turned)
 
     def _product(self, name: str, rows: str, keys: str, parts: int) -> Iterator[str]:
         """Each row times each key, over all parts of the head dimension."""

@@ -23,7 +23,13 @@ from patterncc.codegen.gpu.access_source import TYPES, Access
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
 from patterncc.codegen.gpu.query_tile_source import QueryTile, check_program, dot_precision
-from patterncc.codegen.gpu.score_source import TermWriter, row_entries, tile_logit, tile_slope
+from patterncc.codegen.gpu.score_source import (
+    TermWriter,
+    corners_of,
+    row_entries,
+    tile_logit,
+    tile_slope,
+)
 from patterncc.dsl.score import ONE
 
 if TYPE_CHECKING:
@@ -111,7 +117,8 @@ class _GradQueryWriter:
         written += [entry.slope for entry in self._entries]
         self._rows = QueryTile(program, problem, config, self._access, written)
         # Written once for all loops: lines before them, lines in a tile, and operands.
-        self._writer = TermWriter(written, "k")
+        corners = corners_of(tiling, "[BLOCK_Q, BLOCK_K]")
+        self._writer = TermWriter(written, "k", corners=corners)
         self._texts = [self._writer.write(expr) for expr in written]
         self._precision = dot_precision(problem)
 

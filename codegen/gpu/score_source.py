@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from typing_extensions import assert_never
 
+from patterncc.codegen.gpu.edge_source import EDGES, corner_texts
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.mask_source import scalar_name
 from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text
@@ -182,6 +183,21 @@ def tile_slope(terms: ScoreTerms, tiling: Tiling) -> Real:
     return in_classes(terms.slope, tiling)
 
 
+def finite_past_the_end(expr: Real) -> bool:
+    """Is it surely finite for a row past the last one, whose scores are 0, where it is for rows
+    that exist?"""
+    match expr:
+        case Lookup(_, indexes):
+            return not any("q" in variables(index) for index in indexes)
+        case Over(_, divisor):
+            own = isinstance(divisor, Number)
+        case Apply(function, _):
+            own = function in ("tanh", "sigmoid", "sign")
+        case _:
+            own = True
+    return own and all(map(finite_past_the_end, children(expr)))
+
+
 @dataclass(frozen=True, slots=True)
 class RowEntry:
     """An entry of a table that all pairs of a row read, of which a kernel sums the gradient.
@@ -215,6 +231,11 @@ def sink_logit(terms: ScoreTerms, tiling: Tiling) -> Real | None:
     return None if terms.sink is None else in_base_2(in_classes(terms.sink, tiling))
 
 
+def corners_of(tiling: Tiling, shape: str) -> str:
+    """`TermWriter`'s `corners`: in classes, `row_first` and `k_first` are no positions."""
+    return shape if tiling == DENSE else ""
+
+
 class TermWriter:
     """Writes the terms of one kernel; equal parts are computed once.
 
@@ -223,6 +244,8 @@ class TermWriter:
         inner: The positions that change from tile to tile of a program.
         position: What the text calls the row's position, if not `q`.
         prefix: What its names begin with; those of two writers of a kernel must differ.
+        corners: The shape of a tile of rows from `row_first` and keys from `k_first`, if entries
+            may be looked up at its corners alone where they are the same in all of it.
 
     Attributes:
         program_lines: To run once, after `q` or `k`, whichever stays, is known.
@@ -235,12 +258,14 @@ class TermWriter:
         inner: Literal["q", "k", "qk", ""],
         position: str = "q",
         prefix: str = "",
+        corners: str = "",
     ) -> None:
         self.program_lines: list[str] = []
         self.tile_lines: list[str] = []
         self._inner = inner
         self._position = position
         self._prefix = prefix
+        self._corners = corners
         self._uses = _uses(exprs)
         self._named: dict[Real, str] = {}
         self._integers = ExpressionWriter(self._integer_leaf)
@@ -270,7 +295,10 @@ class TermWriter:
             return text
         lines = self.program_lines if own == "program" else self.tile_lines
         name = f"{self._prefix}{own}_real_{len(lines)}"
-        lines.append(f"{name} = {text}")
+        if self._corners and own == "tile" and isinstance(expr, Lookup):
+            lines += self._looked_up(expr, name, text)
+        else:
+            lines.append(f"{name} = {text}")
         self._named[expr] = name
         return name
 
@@ -330,12 +358,33 @@ class TermWriter:
                     text += f" + {self.write(term, own)}" if text else self.write(term, own)
         return f"({text})"
 
+    def _looked_up(self, expr: Lookup, name: str, text: str) -> Iterator[str]:
+        """Gives a tile's entries a name; where one entry serves the whole tile, it is read once."""
+        corners = corner_texts(expr, name)
+        if corners is None:
+            yield f"{name} = {text}"
+            return
+        if EDGES[0] not in self.tile_lines:
+            yield from EDGES
+        yield from corners.lines
+        once = self._reading(expr, corners.indexes, "s" * len(corners.indexes))
+        yield f"if {corners.same}:"
+        yield f"    {name} = tl.zeros({self._corners}, tl.float32) + {once}"
+        yield "else:"
+        yield f"    {name} = {text}"
+
     def _lookup(self, expr: Lookup) -> str:
+        indexes = [self._integers.integer(index).text for index in expr.indexes]
+        return self._reading(
+            expr, indexes, "".join("sv"[_spreads(index)] for index in expr.indexes)
+        )
+
+    def _reading(self, expr: Lookup, indexes: Sequence[str], kinds: str) -> str:
+        """Reads an entry; `kinds` tells scalar indexes (s) from vectors (v)."""
         table = RealTable(expr.table, tuple(map(_spreads, expr.indexes)))
         sizes = [size.name for size in table.sizes]
-        indexes = [self._integers.integer(index).text for index in expr.indexes]
         arguments = ", ".join([table.pointer.name, *sizes, *indexes, "0.0"])
-        return f"read_table_{''.join('sv'[many] for many in table.spread)}({arguments})"
+        return f"read_table_{kinds}({arguments})"
 
     def _place(self, expr: Real) -> _Place:
         """Where it can be computed at the earliest."""

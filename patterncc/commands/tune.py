@@ -4,7 +4,7 @@ import argparse
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace) -> int:
     """Tunes each pattern; 1 if one of them could not be, 130 after Ctrl-C."""
+    if args.calibrate:
+        return _calibrate(args)
     if bool(args.files) == args.library:
         raise ConfigError("tune takes patterns, or --library for all that patterncc has")
     if args.plot and (args.library or len(args.files) > 1):
@@ -66,6 +68,43 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         console.print_json(documents)
     return 1 if failures else 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    """Fits the cost model to the device and keeps its constants."""
+    if args.files or args.library:
+        raise ConfigError("--calibrate takes no patterns; it has its own")
+    from patterncc.trial import choose_device
+    from patterncc.tuning import calibrate_device
+
+    with _bar("cost model") as report:
+        found, path = calibrate_device(str(choose_device(args.device)), report)
+    if args.json:
+        console.print_json(
+            {
+                "device": found.device.name,
+                "constants": asdict(found.constants),
+                "before": {label: asdict(one) for label, one in found.before.items()},
+                "after": {label: asdict(one) for label, one in found.after.items()},
+                "path": str(path),
+            }
+        )
+        return 0
+    out = console.output()
+    words = f"{found.measured} configs timed in {duration(found.seconds)}"
+    out.print(Text.assemble((found.device.name, "bold"), f": {words}"))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("call", "rank correlation", "first pick over best", "before"):
+        table.add_column(title)
+    for label, one in found.after.items():
+        before = found.before[label]
+        earlier = f"{before.rank_correlation:.2f}, {before.first:.2f}x"
+        table.add_row(label, f"{one.rank_correlation:.2f}", f"{one.first:.2f}x", earlier)
+    out.print(table)
+    for name, value in asdict(found.constants).items():
+        out.print(Text(f"  {name:16} {value:.4g}"))
+    out.print(Text(f"kept in {path}"))
+    return 0
 
 
 def _of_one(args: argparse.Namespace, name: str) -> argparse.Namespace:

@@ -138,6 +138,15 @@ BACKWARD = (
         ),
         None,
     ),
+    (
+        # Tiles far from the diagonal choose one entry each, corners tell.
+        ScoreCall(
+            Call("full", 150, 130, offset=-40),
+            "score + relative_bias(bias, 7) + steps[-(max(q - k, -50) // 40) + 2]",
+            shapes={"bias": (2, 15), "steps": (9,)},
+        ),
+        None,
+    ),
     (ScoreCall(Call("k > q", 90, 70), sink="sinks[head]", shapes={"sinks": (2,)}), None),
     (ScoreCall(Call("causal", 40, 0), sink="sinks[head]", shapes={"sinks": (2,)}), None),
     (

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -86,9 +87,26 @@ def test_a_picture(run: Run, tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_calibrate(run: Run, own_store: TunedStore) -> None:
+    found = run("tune", "--calibrate", "--device", "cpu", "--json")
+    assert found.code == 0
+    document = found.json
+    assert len(document["after"]) == 3
+    assert all(one["configs"] == 9 for one in document["after"].values())
+    errors = [
+        sum(one["error"] for one in document[which].values()) for which in ("after", "before")
+    ]
+    assert errors[0] <= errors[1] + 0.05
+    kept = own_store.constants(document["device"])
+    assert kept is not None
+    assert asdict(kept) == document["constants"]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["tune", "causal", "--calibrate"], "--calibrate takes no patterns"),
         (["tune"], "tune takes patterns, or --library"),
         (["tune", "causal", "--library"], "tune takes patterns, or --library"),
         (["tune", "causal", "full", "--plot", "x.png"], "--plot draws one search"),

@@ -43,7 +43,7 @@ def tables_of(score: str, sink: str | None) -> dict[str, Tensor]:
 def close(found: Tensor, wanted: Tensor, tolerance: float) -> None:
     assert found.isfinite().all()
     largest = max(1.0, float(wanted.abs().max()))
-    difference = float((found.double() - wanted).abs().max())
+    difference = float((found.detach().double() - wanted).abs().max())
     assert difference <= tolerance * largest, (difference, largest)
 
 
