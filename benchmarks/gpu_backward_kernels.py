@@ -73,7 +73,7 @@ def planned(
     that suits the pattern."""
     if config is not None:
         default = planned(case, kernel, None, target, layouts, multiprocessors, shapes)
-        config = replace(config, order=default[-1].source.config.order)
+        config = replace(config, order=own_config(default, kernel).order)
     query, key = layouts[0], layouts[2]
     problem = Problem("bfloat16", query.sizes[3], query.sizes[3], query.sizes[1] // key.sizes[1])
     planner = BackwardPlanner(
@@ -91,6 +91,11 @@ def planned(
         needs_query=kernel == "grad_query",
         needs_key_value=kernel == "grad_key_value",
     )
+
+
+def own_config(launches: tuple[Launch, ...], kernel: str) -> KernelConfig:
+    """The config of a kind of kernel among others."""
+    return next(one.source.config for one in launches if one.source.name == kernel)
 
 
 def compile_one(name: str, *arguments: Any) -> dict[str, list[int]] | str:
@@ -183,7 +188,7 @@ def main() -> None:
                 difference = (gradient - reference[name]).norm() / reference[name].norm()
                 if not difference < 1e-2:
                     raise AssertionError(f"{case.name} {config}: {name} differs by {difference}")
-            own = launches[-1].source.config if config is None else config
+            own = config or own_config(launches, options.kernel)
             total = sum(ms for name, ms in times.items() if name != "delta")
             row = {"case": case.name, "default": config is None, **asdict(own), "ms": times}
             results.append(row | {"tflops": flops / total / 1e9, "resources": resources})

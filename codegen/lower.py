@@ -216,9 +216,11 @@ def _loops(
         for group in intricate_terms(body)
     )
     spare = [group for group in groups if group and not hull]
-    # Beyond this nothing was ever found exactly, only after a second of trying.
+    # Beyond this nothing was ever found exactly.
     while spare and intricacy(body, ignored) > MOST_INTRICATE:
         ignored += tuple(spare.pop(0))
+    if len(spare) > 1:  # each attempt may take a third of a second: at most three before the last
+        spare = [spare[0], [term for group in spare[1:] for term in group]]
     while True:
         try:
             return _sweeps(tiles(body, ignored, geometry, hull)), (body,) if hull else ignored

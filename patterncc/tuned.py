@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 WRITTEN_BY = f"patterncc {__version__}"
 ANSWERS_KEPT = 4096
+NEAR = 6.0
+"""How far a neighbour may be for a call to run with its config; `key.distance` says what counts.
+Farther ones only tell a tuning run where to begin: a pattern that is tuned for nothing alike does
+better with the default."""
 
 
 @functools.cache
@@ -130,9 +134,9 @@ def lookup(
 
 
 def config_of(found: Found) -> KernelConfig | None:
-    """The config to use. That of another pattern is taken with the order of tiles that this one's
-    rows ask for."""
-    if found.entry is None:
+    """The config to use: None where there is none, or it is not `NEAR`. That of another pattern is
+    taken with the order of tiles that this one's rows ask for."""
+    if found.entry is None or found.distance > NEAR:
         return None
     config = found.entry.kernel_config
     if found.entry.key.pattern == found.wanted.pattern:

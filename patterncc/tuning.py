@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from patterncc.autotune.device import describe
 from patterncc.autotune.job import Job
-from patterncc.autotune.search import Trial
+from patterncc.autotune.microbenchmarks import Calibration, calibrate
+from patterncc.autotune.search import Limits, Trial
 from patterncc.autotune.space import config_values, phase_named
 from patterncc.autotune.tuning import (
     DEFAULTS,
     Options,
     Progress,
+    Surveyed,
     TuneResult,
     config_words,
     key_for,
+    survey,
     tune,
 )
 from patterncc.call import Call
 from patterncc.codegen.problem import Problem
+from patterncc.dsl.errors import ConfigError
+from patterncc.pipeline import kernel_folder
 from patterncc.settings import settings
-from patterncc.tuned import WRITTEN_BY, config_of, store
+from patterncc.tuned import NEAR, WRITTEN_BY, config_of, store
 
 
 def job_of(call: Call, problem: Problem, *, batch: int = 1, layer: int = 0, seed: int = 0) -> Job:
@@ -80,6 +87,63 @@ def tune_call(
     )
 
 
+def survey_call(
+    call: Call,
+    problem: Problem,
+    target: str,
+    phase: str,
+    count: int,
+    timeout: float,
+    report: Callable[[Progress], None],
+) -> tuple[Surveyed, ...]:
+    """Compiles the most promising configs of a call for a target that need not be here.
+
+    Raises:
+        ConfigError: There is no such phase or target, or a table is missing.
+        UnsupportedError: The call has no kernel there.
+    """
+    if re.fullmatch(r"cuda:\d+|hip:gfx\w+", target) is None:
+        raise ConfigError(f"there is no target {target!r}", ("cuda:80", "cuda:90", "hip:gfx942"))
+    return survey(
+        job_of(call, problem),
+        phase_named(phase),
+        target,
+        count,
+        options=Options(Limits(timeout=timeout), folder=kernel_folder()),
+        report=report,
+    )
+
+
+def survey_document(found: tuple[Surveyed, ...]) -> dict[str, Any]:
+    """What `--json` prints of a survey."""
+    rows = []
+    for one in found:
+        needs = one.compiled.resources
+        reason = one.compiled.reason
+        if needs is not None and needs.spilled:
+            reason = "spills"
+        rows.append(
+            {
+                "config": asdict(one.config),
+                "predicted_seconds": one.predicted if math.isfinite(one.predicted) else None,
+                "resources": None if needs is None else asdict(needs),
+                "reason": reason,
+            }
+        )
+    return {"configs": rows}
+
+
+def calibrate_device(device: str, report: Callable[[Progress], None]) -> tuple[Calibration, Path]:
+    """Fits the cost model's constants to a device and keeps them; also returns their file.
+
+    Raises:
+        TuningError: Too little worked to fit anything.
+        ConfigError: There is no such device.
+    """
+    found = calibrate(device, processes=Options().processes, folder=kernel_folder(), report=report)
+    return found, store().put_constants(found.device.name, found.constants)
+
+
 @dataclass(frozen=True, slots=True)
 class Why:
     """Which config a call runs with, and why.
@@ -121,6 +185,8 @@ def why_config(call: Call, problem: Problem, device_name: str, phase: str) -> Wh
     found = store().lookup(key_for(job, wanted, device))
     config = config_of(found)
     reason, tuned = found.reason, config is not None
+    if not tuned and found.entry is not None:
+        reason += f", too far to be used untried (at most {NEAR:g})"
     if not settings().tuned:
         config, tuned, reason = None, False, f"PATTERNCC_TUNED is off; else: {reason}"
     if config is None:

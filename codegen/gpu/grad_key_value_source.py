@@ -100,11 +100,7 @@ class _Writer:
         self._precision = dot_precision(problem)
 
     def source(self) -> KernelSource:
-        pointers = [
-            KernelParameter("lse_ptr", "*fp32", 4),
-            KernelParameter("delta_ptr", "*fp32", 4),
-        ]
-        pointers += self._access.results(self._resumes, self._hands_on)
+        pointers = self._access.results(self._resumes, self._hands_on)
         factors = [] if self._logit is not None else [KernelParameter("score_scale", "fp32")]
         factors += [] if self._hands_on else [KernelParameter("scale", "fp32")]
         parameters = tuple(self._keys.parameters(pointers, factors))

@@ -161,14 +161,15 @@ class KeyAccess:
             yield "head_row = (batch.to(tl.int64) * heads + head) * row_length"
 
     def tile_start(self) -> Iterator[str]:
-        """The rows of a tile, and which of them exist."""
+        """The rows of a tile, and which of them exist where loads must know."""
         if self._moves_boxes:
             yield "row_box = tl.minimum(row_first, q_len - BLOCK_Q)"
             yield "rows = row_box + tl.arange(0, BLOCK_Q)"
             yield "row_exists = row_first <= rows"
         else:
             yield "rows = row_first + tl.arange(0, BLOCK_Q)"
-            yield "row_exists = rows < q_len"
+            if not self._passing_described:
+                yield "row_exists = rows < q_len"
         if self._rows_apart:
             yield f"call_rows = rows * {self._tiling.q_step} + row_class"
 

@@ -16,7 +16,8 @@ from patterncc.dsl.mask import Predicate
 
 MOST_PIECES = 40  # of full or partial tiles: a kernel has a loop for each
 MOST_NATURAL = 16  # terms of a union that are asked which tiles each fills alone
-MOST_FLOORS = 4  # of one conjunction, before they are resolved
+MOST_JOINED = 16  # parts of which it is tried whether some together are one
+MOST_FLOORS = 3  # of one conjunction, before they are resolved
 
 
 class Relation:
@@ -85,7 +86,7 @@ class Relation:
             could, must = self._lift(self.could), self._lift(self.must)
             present = self.symbols.region(exists) if exists else isl.Set.universe(base.get_space())
             entire = self.symbols.region(whole) if whole else isl.Set.universe(base.get_space())
-            visited = _project(base.intersect(could).intersect(present)).coalesce()
+            visited = self._project(base.intersect(could).intersect(present)).coalesce()
             full: list[isl.BasicSet] = []
             lacks = None
             if not must.is_empty():
@@ -104,32 +105,32 @@ class Relation:
         only several terms explain is left to isl's own decomposition.
         """
         # A tile that lacks nothing exists and is visited: start from whichever is simpler.
-        existing = _project(base.intersect(entire)) if visited.n_basic_set() > 1 else visited
+        existing = self._project(base.intersect(entire)) if visited.n_basic_set() > 1 else visited
 
         def lacking(allowed: isl.Set) -> isl.Set:
-            return _project(base.subtract(allowed.intersect(entire)))
+            return self._project(base.subtract(allowed.intersect(entire)))
 
         terms = must.get_basic_sets()
         if not self._is_union or not 1 < len(terms) <= MOST_NATURAL:
-            return _disjoint(_simplest_first(existing.subtract(lacking(must)))), None
-        natural = (existing.subtract(lacking(term.to_set())) for term in terms)
-        parts = [part for tiles in natural for part in _simplest_first(tiles)]
-        return _disjoint(parts), lacking(must)
+            return _disjoint(_simplest_first(existing.subtract(lacking(must)).coalesce())), None
+        # All projections first: each has a budget of its own, and what follows has one together.
+        lacks = lacking(must)
+        natural = [existing.subtract(each) for each in [lacking(term.to_set()) for term in terms]]
+        parts = [part for tiles in natural for part in _simplest_first(tiles.coalesce())]
+        return _disjoint(parts), lacks
+
+    def _project(self, tiles: isl.Set) -> isl.Set:
+        """The tiles of which some pair is in the set."""
+        projected = tiles.project_out(SET, 1, 2)
+        if any(basic.dim(DIV) > MOST_FLOORS for basic in projected.get_basic_sets()):
+            raise isl.Error(QUOTA)
+        return self.symbols.resolve_floors(projected)
 
     def _pieces(self, parts: Sequence[isl.BasicSet], context: isl.Set) -> list[Piece]:
         return [piece for part in parts for piece in pieces(part, context, self.symbols)]
 
     def _lift(self, pairs: isl.Set) -> isl.Set:
         return pairs.insert_dims(SET, 0, 1).set_dim_name(SET, 0, "tile")
-
-
-def _project(tiles: isl.Set) -> isl.Set:
-    """The tiles of which some pair is in the set."""
-    projected = tiles.project_out(SET, 1, 2)
-    # Resolving many floors at once can outlast any wait without isl counting an operation.
-    if any(basic.dim(DIV) > MOST_FLOORS for basic in projected.get_basic_sets()):
-        raise isl.Error(QUOTA)
-    return projected.compute_divs()
 
 
 def _filled_together(
@@ -144,7 +145,10 @@ def _filled_together(
             continue
         filled = tiles.subtract(lacking).coalesce()
         full = full + _disjoint(_simplest_first(filled))
-        left += _disjoint(_simplest_first(tiles.subtract(filled)))
+        rest = tiles.subtract(filled)
+        # Looking at all pairs of many parts takes longer than it ever saves.
+        joined = rest.coalesce() if rest.n_basic_set() <= MOST_JOINED else rest
+        left += _disjoint(_simplest_first(joined))
     return full, left
 
 
@@ -158,7 +162,7 @@ def _simplest_first(tiles: isl.Set) -> list[isl.BasicSet]:
     """Basic sets with fewer floors of the tile first: plain intervals keep their shape when made
     disjoint.
     """
-    parts = list(tiles.coalesce().compute_divs().get_basic_sets())
+    parts = list(tiles.compute_divs().get_basic_sets())
     return sorted(parts, key=lambda part: (_tile_floors(part), part.n_constraint(), part.to_str()))
 
 

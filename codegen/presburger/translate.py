@@ -37,7 +37,9 @@ from patterncc.dsl.mask import (
 )
 from patterncc.dsl.printer import expression_text
 
-OPERATION_BUDGET = 300_000  # isl's own count: a third of a second; the library needs up to 200,000
+# isl's own counts. Whatever is found within them takes a third of a second.
+OPERATION_BUDGET = 300_000  # of one direction; the library needs up to 200,000
+FLOOR_BUDGET = 40_000  # of one projection; the library needs up to 32,000
 QUOTA = "maximal number of operations"  # what isl says when the budget is used up
 
 SET = isl.dim_type.set
@@ -96,6 +98,18 @@ class Symbols:
             if is_spent(error):
                 raise TooIntricateError(self._spent) from error
             raise
+
+    def resolve_floors(self, tiles: isl.Set) -> isl.Set:
+        """The set with the floors in it as explicit numbers, within a budget of its own.
+
+        That takes isl longer for each operation that it counts, the longer it goes on.
+        """
+        self.context.reset_operations()
+        self.context.set_max_operations(FLOOR_BUDGET)
+        resolved = tiles.compute_divs()
+        self.context.reset_operations()
+        self.context.set_max_operations(OPERATION_BUDGET)
+        return resolved
 
     def pairs(self, body: Predicate) -> isl.Set:
         """The allowed pairs `[q, k]` of a mask that reads no other symbols."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -174,7 +174,7 @@ def test_packed_documents_do_not_touch() -> None:
 
 @st.composite
 def texts(draw: st.DrawFn) -> str:
-    """Patterns of windows, strides, blocks, sinks, and conditions on heads."""
+    """Patterns of windows, strides, blocks, sinks, documents, and conditions on heads."""
     n = draw(st.integers(1, 12))
     s = draw(st.integers(2, 6))
     atom = st.sampled_from(
@@ -190,13 +190,15 @@ def texts(draw: st.DrawFn) -> str:
             f"(k // {n} + layer) % {s} == 0",
             f"head % {s} == 0",
             "batch == 0",
+            "doc[q] == doc[k]",
+            "0 <= q - k < w[head]",
         ]
     )
     extend = st.sampled_from(["{} and {}", "{} or {}", "{} and not {}", "if {2} then {0} else {1}"])
     text = draw(atom)
     for _ in range(draw(st.integers(0, 3))):
         text = draw(extend).format(f"({text})", f"({draw(atom)})", f"({draw(atom)})")
-    return text
+    return f"pattern p(doc: segments, w: int[head]): {text}"
 
 
 @given(
@@ -211,12 +213,16 @@ def test_drawn_patterns(text: str, q_len: int, kv_len: int, q_offset: int, kv_he
     try:
         attn = patterncc.compile(text)
     except PatternError:
-        return  # such as one that no pair satisfies
-    inputs = leaves(q_len, kv_len, kv_heads=kv_heads, head_dim=8, dtype=torch.float64)
-    try:
-        check(attn, inputs, q_offset=q_offset, layer=2)
-    except UnsupportedError:
+        event("no pattern")  # such as one that no pair satisfies
         return
+    inputs = leaves(q_len, kv_len, kv_heads=kv_heads, head_dim=8, dtype=torch.float64)
+    bounds = [0, kv_len // 3, kv_len // 3, kv_len // 2, kv_len]
+    tables = {"doc": torch.tensor(bounds), "w": torch.tensor([q_len, 0, 5, kv_len])}
+    given: dict[str, Any] = {table.name: tables[table.name] for table in attn.pattern.tables}
+    try:
+        check(attn, inputs, q_offset=q_offset, layer=2, **given)
+    except UnsupportedError:
+        event("not lowered")
 
 
 # ------------------------------------------------------------------------------ gradients that come

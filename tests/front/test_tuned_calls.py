@@ -15,7 +15,7 @@ import patterncc
 from patterncc import pipeline, tuned, tuning
 from patterncc.autotune.device import Device, describe
 from patterncc.autotune.key import ConfigKey, key_of
-from patterncc.autotune.store import Entry, TunedStore
+from patterncc.autotune.store import Entry, Found, TunedStore
 from patterncc.codegen.problem import Problem
 from patterncc.settings import Settings, settings
 from tests.front.conftest import Run
@@ -137,15 +137,25 @@ def test_a_call_on_a_gpu(own_store: TunedStore, monkeypatch: pytest.MonkeyPatch)
     exact = found(STRUCTURE)
     assert exact is not None
     assert (exact.block_k, exact.num_stages, exact.order) == (128, 1, "forward")
-    # Another pattern, whose later rows see more keys: the same tiles, its own order.
-    text = "pattern p(n = 64): causal and (q - k < n or (k // 64) % 64 == 0)"
-    causal = patterncc.compile(text).pattern.structure
-    near = found(causal)
-    assert near is not None
-    assert (near.block_k, near.order) == (128, "reverse")
+    assert found(STRUCTURE, q_len=8192, kv_len=8192) == exact  # a neighbour by length
     assert found(STRUCTURE, q_len=1, kv_len=2**20) is None  # too far
+    other = patterncc.compile("pattern p(n = 64): abs(q - k) < n").pattern.structure
+    assert found(other) == exact  # another pattern of the class and the density
+    assert found(patterncc.compile("pattern p(n = 0): causal and k >= n").pattern.structure) is None
     half = replace(problem, dtype="float16")
     assert tuned.config_for(STRUCTURE, half, "forward", "cuda:90", env, ("n",)) is None
+
+
+def test_order_of_another_pattern() -> None:
+    """The order of tiles is the pattern's own, whatever its neighbour's was."""
+    wanted = key(H200, Problem("bfloat16", 128, 128), pattern_class="dense, growing")
+    known = replace(wanted, pattern="causal")
+    values = {"block_q": 64, "block_k": 64, "num_warps": 4, "num_stages": 3, "order": "forward"}
+    found = Found(wanted, entry(known, **values), "user", 3.0, "")
+    config = tuned.config_of(found)
+    assert config is not None
+    assert config.order == "reverse"
+    assert tuned.config_of(replace(found, distance=7.0)) is None
 
 
 def test_lookups_are_fast(own_store: TunedStore) -> None:

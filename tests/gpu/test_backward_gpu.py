@@ -83,7 +83,6 @@ class Training:
         grad_lse = torch.randn(lse.shape, device=lse.device)
         arguments = (grad_out, grad_lse, *tensors, out, lse)
         options: dict[str, Any] = {"env": env, "scale": scale, "tables": on_device}
-        options["needs_key_value"] = False
         first = self.backward(*arguments, **options)
         again = self.backward(*arguments, **options)
         for one, other in zip(first, again, strict=True):
@@ -221,7 +220,7 @@ def test_tables(tmp_path: Path) -> None:
 
 
 def test_one_kernel_for_all_lengths_and_numbers(tmp_path: Path) -> None:
-    """Two kernels of the backward and one of the forward, whatever the lengths and numbers."""
+    """Three kernels of the backward and one of the forward, whatever the lengths and numbers."""
     training = Training("streaming", tmp_path)
     before = kernel_count()
     for length in (1, 16, 17, 160, 333):
@@ -229,7 +228,16 @@ def test_one_kernel_for_all_lengths_and_numbers(tmp_path: Path) -> None:
             env = {"q_offset": 0, "sinks": length % 5, "window": window}
             # A head dimension of its own: the kernel of delta knows no pattern.
             training.check(_tensors(torch.bfloat16, length, length, 48), env)
-    assert kernel_count() - before == 3
+    assert kernel_count() - before == 4
+
+
+def test_split_tiles(tmp_path: Path) -> None:
+    """Few heads and one tall column: chunks of key tiles, added up always in the same order."""
+    tensors = _tensors(torch.bfloat16, 3000, 3000, 64, heads=(4, 1))
+    for text in ("streaming(4, 100)", "ladder(4, 128, 64, 8)", "causal"):
+        before = kernel_count()
+        Training(text, tmp_path).check(tensors, {"q_offset": 0})
+        assert kernel_count() - before >= 4  # sums of chunks among them
 
 
 def test_graph_capture(tmp_path: Path) -> None:
@@ -239,7 +247,7 @@ def test_graph_capture(tmp_path: Path) -> None:
     out, lse = training.forward(*tensors, env=env, scale=scale)
     grad_out = torch.randn_like(out)
     arguments = (grad_out, None, *tensors, out, lse)
-    options: dict[str, Any] = {"env": env, "scale": scale, "needs_key_value": False}
+    options: dict[str, Any] = {"env": env, "scale": scale}
     training.backward(*arguments, **options)  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

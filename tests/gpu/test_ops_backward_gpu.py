@@ -138,6 +138,24 @@ def test_gradients_of_any_strides(case: str) -> None:
     assert_right_gradients(found, expected_gradients(attn, inputs, grad), inputs)
 
 
+@pytest.mark.parametrize("wild", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", ["query", "key", "value", "grad_out"])
+def test_a_wild_number_stays_in_the_tiles_that_see_it(which: str, wild: float) -> None:
+    attn = patterncc.compile("window(4)")
+    query, key, value = leaves(1500, batch=1, heads=2)
+    grad = draw(query)
+    right = torch.autograd.grad(attn(query, key, value), (query, key, value), grad)
+    parts = {"query": query, "key": key, "value": value, "grad_out": grad}
+    spoiled = {name: part.detach().clone() for name, part in parts.items()}
+    spoiled[which][0, 1, 700, 3] = wild
+    inputs = [spoiled[name].requires_grad_() for name in ("query", "key", "value")]
+    found = torch.autograd.grad(attn(*inputs), inputs, spoiled["grad_out"])
+    far = torch.tensor([abs(row - 700) > 256 for row in range(1500)], device="cuda")
+    for one, other in zip(found, right, strict=True):
+        assert torch.equal(one[:, :, far], other[:, :, far])
+        assert torch.equal(one[0, 0, :500], other[0, 0, :500])
+
+
 @pytest.mark.parametrize(("q_len", "kv_len"), [(0, 40), (40, 0)])
 def test_nothing_to_do(q_len: int, kv_len: int) -> None:
     inputs = leaves(q_len, kv_len)
