@@ -5,8 +5,7 @@ may be, what they are in patterns. What is wrong is reported once and is `None` 
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from patterncc.dsl import library
@@ -18,36 +17,25 @@ from patterncc.dsl.limits import MAX_DEPTH, MAX_TERM
 from patterncc.dsl.makers import total
 from patterncc.dsl.mask import COORDINATES, SIZES, Predicate
 from patterncc.dsl.modules import Module
-from patterncc.dsl.score import SCORE, Constant, Function, Lookup, Real, children, walk
+from patterncc.dsl.score import SCORE, Constant, Lookup, Real, children, walk
 from patterncc.dsl.score_build import (
-    apply,
     choice,
-    greatest,
-    least,
     lift,
-    magnitude,
     minus,
     over,
     plus,
     times,
 )
-from patterncc.dsl.score_ready import READY, ReadyTerm, ready_program
-from patterncc.dsl.source import Source, Span
-from patterncc.dsl.suggest import did_you_mean
+from patterncc.dsl.score_calls import APPLIED, LIFTING, Scope, call_function, written_out
+from patterncc.dsl.score_ready import READY
+from patterncc.dsl.source import Source
 from patterncc.dsl.syntax import (
     Arithmetic,
-    At,
     Call,
     Choose,
-    Comparison,
-    Connect,
     Definition,
     Expression,
     Index,
-    InRange,
-    InSet,
-    Invert,
-    Literally,
     Minus,
     Name,
     Number,
@@ -57,33 +45,7 @@ from patterncc.dsl.values import Frame, Report, Value
 
 _Kind: TypeAlias = Literal["integer", "real", "predicate"]
 
-_APPLIED: Mapping[str, Function] = {
-    "tanh": "tanh",
-    "exp": "exp",
-    "log": "log",
-    "sqrt": "sqrt",
-    "sigmoid": "sigmoid",
-}
-_LIFTING = frozenset({"min", "max", "abs", "clamp"})  # of reals where an argument is one
-_PREDICATES = (Literally, Comparison, InSet, InRange, Invert, Connect, At)
 RESERVED = COORDINATES + SIZES + ("q_offset", "score", "sink")
-
-
-@dataclass(slots=True)
-class _Scope:
-    """What names stand for: lets, and the parameters of a ready term.
-
-    Attributes:
-        frame: Has the integers and predicates.
-        reals: Has the real numbers; `None` for what is wrong.
-        tables: Has the tables that are called otherwise at the call.
-        site: The call of a ready term that this is the inside of.
-    """
-
-    frame: Frame
-    reals: dict[str, Real | None] = field(default_factory=dict)
-    tables: dict[str, str] = field(default_factory=dict)
-    site: Span | None = None
 
 
 class TermChecker:
@@ -100,15 +62,15 @@ class TermChecker:
         self.report = report
         self._sink = sink
         self._elaborator = Elaborator(module, report)
-        self._module = module
+        self.module = module
         self._ranks: dict[str, int] = {}
         self._numbers: set[str] = set()
         self._reads_score = False
 
     def term(self, definition: Definition) -> Real | None:
         """The meaning of a text, if nothing is wrong with it."""
-        scope = _Scope(Frame(self._module, ""))
-        found = self._body(definition, scope)
+        scope = Scope(Frame(self.module, ""))
+        found = self.body(definition, scope)
         if found is None or len(self.report):
             return None
         if not self._sink and not self._reads_score:
@@ -121,10 +83,11 @@ class TermChecker:
             return None
         return found
 
-    def _body(self, definition: Definition, scope: _Scope) -> Real | None:
+    def body(self, definition: Definition, scope: Scope) -> Real | None:
+        """The value of a definition, its lets before it."""
         for let in definition.lets:
             name = let.name.text
-            if name in RESERVED or name in _APPLIED or name in FUNCTIONS or name in READY:
+            if name in RESERVED or name in APPLIED or name in FUNCTIONS or name in READY:
                 message = f"a let cannot be called `{name}`: that has a meaning already"
                 hint = f"take another name, for instance `{name}_`"
                 self.report.add("reserved-name", message, let.name.span, hint)
@@ -132,12 +95,14 @@ class TermChecker:
                 message = f"a let is called `{name}` already"
                 self.report.add("duplicate-name", message, let.name.span)
             if self._kind(let.value, scope) == "real":
-                scope.reals[name] = self._bounded(self.real(let.value, scope), let.value, scope)
+                scope.reals[name] = self.bounded(self.real(let.value, scope), let.value, scope)
+            elif self._refused(let.value, scope):
+                scope.frame.bindings[name] = None
             else:
                 scope.frame.bindings[name] = self._elaborator.expression(let.value, scope.frame)
-        return self._bounded(self.real(definition.body, scope), definition.body, scope)
+        return self.bounded(self.real(definition.body, scope), definition.body, scope)
 
-    def _bounded(self, expr: Real | None, node: Expression, scope: _Scope) -> Real | None:
+    def bounded(self, expr: Real | None, node: Expression, scope: Scope) -> Real | None:
         """An expression that is neither too large nor too deep and has only finite constants."""
         if expr is None:
             return None
@@ -148,22 +113,22 @@ class TermChecker:
             size += 1
             if size > MAX_TERM:
                 message = f"with lets and ready terms written out, this has over {MAX_TERM} parts"
-                self._fail("too-long", message, node, scope, "put numbers into a table")
+                self.fail("too-long", message, node, scope, "put numbers into a table")
                 return None
             if depth > MAX_DEPTH:
                 message = f"this is nested more than {MAX_DEPTH} deep"
-                self._fail("too-deep", message, node, scope)
+                self.fail("too-deep", message, node, scope)
                 return None
             stack.extend((inner, depth + 1) for inner in children(part))
         if any(isinstance(p, Constant) and not math.isfinite(p.value) for p in walk(expr)):
             message = "this gives a constant that is no finite number"
-            self._fail("constant-too-large", message, node, scope)
+            self.fail("constant-too-large", message, node, scope)
             return None
         return expr
 
     # ------------------------------------------------------------------------------- kinds
 
-    def _kind(self, node: Expression, scope: _Scope) -> _Kind:
+    def _kind(self, node: Expression, scope: Scope) -> _Kind:
         """What an expression is, before it is known to be right."""
         match node:
             case Number(digits):
@@ -172,7 +137,7 @@ class TermChecker:
                 return self._kind_of_name(text, scope)
             case Index():
                 return "real"
-            case Call(name, arguments) if name.text in _LIFTING:
+            case Call(name, arguments) if name.text in LIFTING:
                 kinds = {self._kind(argument.value, scope) for argument in arguments}
                 return "real" if "real" in kinds else "integer"
             case Call(name):
@@ -191,7 +156,7 @@ class TermChecker:
                 return "real" if "real" in kinds else kinds.pop()
         return "predicate"
 
-    def _kind_of_name(self, text: str, scope: _Scope) -> _Kind:
+    def _kind_of_name(self, text: str, scope: Scope) -> _Kind:
         if text in scope.reals:
             return "real"
         if text in scope.frame.bindings:
@@ -204,11 +169,11 @@ class TermChecker:
 
     # ------------------------------------------------------------------------------- expressions
 
-    def real(self, node: Expression, scope: _Scope) -> Real | None:
+    def real(self, node: Expression, scope: Scope) -> Real | None:
         """A node that must be a number; integers are lifted."""
         kind = self._kind(node, scope)
         if kind == "integer":
-            value = self._integer(node, scope)
+            value = self.integer(node, scope)
             return None if value is None else lift(value.expr)  # type: ignore[arg-type]
         if kind == "predicate":
             message = "a number must stand here, and this is true or false"
@@ -216,7 +181,7 @@ class TermChecker:
             if isinstance(node, Name):
                 message = f"`{node.text}` is a pattern, and a number must stand here"
                 hint = "give the number another name"
-            self._fail("type-mismatch", message, node, scope, hint)
+            self.fail("type-mismatch", message, node, scope, hint)
             return None
         match node:
             case Number(digits):
@@ -239,25 +204,25 @@ class TermChecker:
                     return None
                 return choice(chosen, parts[0], parts[1])
             case Call(name) if name.text in READY:
-                return self._ready(READY[name.text], node, scope)
+                return written_out(self, READY[name.text], node, scope)
             case Call():
-                return self._call(node, scope)
+                return call_function(self, node, scope)
         raise AssertionError(node)
 
-    def _name(self, text: str, node: Name, scope: _Scope) -> Real | None:
+    def _name(self, text: str, node: Name, scope: Scope) -> Real | None:
         if text in scope.reals:
             return scope.reals[text]
         if text == "score":
             self._reads_score = True
             if self._sink:
                 message = "a sink has no key, so there is no `score` for it"
-                self._fail("type-mismatch", message, node, scope)
+                self.fail("type-mismatch", message, node, scope)
                 return None
             return SCORE
-        known = (*_APPLIED, *READY, *FUNCTIONS)
+        known = (*APPLIED, *READY, *FUNCTIONS)
         if text in known:
             message = f"`{text}` is a function, and a number must stand here"
-            self._fail("type-mismatch", message, node, scope, f"call it: `{text}(...)`")
+            self.fail("type-mismatch", message, node, scope, f"call it: `{text}(...)`")
             return None
         if self._taken(text, "number", node, scope):
             return None
@@ -267,7 +232,7 @@ class TermChecker:
         self._numbers.add(text)
         return algebra.Number(text)
 
-    def _taken(self, name: str, what: str, node: Expression, scope: _Scope) -> bool:
+    def _taken(self, name: str, what: str, node: Expression, scope: Scope) -> bool:
         """Reports a name that calls could not give."""
         taken = name in CALL_ARGUMENTS or name in TILE_SYMBOLS or name in RESERVED
         if taken:
@@ -275,21 +240,21 @@ class TermChecker:
             hint = f"take another name, for instance `{name}_`"
             if name == "q_offset":
                 hint = "`q` counts from it already"
-            self._fail("reserved-name", message, node, scope, hint)
+            self.fail("reserved-name", message, node, scope, hint)
         return taken
 
-    def _both(self, name: str, node: Expression, scope: _Scope) -> None:
+    def _both(self, name: str, node: Expression, scope: Scope) -> None:
         message = f"`{name}` is used as a table and as a number"
         hint = f"read an entry: `{name}[...]`"
-        self._fail("type-mismatch", message, node, scope, hint)
+        self.fail("type-mismatch", message, node, scope, hint)
 
-    def _lookup(self, node: Index, scope: _Scope) -> Real | None:
+    def _lookup(self, node: Index, scope: Scope) -> Real | None:
         written = node.name.text
         table = scope.tables.get(written, written)
-        indexes = [self._integer(index, scope, "an index is") for index in node.indexes]
+        indexes = [self.integer(index, scope, "an index is") for index in node.indexes]
         if written in scope.reals or written in scope.frame.bindings:
             message = f"`{written}` is no table and cannot be indexed"
-            self._fail("type-mismatch", message, node, scope)
+            self.fail("type-mismatch", message, node, scope)
             return None
         if self._taken(table, "table", node, scope):
             return None
@@ -300,17 +265,17 @@ class TermChecker:
         if rank != len(indexes):
             first = count(rank, "index", "indexes")
             message = f"`{table}` is read with {first} elsewhere, and with {len(indexes)} here"
-            self._fail("table-index", message, node, scope)
+            self.fail("table-index", message, node, scope)
             return None
         exprs = [index.expr for index in indexes if index is not None]
         if len(exprs) < len(indexes):
             return None
         return Lookup(table, tuple(exprs))  # type: ignore[arg-type]
 
-    def _sum(self, node: Arithmetic, scope: _Scope) -> Real | None:
+    def _sum(self, node: Arithmetic, scope: Scope) -> Real | None:
         pairs = (("+", node.first), *node.rest)
         integers = [(op, item) for op, item in pairs if self._kind(item, scope) == "integer"]
-        values = [self._integer(item, scope) for _, item in integers]
+        values = [self.integer(item, scope) for _, item in integers]
         terms = [
             (op, self.real(item, scope))
             for op, item in pairs
@@ -326,7 +291,7 @@ class TermChecker:
         sound = [term for term in signed if term is not None]
         return plus(*sound) if len(sound) == len(signed) else None
 
-    def _product(self, node: Arithmetic, scope: _Scope) -> Real | None:
+    def _product(self, node: Arithmetic, scope: Scope) -> Real | None:
         """From left to right: integers up to the first real number, then real numbers."""
         operands = (("*", node.first), *node.rest)
         whole = 0
@@ -343,7 +308,7 @@ class TermChecker:
             if whole > 1:
                 span = node.first.span.cover(node.rest[whole - 2][1].span)
                 prefix = Arithmetic(node.first, node.rest[: whole - 1], span)
-            value = self._integer(prefix, scope)
+            value = self.integer(prefix, scope)
             wrong = value is None
             found = None if value is None else lift(value.expr)  # type: ignore[arg-type]
         for op, operand in operands[whole:]:
@@ -352,7 +317,7 @@ class TermChecker:
                 hint = "`/` divides real numbers"
                 if self._kind(operand, scope) == "integer" and op == "//":
                     hint += "; put integers that are divided into parentheses"
-                self._fail("type-mismatch", message, operand, scope, hint)
+                self.fail("type-mismatch", message, operand, scope, hint)
                 wrong = True
                 continue
             factor = self.real(operand, scope)
@@ -361,108 +326,28 @@ class TermChecker:
             elif op == "*":
                 found = factor if found is None else times(found, factor)
             elif factor == Constant(0.0):
-                self._fail("wrong-value", "this divides by 0", operand, scope)
+                self.fail("wrong-value", "this divides by 0", operand, scope)
                 wrong = True
             elif found is not None:
                 found = over(found, factor)
         return None if wrong else found
 
-    # ------------------------------------------------------------------------------- calls
-
-    def _call(self, node: Call, scope: _Scope) -> Real | None:
-        name = node.name.text
-        if name not in _APPLIED and name not in _LIFTING:
-            known = (*_APPLIED, *_LIFTING, *READY, *library.names())
-            hint = did_you_mean(name, known) or f"the functions are {', '.join(_APPLIED)}, " + (
-                ", ".join(sorted(_LIFTING))
-            )
-            self.report.add("unknown-name", f"no function is called `{name}`", node.name.span, hint)
-            return None
-        wanted = FUNCTIONS.get(name, 1)
-        nodes = [argument.value for argument in node.arguments]
-        more = name in ("min", "max")
-        if len(nodes) < wanted or (len(nodes) > wanted and not more):
-            least_ = "at least " if more else ""
-            message = f"`{name}` takes {least_}{count(wanted, 'argument')}, not {len(nodes)}"
-            self._fail("wrong-arguments", message, node, scope)
-            return None
-        if any(argument.name is not None for argument in node.arguments):
-            message = f"the arguments of `{name}` have no names"
-            self._fail("wrong-arguments", message, node, scope)
-            return None
-        arguments = [self.real(argument, scope) for argument in nodes]
-        sound = [argument for argument in arguments if argument is not None]
-        if len(sound) < len(arguments):
-            return None
-        match name:
-            case "min":
-                return least(*sound)
-            case "max":
-                return greatest(*sound)
-            case "abs":
-                return magnitude(sound[0])
-            case "clamp":
-                return least(greatest(sound[0], sound[1]), sound[2])
-        return apply(_APPLIED[name], sound[0])
-
-    def _ready(self, ready: ReadyTerm, node: Call, scope: _Scope) -> Real | None:
-        """A ready term, written out: its text with the arguments in it."""
-        given: dict[str, Expression] = {}
-        names = [name for name, _ in ready.parameters]
-        positional = [argument for argument in node.arguments if argument.name is None]
-        for name, argument in zip(names, positional, strict=False):
-            given[name] = argument.value
-        wrong = len(positional) > len(names)
-        for argument in node.arguments:
-            if argument.name is not None:
-                wrong = wrong or argument.name.text not in names or argument.name.text in given
-                given[argument.name.text] = argument.value
-        if wrong or len(given) != len(names):
-            message = f"`{ready.name}` takes {count(len(names), 'argument')}: {', '.join(names)}"
-            self._fail("wrong-arguments", message, node, scope, f"it is `{ready.signature}`")
-            return None
-        inner = _Scope(Frame(self._module, ready.name), site=scope.site or node.span)
-        sound = True
-        for name, kind in ready.parameters:
-            argument_node = given[name]
-            match kind:
-                case "table":
-                    if isinstance(argument_node, Name):
-                        text = argument_node.text
-                        inner.tables[name] = scope.tables.get(text, text)
-                        continue
-                    message = f"`{name}` of `{ready.name}` is a table; give its name"
-                    self._fail("type-mismatch", message, argument_node, scope)
-                    sound = False
-                case "integer":
-                    user = f"`{name}` of `{ready.name}` is"
-                    value = self._integer(argument_node, scope, user)
-                    inner.frame.bindings[name] = value
-                    sound = sound and value is not None
-                case "real":
-                    inner.reals[name] = self.real(argument_node, scope)
-                    sound = sound and inner.reals[name] is not None
-        if not sound:
-            return None
-        inner.frame.site = inner.site
-        return self._bounded(self._body(ready_program(ready.name), inner), node, scope)
-
     # ------------------------------------------------------------------------------- integers
 
-    def _integer(self, node: Expression, scope: _Scope, user: str = "here stands") -> Value | None:
+    def integer(self, node: Expression, scope: Scope, user: str = "here stands") -> Value | None:
         """A node that must be an integer of the pattern language."""
         if self._refused(node, scope):
             return None
         return self._elaborator.integer(node, scope.frame, user)
 
-    def _predicate(self, node: Expression, scope: _Scope) -> Predicate | None:
+    def _predicate(self, node: Expression, scope: Scope) -> Predicate | None:
         """A node that must be a predicate of the pattern language."""
         if self._refused(node, scope):
             return None
         value = self._elaborator.predicate(node, scope.frame, "`if` takes")
         return None if value is None else value.expr  # type: ignore[return-value]
 
-    def _refused(self, node: Expression, scope: _Scope) -> bool:
+    def _refused(self, node: Expression, scope: Scope) -> bool:
         """Reports real numbers in what must be made of integers, and the key's position of a sink.
 
         What is left is elaborated as in a pattern.
@@ -474,7 +359,7 @@ class TermChecker:
             match part:
                 case Name("k") if self._sink:
                     message = "a sink has no key, so there is no `k` for it"
-                    self._fail("type-mismatch", message, part, scope)
+                    self.fail("type-mismatch", message, part, scope)
                     refused = True
                 case Number() | Name() | Index() if self._kind(part, scope) == "real":
                     text = "`/` and real numbers"
@@ -484,23 +369,23 @@ class TermChecker:
                         text = f"`{part.name.text}`, a table of real numbers,"
                     message = f"{text} cannot stand in an integer or a condition"
                     hint = "those are made of whole numbers, positions, head, layer and sizes"
-                    self._fail("type-mismatch", message, part, scope, hint)
+                    self.fail("type-mismatch", message, part, scope, hint)
                     refused = True
                     continue
                 case Arithmetic(_, rest) if any(op == "/" for op, _ in rest):
                     message = "`/` gives a real number, and an integer must stand here"
-                    self._fail("type-mismatch", message, part, scope, "`//` rounds down")
+                    self.fail("type-mismatch", message, part, scope, "`//` rounds down")
                     refused = True
-                case Call(name) if name.text in _APPLIED or name.text in READY:
+                case Call(name) if name.text in APPLIED or name.text in READY:
                     message = f"`{name.text}` gives a real number, and an integer must stand here"
-                    self._fail("type-mismatch", message, part, scope)
+                    self.fail("type-mismatch", message, part, scope)
                     refused = True
                     continue
             stack.extend(subexpressions(part))
         return refused
 
-    def _fail(
-        self, code: str, message: str, node: Expression, scope: _Scope, hint: str | None = None
+    def fail(
+        self, code: str, message: str, node: Expression, scope: Scope, hint: str | None = None
     ) -> None:
         self.report.add(code, message, scope.site or node.span, hint)
 

@@ -33,6 +33,7 @@ from patterncc.codegen.gpu.grad_query_source import (
     emit_grad_query,
     emit_grad_query_entries,
 )
+from patterncc.codegen.gpu.kernel_terms import SCALE, row_entries
 from patterncc.codegen.gpu.key_tile_plan import GRAD_KEY_VALUE
 from patterncc.codegen.gpu.launches import Buffer, Launch, call_of, ceildiv, planned_launch
 from patterncc.codegen.gpu.plan import (
@@ -42,7 +43,6 @@ from patterncc.codegen.gpu.plan import (
     query_tile_obstacle,
     state_buffer,
 )
-from patterncc.codegen.gpu.score_source import SCALE, row_entries
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.access_source import Access
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
+from patterncc.codegen.gpu.kernel_terms import corners_of, sink_logit, tile_logit
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
 from patterncc.codegen.gpu.query_tile_source import QueryTile, check_program, dot_precision
-from patterncc.codegen.gpu.score_source import TermWriter, corners_of, sink_logit, tile_logit
+from patterncc.codegen.gpu.score_source import TermWriter
 from patterncc.dsl.score import coordinates_read
 
 if TYPE_CHECKING:

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.chunk_source import CHUNK_HELPERS
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
-from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
-from patterncc.codegen.gpu.key_access_source import RESULTS, KeyAccess
-from patterncc.codegen.gpu.key_tile_source import KeyTile
-from patterncc.codegen.gpu.query_tile_source import check_program, dot_precision
-from patterncc.codegen.gpu.score_source import (
-    TermWriter,
+from patterncc.codegen.gpu.kernel_terms import (
     corners_of,
     finite_past_the_end,
     tile_logit,
     tile_slope,
 )
+from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
+from patterncc.codegen.gpu.key_access_source import RESULTS, KeyAccess
+from patterncc.codegen.gpu.key_tile_source import KeyTile
+from patterncc.codegen.gpu.query_tile_source import check_program, dot_precision
+from patterncc.codegen.gpu.score_source import TermWriter
 from patterncc.dsl.score import ONE
 
 if TYPE_CHECKING:

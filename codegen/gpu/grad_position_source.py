@@ -22,15 +22,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from patterncc.codegen.gpu.access_source import Access
 from patterncc.codegen.gpu.edge_source import EDGES, by_distance, corner_texts
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
+from patterncc.codegen.gpu.kernel_terms import TermParameters, in_base_2, in_classes
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
 from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
 from patterncc.codegen.gpu.query_tile_source import check_program, dot_precision
-from patterncc.codegen.gpu.score_source import (
-    TermParameters,
-    TermWriter,
-    in_base_2,
-    in_classes,
-)
+from patterncc.codegen.gpu.score_source import TermWriter
 from patterncc.codegen.gpu.table_source import tables_read
 from patterncc.codegen.ir import DENSE
 from patterncc.dsl.errors import UnsupportedError

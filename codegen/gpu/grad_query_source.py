@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.access_source import TYPES, Access
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
-from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
-from patterncc.codegen.gpu.query_tile_source import QueryTile, check_program, dot_precision
-from patterncc.codegen.gpu.score_source import (
-    TermWriter,
+from patterncc.codegen.gpu.kernel_terms import (
     corners_of,
     row_entries,
     tile_logit,
     tile_slope,
 )
+from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
+from patterncc.codegen.gpu.query_tile_source import QueryTile, check_program, dot_precision
+from patterncc.codegen.gpu.score_source import TermWriter
 from patterncc.dsl.score import ONE
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from patterncc.codegen.gpu.class_source import (
     row_class_lines,
 )
 from patterncc.codegen.gpu.kernel_source import KernelParameter
+from patterncc.codegen.gpu.kernel_terms import TermParameters
 from patterncc.codegen.gpu.kernel_text import INDENT
 from patterncc.codegen.gpu.list_source import CAPACITY, LIST_PARAMETERS, list_leaves, listed_loops
 from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
-from patterncc.codegen.gpu.score_source import TermParameters
 from patterncc.codegen.gpu.separate import keys_of_tiles
 from patterncc.codegen.gpu.sweep_source import (
     emit_loops,

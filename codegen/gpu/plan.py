@@ -27,6 +27,7 @@ from patterncc.codegen.gpu.config import (
 )
 from patterncc.codegen.gpu.forward_source import emit_forward
 from patterncc.codegen.gpu.kernel_source import KernelSource
+from patterncc.codegen.gpu.kernel_terms import SCALE
 from patterncc.codegen.gpu.launches import (
     Buffer,
     Call,
@@ -37,7 +38,6 @@ from patterncc.codegen.gpu.launches import (
 )
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
-from patterncc.codegen.gpu.score_source import SCALE
 from patterncc.codegen.ir import DENSE, BlockProgram, Passes
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.schedule import evaluate, extents

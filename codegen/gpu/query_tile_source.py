@@ -18,9 +18,9 @@ from patterncc.codegen.gpu.class_source import (
     row_lines,
 )
 from patterncc.codegen.gpu.kernel_source import KernelParameter
+from patterncc.codegen.gpu.kernel_terms import TermParameters
 from patterncc.codegen.gpu.list_source import CAPACITY, LIST_PARAMETERS, listed_loops
 from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
-from patterncc.codegen.gpu.score_source import TermParameters
 from patterncc.codegen.gpu.sweep_source import (
     emit_loops,
     expressions,

@@ -15,8 +15,8 @@ from patterncc.codegen.gpu.grad_position_source import (
     position_entries,
     reach_of,
 )
+from patterncc.codegen.gpu.kernel_terms import RowEntry, row_entries
 from patterncc.codegen.gpu.launches import ceildiv
-from patterncc.codegen.gpu.score_source import RowEntry, row_entries
 from patterncc.codegen.ir import DENSE
 from patterncc.codegen.score_values import Rows, ScoreValues, add_at, add_sink_gradients
 from patterncc.dsl.errors import UnsupportedError

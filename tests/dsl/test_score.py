@@ -201,6 +201,8 @@ def test_derivative_by_what_is_not_read_is_zero(expr: Real) -> None:
         ("score", "score", "type-mismatch", "score"),
         ("score", "sinks[k]", "type-mismatch", "k"),
         ("score", "if k < 2 then 1 else 0.5", "type-mismatch", "k"),
+        ("score", "let d = q - k\nd * 0.5", "type-mismatch", "k"),
+        ("let p = tau < 2\nif p then score else 0", None, "type-mismatch", "tau"),
         ("score + " * 30 + "(" * 120 + "q", None, "too-deep", "("),
     ],
 )
