@@ -35,7 +35,9 @@ LEAST_TRIALS = 16
 """Configs that are timed before the study may stop early."""
 _LOOKED_AHEAD = 10  # trials whose expected gains together must be worth it
 _WAITS, _WAIT = 200, 0.01  # times and seconds that a process waits for others to name their config
-_REJECTIONS = 40  # illegal or known proposals in a row after which the cost model proposes
+_REJECTIONS: dict[Sampler, int] = {"tpe": 40, "gp": 3, "random": 40}
+"""Illegal or known proposals in a row after which the cost model proposes; the Gaussian process of
+Optuna learns nothing from a rejection and proposes the same again."""
 
 Measure: TypeAlias = Callable[[KernelConfig, float], Measurement]
 
@@ -262,7 +264,7 @@ class _Search:
         if self._sampler == "model":
             config = self._most_promising(known, left)
             return self._ask_for(config), config, "model"
-        for _ in range(_REJECTIONS):
+        for _ in range(_REJECTIONS[self._sampler]):
             trial = self._study.ask()
             config = self._suggested(trial)
             if config in self._predicted and config not in taken:

@@ -263,6 +263,72 @@ def tune(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """A config that was compiled for a device that is not here.
+
+    Attributes:
+        config: What was compiled.
+        compiled: What came of it.
+        predicted: Seconds of a call, by the cost model with the registers and the shared memory
+            that the compiler reports; infinite for what is not worth running.
+    """
+
+    config: KernelConfig
+    compiled: Measurement
+    predicted: float
+
+
+def survey(
+    job: Job,
+    phase: Phase,
+    target: str,
+    count: int,
+    *,
+    options: Options = Options(),
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[Surveyed, ...]:
+    """Compiles the most promising configs for a target, present or not, and orders them.
+
+    Args:
+        job: The call.
+        phase: What would be tuned.
+        target: Such as `cuda:90`.
+        count: How many configs to compile.
+        options: Of these the limit of time, the processes and the folder.
+        report: Told what is being done.
+
+    Returns:
+        What was compiled: the fastest by prediction first, what is not worth running last.
+
+    Raises:
+        ConfigError: The target is none.
+        UnsupportedError: The call has no kernel there.
+    """
+    device = Device(target, target, "", 0)
+    space = space_for(job, phase, device)
+    default = DEFAULTS[phase.name](job, device)
+    model = CostModel(job, target, usual_constants(target))
+    chosen = list(dict.fromkeys([default, *_predict(model, space.configs, default, {})]))[:count]
+    report(Progress("compiling", 0, len(chosen)))
+    compiled = compile_all(
+        job,
+        phase.name,
+        chosen,
+        target,
+        processes=options.processes,
+        timeout=options.limits.timeout,
+        folder=options.folder,
+        report=lambda done: report(Progress("compiling", done, len(chosen))),
+    )
+    predicted = _predict(model, survivors(compiled), default, compiled)
+    found = [
+        Surveyed(config, measurement, predicted.get(config, math.inf))
+        for config, measurement in compiled.items()
+    ]
+    return tuple(sorted(found, key=lambda one: one.predicted))
+
+
 def _predict(
     model: CostModel,
     configs: Iterable[KernelConfig],

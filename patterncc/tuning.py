@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,19 +12,22 @@ from typing import Any
 from patterncc.autotune.device import describe
 from patterncc.autotune.job import Job
 from patterncc.autotune.microbenchmarks import Calibration, calibrate
-from patterncc.autotune.search import Trial
+from patterncc.autotune.search import Limits, Trial
 from patterncc.autotune.space import config_values, phase_named
 from patterncc.autotune.tuning import (
     DEFAULTS,
     Options,
     Progress,
+    Surveyed,
     TuneResult,
     config_words,
     key_for,
+    survey,
     tune,
 )
 from patterncc.call import Call
 from patterncc.codegen.problem import Problem
+from patterncc.dsl.errors import ConfigError
 from patterncc.pipeline import kernel_folder
 from patterncc.settings import settings
 from patterncc.tuned import NEAR, WRITTEN_BY, config_of, store
@@ -81,6 +85,52 @@ def tune_call(
         report=report,
         written_by=WRITTEN_BY,
     )
+
+
+def survey_call(
+    call: Call,
+    problem: Problem,
+    target: str,
+    phase: str,
+    count: int,
+    timeout: float,
+    report: Callable[[Progress], None],
+) -> tuple[Surveyed, ...]:
+    """Compiles the most promising configs of a call for a target that need not be here.
+
+    Raises:
+        ConfigError: There is no such phase or target, or a table is missing.
+        UnsupportedError: The call has no kernel there.
+    """
+    if re.fullmatch(r"cuda:\d+|hip:gfx\w+", target) is None:
+        raise ConfigError(f"there is no target {target!r}", ("cuda:80", "cuda:90", "hip:gfx942"))
+    return survey(
+        job_of(call, problem),
+        phase_named(phase),
+        target,
+        count,
+        options=Options(Limits(timeout=timeout), folder=kernel_folder()),
+        report=report,
+    )
+
+
+def survey_document(found: tuple[Surveyed, ...]) -> dict[str, Any]:
+    """What `--json` prints of a survey."""
+    rows = []
+    for one in found:
+        needs = one.compiled.resources
+        reason = one.compiled.reason
+        if needs is not None and needs.spilled:
+            reason = "spills"
+        rows.append(
+            {
+                "config": asdict(one.config),
+                "predicted_seconds": one.predicted if math.isfinite(one.predicted) else None,
+                "resources": None if needs is None else asdict(needs),
+                "reason": reason,
+            }
+        )
+    return {"configs": rows}
 
 
 def calibrate_device(device: str, report: Callable[[Progress], None]) -> tuple[Calibration, Path]:

@@ -224,6 +224,11 @@ def _tune(parser: argparse.ArgumentParser) -> None:
     _param(parser, "value of a parameter of the patterns; can be given more than once")
     parser.add_argument("--library", action="store_true", help="tune every library pattern")
     parser.add_argument(
+        "--target",
+        help="compile the --trials most promising configs for a GPU that is not here, such as "
+        "cuda:90, and order them; nothing runs and nothing is kept",
+    )
+    parser.add_argument(
         "--calibrate",
         action="store_true",
         help="fit the cost model to the device instead, by a few timed calls",

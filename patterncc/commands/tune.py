@@ -8,7 +8,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +27,8 @@ from patterncc.dsl.errors import ConfigError, PatternccError
 
 if TYPE_CHECKING:
     from patterncc.autotune.tuning import Progress, TuneResult
+    from patterncc.call import Call
+    from patterncc.codegen.problem import Problem
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
         return _calibrate(args)
     if bool(args.files) == args.library:
         raise ConfigError("tune takes patterns, or --library for all that patterncc has")
+    if args.target:
+        return _survey(args)
     if args.plot and (args.library or len(args.files) > 1):
         raise ConfigError("--plot draws one search; tune one pattern at a time with it")
     names = library.names() if args.library else args.files
@@ -107,6 +117,50 @@ def _calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _survey(args: argparse.Namespace) -> int:
+    """Compiles the most promising configs for a device that is not here; nothing runs."""
+    from patterncc.tuning import survey_call, survey_document
+
+    documents = []
+    for name in library.names() if args.library else args.files:
+        request = _of_one(args, name)
+        pattern = pattern_of(request)
+        request.q_len = request.q_len or 16384
+        request.dtype = request.dtype or "bfloat16"
+        call, problem = _call_and_problem(request, pattern)
+        title = pattern.name or name
+        with _bar(title) as report:
+            found = survey_call(
+                call, problem, args.target, args.phase, args.trials, args.timeout, report
+            )
+        documents.append({"pattern": title, "target": args.target, **survey_document(found)})
+        if not args.json:
+            _print_survey(f"{title} on {args.target}", documents[-1]["configs"])
+    if args.json:
+        console.print_json(documents)
+    return 0
+
+
+def _print_survey(title: str, rows: list[dict[str, Any]]) -> None:
+    from patterncc.autotune.tuning import config_words
+
+    out = console.output()
+    out.print(Text(title, "bold"))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("predicted", "config", "registers", "spilled", "shared", ""):
+        table.add_column(column, justify="left" if column in ("config", "") else "right")
+    for row in rows:
+        needs = row["resources"] or {}
+        predicted = row["predicted_seconds"]
+        table.add_row(
+            "-" if predicted is None else duration(predicted),
+            config_words(row["config"]),
+            *(str(needs.get(name, "-")) for name in ("registers", "spilled", "shared")),
+            row["reason"],
+        )
+    out.print(table)
+
+
 def _of_one(args: argparse.Namespace, name: str) -> argparse.Namespace:
     """The arguments as a command for one pattern has them."""
     one = copy.copy(args)
@@ -118,15 +172,19 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
+def _call_and_problem(args: argparse.Namespace, pattern: Any) -> tuple["Call", "Problem"]:
+    call = call_of(pattern, args)
+    require_tables(call)
+    return call, replace(problem_of(args), group=call.heads // call.kv_heads)
+
+
 def _tune(args: argparse.Namespace, pattern: Any, device: str, name: str) -> "TuneResult":
     from patterncc.autotune.search import Limits
     from patterncc.autotune.tuning import Options
     from patterncc.pipeline import kernel_folder
     from patterncc.tuning import tune_call
 
-    call = call_of(pattern, args)
-    require_tables(call)
-    problem = replace(problem_of(args), group=call.heads // call.kv_heads)
+    call, problem = _call_and_problem(args, pattern)
     options = Options(
         Limits(args.trials, args.timeout, args.gain),
         args.sampler,
@@ -155,6 +213,8 @@ def _bar(name: str) -> Iterator[Any]:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
     with Bar(*columns, console=console.progress(), transient=True) as bar:

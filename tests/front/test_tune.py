@@ -87,6 +87,23 @@ def test_a_picture(run: Run, tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_target_that_is_not_here(run: Run, own_store: TunedStore) -> None:
+    argv = ("tune", "window(256)", "--target", "cuda:90", "--trials", "3", "--head-dim", "64")
+    found = run(*argv, "--json")
+    assert found.code == 0
+    (document,) = found.json
+    rows = document["configs"]
+    assert len(rows) == 3
+    times = [row["predicted_seconds"] for row in rows if row["predicted_seconds"] is not None]
+    assert times == sorted(times)
+    assert times
+    assert all(row["resources"]["registers"] > 0 for row in rows if row["resources"])
+    assert own_store.entries() == ()
+    text = run(*argv).out
+    assert "window(256) on cuda:90" in text or "window on cuda:90" in text
+    assert "registers" in text
+
+
 @pytest.mark.slow
 def test_calibrate(run: Run, own_store: TunedStore) -> None:
     found = run("tune", "--calibrate", "--device", "cpu", "--json")
@@ -106,6 +123,8 @@ def test_calibrate(run: Run, own_store: TunedStore) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["tune", "causal", "--target", "cpu"], "there is no target 'cpu'"),
+        (["tune", "causal", "--target", "cuda:x"], "there is no target 'cuda:x'"),
         (["tune", "causal", "--calibrate"], "--calibrate takes no patterns"),
         (["tune"], "tune takes patterns, or --library"),
         (["tune", "causal", "--library"], "tune takes patterns, or --library"),

@@ -1,0 +1,71 @@
+"""Plans take the config that was tuned for a call, unless the caller gives one or the layout of the
+tensors does not allow it."""
+
+from __future__ import annotations
+
+import pytest
+
+from patterncc.codegen.gpu.config import KernelConfig, default_config
+from patterncc.codegen.gpu.launches import Call
+from patterncc.codegen.gpu.layout import Layout
+from patterncc.codegen.gpu.plan import Planner, Tuned
+from patterncc.codegen.problem import Problem
+from patterncc.dsl import load
+from patterncc.dsl.errors import ConfigError
+from tests.codegen.attention import lowered
+
+PROBLEM = Problem("bfloat16", 64, 64)
+TUNED = KernelConfig(64, 128, 4, 1, "descriptor", "forward")
+
+
+def layouts(row: int = 64) -> list[Layout]:
+    """Of tensors `[1, 2, 256, 64]` whose rows are some elements apart."""
+    return [
+        Layout(name, 0, (1, 2, 256, 64), (2 * 256 * row, 256 * row, row, 1), 2)
+        for name in ("query", "key", "value", "out")
+    ]
+
+
+def planned(
+    tuned: Tuned, config: KernelConfig | None = None, row: int = 64
+) -> tuple[KernelConfig, tuple[int, int, int]]:
+    planner = Planner(lowered(load("causal")), config, tuned)
+    (launch,) = planner.plan(PROBLEM, "cuda:90", layouts(row), {"q_offset": 0}, 1.0)
+    return launch.source.config, launch.grid
+
+
+def test_the_tuned_config_is_taken_as_it_is() -> None:
+    asked: list[Call] = []
+
+    def tuned(call: Call) -> KernelConfig:
+        asked.append(call)
+        return TUNED
+
+    # The default of a causal pattern would start with the last tiles.
+    assert planned(tuned) == (TUNED, (4, 2, 1))
+    (call,) = asked
+    assert (call.problem, call.target, call.q_len, call.heads) == (PROBLEM, "cuda:90", 256, 2)
+
+
+def test_without_one_the_default_is_taken() -> None:
+    found, _ = planned(lambda call: None)
+    program = lowered(load("causal"))(64, 64)[0][0]
+    assert found == default_config(PROBLEM, "cuda:90", program)
+
+
+def test_the_callers_config_comes_first() -> None:
+    given = KernelConfig(32, 32, 4, 2, "pointer")
+    assert planned(lambda call: TUNED, given)[0] == given
+
+
+def test_a_layout_without_descriptors() -> None:
+    found, _ = planned(lambda call: TUNED, row=65)  # rows start at no multiple of 16 bytes
+    assert found.load == "pointer"
+    assert found.order == "reverse"  # the default
+    by_pointers = KernelConfig(64, 128, 4, 1, "pointer")
+    assert planned(lambda call: by_pointers, row=65)[0] == by_pointers
+
+
+def test_an_illegal_tuned_config_is_refused() -> None:
+    with pytest.raises(ConfigError, match="bytes of shared memory"):
+        planned(lambda call: KernelConfig(128, 128, 8, 8, "descriptor"))
