@@ -17,7 +17,7 @@ from torch import Tensor
 from patterncc.codegen.elementwise import discrete
 from patterncc.codegen.score_elementwise import RealEvaluator, flat_index
 from patterncc.dsl.errors import ArgumentError
-from patterncc.dsl.mask import IntExpr, Predicate
+from patterncc.dsl.mask import IntExpr, Predicate, variables
 from patterncc.dsl.score_terms import ScoreTerms
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -110,26 +110,45 @@ class Rows:
             k: Of keys, of a shape that broadcasts with those; if not given, none is read.
         """
         device = like.device
+        known: dict[str, Tensor] = {}
+        rows = self._positions(device) if q is None else q
+        keys = rows if k is None else k  # which nothing reads
 
-        def single(value: int) -> Tensor:
-            # Filled on the device, so that a CUDA graph can capture it.
-            return torch.full((), int(value), dtype=torch.int64, device=device)
-
-        head = torch.arange(self.heads, device=device)[:, None]
-        sizes = {"q_len": self.q_len, "kv_len": self.kv_len}
-        sizes |= {"heads": self.heads, "kv_heads": self.kv_heads}
-        given = {"layer": 0, **self.env, **sizes}
-        scope: dict[str, Any] = {name: single(value) for name, value in given.items()}
-        scope["head"] = head
-        scope["kv_head"] = head // (self.heads // self.kv_heads)
-        scope["batch"] = torch.arange(self.batch, device=device)[:, None, None]
-        rows = torch.arange(self.q_len, device=device) + scope["q_offset"] if q is None else q
-        keys = single(0) if k is None else k
+        def scalar(name: str) -> Tensor:
+            # Each operation costs a launch: what is not read is not made.
+            if name not in known:
+                known[name] = self._coordinate(name, device)
+            return known[name]
 
         def found(expr: IntExpr | Predicate) -> Tensor:
+            names = variables(expr) - {"q", "k"}
+            scope: dict[str, Any] = {name: scalar(name) for name in names}
             return discrete(expr, rows, keys, scope).to(device)
 
         return RealEvaluator(None, found, values.numbers, values.tables, like)
+
+    def _positions(self, device: torch.device) -> Tensor:
+        first = int(self.env["q_offset"])
+        return torch.arange(first, first + self.q_len, device=device)
+
+    def _coordinate(self, name: str, device: torch.device) -> Tensor:
+        """A coordinate or size of all heads, made on the device, so that a CUDA graph can capture
+        it."""
+        match name:
+            case "head":
+                return torch.arange(self.heads, device=device)[:, None]
+            case "kv_head":
+                return torch.arange(self.heads, device=device)[:, None] // self._group
+            case "batch":
+                return torch.arange(self.batch, device=device)[:, None, None]
+        sizes = {"q_len": self.q_len, "kv_len": self.kv_len}
+        sizes |= {"heads": self.heads, "kv_heads": self.kv_heads}
+        value = {"layer": 0, **self.env, **sizes}[name]
+        return torch.full((), int(value), dtype=torch.int64, device=device)
+
+    @property
+    def _group(self) -> int:
+        return self.heads // self.kv_heads
 
 
 def sink_logits(terms: ScoreTerms, values: ScoreValues, rows: Rows, like: Tensor) -> Tensor:
