@@ -119,12 +119,13 @@ def host_part(text: str, tokens: int) -> Run:
             )
         tables = {name: narrow(table) for name, table in call.named([doc]).items()}
         operands = {"query": query, "key": key, "value": value, "out": torch.empty_like(query)}
-        signature = tuple(
+        signature = (
             # Tensors without memory have no address.
-            (tensor.dtype, tensor.shape, tensor.stride())
-            for tensor in (query, key, value)
+            *((tensor.dtype, tensor.shape, tensor.stride()) for tensor in (query, key, value)),
+            call.scale,
+            tuple(call.env.items()),
+            tuple(shapes_of(tables).items()),
         )
-        signature += (call.scale, tuple(call.env.items()), tuple(shapes_of(tables).items()))
         if signature not in kept:
             layouts = [layout_of(name, tensor) for name, tensor in operands.items()]
             problem = problem_of(query, key, value, PLAIN)

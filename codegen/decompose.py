@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from patterncc.codegen.ir import DENSE, Q_CLASS, Tiling
 from patterncc.codegen.listing import is_listed
 from patterncc.codegen.scalars import is_scalar
+from patterncc.codegen.terms import conjunctions
 from patterncc.dsl.build import (
     add,
     all_of,
@@ -62,12 +63,12 @@ def decompositions(body: Predicate) -> Iterator[tuple[Part, ...]]:
     Then come the ways that take all terms with a stride apart, or those of one stride alone.
     """
     yield (Part(body),)
-    terms = _terms(body)
-    if not 1 <= len(terms) <= MOST_TERMS:
+    union = conjunctions(body, MOST_TERMS)
+    if not union:
         return
     strided: dict[Tiling, list[Predicate]] = {}
     dense: list[Predicate] = []
-    for term in terms:
+    for term in (all_of(*conjunction) for conjunction in union):
         found = _stride(term)
         if found is None:
             dense.append(term)
@@ -103,11 +104,15 @@ def _disjoint(
 
 
 def _without(terms: list[Predicate], before: list[Predicate]) -> Predicate:
-    """A union of terms less other terms; what both ask for is asked once."""
+    """A union of terms less other terms; what both ask for is asked once, and terms that cannot
+    meet (one asks for the opposite of what the other asks for) leave each other alone.
+    """
     kept = []
     for term in terms:
         shared = set(_conjuncts(term))
-        rests = (all_of(*(c for c in _conjuncts(b) if c not in shared)) for b in before)
+        opposite = set(map(negate, shared))
+        others = (b for b in before if opposite.isdisjoint(_conjuncts(b)))
+        rests = (all_of(*(c for c in _conjuncts(b) if c not in shared)) for b in others)
         kept.append(all_of(term, *map(negate_all, rests)))
     return any_of(*kept)
 
@@ -141,30 +146,6 @@ def negate_all(expr: Predicate) -> Predicate:
         case Or(args):
             return all_of(*map(negate_all, args))
     return negate(expr)
-
-
-def _terms(body: Predicate) -> list[Predicate]:
-    """The mask as a union of terms; one term where that would be too many."""
-
-    def go(expr: Predicate) -> list[Predicate] | None:
-        match expr:
-            case Or(args):
-                parts = [go(arg) for arg in args]
-                if any(part is None for part in parts):
-                    return None
-                flat = [term for part in parts if part for term in part]
-                return flat if len(flat) <= MOST_TERMS else None
-            case And(args):
-                product: list[Predicate] = [all_of()]
-                for arg in args:
-                    part = go(arg)
-                    if part is None or len(product) * len(part) > MOST_TERMS:
-                        return None
-                    product = [all_of(left, right) for left in product for right in part]
-                return product
-        return [expr]
-
-    return go(body) or [body]
 
 
 def _stride(term: Predicate) -> tuple[Tiling, Predicate] | None:

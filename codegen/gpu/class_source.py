@@ -24,7 +24,7 @@ from patterncc.dsl.build import add, floordiv, modulo, multiply
 from patterncc.dsl.mask import Const, Expr, IntExpr, Mod, Param, Product, Sum, Var, walk
 
 if TYPE_CHECKING:
-    from patterncc.codegen.gpu.config import Order
+    from patterncc.codegen.gpu.config import Neighbours, Order
     from patterncc.codegen.ir import Tiling
 
 ROW_CLASS = Var("row_class")
@@ -42,16 +42,37 @@ def length_parameters(tiling: Tiling) -> tuple[str, str, str]:
 
 def tile_lines(tiling: Tiling, order: Order) -> Iterator[str]:
     """The query tile of a program of the grid, and its class of rows."""
+    yield from _place_lines(tiling, order, "tl.program_id(0)")
+
+
+def head_and_tile_lines(tiling: Tiling, order: Order, neighbours: Neighbours) -> Iterator[str]:
+    """The head and the query tile of a program of the grid, and its class of rows.
+
+    The device starts programs along the grid's first axis, then along its second. Whether those are
+    tiles or heads is a matter of counting; the grid is the same.
+    """
+    if neighbours == "tiles":
+        yield from tile_lines(tiling, order)
+        yield "head = tl.program_id(1)"
+        return
+    yield "# Programs that start one after another are the heads of one tile."
+    yield "program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)"
+    yield "head = program % tl.num_programs(1)"
+    yield "place = program // tl.num_programs(1)"
+    yield from _place_lines(tiling, order, "place")
+
+
+def _place_lines(tiling: Tiling, order: Order, place: str) -> Iterator[str]:
     forward, step = order == "forward", tiling.q_step
     end = "." if forward else ", the last tiles first."
     if step == 1:
         yield f"# One program: a query tile of a head of a batch entry{end}"
-        yield f"q_tile = {'' if forward else 'tl.num_programs(0) - 1 - '}tl.program_id(0)"
+        yield f"q_tile = {'' if forward else 'tl.num_programs(0) - 1 - '}{place}"
         return
     yield f"# One program: a query tile of every {step}th row of a head of a batch entry{end}"
-    yield f"row_class = tl.program_id(0) % {step}"
+    yield f"row_class = {place} % {step}"
     last = "" if forward else f"tl.num_programs(0) // {step} - 1 - "
-    yield f"q_tile = {last}tl.program_id(0) // {step}"
+    yield f"q_tile = {last}{place} // {step}"
 
 
 def class_lines(tiling: Tiling) -> Iterator[str]:

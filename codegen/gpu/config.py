@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Load: TypeAlias = Literal["descriptor", "pointer"]
 Order: TypeAlias = Literal["forward", "reverse"]
+Neighbours: TypeAlias = Literal["tiles", "heads"]
 SharedBytes: TypeAlias = "Callable[[KernelConfig, Problem], int]"
 """Bytes of shared memory of a kind of kernel."""
 
@@ -33,6 +34,8 @@ class KernelConfig:
         load: Tensor descriptors (the tensor memory accelerator of Hopper and later) or pointers.
         order: Query tiles from the first or from the last on; `reverse` starts with the longest
             tiles of a causal pattern.
+        neighbours: What programs that start one after another work on: query tiles of one head, or
+            heads of one query tile, so that the long tiles of all heads start before short ones.
         max_registers: Registers per thread at most, to fit more programs on a multiprocessor; None
             leaves it to the compiler.
     """
@@ -43,6 +46,7 @@ class KernelConfig:
     num_stages: int = 2
     load: Load = "pointer"
     order: Order = "forward"
+    neighbours: Neighbours = "tiles"
     max_registers: int | None = None
 
 
@@ -82,6 +86,7 @@ def check_config(
         ("num_stages", config.num_stages, tuple(range(1, 9))),
         ("load", config.load, loads(target)),
         ("order", config.order, ("forward", "reverse")),
+        ("neighbours", config.neighbours, ("tiles", "heads")),
     ):
         if value not in legal:
             raise ConfigError(f"{name}={value!r} is no choice on {target}", tuple(map(str, legal)))
@@ -148,13 +153,13 @@ def suited(
     program: BlockProgram,
     shared: SharedBytes | None = None,
 ) -> KernelConfig:
-    """A default config with what depends on the program: its order of tiles, and fewer stages where
-    the mask reads a table pair by pair and would else leave room for fewer programs.
+    """A default config with what depends on the program: its order of tiles and heads, and fewer
+    stages where the mask reads a table pair by pair and would else leave room for fewer programs.
 
     What is read pair by pair changes its layout in shared memory. On an H200 a tenth of the blocks
     of 64 took 0.59 ms with three stages and one program, 0.41 ms with two of each.
     """
-    config = replace(config, order=tile_order(program))
+    config = replace(config, order=tile_order(program), neighbours=neighbours(program))
     if not any(
         isinstance(node, (Entry, Member)) and {"q", "k"} <= variables(node)
         for node in walk(program.mask)
@@ -171,6 +176,15 @@ def suited(
 def tile_order(program: BlockProgram) -> Order:
     """The order that starts with the longest query tiles."""
     return "reverse" if _grows(program) else "forward"
+
+
+def neighbours(program: BlockProgram) -> Neighbours:
+    """Heads where they differ in their tiles: a head with much to do could else start last."""
+    bounds = (
+        part for sweep in program.forward for part in (sweep.lo, sweep.hi, sweep.guard, sweep.phase)
+    )
+    differ = any({"head", "kv_head"} & variables(bound) for bound in bounds)
+    return "heads" if differ and not program.listed else "tiles"
 
 
 def _tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:

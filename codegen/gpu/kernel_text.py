@@ -56,7 +56,8 @@ def described_fields(
         "problem": f"{problem.dtype}, head_dim {problem.head_dim}, "
         f"value_head_dim {problem.value_head_dim}, group {problem.group}",
         "config": f"tile {config.block_q}x{config.block_k}, {config.num_warps} warps, "
-        f"{config.num_stages} stages, {config.load} loads, {config.order} order",
+        f"{config.num_stages} stages, {config.load} loads, {config.order} order"
+        + (", heads side by side" if config.neighbours == "heads" else ""),
         "emitter": str(emitter),
     }
     if not terms.plain:

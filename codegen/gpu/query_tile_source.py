@@ -13,9 +13,9 @@ from patterncc.codegen.gpu.access_source import TYPES, Access
 from patterncc.codegen.gpu.class_source import (
     CLASS_NAMES,
     class_lines,
+    head_and_tile_lines,
     length_parameters,
     row_lines,
-    tile_lines,
 )
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.list_source import CAPACITY, LIST_PARAMETERS, listed_loops
@@ -181,8 +181,7 @@ class QueryTile:
         yield f"BLOCK_Q: tl.constexpr = {config.block_q}"
         yield f"BLOCK_K: tl.constexpr = {config.block_k}"
         yield ""
-        yield from tile_lines(tiling, config.order)
-        yield "head = tl.program_id(1)"
+        yield from head_and_tile_lines(tiling, config.order, config.neighbours)
         yield "batch = tl.program_id(2)"
         yield "kv_head = head" if group == 1 else f"kv_head = head // {group}"
         names = {scalar_name(leaf) for leaf in self._scalars()}

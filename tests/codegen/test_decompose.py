@@ -61,6 +61,9 @@ def test_every_pair_is_in_one_part(body: Predicate, shape: Shape, values: dict[s
         ("sparse_strided", "dense + residue 128"),
         ("causal and (window(256) or (k + layer) % 8 == 3)", "dense + key stride 8"),
         ("causal and k % 4 == 1", "key stride 4"),
+        ("if head % 2 == 0 then dilated(512, 8) else window(256)", "dense + residue 8"),
+        ("minference_dilated_window", "dense + residue 2"),
+        ("lserve", "dense + dense"),  # what the table lists apart from what loops know
         ("streaming", "dense"),
         ("local_strided", "dense"),
         ("causal and (window(16384) or k % 2 == 0)", "dense"),  # the split would gain nothing

@@ -126,7 +126,7 @@ def test_head_dims_in_float32(worker: ProcessPoolExecutor, head_dim: int) -> Non
 
 
 @settings(
-    max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
 @given(
     mask=masks,

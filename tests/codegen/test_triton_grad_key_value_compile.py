@@ -71,10 +71,10 @@ def test_hopper(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["streaming", "ladder(4, 1024, 128, 8)", "longformer(256, 64)"])
-def test_what_spills_does_not_matter(text: str, tmp_path: Path) -> None:
-    """A few scalars, stored before the loops."""
+def test_a_few_scalars_spill(text: str, tmp_path: Path) -> None:
+    """Ends and shifts of the pieces of the second loop, which the first has no use for."""
     kernel = _compiled(text, WIDE, "cuda:90", tmp_path)
-    assert kernel.spilled <= 32
+    assert kernel.spilled <= 16
 
 
 TABLES = (

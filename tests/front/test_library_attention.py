@@ -1,4 +1,5 @@
-"""Every library pattern attends as its own mask says, with example tables where it reads some."""
+"""Every library pattern attends as its own mask says, and has the gradients of that, with example
+tables where it reads some."""
 
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ def test_attention_equals_dense(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, HEADS, LENGTH, 32, generator=generator)
     key, value = (torch.randn(1, KV_HEADS, LENGTH, 32, generator=generator) for _ in range(2))
+    inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
     out, lse = attn(
         query,
         key,
@@ -38,6 +40,7 @@ def test_attention_equals_dense(name: str) -> None:
         layers=layers,
         **values,
     )
+    dense, lses = [], []
     for head in range(HEADS):
         allowed = attn.mask(
             LENGTH,
@@ -52,7 +55,12 @@ def test_attention_equals_dense(name: str) -> None:
         scores = query[0, head].double() @ key[0, shared].double().T / 32**0.5
         scores = scores.masked_fill(~allowed, -torch.inf)
         expected = torch.nan_to_num(scores.softmax(-1)) @ value[0, shared].double()
-        torch.testing.assert_close(out[0, head].double(), expected, atol=5e-6, rtol=1e-5)
-        torch.testing.assert_close(
-            lse[0, head].double(), scores.logsumexp(-1), atol=5e-6, rtol=1e-5
-        )
+        dense.append(expected)
+        lses.append(scores.logsumexp(-1))
+    wanted = torch.stack(dense)[None], torch.stack(lses)[None]
+    torch.testing.assert_close(out.double(), wanted[0], atol=5e-6, rtol=1e-5)
+    torch.testing.assert_close(lse.double(), wanted[1], atol=5e-6, rtol=1e-5)
+    grads = torch.randn(out.shape, generator=generator), torch.randn(lse.shape, generator=generator)
+    found = torch.autograd.grad((out, lse), inputs, grads)
+    for one, other in zip(found, torch.autograd.grad(wanted, inputs, grads), strict=True):
+        torch.testing.assert_close(one, other, atol=5e-5, rtol=1e-5)
