@@ -127,6 +127,8 @@ def read_folder(folder: Path, kind: str) -> Iterator[Record]:
             yield Record(path, kind, decode(path.read_bytes(), kind))
         except FileNotFoundError:  # removed since it was listed
             continue
+        except OSError as error:
+            warn_unused(path, f"it cannot be read ({error.strerror})")
         except UnreadableError as error:
             set_aside(path, str(error))
 

@@ -6,6 +6,7 @@ Knows neither kernels nor devices: it is given a function that measures.
 
 from __future__ import annotations
 
+import heapq
 import math
 import os
 import socket
@@ -197,6 +198,7 @@ class _Search:
         self._space = space
         self._predicted = dict(predicted)
         self._surrogate = Surrogate(space.knobs, [*predicted], [*predicted.values()])
+        self._kept: tuple[dict[KernelConfig, float], dict[KernelConfig, float]] | None = None
         self._sampler = sampler
         self._clock = clock
         self._start = clock()
@@ -299,23 +301,25 @@ class _Search:
         )
 
     def _most_promising(self, known: _Known, left: Sequence[KernelConfig]) -> KernelConfig:
-        gains = self._surrogate.expected_gains(known.times)
-        by_config = dict(zip(self._surrogate.configs, gains.tolist(), strict=True))
+        gains = self._gains(known)
         # Where none is expected to gain anything the model's order decides.
-        return max(left, key=lambda config: (by_config[config], -self._predicted[config]))
+        return max(left, key=lambda config: (gains[config], -self._predicted[config]))
+
+    def _gains(self, known: _Known) -> dict[KernelConfig, float]:
+        """The expected gain of every config; kept until more is known."""
+        times = known.times
+        if self._kept is None or self._kept[0] != times:
+            gains = self._surrogate.expected_gains(times).tolist()
+            self._kept = times, dict(zip(self._surrogate.configs, gains, strict=True))
+        return self._kept[1]
 
     def _expected_gain(self, known: _Known) -> float:
         """What the next trials may gain together: an upper bound of what the best of them does."""
         if not known.times:
             return math.inf
-        gains = self._surrogate.expected_gains(known.times)
         taken = known.taken
-        open_ = [
-            gain
-            for config, gain in zip(self._surrogate.configs, gains.tolist(), strict=True)
-            if config not in taken
-        ]
-        return float(sum(sorted(open_, reverse=True)[:_LOOKED_AHEAD]))
+        open_ = (gain for config, gain in self._gains(known).items() if config not in taken)
+        return float(sum(heapq.nlargest(_LOOKED_AHEAD, open_)))
 
     def _stop(self, known: _Known, gain: float, limits: Limits, seeds_left: bool) -> str:
         """Why the search ends now; "" where it goes on."""

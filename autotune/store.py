@@ -200,7 +200,7 @@ class TunedStore:
         """Reads the folder again if a file came or went since."""
         try:
             stamp: int | None = self.folder.stat().st_mtime_ns
-        except FileNotFoundError:
+        except OSError:  # not there, or not ours to read: a call runs with what is shipped
             stamp = None
         if stamp == self._stamp:
             return

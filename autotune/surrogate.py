@@ -45,6 +45,7 @@ class Surrogate:
         self._points = np.array(
             [[_coordinate(knob, config) for knob in knobs] for config in self.configs], np.float64
         ).reshape(len(self.configs), len(knobs))
+        self._likeness: dict[int, Floats] = {}
         self._ordered = np.array([knob.ordered for knob in knobs], np.bool_)
 
     def posterior(self, measured: Mapping[KernelConfig, float]) -> tuple[Floats, Floats]:
@@ -59,15 +60,17 @@ class Surrogate:
         residual = np.log(np.array(list(measured.values()))) - self._predicted[known]
         spread = float(np.sum((residual - residual.mean()) ** 2))
         variance = (spread + _PRIOR_WEIGHT * _PRIOR_ERROR**2) / (len(known) + _PRIOR_WEIGHT)
-        among = variance * self._likeness(known, known) + _NOISE**2 * np.eye(len(known))
-        factor = np.linalg.cholesky(among)
-        ones = np.linalg.solve(factor, np.ones(len(known)))
+        rows = np.stack([self._alike(number) for number in known.tolist()])
+        among = variance * rows[:, known] + _NOISE**2 * np.eye(len(known))
+        sides = np.column_stack([np.ones(len(known)), residual, variance * rows])
+        solved = np.linalg.solve(np.linalg.cholesky(among), sides)
+        ones, measured_part, across = solved[:, 0], solved[:, 1], solved[:, 2:]
         # The shift common to all is estimated with them: of a device that is faster than the
         # constants say nothing but this is wrong.
-        shift = float(ones @ np.linalg.solve(factor, residual) / (ones @ ones))
-        across = np.linalg.solve(factor, variance * self._likeness(known, None))
-        mean = self._predicted + shift + across.T @ np.linalg.solve(factor, residual - shift)
-        rest = variance - np.sum(across**2, axis=0) + (1 - across.T @ ones) ** 2 / (ones @ ones)
+        weight = ones @ ones
+        shift = float(ones @ measured_part / weight)
+        mean = self._predicted + shift + across.T @ (measured_part - shift * ones)
+        rest = variance - np.sum(across**2, axis=0) + (1 - across.T @ ones) ** 2 / weight
         return mean, np.sqrt(np.maximum(rest, 1e-12))
 
     def expected_gains(self, measured: Mapping[KernelConfig, float]) -> Floats:
@@ -82,17 +85,14 @@ class Surrogate:
         gains[[self._place[config] for config in measured]] = 0.0
         return gains
 
-    def _likeness(
-        self, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64] | None
-    ) -> Floats:
-        """How alike errors are, from 0 to 1, by steps of knobs."""
-        one = self._points[rows]
-        other = self._points if columns is None else self._points[columns]
-        apart = np.abs(one[:, None, :] - other[None, :, :])
-        steps = np.where(self._ordered, apart, 2.0 * (apart > 0))
-        distance = steps.sum(axis=2)
-        likeness: Floats = (1 - _OWN) * np.exp(-distance / _REACH) + _OWN * (distance == 0)
-        return likeness
+    def _alike(self, number: int) -> Floats:
+        """How alike the errors of one config and of each are, from 0 to 1, by steps of knobs."""
+        if number not in self._likeness:
+            apart = np.abs(self._points - self._points[number])
+            distance = np.where(self._ordered, apart, 2.0 * (apart > 0)).sum(axis=1)
+            likeness = (1 - _OWN) * np.exp(-distance / _REACH) + _OWN * (distance == 0)
+            self._likeness[number] = likeness
+        return self._likeness[number]
 
 
 def _coordinate(knob: Knob, config: KernelConfig) -> int:

@@ -103,8 +103,8 @@ class TuneResult:
         device: Where it ran.
         found: What the store had before.
         search: All trials.
-        predicted: What the cost model said, in seconds, of the configs that were open.
-        compiled: What static pruning found.
+        predicted: What the cost model said, in seconds, of configs that were open to the search.
+        compiled: What static pruning found of those that were compiled before it.
         finals: The last comparison: config and time in seconds, the fastest first.
         default: The config of untuned calls.
         seconds: Of the whole run.
@@ -204,8 +204,10 @@ def tune(
         compiled: dict[KernelConfig, Measurement] = {}
         if device.target != CPU:
             compiled = _compile(job, phase, device, seeds, predicted, options, report, start)
-            worth = dict.fromkeys([default, *survivors(compiled)])
-            predicted = _predict(model, worth, default, compiled)
+            # What there was no time to compile stays open: the measuring process compiles it too.
+            bad = set(compiled) - {default, *survivors(compiled)}
+            left = [config for config in space.configs if config not in bad]
+            predicted = _predict(model, left, default, compiled)
         limits = options.limits
         spent = time.monotonic() - start
         place, journal = _place(key, job, options, store)

@@ -45,7 +45,9 @@ _PERIODS_TRIED = 32
 _STRAYS = 4  # times the tall tiles that a progression may have to hold them all
 
 
-def key_tile_steps(program: BlockProgram, env: Mapping[str, int], heads: int, group: int) -> Steps:
+def key_tile_steps(
+    program: BlockProgram, env: Mapping[str, int], heads: int, group: int, *, strict: bool = False
+) -> Steps:
     """How many tiles of queries each key tile sees, over all heads of a group; the most of any
     head of the keys.
 
@@ -57,17 +59,20 @@ def key_tile_steps(program: BlockProgram, env: Mapping[str, int], heads: int, gr
         env: `q_len`, `kv_len`, `q_offset` of the call, and what the pattern reads.
         heads: Heads of the queries.
         group: Of them for each head of the keys.
+        strict: No sweep may be left out.
 
     Returns:
         int64 `[places]`: tile after tile, and in each the classes of keys.
+
+    Raises:
+        KeyError: The classes of keys, or with `strict` the bounds, read what `env` does not have.
     """
     tiling = program.tiling
     tiles = ceildiv(ceildiv(env["kv_len"], tiling.k_step), program.block_k)
     steps = np.zeros((tiles, tiling.k_step), np.int64)
     call = {**env, CALL_Q_LEN.name: env["q_len"], CALL_KV_LEN.name: env["kv_len"]}
     call |= {"heads": heads, "kv_heads": heads // group}
-    sweeps = program.sweeps("transposed")
-    read = {name for sweep in sweeps for part in _parts(sweep) for name in variables(part)}
+    read = _names_read(program)
     kinds = heads // group if read & {"head", "kv_head"} else 1
     together = "head" in read
     for classes in _row_classes(program, call):
@@ -79,10 +84,28 @@ def key_tile_steps(program: BlockProgram, env: Mapping[str, int], heads: int, gr
             total: Any = 0
             for head in range(group if together else 1):
                 scope["head"] = kv_head * group + head
-                total = total + _counted(program, scope)
+                total = total + _counted(program, scope, strict)
             most = np.maximum(most, total if together else total * group)
         steps[:, np.ravel(column)] += np.where(scope["exists"], most, 0)
     return steps.ravel()
+
+
+def most_query_tiles(program: BlockProgram, env: Mapping[str, int], heads: int, group: int) -> int:
+    """A bound of the query tiles that one key tile sees, of one head and one class of rows; all
+    there are, where that depends on what only the device knows. Arguments as `key_tile_steps`."""
+    every = ceildiv(ceildiv(env["q_len"], program.tiling.q_step), program.block_q)
+    try:
+        steps = key_tile_steps(program, env, heads, group, strict=True)
+    except KeyError:
+        return every
+    most = int(steps.max(initial=0))
+    return min(every, most if "head" in _names_read(program) else most // group)
+
+
+def _names_read(program: BlockProgram) -> set[str]:
+    """What the bounds read."""
+    sweeps = program.sweeps("transposed")
+    return {name for sweep in sweeps for part in _parts(sweep) for name in variables(part)}
 
 
 def _row_classes(program: BlockProgram, call: Mapping[str, int]) -> Iterator[Any]:
@@ -116,7 +139,7 @@ def _of_class(
     return scope
 
 
-def _counted(program: BlockProgram, scope: Mapping[str, Any]) -> Any:
+def _counted(program: BlockProgram, scope: Mapping[str, Any], strict: bool) -> Any:
     """The steps of the sweeps whose bounds are known."""
     total: Any = 0
     for sweep in program.sweeps("transposed"):
@@ -125,6 +148,8 @@ def _counted(program: BlockProgram, scope: Mapping[str, Any]) -> Any:
             try:
                 guard, low, high = (evaluate(part, env) for part in _parts(sweep)[:3])
             except KeyError:
+                if strict:
+                    raise
                 break
             total = total + np.where(guard, np.maximum(high - low, 0), 0)
     return total

@@ -13,7 +13,7 @@ from patterncc.codegen.gpu.backward_config import (
     grad_key_value_shared_bytes,
     suited_grad_key_value,
 )
-from patterncc.codegen.gpu.balance import key_tile_steps, split_tiles
+from patterncc.codegen.gpu.balance import key_tile_steps, most_query_tiles, split_tiles
 from patterncc.codegen.gpu.chunk_source import chunk_values
 from patterncc.codegen.gpu.chunk_sum_source import KEYS_TOGETHER, emit_sum_chunks
 from patterncc.codegen.gpu.class_source import classes_seen
@@ -27,6 +27,7 @@ from patterncc.codegen.gpu.plan import Kind, check_lists
 from patterncc.dsl.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from patterncc.codegen.gpu.chunk_source import Progression
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.launches import Call
     from patterncc.codegen.gpu.plan import Pass, Sources
@@ -47,18 +48,14 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
             f"{call.q_len} rows of {group} heads are too many for one head of the keys",
             "split the call",
         )
-    steps = key_tile_steps(program, call.env, call.heads, group)
-    places = len(steps)
-    # Lists say how many tiles there are to visit, which the host does not know.
-    split = (
-        () if program.listed else split_tiles(steps, kv_heads * call.batch, _at_once(call, config))
-    )
+    places = tiling.k_step * ceildiv(ceildiv(call.kv_len, tiling.k_step), config.block_k)
+    split = _split(one, call)
     chunks = sum(progression.programs for progression in split)
     tall = sum(progression.count for progression in split)
     numbers = chunk_values(split) | {"row_length": row_length(call.q_len)}
     call = replace(call, layouts={**call.layouts, **_row_layouts(call)})
     if program.listed:
-        capacity = 1 + _most_tiles(one, call)
+        capacity = 1 + most_query_tiles(program, call.env, call.heads, group)
         numbers["tile_capacity"] = capacity
         axes = list_axes(program, "transposed")
         rows = places * classes_seen(tiling)
@@ -86,6 +83,18 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
         yield planned_launch(source, grid, call, numbers=numbers)
 
 
+def _split(one: Pass, call: Call) -> tuple[Progression, ...]:
+    """The key tiles to split."""
+    program, group = one.program, call.problem.group
+    if program.listed:  # lists say how many tiles there are to visit, which the host does not know
+        return ()
+    try:
+        steps = key_tile_steps(program, call.env, call.heads, group)
+    except KeyError:  # a number that the call does not give: named when arguments are collected
+        return ()
+    return split_tiles(steps, call.heads // group * call.batch, _at_once(call, one.config))
+
+
 def _row_layouts(call: Call) -> dict[str, Layout]:
     """Where the numbers of rows lie that the delta kernel leaves; allocated, so aligned."""
     length = row_length(call.q_len)
@@ -106,11 +115,6 @@ def _state_buffers(one: Pass, call: Call) -> Iterator[Buffer]:
         return
     for name, like in zip(RESULTS, HELD, strict=True):
         yield Buffer(f"{name}_state", call.layouts[like].sizes, "float32")
-
-
-def _most_tiles(one: Pass, call: Call) -> int:
-    """A bound of the query tiles that any key tile may visit, of one head and class of rows."""
-    return ceildiv(ceildiv(call.q_len, one.program.tiling.q_step), one.config.block_q)
 
 
 def _obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | None:

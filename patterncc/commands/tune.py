@@ -244,6 +244,7 @@ def _note(progress: "Progress") -> str:
 
 
 def _print(name: str, result: "TuneResult") -> None:
+    from patterncc.autotune.prune import survivors
     from patterncc.autotune.tuning import config_words
     from patterncc.tuning import counts
 
@@ -263,7 +264,7 @@ def _print(name: str, result: "TuneResult") -> None:
     states = ", ".join(f"{count} {state}" for state, count in counts(result).items())
     table.add_row("trials", str(entry.trials), f"{states}; of {entry.legal:,} legal configs")
     if result.compiled:
-        worth = f"{len(result.predicted)} of them worth running"
+        worth = f"{len(survivors(result.compiled))} of them worth running"
         table.add_row("compiled", str(len(result.compiled)), worth)
     table.add_row("stopped", duration(result.seconds), f"after {result.search.stopped}")
     table.add_row("before", "", _before(result))

@@ -164,6 +164,14 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     store = TunedStore(tmp_path, None)
     with pytest.raises(OSError, match="tuned"):
         store.put(entry())
+    assert store.lookup(KEY).entry is None  # and a call goes on without
+
+
+def test_a_file_that_cannot_be_read(store: TunedStore) -> None:
+    store.put(entry(q_len=1024))
+    (store.folder / "folder.json").mkdir()
+    with pytest.warns(StoreWarning, match=r"folder\.json: it cannot be read"):
+        assert store.lookup(KEY).entry == entry(q_len=1024)
 
 
 # ------------------------------------------------------------------------------- many processes

@@ -124,6 +124,17 @@ def test_lists() -> None:
     assert _buffers(launches)["tiles"] == (64 * 8, 65)
 
 
+def test_lists_are_as_long_as_the_window() -> None:
+    text = "pattern p(keep: bool[*, *]): window(1024) and keep[q // 64, k // 64]"
+    launches = _launches(text, 1 << 20, shapes={"keep": (1 << 14, 1 << 14)})
+    assert _buffers(launches)["tiles"] == (1 << 14, 1 + 17)
+    by_head = (
+        "pattern p(keep: bool[*, *], w: int[head]): window(w[head]) and keep[q // 64, k // 64]"
+    )
+    launches = _launches(by_head, 4096, shapes={"keep": (64, 64), "w": (8,)})
+    assert _buffers(launches)["tiles"] == (64 * 8, 1 + 64)
+
+
 def test_rows_of_a_class_that_fill_no_tile_come_by_pointers() -> None:
     (kernel,) = _launches("dilated(10, 16)", 700)["grad_key_value"]
     assert kernel.source.config.load == "pointer"
@@ -133,3 +144,8 @@ def test_rows_of_a_class_that_fill_no_tile_come_by_pointers() -> None:
     assert kernel.source.config.load == "descriptor"
     grouped = {one.tensor for one in kernel.described if len(one.box) == 5}
     assert grouped == {"query", "grad_out"}
+
+
+def test_a_number_that_is_not_given_is_named() -> None:
+    with pytest.raises(ConfigError, match="sinks"):
+        _launches("streaming", 2000)
