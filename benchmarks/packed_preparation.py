@@ -30,7 +30,7 @@ import patterncc
 from patterncc import pipeline
 from patterncc.codegen.gpu.plan import Planner
 from patterncc.codegen.gpu.steps import layout_of, problem_of, shapes_of
-from patterncc.dsl.score_terms import PLAIN
+from patterncc.dsl.score.terms import PLAIN
 from patterncc.operators import narrow
 from patterncc.prepared import prepare
 

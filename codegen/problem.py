@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from patterncc.dsl.score_terms import PLAIN, ScoreTerms
+from patterncc.dsl.score.terms import PLAIN, ScoreTerms
 
 DType: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
 

@@ -10,7 +10,7 @@ from patterncc import pipeline
 from patterncc.compiled import Attention
 from patterncc.dsl import load
 from patterncc.dsl.pattern import Pattern
-from patterncc.dsl.score_terms import load_terms
+from patterncc.dsl.score.terms import load_terms
 from patterncc.pipeline import Signature
 
 if TYPE_CHECKING:

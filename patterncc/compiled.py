@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from patterncc import pipeline
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
-from patterncc.dsl.score_terms import PLAIN, ScoreTerms, terms_of
+from patterncc.dsl.score.terms import PLAIN, ScoreTerms, terms_of
 from patterncc.fact_methods import Facts
 from patterncc.pipeline import Signature
 from patterncc.score_call import ScoreSignature

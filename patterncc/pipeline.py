@@ -17,7 +17,7 @@ from patterncc.codegen.lower import DIVIDING_SIZES, lower, with_transposed
 from patterncc.dsl import load
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import FloorDiv, Mod, variables, walk
-from patterncc.dsl.score_terms import terms_of
+from patterncc.dsl.score.terms import terms_of
 from patterncc.settings import settings
 from patterncc.tuned import config_for
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from patterncc.dsl.errors import ArgumentError
-from patterncc.dsl.score_terms import load_terms
+from patterncc.dsl.score.terms import load_terms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from patterncc.dsl.score_terms import ScoreTerms
+    from patterncc.dsl.score.terms import ScoreTerms
     from patterncc.pipeline import Signature
 
 

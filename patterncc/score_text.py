@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.grad_position_source import reach_of
 from patterncc.dsl.mask import variables
-from patterncc.dsl.score import SCORE
-from patterncc.dsl.score_printer import real_text
+from patterncc.dsl.score.nodes import SCORE
+from patterncc.dsl.score.printer import real_text
 
 if TYPE_CHECKING:
-    from patterncc.dsl.score import Lookup, Real
-    from patterncc.dsl.score_terms import ScoreTerms
+    from patterncc.dsl.score.nodes import Lookup, Real
+    from patterncc.dsl.score.terms import ScoreTerms
 
 
 def format_terms(terms: ScoreTerms) -> str:

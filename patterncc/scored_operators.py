@@ -15,10 +15,10 @@ from torch import Tensor
 from patterncc import pipeline
 from patterncc.arguments import check_backward_tensors, check_tensors
 from patterncc.codegen import cpu
-from patterncc.codegen.score_values import ScoreValues
+from patterncc.codegen.score.values import ScoreValues
 from patterncc.dsl.errors import ArgumentError, UnsupportedError
-from patterncc.dsl.score import coordinates_read
-from patterncc.dsl.score_terms import terms_of
+from patterncc.dsl.score.nodes import coordinates_read
+from patterncc.dsl.score.terms import terms_of
 from patterncc.operators import (
     CALL_SCHEMA,
     LIBRARY,
@@ -34,7 +34,7 @@ from patterncc.prepared import Prepared, prepare
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from patterncc.dsl.score_terms import ScoreTerms
+    from patterncc.dsl.score.terms import ScoreTerms
 
 _INPUTS = "Tensor query, Tensor key, Tensor value"
 _TERMS = f"str score, float[] score_numbers, {CALL_SCHEMA}"

@@ -16,7 +16,7 @@ from patterncc.autotune.key import key_of, length_bucket
 from patterncc.autotune.store import Found, TunedStore
 from patterncc.codegen.gpu.config import INTERPRETER, KernelConfig
 from patterncc.dsl.errors import UnsupportedError
-from patterncc.dsl.score_terms import PLAIN
+from patterncc.dsl.score.terms import PLAIN
 from patterncc.settings import settings
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from patterncc.dsl.build import absolute, add, compare, floordiv, maximum, minimum, modulo, multiply
 from patterncc.dsl.mask import Const, IntExpr, K, Predicate, Q, Var
-from patterncc.dsl.score import SCORE, Constant, Lookup, Number, Real
-from patterncc.dsl.score_build import (
+from patterncc.dsl.score.build import (
     apply,
     choice,
     greatest,
@@ -19,6 +18,7 @@ from patterncc.dsl.score_build import (
     plus,
     times,
 )
+from patterncc.dsl.score.nodes import SCORE, Constant, Lookup, Number, Real
 
 NUMBERS = {"cap": 3.5, "gain": -0.75, "tau": 2.0}
 SHAPES = {"slopes": (2,), "bias": (2, 9), "places": (12,)}

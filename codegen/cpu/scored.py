@@ -13,8 +13,8 @@ from patterncc.codegen.cpu.forward import attention
 from patterncc.codegen.cpu.tensors import check_inputs, wide_type
 from patterncc.codegen.cpu.terms import logits_of
 from patterncc.codegen.ir import BlockProgram
-from patterncc.codegen.score_values import Rows, ScoreValues, add_sink_gradients, sink_logits
-from patterncc.dsl.score_terms import ScoreTerms
+from patterncc.codegen.score.values import Rows, ScoreValues, add_sink_gradients, sink_logits
+from patterncc.dsl.score.terms import ScoreTerms
 
 
 def scored_attention(

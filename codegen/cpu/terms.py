@@ -11,12 +11,12 @@ from torch import Tensor
 
 from patterncc.codegen.cpu.scores import Places, PullBack
 from patterncc.codegen.elementwise import discrete
-from patterncc.codegen.score_elementwise import RealEvaluator
-from patterncc.codegen.score_values import Rows, ScoreValues, add_at
+from patterncc.codegen.score.elementwise import RealEvaluator
+from patterncc.codegen.score.values import Rows, ScoreValues, add_at
 from patterncc.dsl.mask import IntExpr, Predicate
-from patterncc.dsl.score import SCORE, Real
-from patterncc.dsl.score_check import table_ranks
-from patterncc.dsl.score_terms import ScoreTerms
+from patterncc.dsl.score.check import table_ranks
+from patterncc.dsl.score.nodes import SCORE, Real
+from patterncc.dsl.score.terms import ScoreTerms
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,9 @@ from patterncc.codegen.gpu.steps import (
     with_contiguous_rows,
 )
 from patterncc.codegen.gpu.table_gradients import WantedSums, add_table_gradients, wanted_sums
-from patterncc.codegen.score_values import NO_VALUES, Rows, ScoreValues
+from patterncc.codegen.score.values import NO_VALUES, Rows, ScoreValues
 from patterncc.dsl.errors import ArgumentError
-from patterncc.dsl.score_terms import PLAIN, ScoreTerms
+from patterncc.dsl.score.terms import PLAIN, ScoreTerms
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from patterncc.dsl.mask import Expr
-    from patterncc.dsl.score import Lookup
+    from patterncc.dsl.score.nodes import Lookup
 
 _DISTANCE = Var("distance")
 _Trend: TypeAlias = Literal[-1, 0, 1]

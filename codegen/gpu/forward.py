@@ -23,8 +23,8 @@ from patterncc.codegen.gpu.steps import (
     term_arguments,
     with_contiguous_rows,
 )
-from patterncc.codegen.score_values import NO_VALUES, Rows, ScoreValues, sink_logits
-from patterncc.dsl.score_terms import PLAIN, ScoreTerms
+from patterncc.codegen.score.values import NO_VALUES, Rows, ScoreValues, sink_logits
+from patterncc.dsl.score.terms import PLAIN, ScoreTerms
 
 if TYPE_CHECKING:
     from pathlib import Path

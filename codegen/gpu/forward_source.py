@@ -22,7 +22,7 @@ from patterncc.codegen.gpu.kernel_terms import corners_of, sink_logit, tile_logi
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
 from patterncc.codegen.gpu.query_tile_source import QueryTile, check_program, dot_precision
 from patterncc.codegen.gpu.score_source import TermWriter
-from patterncc.dsl.score import coordinates_read
+from patterncc.dsl.score.nodes import coordinates_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -29,7 +29,7 @@ from patterncc.codegen.gpu.key_access_source import RESULTS, KeyAccess
 from patterncc.codegen.gpu.key_tile_source import KeyTile
 from patterncc.codegen.gpu.query_tile_source import check_program, dot_precision
 from patterncc.codegen.gpu.score_source import TermWriter
-from patterncc.dsl.score import ONE
+from patterncc.dsl.score.nodes import ONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

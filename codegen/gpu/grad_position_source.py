@@ -31,8 +31,8 @@ from patterncc.codegen.gpu.table_source import tables_read
 from patterncc.codegen.ir import DENSE
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import Param, Var, variables, walk
-from patterncc.dsl.score import discrete
-from patterncc.dsl.score_printer import real_text
+from patterncc.dsl.score.nodes import discrete
+from patterncc.dsl.score.printer import real_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
     from patterncc.dsl.mask import Expr, IntExpr
-    from patterncc.dsl.score import Lookup, Real
-    from patterncc.dsl.score_terms import ScoreTerms
+    from patterncc.dsl.score.nodes import Lookup, Real
+    from patterncc.dsl.score.terms import ScoreTerms
 
 EMITTER = 1
 """Version of the generated text; it is part of the text, so a change of it separates caches."""

@@ -30,7 +30,7 @@ from patterncc.codegen.gpu.kernel_terms import (
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
 from patterncc.codegen.gpu.query_tile_source import QueryTile, check_program, dot_precision
 from patterncc.codegen.gpu.score_source import TermWriter
-from patterncc.dsl.score import ONE
+from patterncc.dsl.score.nodes import ONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,8 @@ from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.ir import CALL_KV_LEN, CALL_Q_LEN, DENSE, Q_CLASS
 from patterncc.dsl.build import add, multiply, substitute
 from patterncc.dsl.mask import Const, IntExpr, K, Predicate, Q, Var, variables
-from patterncc.dsl.score import (
+from patterncc.dsl.score.build import rebuild, scaled, times
+from patterncc.dsl.score.nodes import (
     SCORE,
     Apply,
     Constant,
@@ -25,12 +26,11 @@ from patterncc.dsl.score import (
     children,
     walk,
 )
-from patterncc.dsl.score_build import rebuild, scaled, times
 
 if TYPE_CHECKING:
     from patterncc.codegen.ir import Tiling
     from patterncc.dsl.mask import Expr
-    from patterncc.dsl.score_terms import ScoreTerms
+    from patterncc.dsl.score.terms import ScoreTerms
 
 SCALE = KernelParameter("natural_scale", "fp32")
 """What `scores` are multiplied by to be the scores of the terms."""

@@ -36,7 +36,7 @@ from patterncc.codegen.gpu.sweep_source import (
 from patterncc.codegen.gpu.table_source import tables_read
 from patterncc.codegen.ir import K_LAST, K_TILE
 from patterncc.dsl.mask import Param, Var, walk
-from patterncc.dsl.score import coordinates_read, discrete
+from patterncc.dsl.score.nodes import coordinates_read, discrete
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
     from patterncc.dsl.mask import Expr
-    from patterncc.dsl.score import Real
+    from patterncc.dsl.score.nodes import Real
 
 _GIVEN = frozenset({"q", "k", "residue", "q_len", "kv_len", "q_offset", K_TILE.name, K_LAST.name})
 _OF_GRID = frozenset({"head", "kv_head", "batch", "heads", "kv_heads"})

@@ -32,7 +32,7 @@ from patterncc.codegen.gpu.table_source import tables_read
 from patterncc.codegen.ir import DENSE
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Param, Var, walk
-from patterncc.dsl.score import coordinates_read, discrete
+from patterncc.dsl.score.nodes import coordinates_read, discrete
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
     from patterncc.dsl.mask import Expr
-    from patterncc.dsl.score import Real
+    from patterncc.dsl.score.nodes import Real
 
 _TILE_NAMES = frozenset({"q", "k", "q_first", "q_last", "residue"})
 _CALL_NAMES = frozenset({"head", "kv_head", "batch", "heads", "kv_heads"})

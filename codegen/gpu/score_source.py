@@ -19,7 +19,8 @@ from patterncc.codegen.gpu.mask_source import scalar_name
 from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text
 from patterncc.codegen.gpu.separate import separate
 from patterncc.dsl.mask import Param, Q, Var, variables
-from patterncc.dsl.score import (
+from patterncc.dsl.score.build import plus, times
+from patterncc.dsl.score.nodes import (
     Apply,
     Below,
     Choice,
@@ -40,7 +41,6 @@ from patterncc.dsl.score import (
     discrete,
     walk,
 )
-from patterncc.dsl.score_build import plus, times
 
 if TYPE_CHECKING:
     from patterncc.dsl.mask import Expr

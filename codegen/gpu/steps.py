@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from patterncc.codegen.gpu.table_source import Table, TableKind
-    from patterncc.codegen.score_values import ScoreValues
-    from patterncc.dsl.score_terms import ScoreTerms
+    from patterncc.codegen.score.values import ScoreValues
+    from patterncc.dsl.score.terms import ScoreTerms
 
 NO_TABLES: Mapping[str, torch.Tensor] = MappingProxyType({})
 

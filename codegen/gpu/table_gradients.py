@@ -18,13 +18,13 @@ from patterncc.codegen.gpu.grad_position_source import (
 from patterncc.codegen.gpu.kernel_terms import RowEntry, row_entries
 from patterncc.codegen.gpu.launches import ceildiv
 from patterncc.codegen.ir import DENSE
-from patterncc.codegen.score_values import Rows, ScoreValues, add_at, add_sink_gradients
+from patterncc.codegen.score.values import Rows, ScoreValues, add_at, add_sink_gradients
 from patterncc.dsl.errors import UnsupportedError
-from patterncc.dsl.score_printer import real_text
+from patterncc.dsl.score.printer import real_text
 
 if TYPE_CHECKING:
-    from patterncc.dsl.score import Lookup
-    from patterncc.dsl.score_terms import ScoreTerms
+    from patterncc.dsl.score.nodes import Lookup
+    from patterncc.dsl.score.terms import ScoreTerms
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from patterncc.codegen.score_reference import dense_attention
-from patterncc.codegen.score_values import ScoreValues
-from patterncc.dsl.score_terms import ScoreTerms, load_terms
+from patterncc.codegen.score.reference import dense_attention
+from patterncc.codegen.score.values import ScoreValues
+from patterncc.dsl.score.terms import ScoreTerms, load_terms
 from tests.codegen.attention import Errors, allowed_pairs, errors
 from tests.codegen.interpreter import Call, Prepared, prepared
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.cpu.scored import scored_attention, scored_attention_backward
 from patterncc.codegen.elementwise import allowed
-from patterncc.codegen.score_reference import dense_attention
-from patterncc.codegen.score_values import ScoreValues
+from patterncc.codegen.score.reference import dense_attention
+from patterncc.codegen.score.values import ScoreValues
 from patterncc.dsl import load
 from patterncc.dsl.errors import ArgumentError
-from patterncc.dsl.score import SCORE, Real
-from patterncc.dsl.score_terms import ScoreTerms, load_terms
+from patterncc.dsl.score.nodes import SCORE, Real
+from patterncc.dsl.score.terms import ScoreTerms, load_terms
 from tests.score_strategies import NUMBERS, SHAPES, reals
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 8e-2}

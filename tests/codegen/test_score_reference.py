@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 
 from patterncc.codegen.elementwise import discrete
-from patterncc.codegen.score_elementwise import RealEvaluator
-from patterncc.codegen.score_reference import dense_attention
+from patterncc.codegen.score.elementwise import RealEvaluator
+from patterncc.codegen.score.reference import dense_attention
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import IntExpr, Predicate
-from patterncc.dsl.score import SCORE, Real, lookups
-from patterncc.dsl.score_derivative import derivative
-from patterncc.dsl.score_evaluate import real
-from patterncc.dsl.score_terms import load_terms
+from patterncc.dsl.score.derivative import derivative
+from patterncc.dsl.score.evaluate import real
+from patterncc.dsl.score.nodes import SCORE, Real, lookups
+from patterncc.dsl.score.terms import load_terms
 from tests.score_strategies import ENV, NUMBERS, SHAPES, SIZES, reals
 
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import assume, given, settings
 
 from patterncc.dsl.errors import PatternError
-from patterncc.dsl.score import SCORE, ZERO, Lookup, Real, lookups
-from patterncc.dsl.score_derivative import derivative
-from patterncc.dsl.score_evaluate import real
-from patterncc.dsl.score_printer import real_text
-from patterncc.dsl.score_ready import READY
-from patterncc.dsl.score_terms import PLAIN, ScoreTerms, load_terms, terms_of
+from patterncc.dsl.score.derivative import derivative
+from patterncc.dsl.score.evaluate import real
+from patterncc.dsl.score.nodes import SCORE, ZERO, Lookup, Real, lookups
+from patterncc.dsl.score.printer import real_text
+from patterncc.dsl.score.ready import READY
+from patterncc.dsl.score.terms import PLAIN, ScoreTerms, load_terms, terms_of
 from tests.score_strategies import ENV, NUMBERS, SHAPES, SIZES, reals
 
 TABLES = {

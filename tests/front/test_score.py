@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import patterncc
-from patterncc.codegen.score_reference import dense_attention
+from patterncc.codegen.score.reference import dense_attention
 from patterncc.dsl.errors import ArgumentError, PatternError, UnsupportedError
-from patterncc.dsl.score_terms import load_terms
+from patterncc.dsl.score.terms import load_terms
 
 SCORE = "softcap(score, cap) - slopes[head] * (0.1 * (q - k))"
 SINK = "sinks[head]"

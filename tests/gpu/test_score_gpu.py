@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import patterncc
-from patterncc.codegen.score_reference import dense_attention
-from patterncc.dsl.score_terms import load_terms
+from patterncc.codegen.score.reference import dense_attention
+from patterncc.dsl.score.terms import load_terms
 
 pytestmark = pytest.mark.gpu
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from patterncc.dsl import library
-from patterncc.dsl import score as algebra
 from patterncc.dsl.arguments import count
 from patterncc.dsl.declare import CALL_ARGUMENTS, FUNCTIONS, TILE_SYMBOLS
 from patterncc.dsl.elaborate import Elaborator
@@ -17,8 +16,8 @@ from patterncc.dsl.limits import MAX_DEPTH, MAX_TERM
 from patterncc.dsl.makers import total
 from patterncc.dsl.mask import COORDINATES, SIZES, Predicate
 from patterncc.dsl.modules import Module
-from patterncc.dsl.score import SCORE, Constant, Lookup, Real, children, walk
-from patterncc.dsl.score_build import (
+from patterncc.dsl.score import nodes as algebra
+from patterncc.dsl.score.build import (
     choice,
     lift,
     minus,
@@ -26,8 +25,9 @@ from patterncc.dsl.score_build import (
     plus,
     times,
 )
-from patterncc.dsl.score_calls import APPLIED, LIFTING, Scope, call_function, written_out
-from patterncc.dsl.score_ready import READY
+from patterncc.dsl.score.calls import APPLIED, LIFTING, Scope, call_function, written_out
+from patterncc.dsl.score.nodes import SCORE, Constant, Lookup, Real, children, walk
+from patterncc.dsl.score.ready import READY
 from patterncc.dsl.source import Source
 from patterncc.dsl.syntax import (
     Arithmetic,

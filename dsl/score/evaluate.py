@@ -12,7 +12,7 @@ from typing_extensions import assert_never
 
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.evaluate import allows, integer
-from patterncc.dsl.score import (
+from patterncc.dsl.score.nodes import (
     Apply,
     Below,
     Choice,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from patterncc.codegen.elementwise import discrete
-from patterncc.codegen.score_elementwise import RealEvaluator
+from patterncc.codegen.score.elementwise import RealEvaluator
 from patterncc.dsl.mask import IntExpr, Predicate
-from patterncc.dsl.score_terms import ScoreTerms
+from patterncc.dsl.score.terms import ScoreTerms
 
 
 def dense_attention(

@@ -2,7 +2,7 @@
 
 A *score* is `scale * query . key`; a term of this algebra says which logit enters the softmax for
 it. Integers and predicates inside are those of the mask algebra. Build nodes through
-`patterncc.dsl.score_build`, whose constructors fold constants and put operands in one canonical
+`patterncc.dsl.score.build`, whose constructors fold constants and put operands in one canonical
 order. Nothing here parses, differentiates or knows tensors.
 """
 

@@ -6,7 +6,18 @@ What cancels is cancelled, so that the derivative of `c * tanh(score / c)` reads
 
 from typing_extensions import assert_never
 
-from patterncc.dsl.score import (
+from patterncc.dsl.score.build import (
+    apply,
+    below,
+    choice,
+    greatest,
+    least,
+    minus,
+    over,
+    plus,
+    times,
+)
+from patterncc.dsl.score.nodes import (
     ONE,
     ZERO,
     Apply,
@@ -25,17 +36,6 @@ from patterncc.dsl.score import (
     Score,
     Times,
     walk,
-)
-from patterncc.dsl.score_build import (
-    apply,
-    below,
-    choice,
-    greatest,
-    least,
-    minus,
-    over,
-    plus,
-    times,
 )
 
 

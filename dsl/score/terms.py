@@ -9,10 +9,10 @@ from functools import lru_cache
 from patterncc.dsl.codes import error_for
 from patterncc.dsl.errors import Diagnostic
 from patterncc.dsl.parser import parse
-from patterncc.dsl.score import SCORE, Lookup, Real, lookups, numbers_read
-from patterncc.dsl.score_check import TermChecker, table_ranks
-from patterncc.dsl.score_derivative import derivative
-from patterncc.dsl.score_printer import real_text
+from patterncc.dsl.score.check import TermChecker, table_ranks
+from patterncc.dsl.score.derivative import derivative
+from patterncc.dsl.score.nodes import SCORE, Lookup, Real, lookups, numbers_read
+from patterncc.dsl.score.printer import real_text
 from patterncc.dsl.source import Source
 from patterncc.dsl.values import GiveUpError, Report
 

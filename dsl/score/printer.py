@@ -9,7 +9,7 @@ from typing_extensions import assert_never
 
 from patterncc.dsl.mask import Abs, Const, Max, Min, Predicate, Var
 from patterncc.dsl.printer import expression_text
-from patterncc.dsl.score import (
+from patterncc.dsl.score.nodes import (
     Apply,
     Below,
     Choice,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from patterncc.dsl.build import absolute, add, maximum, minimum, multiply, select
 from patterncc.dsl.mask import Const, IntExpr, Predicate, Truth
-from patterncc.dsl.score import (
+from patterncc.dsl.score.nodes import (
     ZERO,
     Apply,
     Below,
@@ -29,7 +29,7 @@ from patterncc.dsl.score import (
     Score,
     Times,
 )
-from patterncc.dsl.score_printer import real_text
+from patterncc.dsl.score.printer import real_text
 
 # In sums what varies most comes first; in products what varies least.
 _RANKS: tuple[type, ...] = (

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from patterncc.codegen.elementwise import discrete
-from patterncc.codegen.score_elementwise import RealEvaluator, flat_index
+from patterncc.codegen.score.elementwise import RealEvaluator, flat_index
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import IntExpr, Predicate, variables
-from patterncc.dsl.score_terms import ScoreTerms
+from patterncc.dsl.score.terms import ScoreTerms
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -15,7 +15,7 @@ from typing_extensions import assert_never
 
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import IntExpr, Predicate
-from patterncc.dsl.score import (
+from patterncc.dsl.score.nodes import (
     Apply,
     Below,
     Choice,

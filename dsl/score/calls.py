@@ -8,9 +8,9 @@ from patterncc.dsl import library
 from patterncc.dsl.arguments import count
 from patterncc.dsl.declare import FUNCTIONS
 from patterncc.dsl.modules import Module
-from patterncc.dsl.score import Function, Real
-from patterncc.dsl.score_build import apply, greatest, least, magnitude
-from patterncc.dsl.score_ready import READY, ReadyTerm, ready_program
+from patterncc.dsl.score.build import apply, greatest, least, magnitude
+from patterncc.dsl.score.nodes import Function, Real
+from patterncc.dsl.score.ready import READY, ReadyTerm, ready_program
 from patterncc.dsl.source import Span
 from patterncc.dsl.suggest import did_you_mean
 from patterncc.dsl.syntax import Call, Definition, Expression, Name
