@@ -27,6 +27,7 @@ from patterncc.codegen.problem import DType, Problem
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError, InternalError, UnsupportedError
 from patterncc.dsl.mask import Const
+from tests.codegen.crossing import each_with_one
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 SIZES = {"heads": 8, "kv_heads": 2, "layers": 4}
@@ -127,9 +128,10 @@ def test_float32(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("head_dim", [16, 32, 64, 72, 80, 96, 128, 192, 256])
+@pytest.mark.parametrize(
+    ("head_dim", "target"), each_with_one([16, 32, 64, 72, 80, 96, 128, 192, 256], TARGETS)
+)
 def test_default_configs(head_dim: int, dtype: str, target: str, tmp_path: Path) -> None:
     """Nothing spills up to a head dimension of 128, but 16 bytes of 96 on the oldest target."""
     problem = Problem(dtype, head_dim, head_dim)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from patterncc.codegen.problem import DType, Problem
 from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl import library, load
 from patterncc.dsl.errors import ConfigError, UnsupportedError
+from tests.codegen.crossing import each_with_one
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 SIZES = {"heads": 8, "kv_heads": 2, "layers": 4}
@@ -114,8 +115,10 @@ def test_delta(with_lse: bool, target: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", [name for name in library.names() if name != "neighborhood_1d"])
+@pytest.mark.parametrize(
+    ("name", "target"),
+    each_with_one([n for n in library.names() if n != "neighborhood_1d"], TARGETS),
+)
 def test_library(name: str, target: str, tmp_path: Path) -> None:
     for within in (True, False):
         try:
@@ -129,9 +132,10 @@ def test_library(name: str, target: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("head_dim", [16, 32, 64, 72, 80, 96, 128, 160, 192, 256])
+@pytest.mark.parametrize(
+    ("head_dim", "target"), each_with_one([16, 32, 64, 72, 80, 96, 128, 160, 192, 256], TARGETS)
+)
 def test_default_configs_do_not_spill(
     head_dim: int, dtype: DType, target: str, tmp_path: Path
 ) -> None:
