@@ -4,7 +4,6 @@ in float64, and every row against the first output that was right on those.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -12,25 +11,16 @@ from torch import Tensor
 
 from patterncc.autotune.job import Job
 from patterncc.codegen import reference
+from patterncc.codegen.judging import (
+    LSE_TOLERANCE,
+    OUTPUT_TOLERANCE,
+    distance,
+    mask_rows,
+    sample,
+)
 
 _MOST_PAIRS = {"cpu": 1 << 24, "cuda": 1 << 28}  # of a row and a key, over all heads
 _EDGE = 16  # rows at each end that are always among them
-_CHUNK = 1 << 22  # pairs of a mask that are evaluated at a time
-
-# Largest error of an output, in units of the largest value, and of an lse. The first follow from
-# the rounding of weights and results, half a unit in the last place each, with room for sums.
-_OUTPUT_TOLERANCE = {
-    torch.float16: 2.0**-10,
-    torch.bfloat16: 2.0**-7,
-    torch.float32: 1e-5,
-    torch.float64: 1e-12,
-}
-_LSE_TOLERANCE = {
-    torch.float16: 1e-3,
-    torch.bfloat16: 1e-3,
-    torch.float32: 5e-5,
-    torch.float64: 1e-12,
-}
 
 
 class Oracle:
@@ -46,7 +36,7 @@ class Oracle:
         self._rows = _sample(job, query.device)
         self._wanted = _wanted(job, tensors, self._rows)
         largest = max(1.0, float(value.abs().max()))
-        self._allowed = _OUTPUT_TOLERANCE[query.dtype] * largest, _LSE_TOLERANCE[query.dtype]
+        self._allowed = OUTPUT_TOLERANCE[query.dtype] * largest, LSE_TOLERANCE[query.dtype]
         self._first: tuple[Tensor, Tensor] | None = None
 
     def judge(self, out: Tensor, lse: Tensor) -> tuple[float, str]:
@@ -82,7 +72,7 @@ class Oracle:
         for name, one, other, allowed in zip(
             ("output", "lse"), found, wanted, self._allowed, strict=True
         ):
-            error = _distance(one, other)
+            error = distance(one, other)
             ratio = error / (slack * allowed)
             if ratio > 1:
                 return ratio, (
@@ -97,12 +87,7 @@ def _sample(job: Job, device: torch.device) -> Tensor:
     """Rows to check: all, or both ends and a random choice between."""
     width = max(1, job.batch * job.heads * job.kv_len)
     most = max(2 * _EDGE, _MOST_PAIRS[device.type] // width)
-    if job.q_len <= most:
-        return torch.arange(job.q_len, device=device)
-    generator = torch.Generator().manual_seed(job.seed)
-    middle = torch.randperm(job.q_len - 2 * _EDGE, generator=generator)[: most - 2 * _EDGE] + _EDGE
-    ends = [torch.arange(_EDGE), torch.arange(job.q_len - _EDGE, job.q_len)]
-    return torch.cat([*ends, middle]).sort().values.to(device)
+    return sample(job.q_len, most, job.seed, _EDGE).to(device)
 
 
 def _wanted(job: Job, tensors: Mapping[str, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,26 +108,8 @@ def _wanted(job: Job, tensors: Mapping[str, Tensor], rows: Tensor) -> tuple[Tens
 
 
 def _mask(job: Job, tensors: Mapping[str, Tensor], head: int, batch: int, rows: Tensor) -> Tensor:
-    """Rows of the mask of one head, straight from the pattern: bool `[rows, kv_len]`."""
+    """Rows of the mask of one head of the call, as from `mask_rows`."""
     env = job.head_env(head, batch)
     scalars = {name: number for name, number in env.items() if name not in job.tables}
     tables = {name: tensors[name] for name in job.tables}
-    keys = torch.arange(job.kv_len)[None, :]
-    result = torch.empty(len(rows), job.kv_len, dtype=torch.bool)
-    step = max(1, _CHUNK // job.kv_len)
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        q = rows[part, None] + job.q_offset
-        result[part] = reference.allowed(job.pattern.body, q, keys, scalars, tables)
-    return result
-
-
-def _distance(found: Tensor, wanted: Tensor) -> float:
-    """The largest difference: 0 between equal infinities, infinite from what is not a number."""
-    if found.numel() == 0:
-        return 0.0
-    wide = torch.float64 if wanted.dtype == torch.float64 else torch.float32
-    one, other = found.to(wide), wanted.to(wide)
-    difference = torch.where(one == other, 0.0, (one - other).abs())
-    worst = float(difference.max())
-    return math.inf if math.isnan(worst) else worst
+    return mask_rows(job.pattern.body, rows, job.kv_len, job.q_offset, scalars, tables)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from patterncc.call import Call
 from patterncc.codegen import reference
-from patterncc.verdict import mask_rows, sample
+from patterncc.codegen.judging import sample
+from patterncc.verdict import mask_rows
 
 MOST_PAIRS = 1 << 25  # pairs of (row, key) that are checked, over all heads
 NAMES = ("grad_query", "grad_key", "grad_value")
