@@ -20,7 +20,7 @@ from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.head_dim import parts
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import header_text, module_text
-from patterncc.codegen.gpu.query_tile_source import check_dtype
+from patterncc.codegen.gpu.tile_source import check_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,8 +20,9 @@ from patterncc.codegen.gpu.access_source import Access
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_terms import corners_of, sink_logit, tile_logit
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
-from patterncc.codegen.gpu.query_tile_source import QueryTile, check_program, dot_precision
+from patterncc.codegen.gpu.query_tile_source import QueryTile
 from patterncc.codegen.gpu.score_source import TermWriter
+from patterncc.codegen.gpu.tile_source import check_program, dot_precision, product_lines
 from patterncc.dsl.score.nodes import coordinates_read
 
 if TYPE_CHECKING:
@@ -183,10 +184,7 @@ class _ForwardWriter:
         masked, access = loop.kind == "partial", self._access
         yield from self._rows.tile_start(loop)
         yield from access.tile_loads("key", masked)
-        for number in range(len(access.key_parts)):
-            onto = ", scores" if number else ""
-            operands = f"query_{number}, key_{number}.T{onto}"
-            yield f"scores = tl.dot({operands}{self._precision})"
+        yield from product_lines("scores", "query", "key", len(access.key_parts), self._precision)
         yield from self._rows.tile_keys(loop)
         if masked:
             yield from self._rows.allowed()

@@ -27,8 +27,8 @@ from patterncc.codegen.gpu.kernel_terms import (
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
 from patterncc.codegen.gpu.key_access_source import RESULTS, KeyAccess
 from patterncc.codegen.gpu.key_tile_source import KeyTile
-from patterncc.codegen.gpu.query_tile_source import check_program, dot_precision
 from patterncc.codegen.gpu.score_source import TermWriter
+from patterncc.codegen.gpu.tile_source import check_program, dot_precision, product_lines
 from patterncc.dsl.score.nodes import ONE
 
 if TYPE_CHECKING:
@@ -144,9 +144,10 @@ class _Writer:
     def _tile(self, loop: TileLoop) -> Iterator[str]:
         access, precision, dtype = self._access, self._precision, self._problem.dtype
         yield from access.tile_loads("query")
-        yield from self._product("scores", "key", "query")
+        keys, values = (len(access.parts_of(name)) for name in ("key", "value"))
+        yield from product_lines("scores", "key", "query", keys, precision)
         yield from access.tile_loads("grad_out")
-        yield from self._product("grad_weights", "value", "grad_out")
+        yield from product_lines("grad_weights", "value", "grad_out", values, precision)
         if self._logit is None:
             yield from self._grad_scores(loop)
         else:
@@ -203,13 +204,6 @@ class _Writer:
             yield "grad_scores = weights * grad_weights"
         else:
             yield f"grad_scores = weights * grad_weights * {counted(slope, '0.0')}"
-
-    def _product(self, name: str, keys: str, rows: str) -> Iterator[str]:
-        """Each key times each row, over all parts of the head dimension."""
-        for number in range(len(self._access.parts_of(keys))):
-            onto = f", {name}" if number else ""
-            operands = f"{keys}_{number}, {rows}_{number}.T{onto}"
-            yield f"{name} = tl.dot({operands}{self._precision})"
 
     def _finish(self) -> Iterator[str]:
         access = self._access

@@ -25,9 +25,9 @@ from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_terms import TermParameters, in_base_2, in_classes
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
 from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
-from patterncc.codegen.gpu.query_tile_source import check_program, dot_precision
 from patterncc.codegen.gpu.score_source import TermWriter
 from patterncc.codegen.gpu.table_source import tables_read
+from patterncc.codegen.gpu.tile_source import check_program, dot_precision, product_lines
 from patterncc.codegen.ir import DENSE
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import Param, Var, variables, walk
@@ -258,9 +258,10 @@ class _Writer:
         yield from access.row_tile_lines()
         yield from access.tile_start(masked=True)
         yield from access.tile_loads("key", masked=True)
-        yield from self._product("scores", "query", "key", len(access.key_parts))
+        keys, values = len(access.key_parts), len(access.value_parts)
+        yield from product_lines("scores", "query", "key", keys, self._precision)
         yield from access.tile_loads("value", masked=True)
-        yield from self._product("grad_weights", "grad_out", "value", len(access.value_parts))
+        yield from product_lines("grad_weights", "grad_out", "value", values, self._precision)
         infinite = 'float("inf")'
         yield f"lse = {access.load_row_numbers('lse', infinite)}"
         yield f"delta = {access.load_row_numbers('delta', '0.0')}"
@@ -289,13 +290,6 @@ class _Writer:
             yield f"{INDENT}{entry.name}_0 += tl.where(columns == 0, {whole}, 0.0)"
             yield "else:"
             yield from (f"{INDENT}{line}" for line in turned)
-
-    def _product(self, name: str, rows: str, keys: str, parts: int) -> Iterator[str]:
-        """Each row times each key, over all parts of the head dimension."""
-        for number in range(parts):
-            onto = f", {name}" if number else ""
-            operands = f"{rows}_{number}, {keys}_{number}.T{onto}"
-            yield f"{name} = tl.dot({operands}{self._precision})"
 
     def _finish(self) -> Iterator[str]:
         for entry in self._entries:

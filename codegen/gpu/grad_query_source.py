@@ -28,8 +28,9 @@ from patterncc.codegen.gpu.kernel_terms import (
     tile_slope,
 )
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
-from patterncc.codegen.gpu.query_tile_source import QueryTile, check_program, dot_precision
+from patterncc.codegen.gpu.query_tile_source import QueryTile
 from patterncc.codegen.gpu.score_source import TermWriter
+from patterncc.codegen.gpu.tile_source import check_program, dot_precision, product_lines
 from patterncc.dsl.score.nodes import ONE
 
 if TYPE_CHECKING:
@@ -190,9 +191,10 @@ class _GradQueryWriter:
         masked, access = loop.kind == "partial", self._access
         yield from self._rows.tile_start(loop)
         yield from access.tile_loads("key", masked)
-        yield from self._product("scores", "query", "key", len(access.key_parts))
+        keys, values = len(access.key_parts), len(access.value_parts)
+        yield from product_lines("scores", "query", "key", keys, self._precision)
         yield from access.tile_loads("value", masked)
-        yield from self._product("grad_weights", "grad_out", "value", len(access.value_parts))
+        yield from product_lines("grad_weights", "grad_out", "value", values, self._precision)
         if self._logit is None:
             yield "weights = tl.exp2(scores * score_scale - lse)"
             yield "grad_scores = weights * (grad_weights - delta)"
@@ -226,13 +228,6 @@ class _GradQueryWriter:
             yield f"{entry.name} += tl.sum({counted(share)}, 1)"
         through = "grad_logits" if self._slope == ONE else f"grad_logits * {slope}"
         yield f"grad_scores = {counted(through)}"
-
-    def _product(self, name: str, rows: str, keys: str, parts: int) -> Iterator[str]:
-        """Each row times each key, over all parts of the head dimension."""
-        for number in range(parts):
-            onto = f", {name}" if number else ""
-            operands = f"{rows}_{number}, {keys}_{number}.T{onto}"
-            yield f"{name} = tl.dot({operands}{self._precision})"
 
     def _finish(self) -> Iterator[str]:
         access, name = self._access, STATE if self._hands_on else "grad_query"

@@ -12,31 +12,26 @@ from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.chunk_source import CHUNK_PARAMETERS, place_lines
 from patterncc.codegen.gpu.class_source import (
-    CLASS_NAMES,
     classes_seen,
     in_pairs,
     key_class_lines,
     key_lines,
-    length_parameters,
     row_class_lines,
 )
 from patterncc.codegen.gpu.kernel_source import KernelParameter
-from patterncc.codegen.gpu.kernel_terms import TermParameters
 from patterncc.codegen.gpu.kernel_text import INDENT
-from patterncc.codegen.gpu.list_source import CAPACITY, LIST_PARAMETERS, list_leaves, listed_loops
-from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
+from patterncc.codegen.gpu.list_source import list_leaves, listed_loops
+from patterncc.codegen.gpu.mask_source import emit_mask
 from patterncc.codegen.gpu.separate import keys_of_tiles
 from patterncc.codegen.gpu.sweep_source import (
     emit_loops,
-    expressions,
     scalars_read,
     wide_name,
     widened,
 )
-from patterncc.codegen.gpu.table_source import tables_read
-from patterncc.codegen.ir import K_LAST, K_TILE
-from patterncc.dsl.mask import Param, Var, walk
-from patterncc.dsl.score.nodes import coordinates_read, discrete
+from patterncc.codegen.gpu.tile_source import Computed
+from patterncc.dsl.mask import Var
+from patterncc.dsl.score.nodes import coordinates_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,11 +41,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.sweep_source import TileLoop
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
-    from patterncc.dsl.mask import Expr
     from patterncc.dsl.score.nodes import Real
-
-_GIVEN = frozenset({"q", "k", "residue", "q_len", "kv_len", "q_offset", K_TILE.name, K_LAST.name})
-_OF_GRID = frozenset({"head", "kv_head", "batch", "heads", "kv_heads"})
 
 
 class KeyTile:
@@ -81,11 +72,9 @@ class KeyTile:
         terms: Sequence[Real] = (),
         term_lines: Sequence[str] = (),
     ) -> None:
-        self._terms = terms
         self._term_lines = term_lines
         reads = frozenset().union(*map(coordinates_read, terms))
         self._reads_row, self._reads_key = "q" in reads, "k" in reads
-        self._term_parameters = TermParameters(terms)
         self._program = program
         self._config = config
         self._group = problem.group
@@ -100,56 +89,24 @@ class KeyTile:
         self._mask = emit_mask(program.mask, self._nest.documents, held)
         self._masked = any(loop.kind == "partial" for loop in self._nest.loops)
         self._bounds = () if self._listed else scalars_read(sweeps)
-        self.tables = tables_read(self._expressions())
-        leaves = [*self._scalars(), *(list_leaves(program, "transposed") if self._listed else ())]
+        self._computed = Computed(program, "transposed", self._masked, terms)
+        self.tables = self._computed.tables
+        leaves = [
+            *self._computed.leaves,
+            *(list_leaves(program, "transposed") if self._listed else ()),
+        ]
         self._names = {leaf.name for leaf in leaves if isinstance(leaf, Var)}
         self._classes = classes_seen(program.tiling)
         # Is there a loop around those over tiles?
         self._nested = self._classes > 1 or (problem.group > 1 and "head" in self._names)
 
-    # -------------------------------------------------------------------------------- signature
-
     def parameters(
         self, pointers: Iterable[KernelParameter], scalars: Iterable[KernelParameter]
     ) -> Iterator[KernelParameter]:
         """All parameters of the kernel, `pointers` and `scalars` being its own."""
-        yield from self._access.descriptors()
-        yield from self._access.pointers()
-        yield from pointers
-        if self._listed:
-            yield from LIST_PARAMETERS
-        for table in self.tables:
-            yield table.pointer
-        yield from self._term_parameters.pointers()
-        yield from scalars
-        yield from self._term_parameters.scalars()
-        for name in length_parameters(self._program.tiling):
-            yield KernelParameter(name, "i32")
-        yield from self._access.lengths()
-        yield from self._access.strides()
-        yield from CHUNK_PARAMETERS
-        if self._listed:
-            yield CAPACITY
-        for table in self.tables:
-            yield from table.sizes
-        known = {*_GIVEN, *_OF_GRID, *CLASS_NAMES, *length_parameters(self._program.tiling)}
-        for name in sorted({scalar_name(leaf) for leaf in self._scalars()} - known):
-            yield KernelParameter(name, "i32")
-
-    def _expressions(self) -> Iterator[Expr]:
-        """What the kernel computes of the program."""
-        if not self._listed:
-            yield from expressions(self._program.sweeps("transposed"))
-        yield self._program.tiling.k_class
-        if self._masked:
-            yield self._program.mask
-        for term in self._terms:
-            yield from discrete(term)
-
-    def _scalars(self) -> Iterator[Var | Param]:
-        """The leaves of those."""
-        for expr in self._expressions():
-            yield from (leaf for leaf in walk(expr) if isinstance(leaf, (Var, Param)))
+        return self._computed.parameters(
+            self._access, pointers, scalars, self._access.lengths(), CHUNK_PARAMETERS
+        )
 
     # -------------------------------------------------------------------------------- the text
 

@@ -9,30 +9,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from patterncc.codegen.gpu.access_source import TYPES, Access
+from patterncc.codegen.gpu.access_source import Access
 from patterncc.codegen.gpu.class_source import (
-    CLASS_NAMES,
     class_lines,
     head_and_tile_lines,
-    length_parameters,
     row_lines,
 )
 from patterncc.codegen.gpu.kernel_source import KernelParameter
-from patterncc.codegen.gpu.kernel_terms import TermParameters
-from patterncc.codegen.gpu.list_source import CAPACITY, LIST_PARAMETERS, listed_loops
+from patterncc.codegen.gpu.list_source import listed_loops
 from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
 from patterncc.codegen.gpu.sweep_source import (
     emit_loops,
-    expressions,
     scalars_read,
     wide_name,
     widened,
 )
-from patterncc.codegen.gpu.table_source import tables_read
+from patterncc.codegen.gpu.tile_source import Computed
 from patterncc.codegen.ir import DENSE
-from patterncc.dsl.errors import ConfigError, UnsupportedError
-from patterncc.dsl.mask import Param, Var, walk
-from patterncc.dsl.score.nodes import coordinates_read, discrete
+from patterncc.dsl.score.nodes import coordinates_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -41,46 +35,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.sweep_source import TileLoop
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
-    from patterncc.dsl.mask import Expr
     from patterncc.dsl.score.nodes import Real
-
-_TILE_NAMES = frozenset({"q", "k", "q_first", "q_last", "residue"})
-_CALL_NAMES = frozenset({"head", "kv_head", "batch", "heads", "kv_heads"})
-_LENGTHS = frozenset({"q_len", "kv_len", "q_offset"})
-
-
-def check_dtype(problem: Problem) -> None:
-    """Refuses a dtype that no kernel computes in.
-
-    Raises:
-        UnsupportedError: Names it.
-    """
-    if problem.dtype not in TYPES:
-        raise UnsupportedError(
-            f"no GPU kernel computes in {problem.dtype}",
-            "use float16, bfloat16 or float32, or the CPU",
-        )
-
-
-def check_program(program: BlockProgram, problem: Problem, config: KernelConfig) -> None:
-    """Refuses what no kernel is written for.
-
-    Raises:
-        UnsupportedError: The dtype has no kernel.
-        ConfigError: The config's tiles are not the program's.
-    """
-    check_dtype(problem)
-    if (program.block_q, program.block_k) != (config.block_q, config.block_k):
-        raise ConfigError(
-            f"tiles of {config.block_q}x{config.block_k} for a program lowered for others",
-            (f"{program.block_q}x{program.block_k}",),
-        )
-
-
-def dot_precision(problem: Problem) -> str:
-    """The last argument of a matrix product: float32 is computed as such, for tensor cores would
-    round the operands to 10 bits."""
-    return ', input_precision="ieee"' if problem.dtype == "float32" else ""
 
 
 class QueryTile:
@@ -113,10 +68,8 @@ class QueryTile:
         row_terms: Sequence[Real] = (),
     ) -> None:
         self._program = program
-        self._terms = (*tile_terms, *row_terms)
         reads = frozenset().union(*map(coordinates_read, tile_terms))
         self._reads_row, self._reads_key = "q" in reads, "k" in reads
-        self._term_parameters = TermParameters(self._terms)
         self._config = config
         self._group = problem.group
         self._access = access
@@ -128,50 +81,15 @@ class QueryTile:
         self._mask = emit_mask(program.mask, self._nest.documents)
         self._masked = any(loop.kind == "partial" for loop in self.loops)
         self._bounds = () if self._listed else scalars_read(program.forward)
-        self.tables = tables_read(self._expressions())
-
-    # -------------------------------------------------------------------------------- signature
+        terms = (*tile_terms, *row_terms)
+        self._computed = Computed(program, "forward", self._masked, terms)
+        self.tables = self._computed.tables
 
     def parameters(
         self, pointers: Iterable[KernelParameter], scalars: Iterable[KernelParameter]
     ) -> Iterator[KernelParameter]:
         """All parameters of the kernel, `pointers` and `scalars` being its own."""
-        yield from self._access.descriptors()
-        yield from self._access.pointers()
-        yield from pointers
-        if self._listed:
-            yield from LIST_PARAMETERS
-        for table in self.tables:
-            yield table.pointer
-        yield from self._term_parameters.pointers()
-        yield from scalars
-        yield from self._term_parameters.scalars()
-        for name in length_parameters(self._program.tiling):
-            yield KernelParameter(name, "i32")
-        yield from self._access.strides()
-        if self._listed:
-            yield CAPACITY
-        for table in self.tables:
-            yield from table.sizes
-        known = {*_TILE_NAMES, *_CALL_NAMES, *_LENGTHS, *CLASS_NAMES}
-        known |= {*length_parameters(self._program.tiling)}
-        for name in sorted({scalar_name(leaf) for leaf in self._scalars()} - known):
-            yield KernelParameter(name, "i32")
-
-    def _expressions(self) -> Iterator[Expr]:
-        """What the kernel computes of the program."""
-        if not self._listed:
-            yield from expressions(self._program.forward)
-        yield self._program.tiling.k_class
-        if self._masked:
-            yield self._program.mask
-        for term in self._terms:
-            yield from discrete(term)
-
-    def _scalars(self) -> Iterator[Var | Param]:
-        """The leaves of those."""
-        for expr in self._expressions():
-            yield from (leaf for leaf in walk(expr) if isinstance(leaf, (Var, Param)))
+        return self._computed.parameters(self._access, pointers, scalars)
 
     # -------------------------------------------------------------------------------- before loops
 
@@ -184,7 +102,7 @@ class QueryTile:
         yield from head_and_tile_lines(tiling, config.order, config.neighbours)
         yield "batch = tl.program_id(2)"
         yield "kv_head = head" if group == 1 else f"kv_head = head // {group}"
-        names = {scalar_name(leaf) for leaf in self._scalars()}
+        names = {scalar_name(leaf) for leaf in self._computed.leaves}
         if "heads" in names:
             yield "heads = tl.num_programs(1)"
         if "kv_heads" in names:
