@@ -21,6 +21,7 @@ from patterncc.arguments import check_backward_tensors, check_tensors
 from patterncc.codegen import cpu
 from patterncc.codegen.cpu.backward import attention_backward
 from patterncc.codegen.cpu.double_backward import attention_double_backward
+from patterncc.codegen.dtypes import DTYPE_NAMES
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.parameters import check_tables
@@ -31,15 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from patterncc.codegen.ir import Passes
-    from patterncc.codegen.problem import DType
 
 DEVICES = ("cpu", "cuda")
-_DTYPES: dict[torch.dtype, DType] = {
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.float32: "float32",
-    torch.float64: "float64",
-}
 _CPU_TILE = (cpu.default_config().block_q, cpu.default_config().block_k)
 
 _torch: Any = torch  # the parts of torch that have no types
@@ -287,7 +281,7 @@ def cpu_passes(pattern: str, call: Prepared, problem: Problem | None = None) -> 
 def _problem(query: Tensor, key: Tensor, value: Tensor) -> Problem:
     """The shape class of a checked call on the CPU."""
     group = query.shape[1] // key.shape[1]
-    return Problem(_DTYPES[query.dtype], query.shape[3], value.shape[3], group)
+    return Problem(DTYPE_NAMES[query.dtype], query.shape[3], value.shape[3], group)
 
 
 def as_typed() -> contextlib.AbstractContextManager[object]:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 
+from patterncc.codegen.dtypes import DTYPE_NAMES
 from patterncc.codegen.gpu import launch
 from patterncc.codegen.gpu.launches import Launch
 from patterncc.codegen.gpu.layout import Layout
-from patterncc.codegen.problem import DType, Problem
+from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -26,12 +27,6 @@ if TYPE_CHECKING:
 
 NO_TABLES: Mapping[str, torch.Tensor] = MappingProxyType({})
 
-_DTYPES: dict[torch.dtype, DType] = {
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.float32: "float32",
-    torch.float64: "float64",
-}
 _TABLE_DTYPES: Mapping[TableKind, tuple[torch.dtype, ...]] = {
     "int": (torch.int32,),
     "bool": (torch.bool, torch.uint8),
@@ -171,7 +166,7 @@ def problem_of(
     Raises:
         UnsupportedError: No kernel computes in its dtype.
     """
-    if query.dtype not in _DTYPES:
+    if query.dtype not in DTYPE_NAMES:
         raise UnsupportedError(
             f"no kernel computes in {query.dtype}", "use float16, bfloat16 or float32"
         )
@@ -181,7 +176,7 @@ def problem_of(
             "use float16 or float32 there",
         )
     group = query.shape[1] // key.shape[1]
-    return Problem(_DTYPES[query.dtype], query.shape[3], value.shape[3], group, terms)
+    return Problem(DTYPE_NAMES[query.dtype], query.shape[3], value.shape[3], group, terms)
 
 
 class TermArguments(NamedTuple):
