@@ -19,6 +19,7 @@ from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.gpu import config
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
+from patterncc.pipeline import resolve, starting_width
 from patterncc.rivals import Dense, race_against, rivals_of
 from patterncc.timing import Timing, once
 from patterncc.verdict import Verdict, judge
@@ -241,6 +242,9 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
         major, minor = torch.cuda.get_device_capability(device)
         vendor = "hip:" if torch.version.hip else f"cuda:{major}{minor}"
         shape = config.default_config(problem, vendor)
+        sizes = tuple((name, call.sizes[name]) for name in resolve(call.pattern.structure).sizes)
+        width = starting_width(call.pattern.structure, shape.block_q, shape.block_k, sizes)
+        shape = config.narrowed(shape, width)
     else:
         shape = cpu.default_config()
     passes = lower_passes(
