@@ -9,15 +9,24 @@ from rich.table import Table
 from rich.text import Text
 
 from patterncc.commands import console
-from patterncc.commands.inputs import call_of, pattern_of, problem_of, require_tables
+from patterncc.commands.inputs import (
+    call_of,
+    pattern_of,
+    problem_of,
+    require_tables,
+    scores_of,
+    terms_of,
+)
 from patterncc.explain_text import quantity
 from patterncc.notation import percent
+from patterncc.score_text import terms_as_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from patterncc.backward_trial import BackwardTrial
     from patterncc.rivals import Dense
+    from patterncc.score_example import Scores
     from patterncc.timing import Timing
     from patterncc.trial import Trial
 
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     """Runs the pattern and prints what was found; 1 if the result is wrong."""
     pattern = pattern_of(args)
+    terms_of(args)
     from patterncc import trial  # loads torch: seconds, which a mistake in the text need not wait
 
     device = trial.choose_device(args.device)
@@ -34,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     call = call_of(pattern, args)
     require_tables(call)
     problem = replace(problem_of(args), group=call.heads // call.kv_heads)
+    scores = scores_of(args, call)
     with console.progress().status("starting ...") as status:
         found = trial.run(
             call,
@@ -45,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             repeats=args.repeats,
             backward=args.backward,
             report=status.update,
+            scores=scores,
         )
     if args.json:
         console.print_json(document(found))
@@ -66,6 +78,8 @@ def _print(found: "Trial") -> None:
     size = f"batch {found.batch}, {heads}, {lengths}, head_dim {problem.head_dim}"
     out.print(Text.assemble((name, "bold"), f" on {found.device} ({found.machine})"))
     out.print(Text(f"{problem.dtype}, {size}"))
+    for line in _score_lines(found):
+        out.print(Text(line))
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     share = percent(tiles.visited / tiles.all)
@@ -92,6 +106,18 @@ def _print(found: "Trial") -> None:
     out.print(Text("right", "bold green") if found.right else Text("WRONG", "bold red"))
 
 
+def _score_lines(found: "Trial") -> "Iterator[str]":
+    """The score terms, and where what they read is from."""
+    scores = found.scores
+    if scores.terms.plain:
+        return
+    logit, _, sink = scores.terms.text.partition("\n")
+    yield f"score  {logit}" + (f"; sink  {sink}" if sink else "")
+    for name, table in scores.tables.items():
+        source = "drawn" if name in scores.drawn else "given"
+        yield f"table  {name}: {' x '.join(map(str, table.shape))}, {source}"
+
+
 def _add_backward(table: Table, found: "Trial", backward: "BackwardTrial") -> None:
     timing, verdict = backward.timing, backward.verdict
     table.add_section()
@@ -102,7 +128,7 @@ def _add_backward(table: Table, found: "Trial", backward: "BackwardTrial") -> No
     _add_dense(table, backward.dense, timing, ", backward")
     rows = _rows(verdict.checked, verdict.rows)
     for name, error in verdict.errors.items():
-        allowed = f"allowed {verdict.tolerance:.2g} of the largest entry"
+        allowed = f"allowed {verdict.allowed(name):.2g} of the largest entry"
         table.add_row(f"{name} error", f"{error:.2g}", f"{allowed}; from {rows}")
 
 
@@ -148,6 +174,7 @@ def duration(seconds: float) -> str:
 def document(found: "Trial") -> dict[str, Any]:
     """What `--json` prints."""
     call, problem, tiles, verdict = found.call, found.problem, found.tiles, found.verdict
+    scores = found.scores
     return {
         "pattern": {"name": call.pattern.name, "text": call.pattern.text},
         "call": {
@@ -161,6 +188,7 @@ def document(found: "Trial") -> dict[str, Any]:
             "value_head_dim": problem.value_head_dim,
             "dtype": problem.dtype,
         },
+        "score_terms": None if scores.terms.plain else _scores_document(scores),
         "device": found.device,
         "machine": found.machine,
         "density": found.density,
@@ -187,6 +215,17 @@ def document(found: "Trial") -> dict[str, Any]:
     }
 
 
+def _scores_document(scores: "Scores") -> dict[str, Any]:
+    return {
+        **terms_as_json(scores.terms),
+        "numbers": dict(scores.numbers),
+        "tables": {
+            name: {"shape": list(table.shape), "drawn": name in scores.drawn}
+            for name, table in scores.tables.items()
+        },
+    }
+
+
 def _backward_document(found: "Trial", backward: "BackwardTrial") -> dict[str, Any]:
     verdict = backward.verdict
     return {
@@ -200,6 +239,7 @@ def _backward_document(found: "Trial", backward: "BackwardTrial") -> dict[str, A
             "checked": verdict.checked,
             "errors": {name: _finite(error) for name, error in verdict.errors.items()},
             "tolerance": verdict.tolerance,
+            "allowed": {name: verdict.allowed(name) for name in verdict.errors},
         },
     }
 
