@@ -5,7 +5,6 @@ Bounded in memory and time: where the pairs are too many, only some rows have a 
 so that the gradients of all keys can be checked whole.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,23 +12,18 @@ import torch
 from torch import Tensor
 
 from patterncc.call import Call
-from patterncc.codegen import reference
-from patterncc.codegen.judging import sample
+from patterncc.codegen.judging import (
+    GRADIENT_TOLERANCE,
+    GradientError,
+    dense_gradients,
+    sample,
+)
 from patterncc.verdict import mask_rows
 
 MOST_PAIRS = 1 << 25  # pairs of (row, key) that are checked, over all heads
 NAMES = ("grad_query", "grad_key", "grad_value")
 _EDGE = 8  # rows at each end that are always checked
 _CHUNK = 1 << 20  # pairs that autograd holds at a time
-
-# Largest error of a gradient, in units of its largest entry. Besides their own rounding, gradients
-# have that of the output and of the weights, which are rounded for tensor cores.
-_TOLERANCE = {
-    torch.float16: 2.0**-8,
-    torch.bfloat16: 2.0**-5,
-    torch.float32: 2e-5,
-    torch.float64: 1e-11,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +82,18 @@ def judge_gradients(
     scale = head_dim**-0.5 if scale is None else scale
     others = torch.ones(q_len, dtype=torch.bool)
     others[rows] = False
-    worst = [_Worst(), _Worst(), _Worst()]
+    worst = [GradientError(), GradientError(), GradientError()]
     for index in range(batch):
         for kv_head in range(key.shape[1]):
             k, v = (tensor[index, kv_head].cpu().double() for tensor in (key, value))
             grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
             for head in range(kv_head * group, (kv_head + 1) * group):
                 got = grads[0][index, head].cpu().double()
-                worst[0].see(got[others], torch.zeros(()))
+                worst[0].see(got[others], torch.zeros((), dtype=torch.float64))
                 env = call.env(head, layer) | {"batch": index}
                 for part in torch.split(rows, max(1, _CHUNK // call.kv_len)):
                     here = part.to(query.device)
-                    found = _dense_gradients(
+                    found = dense_gradients(
                         query[index, head, here].cpu().double(),
                         k,
                         v,
@@ -112,37 +106,5 @@ def judge_gradients(
                     grad_v += found[2]
             worst[1].see(grads[1][index, kv_head].cpu().double(), grad_k)
             worst[2].see(grads[2][index, kv_head].cpu().double(), grad_v)
-    errors = {name: found.error for name, found in zip(NAMES, worst, strict=True)}
-    return GradientVerdict(q_len, len(rows), errors, _TOLERANCE[query.dtype])
-
-
-def _dense_gradients(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, grad_out: Tensor
-) -> tuple[Tensor, ...]:
-    """The gradients that some rows of one head give query, key and value."""
-    with torch.enable_grad():
-        leaves = [tensor.detach()[None, None].requires_grad_() for tensor in (query, key, value)]
-        out, _ = reference.dense_attention(leaves[0], leaves[1], leaves[2], mask, scale)
-        grads = torch.autograd.grad(out, leaves, grad_out[None, None])
-    return tuple(grad[0, 0] for grad in grads)
-
-
-@dataclass(slots=True)
-class _Worst:
-    """The largest difference so far, and the largest right entry."""
-
-    difference: float = 0.0
-    largest: float = 0.0
-
-    def see(self, got: Tensor, wanted: Tensor) -> None:
-        if got.numel() == 0:
-            return
-        difference = float(torch.where(got == wanted, 0.0, (got - wanted).abs()).max())
-        if math.isnan(difference):
-            difference = math.inf
-        self.difference = max(self.difference, difference)
-        self.largest = max(self.largest, float(wanted.abs().max()))
-
-    @property
-    def error(self) -> float:
-        return self.difference / self.largest if self.largest > 0 else self.difference
+    errors = {name: found.relative for name, found in zip(NAMES, worst, strict=True)}
+    return GradientVerdict(q_len, len(rows), errors, GRADIENT_TOLERANCE[query.dtype])
