@@ -59,8 +59,10 @@ def _explain(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="say which configuration the call would run with here, and why, instead",
     )
-    group.add_argument("--device", help="with --why-config: cpu, cuda or cuda:N")
-    group.add_argument("--phase", default="forward", help="with --why-config: the phase (forward)")
+    group.add_argument("--device", help="with --why-config or --cost: cpu, cuda or cuda:N")
+    group.add_argument(
+        "--phase", default="forward", help="with --why-config or --cost: the phase (forward)"
+    )
     _json(parser)
 
 
@@ -245,7 +247,13 @@ def _tune(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="fit the cost model to the device instead, by a few timed calls",
     )
-    parser.add_argument("--phase", default="forward", help="what to tune: forward (the default)")
+    parser.add_argument(
+        "--phase",
+        default="forward",
+        metavar="NAMES",
+        help="what to tune: forward (the default), grad_query, grad_key_value, several with commas "
+        "between, or all",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA if there is a device")
     _call(parser, q_len=None, heads=16, layers=1)
     parser.add_argument("--layer", type=_count_or_zero, default=0, metavar="N", help="layer (0)")
