@@ -23,7 +23,7 @@ from patterncc.prepared import (
     refuse_double_backward,
     wanted_gradients,
 )
-from patterncc.tuned import config_for
+from patterncc.tuned import config_for, subject_of
 
 if TYPE_CHECKING:
     from patterncc.codegen.ir import Passes
@@ -131,7 +131,7 @@ def _passes(pattern: str, call: Prepared, problem: Problem | None = None) -> Pas
     tile = _TILE
     if problem is not None:
         names = pipeline.resolve(pattern).numbers
-        tuned = config_for(pattern, problem, "forward", "cpu", call.env, names)
+        tuned = config_for(subject_of(pattern, problem, "forward", call.env, names), "cpu")
         tile = tile if tuned is None else (tuned.block_q, tuned.block_k)
     return pipeline.passes(pattern, *tile, call.sizes, call.within)
 
