@@ -159,6 +159,8 @@ class PassPlanner:
         self._tuned = tuned
         self._alternatives: dict[tuple[int, int], Sequence[Passes]] = {}
         self._sources = Sources()
+        # By identity of the program, which is kept beside: programs are slow to hash.
+        self._suited: dict[tuple[Any, ...], tuple[BlockProgram, KernelConfig]] = {}
 
     def launches(self, call: Call) -> tuple[Launch, ...]:
         """The launches of all passes, in the order in which they must run.
@@ -177,10 +179,18 @@ class PassPlanner:
         for number, program in enumerate(passes):
             own = config
             if adaptable:
-                own = kind.suited(config, call.problem, call.target, program)
+                own = self._adapted(config, call, program)
             one = Pass(program, own, number > 0, number < last)
             launches += kind.launches(one, call, self._sources)
         return tuple(launches)
+
+    def _adapted(self, config: KernelConfig, call: Call, program: BlockProgram) -> KernelConfig:
+        """A default config as it suits a program."""
+        place = (id(program), config, call.problem, call.target)
+        if place not in self._suited:
+            own = self._kind.suited(config, call.problem, call.target, program)
+            self._suited[place] = program, own
+        return self._suited[place][1]
 
     def _choose(self, call: Call) -> tuple[KernelConfig, Passes, bool]:
         """Config and passes of a call, by descriptors if nothing stands against them; and whether
