@@ -20,6 +20,7 @@ from patterncc.verdict import mask_rows
 MOST_PAIRS = 1 << 25  # pairs of (row, key) that are checked, over all heads
 NAMES = ("grad_query", "grad_key", "grad_value")
 _EDGE = 8  # rows at each end that are always checked
+_PROCESSOR = torch.device("cpu")
 _CHUNK = 1 << 20  # pairs that autograd holds at a time
 
 # Largest error of a gradient, in units of its largest entry. Besides their own rounding, gradients
@@ -70,6 +71,7 @@ def judge_gradients(
     *,
     layer: int = 0,
     scale: float | None = None,
+    device: torch.device = _PROCESSOR,
 ) -> GradientVerdict:
     """Compares gradients with those of dense attention in float64.
 
@@ -81,37 +83,39 @@ def judge_gradients(
         rows: Rows that pass a gradient on, int64, rising.
         layer: Layer number.
         scale: Factor of the scores; `head_dim ** -0.5` if not given.
+        device: Where dense attention is computed.
     """
     query, key, value = inputs
     batch, heads, q_len, head_dim = query.shape
     group = heads // key.shape[1]
     scale = head_dim**-0.5 if scale is None else scale
-    others = torch.ones(q_len, dtype=torch.bool)
+    rows = rows.to(device)
+    others = torch.ones(q_len, dtype=torch.bool, device=device)
     others[rows] = False
     worst = [_Worst(), _Worst(), _Worst()]
     for index in range(batch):
         for kv_head in range(key.shape[1]):
-            k, v = (tensor[index, kv_head].cpu().double() for tensor in (key, value))
+            k, v = (tensor[index, kv_head].to(device).double() for tensor in (key, value))
             grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
             for head in range(kv_head * group, (kv_head + 1) * group):
-                got = grads[0][index, head].cpu().double()
-                worst[0].see(got[others], torch.zeros(()))
+                got = grads[0][index, head].to(device).double()
+                worst[0].see(got[others], torch.zeros((), device=device))
                 env = call.env(head, layer) | {"batch": index}
                 for part in torch.split(rows, max(1, _CHUNK // call.kv_len)):
                     here = part.to(query.device)
                     found = _dense_gradients(
-                        query[index, head, here].cpu().double(),
+                        query[index, head, here].to(device).double(),
                         k,
                         v,
                         mask_rows(call, env, part),
                         scale,
-                        grad_out[index, head, here].cpu().double(),
+                        grad_out[index, head, here].to(device).double(),
                     )
                     worst[0].see(got[part], found[0])
                     grad_k += found[1]
                     grad_v += found[2]
-            worst[1].see(grads[1][index, kv_head].cpu().double(), grad_k)
-            worst[2].see(grads[2][index, kv_head].cpu().double(), grad_v)
+            worst[1].see(grads[1][index, kv_head].to(device).double(), grad_k)
+            worst[2].see(grads[2][index, kv_head].to(device).double(), grad_v)
     errors = {name: found.error for name, found in zip(NAMES, worst, strict=True)}
     return GradientVerdict(q_len, len(rows), errors, _TOLERANCE[query.dtype])
 
@@ -120,7 +124,7 @@ def _dense_gradients(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, grad_out: Tensor
 ) -> tuple[Tensor, ...]:
     """The gradients that some rows of one head give query, key and value."""
-    with torch.enable_grad():
+    with torch.enable_grad(), query.device:
         leaves = [tensor.detach()[None, None].requires_grad_() for tensor in (query, key, value)]
         out, _ = reference.dense_attention(leaves[0], leaves[1], leaves[2], mask, scale)
         grads = torch.autograd.grad(out, leaves, grad_out[None, None])
