@@ -70,22 +70,31 @@ class Probe:
                 continue
         if torch.version.cuda is not None:
             versions["cuda"] = torch.version.cuda
-        commit = _output("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
-        if commit:
+        if commit := _commit():
             versions["commit"] = commit
         driver = _output(*_DRIVER) if self._device.type == "cuda" else ""
         return Machine(machine_name(self._device), versions, driver)
 
     def missing(self, peers: Sequence[PeerSpec]) -> dict[str, str]:
         """Why peers cannot be used here, by their names; "" for those that can."""
-        return {spec.name: _peer(spec).why_not(self._device) for spec in peers}
+        return {spec.name: self._why_not(spec) for spec in peers}
+
+    def _why_not(self, spec: PeerSpec) -> str:
+        try:
+            module = importlib.import_module(spec.module)
+            peer: Peer = getattr(module, spec.function)(*spec.arguments)
+        except ImportError as error:  # of a torch that is too old for it
+            return f"it cannot be loaded: {error}"
+        return peer.why_not(self._device)
 
     def ceiling(self, dtype: str) -> float:
         """FLOP/s of a large square matrix product on random numbers: the median of some rounds."""
         size = _SIZE[self._device.type]
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(self._device).manual_seed(0)
         left, right = (
-            torch.randn(size, size, generator=generator).to(self._device, getattr(torch, dtype))
+            torch.randn(size, size, generator=generator, device=self._device).to(
+                getattr(torch, dtype)
+            )
             for _ in range(2)
         )
         watch = Stopwatch(self._device)
@@ -95,9 +104,12 @@ class Probe:
         return 2.0 * size**3 / median(seconds)
 
 
-def _peer(spec: PeerSpec) -> Peer:
-    peer: Peer = getattr(importlib.import_module(spec.module), spec.function)(*spec.arguments)
-    return peer
+def _commit() -> str:
+    """The commit of a checkout that this file is part of; "" if it is none's."""
+    folder, name = str(Path(__file__).parent), Path(__file__).name
+    if not _output("git", "-C", folder, "ls-files", "--error-unmatch", name):
+        return ""
+    return _output("git", "-C", folder, "rev-parse", "--short", "HEAD")
 
 
 def _output(*command: str) -> str:

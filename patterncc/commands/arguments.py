@@ -184,6 +184,9 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that get ready at a time (half the CPUs)",
     )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write the JSON document there, besides the tables"
+    )
     parser.add_argument("--plot", metavar="FILE", help="a .png, .svg or .pdf file of bars")
     _json(parser)
     parser.set_defaults(usual_q_len=None, usual_layers=1)

@@ -2,10 +2,12 @@
 
 import argparse
 import copy
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -57,6 +59,9 @@ def run(args: argparse.Namespace) -> int:
         console.print_json(document(found))
     else:
         print_report(found)
+    if args.output:
+        text = json.dumps(document(found), indent=1, ensure_ascii=False, allow_nan=False)
+        Path(args.output).write_text(text + "\n", encoding="utf-8")
     if args.plot:
         chart.plot_report(found, args.plot)
     return 0 if is_sound(found) else 1

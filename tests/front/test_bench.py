@@ -122,8 +122,10 @@ def test_command_line(run: Run, tmp_path: Path) -> None:
         "bench", "causal and window(20)", "--len", "64", "--heads", "4", "--kv-heads", "2",
         "--head-dim", "16", "--batch", "2", "--peers", "sdpa-dense-mask", "--phases",
         "both,forward", "--repeats", "2", "--device", "cpu", "--json", "--plot", str(picture),
+        "-o", str(tmp_path / "found.json"),
     )  # fmt: skip
     assert found.code == 0, found.err
+    assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8")) == found.json
     (first,) = found.json["results"]
     assert first["call"]["q_len"] == first["call"]["kv_len"] == 64
     assert first["call"]["kv_heads"] == 2 and first["call"]["batch"] == 2
