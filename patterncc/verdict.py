@@ -3,7 +3,9 @@
 Bounded in memory and time at every length; the sample is drawn from a seed, so a run repeats.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,10 +14,13 @@ from torch import Tensor
 from patterncc.call import Call
 from patterncc.codegen import judging, reference
 from patterncc.codegen.judging import LSE_TOLERANCE, OUTPUT_TOLERANCE, distance, sample
+from patterncc.codegen.score import reference as score_reference
+from patterncc.dsl.score.terms import PLAIN, ScoreTerms
 
 MOST_PAIRS = 1 << 27  # pairs of (row, key) that are checked, over all heads
 _EDGE = 32  # rows at each end that are always checked
 _PROCESSOR = torch.device("cpu")
+_CHUNK = 1 << 22  # pairs of a head whose logits are held at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,81 @@ class Verdict:
         return self.error <= self.tolerance and self.lse_error <= self.lse_tolerance
 
 
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """Dense attention in float64, of some rows of a call.
+
+    Attributes:
+        terms: Score terms.
+        numbers: What they read, by name.
+        tables: What they read, by name, on its device.
+        device: Where it computes.
+    """
+
+    terms: ScoreTerms = PLAIN
+    numbers: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    tables: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+    device: torch.device = _PROCESSOR
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        scale: float,
+        rows: Tensor,
+        env: Mapping[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        """Output and lse of the rows that `query` holds.
+
+        Args:
+            query: `[batch, heads, len(rows), head_dim]`.
+            key: `[batch, kv_heads, kv_len, head_dim]`.
+            value: `[batch, kv_heads, kv_len, value_head_dim]`.
+            mask: Of those rows, broadcast over batch and heads.
+            scale: Factor of the scores.
+            rows: Which rows of the call they are.
+            env: Scalars of the call, with `batch`, `head` and `kv_head` of the first entry.
+        """
+        with self.device:  # where the references then make their tensors
+            return self._attention(query, key, value, mask, scale, rows, env)
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        scale: float,
+        rows: Tensor,
+        env: Mapping[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        if self.terms.plain:
+            return reference.dense_attention(query, key, value, mask, scale)
+        scalars = {name: number for name, number in env.items() if isinstance(number, int)}
+        mask = mask.broadcast_to(*query.shape[:3], key.shape[2])
+        found = [
+            score_reference.dense_attention(
+                query[:, :, part],
+                key,
+                value,
+                mask[:, :, part],
+                scale,
+                self.terms,
+                env=scalars,
+                numbers=self.numbers,
+                tables=self.tables,
+                rows=rows[part],
+            )
+            for part in torch.split(torch.arange(len(rows)), max(1, _CHUNK // key.shape[2]))
+        ]
+        return torch.cat([out for out, _ in found], 2), torch.cat([lse for _, lse in found], 2)
+
+
+PLAIN_ORACLE = Oracle()
+
+
 def judge(
     call: Call,
     query: Tensor,
@@ -56,7 +136,7 @@ def judge(
     scale: float | None = None,
     seed: int = 0,
     most_pairs: int = MOST_PAIRS,
-    device: torch.device = _PROCESSOR,
+    oracle: Oracle = PLAIN_ORACLE,
 ) -> Verdict:
     """Compares a result with dense attention in float64.
 
@@ -71,11 +151,11 @@ def judge(
         scale: Factor of the scores; `head_dim ** -0.5` if not given.
         seed: Of the sample.
         most_pairs: Most pairs of a row and a key to look at, over all heads.
-        device: Where dense attention is computed.
+        oracle: What is right.
     """
     batch, heads, q_len, head_dim = query.shape
     most = max(2 * _EDGE, most_pairs // max(1, batch * heads * call.kv_len))
-    rows = sample(q_len, most, seed, _EDGE).to(device)
+    rows = sample(q_len, most, seed, _EDGE).to(oracle.device)
     scale = head_dim**-0.5 if scale is None else scale
     error = lse_error = 0.0
     for index in range(batch):
@@ -84,18 +164,19 @@ def judge(
             env = call.env(head, layer) | {"batch": index}
             masks.append(mask_rows(call, env, rows))
         part = slice(index, index + 1)
-        with device:  # where the reference then makes its tensors
-            wanted, wanted_lse = reference.dense_attention(
-                query[part, :, rows.to(query.device)].to(device),
-                key[part].to(device),
-                value[part].to(device),
-                torch.stack(masks)[None],
-                scale,
-            )
-        got = out[part, :, rows.to(out.device)].to(device).double()
+        wanted, wanted_lse = oracle(
+            query[part, :, rows.to(query.device)].to(oracle.device),
+            key[part].to(oracle.device),
+            value[part].to(oracle.device),
+            torch.stack(masks)[None],
+            scale,
+            rows,
+            call.env(0, layer) | {"batch": index},
+        )
+        got = out[part, :, rows.to(out.device)].to(oracle.device).double()
         error = max(error, distance(got, wanted))
         if lse is not None:
-            got_lse = lse[part, :, rows.to(lse.device)].to(device).double()
+            got_lse = lse[part, :, rows.to(lse.device)].to(oracle.device).double()
             lse_error = max(lse_error, distance(got_lse, wanted_lse))
     largest = max(1.0, float(value.abs().max()))
     tolerance = OUTPUT_TOLERANCE[query.dtype] * largest

@@ -18,7 +18,7 @@ from patterncc.bench.stopwatch import Stopwatch, elapsed
 from patterncc.bench.unfused import unfused_signs
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.gradient_verdict import judge_gradients, sampled_rows
-from patterncc.verdict import judge
+from patterncc.verdict import Oracle, judge
 
 _MASK_CALLS = 3  # makings of a mask, of which the median counts
 _MOST_PAIRS = {"cpu": 1 << 24, "cuda": 1 << 26}  # of a row and a key, that are judged
@@ -203,7 +203,7 @@ class Subject:
             layer=self._request.layer,
             seed=self._request.seed,
             most_pairs=_MOST_PAIRS[self._device.type],
-            device=self._device,
+            oracle=Oracle(device=self._device),
         )
         return {"output": verdict.error / verdict.tolerance}
 
@@ -225,7 +225,7 @@ class Subject:
             [self._laid_out(grad) for grad in grads],
             rows,
             layer=self._request.layer,
-            device=self._device,
+            oracle=Oracle(device=self._device),
         )
         return {name: error / verdict.tolerance for name, error in verdict.errors.items()}
 
