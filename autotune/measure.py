@@ -115,16 +115,20 @@ class DeviceMeasurer:
     Args:
         device: `cpu`, `cuda:0`.
         folder: Where generated sources are written; the user's cache by default.
+        budget: Seconds of timed calls of a config; by the kind of device if not given.
 
     Raises:
         ConfigError: The device is not there.
     """
 
-    def __init__(self, device: str, folder: Path | None = None) -> None:
+    def __init__(
+        self, device: str, folder: Path | None = None, budget: float | None = None
+    ) -> None:
         self._folder = folder
         self._device = torch.device(device)
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"there is no {device} here", ("cpu",))
+        self._budget = _BUDGET[self._device.type] if budget is None else budget
         self._bench: Bench | None = None
         self._flushed: Tensor | None = None
         if self._device.type == "cuda":
@@ -162,9 +166,7 @@ class DeviceMeasurer:
         if wrong:
             return Measurement("wrong", (), wrong, error)
         seconds: list[float] = []
-        while len(seconds) < _LEAST or (
-            len(seconds) < _MOST and sum(seconds) < _BUDGET[self._device.type]
-        ):
+        while len(seconds) < _LEAST or (len(seconds) < _MOST and sum(seconds) < self._budget):
             seconds.append(self._once(run))
             if len(seconds) > 1 and min(seconds) > _HOPELESS * best:
                 return Measurement("slow", tuple(seconds), "", error)

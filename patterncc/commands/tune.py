@@ -115,7 +115,7 @@ def _tune_all(args: argparse.Namespace, works: list[_Work], device: str) -> int:
         folder=Path(kernel_folder()),
     )
     documents: list[dict[str, Any]] = []
-    failures = 0
+    failures, interrupted = 0, False
     with tuner(device, options) as tunes:
         for number, work in enumerate(works):
             try:
@@ -142,9 +142,12 @@ def _tune_all(args: argparse.Namespace, works: list[_Work], device: str) -> int:
             if args.plot:
                 tuning_plot.plot_search(work.name, result, args.plot)
             if result.search.stopped == "interrupted":
-                raise KeyboardInterrupt
+                interrupted = True
+                break
     if args.json:
         console.print_json(documents)
+    if interrupted:
+        raise KeyboardInterrupt
     return 1 if failures else 0
 
 
