@@ -125,6 +125,9 @@ def _tune_all(args: argparse.Namespace, works: list[_Work], device: str) -> int:
                     result = tunes.tune(
                         work.job, work.phase, report=report, then=_next(works[number + 1 :])
                     )
+            except KeyboardInterrupt:  # not while configs were measured: nothing to keep
+                interrupted = True
+                break
             except PatternccError as error:
                 if len(works) == 1:
                     raise
