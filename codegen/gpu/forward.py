@@ -69,7 +69,7 @@ class Forward:
         key_width: KeyWidth | None = None,
         terms: ScoreTerms = PLAIN,
     ) -> None:
-        self.planner = Planner(lower, config, tuned)
+        self.planner = Planner(lower, config, tuned, key_width)
         require_triton()
         self._folder = folder
         self._terms = terms
