@@ -149,11 +149,12 @@ class Tuner:
         options, worker = self._options, self._worker
         report(Progress("starting"))
         candidates = self._of(job, phase, report)
+        ready = time.monotonic()
         if then is not None:
             self.announce(*then)
         worker.set_up("turn_to", job, phase.name)
         default, limits = candidates.default, options.limits
-        spent = candidates.seconds + time.monotonic() - start
+        spent = candidates.seconds + time.monotonic() - ready
         place, journal = _place(candidates.key, job, options, self._store)
         searched = search(
             candidates.space,
