@@ -101,6 +101,8 @@ class Tuner:
                 self.device.target, self.device.multiprocessors, options.processes, options.folder
             )
         self._ahead = ThreadPoolExecutor(1)
+        if self._pool is not None:
+            self._ahead.submit(self._pool.start)  # which no search's limit of time counts
         self._announced: tuple[Job, Phase, Future[Candidates]] | None = None
 
     def __enter__(self) -> Tuner:
