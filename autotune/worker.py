@@ -54,6 +54,28 @@ class Maker:
     arguments: tuple[Any, ...] = ()
 
 
+class WorkerLostError(TuningError):
+    """The child crashed, or was ended at its time limit, in the middle of a question.
+
+    Args:
+        message: What became of it.
+        failures: As of any `TuningError`.
+        state: `crashed` or `hung`.
+    """
+
+    def __init__(
+        self, message: str, failures: tuple[tuple[str, str], ...] = (), state: str = "crashed", /
+    ) -> None:
+        super().__init__(message, failures)
+        self.args = (message, failures, state)
+
+    @property
+    def state(self) -> str:
+        """`crashed` or `hung`."""
+        state: str = self.args[2]
+        return state
+
+
 class _ChildDiedError(Exception):
     """The child ended, or was ended, without an answer; the argument is what became of it."""
 
@@ -129,13 +151,15 @@ class Worker:
             shares: How many times the time limit it may take.
 
         Raises:
-            TuningError: The child died, or the method raised an error.
+            WorkerLostError: The child died.
+            TuningError: The method raised an error, or there is no child to ask.
         """
         try:
             return self._ask(method, arguments, self._limit * shares)
         except _ChildDiedError as error:
             state, _, reason = error.args
-            raise TuningError(f"the measuring process {state} in {method}: {reason}") from None
+            message = f"the measuring process {state} in {method}: {reason}"
+            raise WorkerLostError(message, (), state) from None
 
     def start(self) -> None:
         """Starts the child now, where there is none.
