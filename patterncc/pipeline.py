@@ -278,6 +278,12 @@ def tuned_for(structure: str, phase: str) -> Tuned:
     return tuned
 
 
+def forget_plans() -> None:
+    """Lets calls be planned again; kernels that were compiled are kept."""
+    launcher.cache_clear()
+    backward_launcher.cache_clear()
+
+
 def kernel_folder() -> Path:
     """Where generated kernels are written."""
     return settings().cache_dir / "src"
