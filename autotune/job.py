@@ -105,25 +105,30 @@ class Job:
         """Whether heads may have different masks."""
         return bool(_BY_HEAD & variables(self.pattern.body))
 
-    def passes(self, block_q: int, block_k: int) -> Passes:
+    def passes(self, block_q: int, block_k: int, *, gather: bool = False) -> Passes:
         """The pattern lowered for a tile shape; kept.
+
+        Args:
+            block_q, block_k: The tile shape.
+            gather: Key tiles may be gathered, as kernels on GPUs do.
 
         Raises:
             UnsupportedError: For a term that has no lowering.
         """
-        if (block_q, block_k) not in self._lowered:
-            self._lowered[block_q, block_k] = lower_passes(
+        if (block_q, block_k, gather) not in self._lowered:
+            self._lowered[block_q, block_k, gather] = lower_passes(
                 self.pattern,
                 block_q,
                 block_k,
                 sizes=self.sizes,
                 within=self.within,
                 transposed=False,
+                gather=gather,
             )
-        return self._lowered[block_q, block_k]
+        return self._lowered[block_q, block_k, gather]
 
     @cached_property
-    def _lowered(self) -> dict[tuple[int, int], Passes]:
+    def _lowered(self) -> dict[tuple[int, int, bool], Passes]:
         return {}
 
     @cached_property

@@ -17,7 +17,7 @@ from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.forward_source import emit_forward
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.launch import compile_for
-from patterncc.codegen.gpu.list_source import emit_lists
+from patterncc.codegen.gpu.run_list_source import emit_listing
 from patterncc.dsl.errors import UnsupportedError
 
 LIMIT = 60.0
@@ -25,10 +25,10 @@ LIMIT = 60.0
 
 
 def _forward_sources(job: Job, config: KernelConfig) -> Iterator[KernelSource]:
-    passes = job.passes(config.block_q, config.block_k)
+    passes = job.passes(config.block_q, config.block_k, gather=True)
     for number, program in enumerate(passes):
         if program.listed:
-            yield emit_lists(program, job.problem, config)
+            yield emit_listing(program, job.problem, config)
         yield emit_forward(
             program,
             job.problem,

@@ -55,17 +55,20 @@ class PassFacts:
         return int(self.partial.sum())
 
 
-def tile_facts(job: Job, block_q: int, block_k: int) -> tuple[PassFacts, ...]:
+def tile_facts(
+    job: Job, block_q: int, block_k: int, *, gather: bool = False
+) -> tuple[PassFacts, ...]:
     """The passes of a call in tiles of one shape.
 
     Args:
         job: The call, with its tables.
         block_q, block_k: The tile shape.
+        gather: Key tiles may be gathered.
 
     Raises:
         UnsupportedError: The pattern has a term that has no lowering.
     """
-    return tuple(_facts(job, program) for program in job.passes(block_q, block_k))
+    return tuple(_facts(job, program) for program in job.passes(block_q, block_k, gather=gather))
 
 
 def _facts(job: Job, program: BlockProgram) -> PassFacts:

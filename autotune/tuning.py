@@ -41,7 +41,7 @@ def _default_forward(job: Job, device: Device) -> KernelConfig:
     if device.target == CPU:
         return cpu.default_config()
     first = default_config(job.problem, device.target)
-    program = job.passes(first.block_q, first.block_k)[0]
+    program = job.passes(first.block_q, first.block_k, gather=True)[0]
     return default_config(
         job.problem, device.target, program, descriptors=descriptors_possible(job)
     )

@@ -4,11 +4,26 @@
 between those of its first and its last pair, for an index that only rises or only falls with `q`
 and with `k`. So a tile is visited where one of the entries is true, and needs no mask for it where
 all are.
+
+`verticals[head, k]` has an entry for each key: a tenth of its keys lie in nearly all tiles. Of such
+*columns* runs of keys are listed instead of tiles (`run_length`), one key here and 32 of
+`keep[head, q // 64, k // 32]`, and kernels gather them.
 """
 
 from __future__ import annotations
 
-from patterncc.codegen.ir import K_FIRST, K_LAST, Q_FIRST, Q_LAST, Clauses, Entries, Range
+from math import gcd, prod
+
+from patterncc.codegen.ir import (
+    K_FIRST,
+    K_LAST,
+    Q_FIRST,
+    Q_LAST,
+    BlockProgram,
+    Clauses,
+    Entries,
+    Range,
+)
 from patterncc.codegen.scalars import is_scalar
 from patterncc.dsl.build import all_of, substitute
 from patterncc.dsl.mask import (
@@ -24,13 +39,24 @@ from patterncc.dsl.mask import (
     Product,
     Q,
     Sum,
+    walk,
 )
 
 MOST_ENTRIES = 4096  # that one tile reads of one table
+MOST_OF_RUN = 16  # that one run reads of one table: there are many more runs than tiles
+LEAST_RUNS = 4  # of a key tile that is gathered; with fewer, tiles are not visited much in vain
 
 
-def split_listed(body: Predicate, block_q: int, block_k: int) -> tuple[Predicate, Clauses]:
+def split_listed(
+    body: Predicate, block_q: int, block_k: int, *, gathered: bool = False
+) -> tuple[Predicate, Clauses]:
     """A mask as what loops can know, and what tables say besides.
+
+    Args:
+        body: The mask.
+        block_q, block_k: The tile shape.
+        gathered: The tiles are runs of keys: tables that are asked for more than `MOST_OF_RUN`
+            entries of one are left to the mask.
 
     Returns:
         The terms of the conjunction that read no truth tables by position, and the others as
@@ -38,8 +64,9 @@ def split_listed(body: Predicate, block_q: int, block_k: int) -> tuple[Predicate
     """
     rest: list[Predicate] = []
     clauses: list[tuple[Entries, ...]] = []
+    most = MOST_OF_RUN if gathered else MOST_ENTRIES
     for term in body.args if isinstance(body, And) else (body,):
-        clause = _clause(term, block_q, block_k)
+        clause = _clause(term, block_q, block_k, most)
         if clause is None:
             rest.append(term)
         else:
@@ -52,7 +79,101 @@ def is_listed(term: Predicate) -> bool:
     return _clause(term, 1, 1) is not None
 
 
-def _clause(term: Predicate, block_q: int, block_k: int) -> tuple[Entries, ...] | None:
+def run_length(term: Predicate, block_q: int, block_k: int) -> int | None:
+    """How many keys the runs have that a term of a conjunction decides one by one.
+
+    That is where each entry of its tables is about few keys and many rows: indexes read the key
+    without the row, and a run of keys in a tile of rows reads no more than `MOST_OF_RUN`.
+
+    Args:
+        term: The term.
+        block_q: Rows of a query tile.
+        block_k: Keys of a key tile.
+
+    Returns:
+        A power of two, at most `block_k // LEAST_RUNS`; None where no runs should be gathered.
+    """
+    length = block_k
+    for part in term.args if isinstance(term, Or) else (term,):
+        if not isinstance(part, Member):
+            return None
+        of_keys = [index for index in part.indexes if _direction(index, K) != 0]
+        if not of_keys or any(Q in walk(index) for index in of_keys):
+            return None
+        length = min(length, *map(_alike, of_keys))
+    if length * LEAST_RUNS > block_k or _clause(term, block_q, length, MOST_OF_RUN) is None:
+        return None
+    return length
+
+
+def ranked(program: BlockProgram) -> bool:
+    """Whether one list of runs serves all query tiles of a gathered program: what tables say of a
+    run hangs on no row, and each sweep takes consecutive runs, thus consecutive ones of that
+    list."""
+    if program.gathered == 1 or not program.listed:
+        return False
+    rows = {Q_FIRST, Q_LAST}
+    of_rows = any(
+        rows & set(walk(bound))
+        for clause in program.listed
+        for entries in clause
+        for bounds in entries.ranges
+        for bound in (bounds.lo, bounds.hi)
+    )
+    return not of_rows and all(
+        sweep.stride == 1 and sweep.classes == 1 and sweep.phase == Const(0)
+        for sweep in program.forward
+    )
+
+
+def unlisted_mask(program: BlockProgram) -> Predicate:
+    """The mask of a gathered program without what its lists say of every row and key of a run."""
+
+    def is_known(term: Predicate) -> bool:
+        clause = _clause(term, program.block_q, program.block_k, MOST_OF_RUN)
+        return clause is not None and all(
+            bounds.most == 1 for entries in clause for bounds in entries.ranges
+        )
+
+    terms = program.mask.args if isinstance(program.mask, And) else (program.mask,)
+    return all_of(*(term for term in terms if not is_known(term)))
+
+
+def decides_runs(entries: Entries) -> bool:
+    """Whether entries that a tile reads are about short runs of its keys: gathering those could
+    pay, see `run_length`."""
+    spans = [bounds.most for bounds in entries.ranges]
+    of_keys = [
+        bounds.most
+        for bounds in entries.ranges
+        if not {Q_FIRST, Q_LAST} & set(walk(bounds.lo)) and {K_FIRST, K_LAST} & set(walk(bounds.lo))
+    ]
+    longest = max(of_keys, default=1)
+    return longest > LEAST_RUNS and prod(spans) <= MOST_OF_RUN * longest
+
+
+def _alike(index: IntExpr) -> int:
+    """The longest aligned runs of keys, powers of two, in which an index that reads no row is the
+    same."""
+    match index:
+        case Sum(terms):
+            return min(_alike(term) for term in terms if K in walk(term))
+        case Product((Const(), inner)):
+            return _alike(inner)
+        case FloorDiv(value, Const(divisor)):
+            terms = value.terms if isinstance(value, Sum) else (value,)
+            rest = [term for term in terms if term != K]
+            if len(rest) < len(terms) and all(isinstance(term, Const) for term in rest):
+                # (k + c) // d is the same for keys from a multiple of g on, if g divides both.
+                common = gcd(divisor, *(term.value for term in rest if isinstance(term, Const)))
+                return common & -common
+            return _alike(value)
+    return 1
+
+
+def _clause(
+    term: Predicate, block_q: int, block_k: int, most_entries: int = MOST_ENTRIES
+) -> tuple[Entries, ...] | None:
     found = []
     for part in term.args if isinstance(term, Or) else (term,):
         if not isinstance(part, Member) or is_scalar(part):
@@ -63,7 +184,7 @@ def _clause(term: Predicate, block_q: int, block_k: int) -> tuple[Entries, ...] 
             if bounds is None:
                 return None
             most *= bounds.most
-        if most > MOST_ENTRIES:
+        if most > most_entries:
             return None
         found.append(Entries(part.table, tuple(bounds for bounds in ranges if bounds)))
     return tuple(found)

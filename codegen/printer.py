@@ -28,7 +28,7 @@ def format_program(program: BlockProgram) -> str:
     """The text that `--emit ir` prints."""
     lines = [
         f"pattern    {program.structure}",
-        f"tiles      {program.block_q} queries x {program.block_k} keys",
+        f"tiles      {program.block_q} queries x {format_keys(program)}",
         f"scalars    {', '.join(program.scalars) or '-'}",
         f"assume     {expression_text(program.assume)}",
         f"mask       {expression_text(program.mask)}",
@@ -43,6 +43,8 @@ def format_program(program: BlockProgram) -> str:
     if program.ignored:
         lines.append(f"no bound   {'; '.join(map(expression_text, program.ignored))}")
     for direction, heading in _HEADINGS.items():
+        if program.gathered > 1:
+            heading = heading.replace("key tile", "key" if program.block_k == 1 else "run")
         if direction == "transposed" and program.transposed is None:
             continue
         lines += ["", f"{direction}: {heading}"]
@@ -50,6 +52,15 @@ def format_program(program: BlockProgram) -> str:
             "  nothing"
         ]
     return "\n".join(lines) + "\n"
+
+
+def format_keys(program: BlockProgram) -> str:
+    """What a key tile consists of: `64 keys`, `64 gathered keys`, `4 gathered runs of 16 keys`."""
+    if program.gathered == 1:
+        return f"{program.block_k} keys"
+    if program.block_k == 1:
+        return f"{program.gathered} gathered keys"
+    return f"{program.gathered} gathered runs of {program.block_k} keys"
 
 
 def format_clauses(listed: Clauses) -> str:

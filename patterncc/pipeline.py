@@ -141,6 +141,7 @@ def passes(
     sizes: tuple[tuple[str, int], ...],
     within: bool,
     transposed: bool = False,
+    gather: bool = False,
 ) -> Passes:
     """The programs of a structure; kept for those used last.
 
@@ -151,6 +152,7 @@ def passes(
         sizes: Values of the sizes that it divides by.
         within: Whether the rows of the calls end within the keys.
         transposed: Whether they have the transposed direction, which kernels for gradients loop in.
+        gather: Whether key tiles may be gathered, which the forward kernels on GPUs take.
 
     Raises:
         UnsupportedError: For a term that has no lowering.
@@ -166,6 +168,7 @@ def passes(
         sizes=dict(sizes),
         within=within,
         transposed=False,
+        gather=gather,
         check=check,
     )
 
@@ -202,7 +205,8 @@ class _Alternatives(Sequence["Passes"]):
         return 2
 
     def __getitem__(self, index: Any) -> Any:
-        return passes(*self._arguments, (True, False)[index], self._transposed)
+        within = (True, False)[index]
+        return passes(*self._arguments, within, self._transposed, gather=not self._transposed)
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
