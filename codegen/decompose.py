@@ -103,10 +103,10 @@ def decompositions(body: Predicate, runs: Runs = no_runs) -> Iterator[tuple[Part
     for some in chosen:
         if some:
             others = [group for group in groups if group not in some]
-            rest = [*dense, *(_undone(*group) for group in others)]
-            yield _disjoint(rest, some)
-            if any(_run(term, runs) for term in rest):
-                yield _disjoint(rest, some, runs)
+            positions = [*dense, *(_undone(*group) for group in others)]
+            yield _disjoint(positions, some)
+            if any(_run(term, runs) for term in positions):
+                yield _disjoint(positions, some, runs)
 
 
 def _disjoint(
@@ -119,7 +119,7 @@ def _disjoint(
     parts: list[Part] = []
     before: list[Predicate] = []  # terms
     gathered: dict[int, list[Predicate]] = {}
-    rest = []
+    rest: list[Predicate] = []
     for term in dense:
         run = _run(term, runs)
         (rest if run is None else gathered.setdefault(run, [])).append(term)

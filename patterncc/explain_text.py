@@ -51,7 +51,8 @@ def _ways(ways: Sequence[Way]) -> Iterator[str]:
         cost = f"not possible: {way.reason}" if way.cost is None else f"{way.cost:>12,.0f} tiles"
         yield f"  {way.tiling:<{width}}  {cost}" + ("   <- chosen" if way.chosen else "")
     if any("gathered" in way.tiling for way in ways):
-        yield f"  counted as if a table kept {LISTED_SHARE:.0%} of its entries, and one in each tile"
+        share = f"{LISTED_SHARE:.0%} of its entries"
+        yield f"  counted as if a table kept {share}, and of those for single keys one in each tile"
 
 
 def _pass(each: PassLoops, count: int) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.key_width import key_width
 from patterncc.codegen.lower import DIVIDING_SIZES, lower, with_transposed
 from patterncc.dsl import load
 from patterncc.dsl.errors import ArgumentError
@@ -174,6 +175,21 @@ def passes(
 
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
+def starting_width(
+    structure: str, block_q: int, block_k: int, sizes: tuple[tuple[str, int], ...]
+) -> int:
+    """How many keys the tiles of a default config have, at most `block_k`.
+
+    Arguments and errors as in `passes`.
+    """
+
+    def lowered(width: int) -> Passes:
+        return passes(structure, block_q, width, sizes, within=True, gather=True)
+
+    return key_width(resolve(structure).pattern, lowered, block_k, dict(sizes))
+
+
+@functools.lru_cache(maxsize=PROGRAMS_KEPT)
 def program(
     structure: str, block_q: int, block_k: int, sizes: tuple[tuple[str, int], ...], within: bool
 ) -> BlockProgram:
@@ -222,11 +238,15 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "s
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         return _Alternatives(structure, block_q, block_k, sizes, transposed=False)
 
+    def width(block_q: int, block_k: int) -> int:
+        return starting_width(structure, block_q, block_k, sizes)
+
     def tuned(call: Call) -> KernelConfig | None:
         names = resolve(structure).numbers
         return config_for(structure, call.problem, "forward", call.target, call.env, names)
 
-    return Forward(lowered, folder=kernel_folder(), tuned=tuned, terms=terms_of(score))
+    terms = terms_of(score)
+    return Forward(lowered, folder=kernel_folder(), tuned=tuned, key_width=width, terms=terms)
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
@@ -262,7 +282,7 @@ class Counts(NamedTuple):
 
 def caches() -> tuple[Any, ...]:
     """The caches of this module; each is bounded."""
-    return (_signature, resolve, passes, program, launcher, backward_launcher)
+    return (_signature, resolve, passes, starting_width, program, launcher, backward_launcher)
 
 
 def cache_counts() -> Counts:

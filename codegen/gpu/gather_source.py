@@ -47,7 +47,7 @@ def gathered_loops(program: BlockProgram, group: int) -> LoopNest:
         for kind in ("partial", "full"):
             count = loops[kind].count if kind in loops else "tl.cast(0, tl.int32)"
             setup.append(f"{kind}_count = {count}")
-        places = {kind: loop.tile for kind, loop in loops.items()}
+        places: dict[Kind, str] = {kind: loop.tile for kind, loop in loops.items()}
         documents = nest.documents
     else:
         numbers.append(f"run_count = {run_count(program)}")
@@ -92,7 +92,7 @@ def _loop(kind: Kind, count: str, runs: tuple[str, ...]) -> TileLoop:
     )
 
 
-def _partial_runs(places: dict[str, str]) -> Iterator[str]:
+def _partial_runs(places: dict[Kind, str]) -> Iterator[str]:
     """`runs`, the numbers of a masked tile's runs; of lanes beyond the last run a number beyond all
     keys."""
     yield "inside = step < masked_count"

@@ -21,6 +21,7 @@ from patterncc.codegen.gpu.config import (
     SharedBytes,
     check_config,
     default_config,
+    narrowed,
     shared_bytes,
     suited,
 )
@@ -59,6 +60,10 @@ would take more."""
 _LEAST_SCALE = 1.0e-35
 """Stands for 0: so small that scaled scores vanish beside the logarithm of a count of keys."""
 
+
+KeyWidth: TypeAlias = Callable[[int, int], int]
+"""How wide key tiles start out, for the `(block_q, block_k)` of a default: what
+`codegen.key_width` counts."""
 
 Tuned: TypeAlias = Callable[[Call], KernelConfig | None]
 """The config that was tuned for a call, or for one like it; None where there is none."""
@@ -141,6 +146,7 @@ class PassPlanner:
             tensors allows them.
         tuned: Asked where no config is given. One that loads by descriptors is not taken where the
             layout of the tensors does not allow them.
+        key_width: Narrows the key tiles of a default config; None leaves them.
     """
 
     def __init__(
@@ -149,8 +155,10 @@ class PassPlanner:
         kind: Kind,
         config: KernelConfig | None = None,
         tuned: Tuned | None = None,
+        key_width: KeyWidth | None = None,
     ) -> None:
         self._lower = lower
+        self._key_width = key_width
         self._kind = kind
         self._config = config
         self._tuned = tuned
@@ -187,7 +195,7 @@ class PassPlanner:
             passes = self._passes(tuned, call.env)
             if tuned.load != "descriptor" or self._kind.obstacle(passes, call.layouts) is None:
                 return tuned, passes, False
-        config = self._config or self._kind.default(call.problem, call.target)
+        config = self._config or self._default(call)
         passes = self._passes(config, call.env)
         obstacle = None
         if config.load == "descriptor":
@@ -196,8 +204,14 @@ class PassPlanner:
             return config, passes, self._config is None
         if self._config is not None:
             raise ConfigError(f"load='descriptor' is impossible: {obstacle}", ("pointer",))
-        config = self._kind.default(call.problem, call.target, descriptors=False)
+        config = self._default(call, descriptors=False)
         return config, self._passes(config, call.env), True
+
+    def _default(self, call: Call, *, descriptors: bool = True) -> KernelConfig:
+        config = self._kind.default(call.problem, call.target, descriptors=descriptors)
+        if self._key_width is None:
+            return config
+        return narrowed(config, self._key_width(config.block_q, config.block_k))
 
     def _passes(self, config: KernelConfig, env: Mapping[str, int]) -> Passes:
         """The first alternative whose assumptions the call meets."""
@@ -257,6 +271,7 @@ def query_tile_launches(
         turns = _turns(program, config, tiles, 4 * capacity * by_head * by_batch)
         rows = max(count for _, count in turns) * by_head * by_batch
         check_lists(rows, capacity)
+        room: tuple[Buffer, ...]
         room = (Buffer("tiles", (rows, capacity)), Buffer("tile_counts", (rows, 2)))
         for first, count in turns:
             numbers = {"tile_capacity": capacity, "first_tile": first}
@@ -389,13 +404,17 @@ class Planner:
     """Plans the forward calls of one pattern.
 
     Args:
-        lower, config, tuned: As of `PassPlanner`.
+        lower, config, tuned, key_width: As of `PassPlanner`.
     """
 
     def __init__(
-        self, lower: Lowered, config: KernelConfig | None = None, tuned: Tuned | None = None
+        self,
+        lower: Lowered,
+        config: KernelConfig | None = None,
+        tuned: Tuned | None = None,
+        key_width: KeyWidth | None = None,
     ) -> None:
-        self._kernels = PassPlanner(lower, FORWARD, config, tuned)
+        self._kernels = PassPlanner(lower, FORWARD, config, tuned, key_width)
 
     def plan(
         self,
