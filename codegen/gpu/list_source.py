@@ -194,7 +194,8 @@ def emit_lists(
 ) -> KernelSource:
     """Writes the kernel that lists the tiles of a program, for a grid of as many tiles of every
     class as have lists and of what else its lists differ by (`ListAxes.grid`)."""
-    config = replace(config, num_warps=4, num_stages=1, load="pointer", max_registers=None)
+    warps = 4 if program.gathered == 1 else 8
+    config = replace(config, num_warps=warps, num_stages=1, load="pointer", max_registers=None)
     held = ROWS if direction == "forward" else keys_of_tiles(program.block_k)
     nest = emit_loops(program.sweeps(direction), lanes=False, held=held)
     tiling = program.tiling
