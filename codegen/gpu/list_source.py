@@ -43,6 +43,7 @@ from patterncc.codegen.gpu.sweep_source import (
     widened,
 )
 from patterncc.codegen.gpu.table_source import tables_read
+from patterncc.codegen.gpu.table_sum_source import is_summed, sum_parameter, summed_tables
 from patterncc.codegen.ir import DENSE, K_FIRST, K_LAST, K_TILE, Q_FIRST, Q_LAST, RESIDUE
 from patterncc.codegen.listing import ranked
 from patterncc.dsl.mask import Expr, Member, Param, Var, variables, walk
@@ -206,6 +207,7 @@ def emit_lists(
     known = {*_GIVEN, *_OF_TILE, *CLASS_NAMES, *lengths}
     parameters = (
         *LIST_PARAMETERS,
+        *map(sum_parameter, summed_tables(program)),
         *(table.pointer for table in tables),
         *(KernelParameter(name, "i32") for name in lengths),
         CAPACITY,
@@ -367,11 +369,38 @@ def clause_lines(
         yield "any_true = tl.zeros([LANES], tl.int32)"
         yield "any_whole = tl.zeros([LANES], tl.int32)"
         for entries in clause:
-            yield from _entries(entries, tables[entries.table], _LANE_ENDS[direction])
+            table = tables[entries.table]
+            if is_summed(entries):
+                yield from _summed(entries, table)
+            else:
+                yield from _entries(entries, table, _LANE_ENDS[direction])
             yield "any_true = tl.maximum(any_true, some)"
             yield "any_whole = tl.maximum(any_whole, every)"
         yield "visited = visited & (any_true != 0)"
         yield "whole = whole & (any_whole != 0)"
+
+
+def _summed(entries: Entries, table: Table) -> Iterator[str]:
+    """`some`, `every`, from the counts of true entries before each place of the last axis."""
+    writer = ExpressionWriter(_wide, least_bits=64)
+    *front, last = (bounds.lo for bounds in entries.ranges)
+    yield "inside = visited"
+    yield "row = tl.cast(0, tl.int64)"
+    for index, size in zip(front, table.sizes, strict=False):
+        place = writer.integer(index).operand()
+        yield f"inside = inside & ({place} >= 0) & ({place} < {size.name})"
+        yield f"row = row * {size.name} + {place}"
+    size_name = table.sizes[-1].name
+    yield f"low = {writer.integer(last).text}"
+    yield f"high = {writer.integer(entries.ranges[-1].hi).text}"
+    yield f"first = tl.minimum(tl.maximum(low, 0), {size_name})"
+    yield f"after = tl.minimum(tl.maximum(high + 1, 0), {size_name})"
+    yield f"row = tl.where(inside, row * ({size_name} + 1), 0)"
+    counts = sum_parameter(entries.table).name
+    yield f"count = tl.load({counts} + row + after, mask=inside, other=0)"
+    yield f"count -= tl.load({counts} + row + first, mask=inside, other=0)"
+    yield "some = tl.where(count > 0, 1, 0)"
+    yield "every = tl.where(inside & (count == high - low + 1), 1, 0)"
 
 
 def _entries(entries: Entries, table: Table, lanes: tuple[Var, Var]) -> Iterator[str]:

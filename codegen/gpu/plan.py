@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
@@ -39,6 +40,12 @@ from patterncc.codegen.gpu.launches import (
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
 from patterncc.codegen.gpu.run_list_source import RUNS_AT_ONCE, emit_run_lists
+from patterncc.codegen.gpu.table_sum_source import (
+    PLACES_AT_ONCE,
+    emit_table_sums,
+    sum_name,
+    summed_tables,
+)
 from patterncc.codegen.ir import DENSE, BlockProgram, Passes
 from patterncc.codegen.listing import ranked
 from patterncc.codegen.problem import Problem
@@ -261,6 +268,7 @@ def query_tile_launches(
         grid = (tiles, call.heads, call.batch)
         return planned_launch(source, grid, call, step=k_step, numbers=numbers, buffers=buffers)
 
+    yield from sum_launches(program, config, call, sources)
     if ranked(program):
         yield _run_lists(program, problem, config, call, sources)
         yield kernel(tiles, {})
@@ -281,6 +289,19 @@ def query_tile_launches(
             room, buffers = (), ()  # the first turn's are there
     else:
         yield kernel(tiles, {})
+
+
+def sum_launches(
+    program: BlockProgram, config: KernelConfig, call: Call, sources: Sources
+) -> Iterator[Launch]:
+    """The launches that count the true entries of the tables whose counts listing reads."""
+    for name in summed_tables(program):
+        source = sources.get(emit_table_sums, program, call.problem, config, name=name)
+        *front, last = call.shapes.get(name, (0,))  # a missing one is named when arguments are
+        rows = prod(front)
+        grid = (rows * (last // PLACES_AT_ONCE + 1), 1, 1)
+        room = (Buffer(sum_name(name), (rows, last + 1)),)
+        yield planned_launch(source, grid, call, buffers=room)
 
 
 def _run_lists(

@@ -200,7 +200,7 @@ def lists(call: Call, head: int) -> tuple[list[list[int]], list[list[int]]]:
     ]
     offset = call.kv_len - call.q_len if call.offset is None else call.offset
     tables = {name: _table(rows) for name, rows in call.tables.items()}
-    launch, _ = Planner(lowered(load(call.text)), call.config).plan(
+    *sums, launch, _ = Planner(lowered(load(call.text)), call.config).plan(
         Problem("float32", width, width, heads // kv_heads),
         "interpreter",
         layouts,
@@ -208,12 +208,13 @@ def lists(call: Call, head: int) -> tuple[list[list[int]], list[list[int]]]:
         call.scale,
         {name: tuple(table.shape) for name, table in tables.items()},
     )
-    operands = {
-        name: torch.full(shape, -7, dtype=torch.int32) for name, shape, _ in launch.buffers
-    } | {f"table_{name}": table.view(torch.uint8) for name, table in tables.items()}
+    operands = {f"table_{name}": table.view(torch.uint8) for name, table in tables.items()}
     with tempfile.TemporaryDirectory() as folder:
-        kernel = _imported(launch.source.text, Path(folder)).list_tiles
-        kernel[launch.grid](*(operands[name] for name in launch.pointers), *launch.rest)
+        for one in (*sums, launch):
+            for name, shape, _ in one.buffers:
+                operands[name] = torch.full(shape, -7, dtype=torch.int32)
+            kernel = getattr(_imported(one.source.text, Path(folder)), one.source.name)
+            kernel[one.grid](*(operands[name] for name in one.pointers), *one.rest)
     query_tiles, by_head, _ = launch.grid
     place = head * by_head // heads
     rows = slice(place * query_tiles, (place + 1) * query_tiles)
