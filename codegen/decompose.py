@@ -118,11 +118,8 @@ def _disjoint(
     hold."""
     parts: list[Part] = []
     before: list[Predicate] = []  # terms
-    gathered: dict[int, list[Predicate]] = {}
-    rest: list[Predicate] = []
-    for term in dense:
-        run = _run(term, runs)
-        (rest if run is None else gathered.setdefault(run, [])).append(term)
+    lengths = {term: run for term in dense if (run := _run(term, runs)) is not None}
+    rest = [term for term in dense if term not in lengths]
     # What tables list is taken apart from what loops know, for its tiles are listed, too.
     known = [term for term in rest if not _is_listed(term)]
     listed = [term for term in rest if _is_listed(term)]
@@ -135,9 +132,9 @@ def _disjoint(
         parts.append(Part(_without(terms, before), tiling))
         before += [all_of(term, class_condition(tiling)) for term in terms]
     # Last, for what is left of a few gathered tiles may well be an intricate mask.
-    for run, terms in sorted(gathered.items()):
-        parts.append(Part(_factored(_without(terms, before)), run=run))
-        before += terms
+    if lengths:
+        body = _factored(_without(list(lengths), before))
+        parts.append(Part(body, run=min(lengths.values())))
     return tuple(parts)
 
 

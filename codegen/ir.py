@@ -117,7 +117,22 @@ class Entries:
     ranges: tuple[Range, ...]
 
 
-Clauses: TypeAlias = tuple[tuple[Entries, ...], ...]
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A comparison with what tables of numbers say of a key, seen by the rows of a query tile; of
+    runs of one key.
+
+    Attributes:
+        some: Does it hold for some row? Reads `Q_FIRST`, `Q_LAST`, `K_FIRST` and scalars.
+        every: Does it hold for every row?
+    """
+
+    some: Predicate
+    every: Predicate
+
+
+Literals: TypeAlias = tuple["Entries | Comparison", ...]
+Clauses: TypeAlias = tuple[Literals, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +154,9 @@ class BlockProgram:
             order.
         tiling: The variables that all of the above is in.
         listed: What the mask asks of tables besides all that the sweeps know, as clauses of which
-            each must hold: one of its `Entries` is true. A tile of a sweep is visited only if each
-            clause may hold in it, and one that the sweep calls full is so only if each has
-            `Entries` that are true throughout.
+            each must hold: one of its `Entries`, or a `Comparison`, is true. A tile of a sweep is
+            visited only if each clause may hold in it, and one that the sweep calls full is so only
+            if each has one that is true throughout.
         ignored: Terms of the mask that the sweeps of one direction or of both take no notice of:
             those that read a table at a position, and those that are too intricate. Every tile with
             an allowed pair is still visited, and full ones are full, but a visited tile may turn

@@ -12,6 +12,7 @@ all are.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import gcd, prod
 
 from patterncc.codegen.ir import (
@@ -21,14 +22,19 @@ from patterncc.codegen.ir import (
     Q_LAST,
     BlockProgram,
     Clauses,
+    Comparison,
     Entries,
+    Literals,
     Range,
 )
 from patterncc.codegen.scalars import is_scalar
 from patterncc.dsl.build import all_of, substitute
 from patterncc.dsl.mask import (
     And,
+    Compare,
     Const,
+    Cover,
+    Entry,
     Expr,
     FloorDiv,
     IntExpr,
@@ -38,7 +44,9 @@ from patterncc.dsl.mask import (
     Predicate,
     Product,
     Q,
+    Segment,
     Sum,
+    Var,
     walk,
 )
 
@@ -63,10 +71,10 @@ def split_listed(
         clauses; terms that cannot be asked of a tile stay among the former.
     """
     rest: list[Predicate] = []
-    clauses: list[tuple[Entries, ...]] = []
+    clauses: list[Literals] = []
     most = MOST_OF_RUN if gathered else MOST_ENTRIES
     for term in body.args if isinstance(body, And) else (body,):
-        clause = _clause(term, block_q, block_k, most)
+        clause = _clause(term, block_q, block_k, most, compares=gathered and block_k == 1)
         if clause is None:
             rest.append(term)
         else:
@@ -83,7 +91,8 @@ def run_length(term: Predicate, block_q: int, block_k: int) -> int | None:
     """How many keys the runs have that a term of a conjunction decides one by one.
 
     That is where each entry of its tables is about few keys and many rows: indexes read the key
-    without the row, and a run of keys in a tile of rows reads no more than `MOST_OF_RUN`.
+    without the row, and a run of keys in a tile of rows reads no more than `MOST_OF_RUN`. A
+    comparison with a number of the key, `q < until[k]`, decides single keys.
 
     Args:
         term: The term.
@@ -95,15 +104,19 @@ def run_length(term: Predicate, block_q: int, block_k: int) -> int | None:
     """
     length = block_k
     for part in term.args if isinstance(term, Or) else (term,):
+        if isinstance(part, Compare) and _comparison(part) is not None:
+            length = 1
+            continue
         if not isinstance(part, Member):
             return None
         of_keys = [index for index in part.indexes if _direction(index, K) != 0]
         if not of_keys or any(Q in walk(index) for index in of_keys):
             return None
         length = min(length, *map(_alike, of_keys))
-    if length * LEAST_RUNS > block_k or _clause(term, block_q, length, MOST_OF_RUN) is None:
+    if length * LEAST_RUNS > block_k:
         return None
-    return length
+    clause = _clause(term, block_q, length, MOST_OF_RUN, compares=length == 1)
+    return None if clause is None else length
 
 
 def ranked(program: BlockProgram) -> bool:
@@ -114,11 +127,10 @@ def ranked(program: BlockProgram) -> bool:
         return False
     rows = {Q_FIRST, Q_LAST}
     of_rows = any(
-        rows & set(walk(bound))
+        rows & set(walk(expr))
         for clause in program.listed
-        for entries in clause
-        for bounds in entries.ranges
-        for bound in (bounds.lo, bounds.hi)
+        for literal in clause
+        for expr in asked(literal)
     )
     return not of_rows and all(
         sweep.stride == 1 and sweep.classes == 1 and sweep.phase == Const(0)
@@ -130,18 +142,34 @@ def unlisted_mask(program: BlockProgram) -> Predicate:
     """The mask of a gathered program without what its lists say of every row and key of a run."""
 
     def is_known(term: Predicate) -> bool:
-        clause = _clause(term, program.block_q, program.block_k, MOST_OF_RUN)
-        return clause is not None and all(
-            bounds.most == 1 for entries in clause for bounds in entries.ranges
-        )
+        _, listed = split_listed(term, program.block_q, program.block_k, gathered=True)
+        return bool(listed) and all(map(_is_exact, listed[0]))
 
     terms = program.mask.args if isinstance(program.mask, And) else (program.mask,)
     return all_of(*(term for term in terms if not is_known(term)))
 
 
-def decides_runs(entries: Entries) -> bool:
+def _is_exact(literal: Entries | Comparison) -> bool:
+    """Is it the same for all rows of a query tile and all keys of a run?"""
+    if isinstance(literal, Comparison):
+        return literal.some == literal.every
+    return all(bounds.most == 1 for bounds in literal.ranges)
+
+
+def asked(literal: Entries | Comparison) -> Iterator[Expr]:
+    """What is computed of a literal for a tile."""
+    if isinstance(literal, Comparison):
+        yield from (literal.some, literal.every)
+        return
+    yield Member(literal.table, tuple(bounds.lo for bounds in literal.ranges))
+    yield from (bounds.hi for bounds in literal.ranges)
+
+
+def decides_runs(entries: Entries | Comparison) -> bool:
     """Whether entries that a tile reads are about short runs of its keys: gathering those could
     pay, see `run_length`."""
+    if isinstance(entries, Comparison):
+        return True
     spans = [bounds.most for bounds in entries.ranges]
     of_keys = [
         bounds.most
@@ -172,10 +200,21 @@ def _alike(index: IntExpr) -> int:
 
 
 def _clause(
-    term: Predicate, block_q: int, block_k: int, most_entries: int = MOST_ENTRIES
-) -> tuple[Entries, ...] | None:
-    found = []
+    term: Predicate,
+    block_q: int,
+    block_k: int,
+    most_entries: int = MOST_ENTRIES,
+    *,
+    compares: bool = False,
+) -> Literals | None:
+    found: list[Entries | Comparison] = []
     for part in term.args if isinstance(term, Or) else (term,):
+        if compares and isinstance(part, Compare):
+            comparison = _comparison(part)
+            if comparison is None:
+                return None
+            found.append(comparison)
+            continue
         if not isinstance(part, Member) or is_scalar(part):
             return None
         ranges = [_range(index, block_q, block_k) for index in part.indexes]
@@ -188,6 +227,42 @@ def _clause(
             return None
         found.append(Entries(part.table, tuple(bounds for bounds in ranges if bounds)))
     return tuple(found)
+
+
+def _comparison(term: Compare) -> Comparison | None:
+    """A comparison with numbers that tables have for the key, if it only rises or only falls with
+    the row, which no table is read by."""
+    nodes = list(walk(term))
+    tables = [node for node in nodes if isinstance(node, (Entry, Member, Segment, Cover))]
+    if not any(isinstance(node, Entry) and K in walk(node) for node in tables):
+        return None
+    if any(Q in walk(node) or isinstance(node, (Segment, Cover)) for node in tables):
+        return None
+    at: dict[Expr, Expr] = {K: K_FIRST}
+    if Q not in nodes:
+        same = substitute(term, at)
+        return Comparison(same, same)
+    slopes = [_slope(term.left), _slope(term.right)]
+    if term.op not in ("<", "<=") or None in slopes:
+        return None
+    rise = (slopes[0] or 0) - (slopes[1] or 0)
+    first, last = (substitute(term, {**at, Q: row}) for row in (Q_FIRST, Q_LAST))
+    # `left - right` is least, and the comparison easiest, at the first row if it rises.
+    return Comparison(first, last) if rise >= 0 else Comparison(last, first)
+
+
+def _slope(expr: IntExpr) -> int | None:
+    """The factor of the row in a sum whose other terms do not read it."""
+    slope = 0
+    for term in expr.terms if isinstance(expr, Sum) else (expr,):
+        match term:
+            case Var("q"):
+                slope += 1
+            case Product((Const(factor), Var("q"))):
+                slope += factor
+            case _ if Q in walk(term):
+                return None
+    return slope
 
 
 def _range(index: IntExpr, block_q: int, block_k: int) -> Range | None:

@@ -9,8 +9,10 @@ from patterncc.codegen.ir import (
     Q_CLASS,
     BlockProgram,
     Clauses,
+    Comparison,
     Direction,
     Entries,
+    Literals,
     Range,
     Sweep,
 )
@@ -68,11 +70,14 @@ def format_clauses(listed: Clauses) -> str:
     return " and ".join(map(_clause, listed))
 
 
-def _clause(clause: tuple[Entries, ...]) -> str:
-    return " or ".join(
-        f"{entries.table}[{', '.join(_range(bounds) for bounds in entries.ranges)}]"
-        for entries in clause
-    )
+def _clause(clause: Literals) -> str:
+    return " or ".join(map(_literal, clause))
+
+
+def _literal(literal: Entries | Comparison) -> str:
+    if isinstance(literal, Comparison):
+        return expression_text(literal.some)
+    return f"{literal.table}[{', '.join(_range(bounds) for bounds in literal.ranges)}]"
 
 
 def _range(bounds: Range) -> str:

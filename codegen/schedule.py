@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.codegen import lookup
-from patterncc.codegen.ir import BlockProgram, Clauses, Direction, Entries, Sweep
+from patterncc.codegen.ir import BlockProgram, Clauses, Comparison, Direction, Entries, Sweep
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import (
     MISSING,
@@ -325,8 +325,13 @@ class TileTests:
         some_true, all_true = np.ones(size, np.bool_), np.ones(size, np.bool_)
         for clause in self._listed:
             any_some, any_all = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
-            for entries in clause:
-                count, area = self._true(entries, {**self._env, **ends})
+            for literal in clause:
+                scope = {**self._env, **ends}
+                if isinstance(literal, Comparison):
+                    any_some |= evaluate(literal.some, scope)
+                    any_all |= evaluate(literal.every, scope)
+                    continue
+                count, area = self._true(literal, scope)
                 any_some |= count > 0
                 any_all |= count == area
             some_true &= any_some

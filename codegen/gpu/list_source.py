@@ -44,9 +44,18 @@ from patterncc.codegen.gpu.sweep_source import (
 )
 from patterncc.codegen.gpu.table_source import tables_read
 from patterncc.codegen.gpu.table_sum_source import is_summed, sum_parameter, summed_tables
-from patterncc.codegen.ir import DENSE, K_FIRST, K_LAST, K_TILE, Q_FIRST, Q_LAST, RESIDUE
-from patterncc.codegen.listing import ranked
-from patterncc.dsl.mask import Expr, Member, Param, Var, variables, walk
+from patterncc.codegen.ir import (
+    DENSE,
+    K_FIRST,
+    K_LAST,
+    K_TILE,
+    Q_FIRST,
+    Q_LAST,
+    RESIDUE,
+    Comparison,
+)
+from patterncc.codegen.listing import asked, ranked
+from patterncc.dsl.mask import Expr, Param, Var, variables, walk
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
@@ -368,16 +377,24 @@ def clause_lines(
     for clause in program.listed:
         yield "any_true = tl.zeros([LANES], tl.int32)"
         yield "any_whole = tl.zeros([LANES], tl.int32)"
-        for entries in clause:
-            table = tables[entries.table]
-            if is_summed(entries):
-                yield from _summed(entries, table)
+        for literal in clause:
+            if isinstance(literal, Comparison):
+                yield from _compared(literal)
+            elif is_summed(literal):
+                yield from _summed(literal, tables[literal.table])
             else:
-                yield from _entries(entries, table, _LANE_ENDS[direction])
+                yield from _entries(literal, tables[literal.table], _LANE_ENDS[direction])
             yield "any_true = tl.maximum(any_true, some)"
             yield "any_whole = tl.maximum(any_whole, every)"
         yield "visited = visited & (any_true != 0)"
         yield "whole = whole & (any_whole != 0)"
+
+
+def _compared(comparison: Comparison) -> Iterator[str]:
+    """`some`, `every`, from a comparison of the numbers of keys in lanes."""
+    writer = ExpressionWriter(_wide, least_bits=64)
+    for name, holds in (("some", comparison.some), ("every", comparison.every)):
+        yield f"{name} = tl.where(visited & {writer.predicate(holds)}, 1, 0)"
 
 
 def _summed(entries: Entries, table: Table) -> Iterator[str]:
@@ -467,9 +484,8 @@ def _expressions(program: BlockProgram, direction: Direction) -> Iterator[Expr]:
         yield from expressions(program.sweeps(direction))
     yield program.tiling.k_class
     for clause in program.listed:
-        for entries in clause:
-            yield Member(entries.table, tuple(bounds.lo for bounds in entries.ranges))
-            yield from (bounds.hi for bounds in entries.ranges)
+        for literal in clause:
+            yield from asked(literal)
 
 
 def list_tables(program: BlockProgram, direction: Direction = "forward") -> tuple[Table, ...]:

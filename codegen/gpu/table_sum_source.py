@@ -12,12 +12,23 @@ from typing import TYPE_CHECKING
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import module_text
 from patterncc.codegen.gpu.table_source import Table
-from patterncc.codegen.ir import K_FIRST, K_LAST, K_TILE, Q_FIRST, Q_LAST, RESIDUE
+from patterncc.codegen.ir import (
+    K_FIRST,
+    K_LAST,
+    K_TILE,
+    Q_FIRST,
+    Q_LAST,
+    RESIDUE,
+    Comparison,
+    Entries,
+)
 from patterncc.dsl.mask import variables
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from patterncc.codegen.gpu.config import KernelConfig
-    from patterncc.codegen.ir import BlockProgram, Entries
+    from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
 
 LEAST_SUMMED = 8  # entries of a range; fewer are read one by one
@@ -27,9 +38,11 @@ PLACES_AT_ONCE = 4096
 _OF_TILE = frozenset(leaf.name for leaf in (Q_FIRST, Q_LAST, K_FIRST, K_LAST, K_TILE, RESIDUE))
 
 
-def is_summed(entries: Entries) -> bool:
+def is_summed(entries: Entries | Comparison) -> bool:
     """Are entries found from counts? Those that are many along the last axis of their table, in a
     row that the whole kernel program has in common."""
+    if isinstance(entries, Comparison):
+        return False
     *front, last = entries.ranges
     return last.most >= LEAST_SUMMED and not any(
         bounds.most > 1 or variables(bounds.lo) & _OF_TILE for bounds in front
@@ -38,11 +51,14 @@ def is_summed(entries: Entries) -> bool:
 
 def summed_tables(program: BlockProgram) -> tuple[str, ...]:
     """The names of the tables whose counts the listing of a program reads."""
-    return tuple(
-        sorted(
-            {entries.table for clause in program.listed for entries in clause if is_summed(entries)}
-        )
-    )
+    return tuple(sorted({entries.table for entries in _summed(program)}))
+
+
+def _summed(program: BlockProgram) -> Iterator[Entries]:
+    for clause in program.listed:
+        for literal in clause:
+            if isinstance(literal, Entries) and is_summed(literal):
+                yield literal
 
 
 def sum_name(table: str) -> str:
@@ -67,12 +83,7 @@ def emit_table_sums(
         name: The table's.
     """
     config = replace(config, num_warps=4, num_stages=1, load="pointer", max_registers=None)
-    axes = next(
-        len(entries.ranges)
-        for clause in program.listed
-        for entries in clause
-        if entries.table == name
-    )
+    axes = next(len(entries.ranges) for entries in _summed(program) if entries.table == name)
     table = Table(name, "bool", (False,) * (axes - 1) + (True,))
     parameters = (sum_parameter(name), table.pointer, *table.sizes)
     lines = [

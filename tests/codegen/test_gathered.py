@@ -37,7 +37,12 @@ STRIDES = "pattern p(v: bool[*]): causal and ((q - k) % 5 == 0 or v[k])"
 TOKENS = "pattern p(v: bool[*]): v[q] or v[k] or around(6)"
 BOTH = "pattern p(v: bool[*], s: bool[*]): causal and v[k] and s[q - k]"
 BEHIND = "pattern p(v: bool[*], n): causal and (k >= n or v[k + 3])"
+UNTIL = "pattern p(until: int[token]): causal and q < until[k]"
+AGES = """pattern p(age: int[token], v: bool[*]):
+    (window(9) or q - k < age[k // 3]) and (k < 40 or v[k])"""
+KINDS = "pattern p(kind: int[token], v: bool[*]): causal and (kind[k] == 40 or v[k])"
 TEXTS = (COLUMNS, EITHER, LINES, RECENT, BLOCKS, RUNS, STRIDES, TOKENS, BOTH, BEHIND)
+NUMBERS = (UNTIL, AGES, KINDS)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +67,17 @@ TEXTS = (COLUMNS, EITHER, LINES, RECENT, BLOCKS, RUNS, STRIDES, TOKENS, BOTH, BE
         ("v[head, k] or v[head, k // 4]", 1),
         ("v[head, k] or v[head, q - k]", None),
         ("not v[head, k]", None),
+        ("q < n[k]", 1),
+        ("2 * q + n[k // 4] > k + 7", 1),
+        ("n[k] == 3 or v[head, k]", 1),
+        ("n[q] == n[k]", None),
+        ("q == n[k]", None),
+        ("q // 64 < n[k]", None),  # no sum of the row and the rest
+        ("q < n[3]", None),
     ],
 )
 def test_which_terms_are_gathered(term: str, expected: int | None) -> None:
-    body = load(f"pattern p(v: bool[*, *]): {term}").body
+    body = load(f"pattern p(v: bool[*, *], n: int[token]): {term}").body
     assert run_length(body, 64, 64) == expected
 
 
@@ -78,17 +90,22 @@ def test_which_terms_are_gathered(term: str, expected: int | None) -> None:
         ("snapkv", "dense + gathered keys"),
         ("squeezed", "dense + gathered keys"),
         ("vertical_slash", "dense + gathered keys"),
+        ("eviction", "gathered keys"),
         ("bigbird", "dense + dense"),  # blocks
         ("nsa", "dense"),
     ],
 )
 def test_what_is_chosen(name: str, expected: str) -> None:
     pattern = load(source(name).text)
-    passes = lower_passes(pattern, 64, 64, within=True, transposed=False, check=True)
+    sizes = {"heads": 8, "layers": 32}
+    passes = lower_passes(pattern, 64, 64, sizes=sizes, within=True, transposed=False, check=True)
     assert tiling_names(passes) == expected
-    assert tiling_names(lower_passes(pattern, 64, 64, within=True)) != expected or (
-        "gathered" not in expected
-    ), "programs with the transposed direction are not gathered"
+
+
+def test_kernels_of_gradients_gather_nothing() -> None:
+    """Programs with the transposed direction are not gathered."""
+    passes = lower_passes(load(source("h2o").text), 64, 64, within=True)
+    assert tiling_names(passes) == "dense + dense"
 
 
 def test_runs_are_gathered_where_tiles_have_many() -> None:
@@ -121,6 +138,8 @@ def _env(text: str, shape: Shape, share: float, seed: int) -> dict[str, Any]:
     for table in pattern.tables:
         size = random.integers(2, 130, len(table.type.axes))  # type: ignore[union-attr]
         env[table.name] = random.random(size) < share
+        if table.type.element == "int":  # type: ignore[union-attr]
+            env[table.name] = random.integers(-10, 120, size)
     return env
 
 
@@ -134,7 +153,7 @@ def _allowed(body: Predicate, tiling: Tiling, env: dict[str, Any]) -> Any:
 
 @settings(max_examples=150)
 @given(
-    text=st.sampled_from(TEXTS),
+    text=st.sampled_from([*TEXTS, *NUMBERS]),
     shape=shapes(),
     share=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
     seed=st.integers(0, 1 << 16),
@@ -177,6 +196,7 @@ def _check_runs(program: BlockProgram, shape: Shape, env: dict[str, Any], allowe
         ("h2o", True, "k <= q and recent <= q - k"),
         ("minference", False, "k <= q and keep[head, q // 64, k]"),
         ("vertical_slash", True, "k <= q and not slashes[head, q - k]"),
+        ("eviction", False, "q < until[k] and k <= q"),
     ],
 )
 def test_what_lists_say_is_not_asked_again(name: str, shared: bool, kept: str) -> None:

@@ -25,7 +25,7 @@ from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.library import source
 from patterncc.dsl.pattern import TableType
 from tests.codegen.interpreter import Call, attend, interpreter, run_lists
-from tests.codegen.test_gathered import STRIDES, TEXTS
+from tests.codegen.test_gathered import NUMBERS, STRIDES, TEXTS
 
 SMALL = KernelConfig(16, 16, 4, 1)
 DESCRIPTOR = KernelConfig(16, 32, 4, 1, "descriptor", "reverse")
@@ -46,7 +46,14 @@ def _tables(text: str, most: int, share: float, seed: int) -> dict[str, object]:
         assert isinstance(table.type, TableType)
         fixed = {"batch": 2, "head": 4, "kv_head": 2}
         size = [fixed.get(str(axis)) or int(random.integers(1, most)) for axis in table.type.axes]
-        tables[table.name] = (random.random(size) < share).tolist()
+        drawn: Any = random.random(size) < share
+        if table.type.element == "int":
+            drawn = (
+                random.integers(-(2**31), 2**31, size)
+                if share == 1
+                else random.integers(120, size=size)
+            )
+        tables[table.name] = drawn.tolist()
     return tables
 
 
@@ -59,7 +66,7 @@ MORE = (
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    text=st.sampled_from([*TEXTS, *MORE]),
+    text=st.sampled_from([*TEXTS, *NUMBERS, *MORE]),
     lengths=st.tuples(st.integers(1, 70), st.integers(1, 90)),
     offset=st.one_of(st.none(), st.integers(-20, 90)),
     share=st.sampled_from([0.0, 0.03, 0.3, 1.0]),
@@ -102,7 +109,9 @@ def test_attention(
 
 
 @pytest.mark.parametrize("config", [SMALL, DESCRIPTOR], ids=["pointer", "descriptor"])
-@pytest.mark.parametrize("name", ["h2o", "sale", "snapkv", "minference", "longformer_tokens"])
+@pytest.mark.parametrize(
+    "name", ["eviction", "h2o", "sale", "snapkv", "minference", "longformer_tokens"]
+)
 @pytest.mark.parametrize("lengths", [(100, 100), (31, 90)])
 def test_library(
     worker: ProcessPoolExecutor, name: str, lengths: tuple[int, int], config: KernelConfig

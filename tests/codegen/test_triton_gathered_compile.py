@@ -17,7 +17,7 @@ from patterncc.dsl.library import source
 
 
 @pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
-@pytest.mark.parametrize("name", ["h2o", "minference", "vertical_slash"])
+@pytest.mark.parametrize("name", ["eviction", "h2o", "minference", "vertical_slash"])
 def test_every_target(name: str, target: str, tmp_path: Path) -> None:
     problem = Problem("bfloat16", 128, 128)
     config = default_config(problem, target)
