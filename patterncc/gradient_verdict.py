@@ -5,7 +5,6 @@ Bounded in memory and time: where the pairs are too many, only some rows have a 
 so that the gradients of all keys can be checked whole.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,22 +13,13 @@ import torch
 from torch import Tensor
 
 from patterncc.call import Call
-from patterncc.codegen.judging import sample
+from patterncc.codegen.judging import GRADIENT_TOLERANCE, GradientError, sample
 from patterncc.verdict import PLAIN_ORACLE, Oracle, mask_rows
 
 MOST_PAIRS = 1 << 25  # pairs of (row, key) that are checked, over all heads
 NAMES = ("grad_query", "grad_key", "grad_value")
 _EDGE = 8  # rows at each end that are always checked
 _CHUNK = 1 << 20  # pairs that autograd holds at a time
-
-# Largest error of a gradient, in units of its largest entry. Besides their own rounding, gradients
-# have that of the output and of the weights, which are rounded for tensor cores.
-_TOLERANCE = {
-    torch.float16: 2.0**-8,
-    torch.bfloat16: 2.0**-5,
-    torch.float32: 2e-5,
-    torch.float64: 1e-11,
-}
 
 # An entry of a table has the sum of all pairs that read it, most of which cancel.
 _TABLE_FACTOR = 8
@@ -96,27 +86,29 @@ def judge_gradients(
     batch, heads, q_len, head_dim = query.shape
     group = heads // key.shape[1]
     scale = head_dim**-0.5 if scale is None else scale
-    others = torch.ones(q_len, dtype=torch.bool)
+    device = oracle.device
+    rows = rows.to(device)
+    others = torch.ones(q_len, dtype=torch.bool, device=device)
     others[rows] = False
-    worst = [_Worst() for _ in grads]
+    worst = [GradientError() for _ in grads]
     of_tables = [torch.zeros_like(table) for table in oracle.tables.values()]
     for index in range(batch):
         for kv_head in range(key.shape[1]):
-            k, v = (tensor[index, kv_head].cpu().double() for tensor in (key, value))
+            k, v = (tensor[index, kv_head].to(device).double() for tensor in (key, value))
             grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
             for head in range(kv_head * group, (kv_head + 1) * group):
-                got = grads[0][index, head].cpu().double()
-                worst[0].see(got[others], torch.zeros(()))
+                got = grads[0][index, head].to(device).double()
+                worst[0].see(got[others], torch.zeros((), dtype=torch.float64, device=device))
                 env = call.env(head, layer) | {"batch": index}
                 for part in torch.split(rows, max(1, _CHUNK // call.kv_len)):
                     here = part.to(query.device)
                     found = _dense_gradients(
-                        query[index, head, here].cpu().double(),
+                        query[index, head, here].to(device).double(),
                         k,
                         v,
                         mask_rows(call, env, part),
                         scale,
-                        grad_out[index, head, here].cpu().double(),
+                        grad_out[index, head, here].to(device).double(),
                         oracle,
                         part,
                         env,
@@ -126,13 +118,13 @@ def judge_gradients(
                     grad_v += found[2]
                     for total, share in zip(of_tables, found[3:], strict=True):
                         total += share
-            worst[1].see(grads[1][index, kv_head].cpu().double(), grad_k)
-            worst[2].see(grads[2][index, kv_head].cpu().double(), grad_v)
+            worst[1].see(grads[1][index, kv_head].to(device).double(), grad_k)
+            worst[2].see(grads[2][index, kv_head].to(device).double(), grad_v)
     for place, total in enumerate(of_tables, len(NAMES)):
-        worst[place].see(grads[place].cpu().double(), total)
+        worst[place].see(grads[place].to(device).double(), total)
     names = (*NAMES, *(f"grad_{name}" for name in oracle.tables))
-    errors = {name: found.error for name, found in zip(names, worst, strict=True)}
-    return GradientVerdict(q_len, len(rows), errors, _TOLERANCE[query.dtype])
+    errors = {name: found.relative for name, found in zip(names, worst, strict=True)}
+    return GradientVerdict(q_len, len(rows), errors, GRADIENT_TOLERANCE[query.dtype])
 
 
 def _dense_gradients(
@@ -154,24 +146,3 @@ def _dense_gradients(
         out, _ = own(leaves[0], leaves[1], leaves[2], mask, scale, rows, env)
         grads = torch.autograd.grad(out, [*leaves, *tables], grad_out[None, None])
     return (*(grad[0, 0] for grad in grads[:3]), *grads[3:])
-
-
-@dataclass(slots=True)
-class _Worst:
-    """The largest difference so far, and the largest right entry."""
-
-    difference: float = 0.0
-    largest: float = 0.0
-
-    def see(self, got: Tensor, wanted: Tensor) -> None:
-        if got.numel() == 0:
-            return
-        difference = float(torch.where(got == wanted, 0.0, (got - wanted).abs()).max())
-        if math.isnan(difference):
-            difference = math.inf
-        self.difference = max(self.difference, difference)
-        self.largest = max(self.largest, float(wanted.abs().max()))
-
-    @property
-    def error(self) -> float:
-        return self.difference / self.largest if self.largest > 0 else self.difference

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import (
 )
 
 import patterncc
-from patterncc import UnsupportedError, operators
+from patterncc import UnsupportedError, gpu_calls
 from patterncc.codegen import cpu
 from tests.front.inputs import assert_right_gradients, expected_gradients, tensors
 from tests.front.test_compile import fresh_process
@@ -368,7 +368,7 @@ def test_third_derivatives_are_refused() -> None:
 
 def test_second_derivatives_elsewhere_are_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"second derivatives on .*\n.*on the CPU"):
-        operators._attn_bwd_bwd_cuda(torch.zeros(1))
+        gpu_calls.attn_bwd_bwd(torch.zeros(1))
 
 
 def test_forward_mode_is_refused() -> None:
@@ -397,7 +397,7 @@ def operands(**options: Any) -> tuple[Any, ...]:
     inputs = tensors(**options)
     out, lse = WINDOW(*inputs, return_lse=True)
     grads = torch.randn_like(out), torch.randn_like(lse)
-    return (*grads, *inputs, out, lse, WINDOW.pattern.structure, None, None, 0, None, [], [])
+    return (*grads, *inputs, out, lse, WINDOW.pattern.structure, [], [], None, None, 0, None)
 
 
 CASES: list[dict[str, Any]] = [

@@ -80,7 +80,7 @@ def test_nothing_to_do(q_len: int, kv_len: int) -> None:
 
 def test_opcheck() -> None:
     structure = patterncc.compile(STREAMING).pattern.structure
-    arguments: tuple[Any, ...] = (*inputs(), structure, None, None, 0, None, [4, 100], [])
+    arguments: tuple[Any, ...] = (*inputs(), structure, [], [4, 100], None, None, 0, None)
     torch.library.opcheck(torch.ops.patterncc.attn_fwd.default, arguments)
 
 
