@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _torch: Any = torch  # the parts of torch that have no types
 _profiling: Callable[[], bool] = _torch.autograd._profiler_enabled
 _function_mode: Callable[[], bool] = _torch._C._is_torch_function_mode_enabled
+_autocasting: Callable[[], bool] = _torch._C._is_any_autocast_enabled  # on whatever device
 _included: Callable[[], Any] = _torch._C._dispatch_tls_local_include_set
 
 # What the dispatcher looks at besides what tensors ask for: nothing that could do something here.
@@ -63,7 +64,7 @@ def bare(query: Tensor, key: Tensor, value: Tensor) -> bool:
         and not _profiling()
         and not _function_mode()
         and forward_ad._current_level < 0
-        and not torch.is_autocast_enabled("cuda")
+        and not _autocasting()
         # Their numbers are not those in memory.
         and not (query.is_neg() or key.is_neg() or value.is_neg())
     )
