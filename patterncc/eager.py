@@ -43,7 +43,6 @@ _NOTHING = frozenset(
 
 _PLAIN = (Tensor, torch.nn.Parameter)  # types whose operations nobody has changed
 _DEFAULTS = (None, None, 0, None)  # of scale, q_offset, layer and layers
-_NO_TABLES: dict[str, Tensor] = {}
 
 calls: Kept[Planned] = Kept()
 """The plans of the calls that went the short way, by `call_signature`."""
@@ -115,10 +114,10 @@ def call_signature(
     return (*first, *numbers, *map(type, numbers), *found)
 
 
-def run(
+def run_with_tables(
     planned: Planned, query: Tensor, key: Tensor, value: Tensor, values: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """Runs a call of a plan.
+    """Runs a call of a plan that has tables.
 
     Args:
         planned: The plan.
@@ -126,8 +125,6 @@ def run(
         values: What the call gives by name.
     """
     call = planned.call
-    if not (call.declared or call.score_tables):
-        return planned.ready(query, key, value, _NO_TABLES, planned.values)
     tables = {table.name: values[table.name] for table in call.declared}
     read = NO_VALUES
     if call.score_numbers or call.score_tables:
