@@ -79,6 +79,12 @@ _forwards: Kept[Planned] = Kept()
 _backwards: Kept[_Backward] = Kept()
 
 
+def forget_plans() -> None:
+    """Lets calls be planned again."""
+    _forwards.clear()
+    _backwards.clear()
+
+
 def attn_fwd(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """Attention; arguments as of the operator."""
     found = planned(query, key, value, rest)
