@@ -133,6 +133,7 @@ def _reading(report: Report, result: Result, name: str) -> dict[str, Any]:
             phase: {
                 **asdict(found),
                 "least": min(reading.seconds[phase]),
+                "host_seconds": median(reading.host[phase]),
                 "calls": len(reading.seconds[phase]),
             }
             for phase in result.phases

@@ -111,6 +111,7 @@ def test_report_of_faults(fakes: race.Report, capsys: pytest.CaptureFixture[str]
     assert result["peers"]["unwritten"]["errors"]["output"] == "infinite"
     good = result["peers"]["good"]["phases"]["forward"]
     assert good["flops"] == pytest.approx(result["flops"]["forward"] / good["seconds"])
+    assert 0 < good["least"] <= good["seconds"] and good["host_seconds"] > 0
     assert good["of_ceiling"] == pytest.approx(good["flops"] / result["ceiling"])
     assert {result["advantage"][phase]["over"] for phase in ("backward", "both")} == {"good"}
 
@@ -195,7 +196,9 @@ def test_packed_documents_fill_the_text() -> None:
 
 def test_advantage_is_over_the_fastest_peer() -> None:
     def reading(seconds: float) -> Reading:
-        return Reading("ready").timed("forward", Round((seconds, 9.0, seconds / 2)))
+        return Reading("ready").timed(
+            "forward", Round((seconds, 9.0, seconds / 2), (1.0, 2.0, 3.0))
+        )
 
     readings = {OWN: reading(2.0), "slow": reading(8.0), "fast": reading(3.0)}
     readings["wrong"] = Reading("wrong", seconds={"forward": (0.1,)})
