@@ -66,7 +66,9 @@ def _forward_gpu(
     job: Job, tensors: Mapping[str, Tensor], config: KernelConfig, folder: Path | None
 ) -> Run:
     forward = Forward(
-        lambda block_q, block_k: (job.passes(block_q, block_k),), config=config, folder=folder
+        lambda block_q, block_k: (job.passes(block_q, block_k, gather=True),),
+        config=config,
+        folder=folder,
     )
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
     tables = {name: narrow(tensors[name]) for name in job.tables}

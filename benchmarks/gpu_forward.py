@@ -31,7 +31,7 @@ from patterncc.codegen.gpu.config import KernelConfig, check_config, default_con
 from patterncc.codegen.gpu.forward import Forward
 from patterncc.codegen.gpu.forward_source import emit_forward
 from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
-from patterncc.codegen.gpu.list_source import emit_lists
+from patterncc.codegen.gpu.run_list_source import emit_listing
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
 
@@ -57,7 +57,7 @@ def compile_one(
     parts = passes(name, config.block_q, config.block_k)
     for program in parts:
         if program.listed:
-            compile_for(emit_lists(program, problem, config), target)
+            compile_for(emit_listing(program, problem, config), target)
     return [
         compile_for(
             emit_forward(

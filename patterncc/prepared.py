@@ -187,7 +187,8 @@ def prepare(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Prep
         own = tables[: len(call.declared)]
         check_tables(call.declared, own, {**call.env, "batches": batch}, query.device)
         look_into(call, own)
-    call.score_values(options).check(call.terms, query.device)
+    if score is not None:
+        call.score_values(options).check(call.terms, query.device)
     return call
 
 

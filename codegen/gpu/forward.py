@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +23,7 @@ from patterncc.codegen.gpu.steps import (
     layout_of,
     named_operands,
     problem_of,
+    resize_all,
     run_here,
     shapes_of,
     term_operands,
@@ -171,6 +172,13 @@ class Forward:
             )
             steps = bind_all(launches, tables, device, self._folder)
         return ReadyForward(steps, terms, rows, out_room, lse_room, device, negated, copied)
+
+    def resized(self, ready: ReadyForward, tables: Mapping[str, torch.Tensor]) -> ReadyForward:
+        """The same calls with tables of other shapes, which is much quicker than to plan them."""
+        if ready.steps is None:
+            return ready
+        steps = resize_all(ready.steps, tables, ready.device, self._folder)
+        return replace(ready, steps=steps)
 
 
 @dataclass(frozen=True, slots=True)

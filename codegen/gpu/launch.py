@@ -7,6 +7,7 @@ variants at most, for tensors whose rows start at multiples of 16 bytes and for 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import os
@@ -248,6 +249,7 @@ class DirectLauncher(NamedTuple):
     encoders: tuple[Callable[[int, list[int], list[int]], Any], ...]
 
 
+@functools.cache
 def direct_launcher(kernel: Any) -> DirectLauncher | None:
     """What launches a loaded kernel without the Python of Triton's launcher, which takes longer
     than the driver does; None where that launcher is not the one that this function knows, or the

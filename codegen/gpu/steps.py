@@ -14,6 +14,7 @@ import torch
 from patterncc.codegen.dtypes import DTYPE_NAMES
 from patterncc.codegen.gpu import launch
 from patterncc.codegen.gpu.bound_launch import BoundLaunch, bind
+from patterncc.codegen.gpu.launches import resized
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError, UnsupportedError
@@ -61,6 +62,17 @@ def bind_all(
     for planned in launches:
         _check_tables(planned.source.tables, tables, device)
     return tuple(bind(planned, device, folder) for planned in launches)
+
+
+def resize_all(
+    steps: Iterable[BoundLaunch],
+    tables: Mapping[str, torch.Tensor],
+    device: torch.device,
+    folder: Path | None,
+) -> tuple[BoundLaunch, ...]:
+    """The launches of a call for tables of other shapes; arguments and errors as of `bind_all`."""
+    shapes = shapes_of(tables)
+    return bind_all([resized(step.planned, shapes) for step in steps], tables, device, folder)
 
 
 def run(
@@ -158,10 +170,12 @@ def term_values(terms: ScoreTerms, values: ScoreValues, device: torch.device) ->
 def term_operands(values: ScoreValues) -> dict[str, torch.Tensor]:
     """The tables of score terms, as kernels call them; copied where they are not float32 and
     contiguous."""
-    return {
-        f"real_table_{name}": table.detach().float().contiguous()
-        for name, table in values.tables.items()
-    }
+    found = {}
+    for name, table in values.tables.items():
+        if table.dtype != torch.float32 or table.requires_grad or not table.is_contiguous():
+            table = table.detach().float().contiguous()
+        found[f"real_table_{name}"] = table
+    return found
 
 
 def with_contiguous_rows(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
