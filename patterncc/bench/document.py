@@ -79,6 +79,7 @@ def document(report: Report) -> dict[str, Any]:
         "started": report.started,
         "ceilings": report.ceilings,
         "options": {"phases": options.phases, "rounds": options.rounds_on(report.device)},
+        "interrupted": report.interrupted,
         "results": [_result(report, result) for result in report.results],
     }
 
