@@ -449,7 +449,9 @@ def main() -> None:
     parser.add_argument("--target", default="cuda:90")
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--compile-only", action="store_true")
-    parser.add_argument("--only", default="", help="cases whose names start so, separated by semicolons")
+    parser.add_argument(
+        "--only", default="", help="cases whose names start so, separated by semicolons"
+    )
     args = parser.parse_args()
     started = time.monotonic()
     cases = [case for case in CASES if case.name.startswith(tuple(args.only.split(";")))]
