@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
+from patterncc.codegen.listing import kernel_mask
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import Entry, Member, variables, walk
 
@@ -172,7 +173,7 @@ def suited(
     config = replace(config, order=tile_order(program))
     if not any(
         isinstance(node, (Entry, Member)) and {"q", "k"} <= variables(node)
-        for node in walk(program.mask)
+        for node in walk(kernel_mask(program))
     ):
         return config
     pairs, shared = config.block_q * config.block_k, shared or shared_bytes
