@@ -26,6 +26,7 @@ from patterncc.codegen.gpu.config import (
     suited,
 )
 from patterncc.codegen.gpu.forward_source import emit_forward
+from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.kernel_terms import SCALE
 from patterncc.codegen.gpu.launches import (
@@ -313,9 +314,8 @@ def _longest(program: BlockProgram, env: Mapping[str, int]) -> int:
 
 
 def _forward_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
-    return query_tile_launches(
-        emit_forward, one, call, sources, state_buffer("state", one, call, "value")
-    )
+    emit = emit_gluon_forward if one.config.emitter == "gluon" else emit_forward
+    return query_tile_launches(emit, one, call, sources, state_buffer("state", one, call, "value"))
 
 
 def state_buffer(name: str, one: Pass, call: Call, like: str) -> tuple[Buffer, ...]:
