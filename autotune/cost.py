@@ -1,11 +1,12 @@
 """The cost model: seconds of a call with a config, from exact tile counts and a few constants of
 the device. It orders the search and names the config to start from. Loads no torch.
 
-One multiprocessor does `4 * block_q * block_k * head_dim` operations for a tile on its matrix
-units, the softmax of `block_q * block_k` scores on its other units, and, in a partial tile, the
-mask. The softmax of one warp group hides under the products of another, so how much of it counts
-depends on how many warp groups reside there. On top come what a program does once, and the tail: at
-the end of a launch some multiprocessors have nothing left to do.
+One multiprocessor does `4 * block_q * block_k * head_dim` operations for a tile of the forward on
+its matrix units (6 for the query's gradient, 8 for those of key and value), the softmax of the
+tile's scores on its other units, and, in a partial tile, the mask. The softmax of one warp group
+hides under the products of another, so how much of it counts depends on how many warp groups reside
+there. On top come what a program does once, and the tail: at the end of a launch some
+multiprocessors have nothing left to do.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ import numpy as np
 
 from patterncc.autotune.job import Job
 from patterncc.autotune.measurement import Resources
-from patterncc.autotune.space import CPU
+from patterncc.autotune.space import CPU, FORWARD, GRAD_KEY_VALUE, GRAD_QUERY, Phase
 from patterncc.autotune.tile_facts import PassFacts, tile_facts
-from patterncc.codegen.gpu.config import KernelConfig, shared_bytes, shared_limit
-from patterncc.codegen.gpu.head_dim import query_key_value_parts
+from patterncc.codegen.gpu.config import KernelConfig, shared_limit
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
 
@@ -122,7 +122,11 @@ H200 = GpuConstants(
     drain=1.1e-6,
     launch=6.0e-6,
 )
-"""Of an H200; a guess for other GPUs until `patterncc tune --calibrate` has run there."""
+"""The forward's on an H200; a guess for other GPUs until `patterncc tune --calibrate` has run
+there."""
+
+GRADIENTS_H200: Mapping[str, GpuConstants] = {GRAD_QUERY.name: H200, GRAD_KEY_VALUE.name: H200}
+"""Those of the gradients there, by the name of the phase."""
 
 USUAL_CPU = CpuConstants(products=1.0e11, row=1.0e-8, mask=5.0e-10, tile=2.0e-6, launch=1.0e-4)
 
@@ -166,11 +170,13 @@ class CostModel:
     Args:
         job: The call.
         target: `cpu`, or as in `codegen.gpu.config.check_config`.
-        constants: Of the device.
+        constants: Of the device, for the phase.
+        phase: What is computed.
     """
 
-    def __init__(self, job: Job, target: str, constants: Constants) -> None:
+    def __init__(self, job: Job, target: str, constants: Constants, phase: Phase = FORWARD) -> None:
         self._job = job
+        self.phase = phase
         self._target = target
         self.constants = constants
         self._facts: dict[tuple[int, int], tuple[PassFacts, ...]] = {}
@@ -179,7 +185,7 @@ class CostModel:
         """What the call does in tiles of a shape; kept."""
         shape = (block_q, block_k)
         if shape not in self._facts:
-            self._facts[shape] = tile_facts(self._job, *shape)
+            self._facts[shape] = tile_facts(self._job, *shape, self.phase)
         return self._facts[shape]
 
     def predict(self, config: KernelConfig, resources: Resources | None = None) -> Prediction:
@@ -196,8 +202,8 @@ class CostModel:
         problem, constants = self._job.problem, self.constants
         if isinstance(constants, CpuConstants):
             return predict_cpu(facts, config, problem, constants)
-        resident = resident_programs(config, problem, self._target, resources)
-        return predict_gpu(facts, config, problem, resident, constants)
+        resident = resident_programs(config, self.phase, problem, self._target, resources)
+        return predict_gpu(facts, config, self.phase, problem, resident, constants)
 
     def ranked(self, configs: Iterable[KernelConfig]) -> list[tuple[float, KernelConfig]]:
         """Predicted seconds and config, the fastest first; ties as given."""
@@ -210,19 +216,22 @@ class CostModel:
 
 
 def resident_programs(
-    config: KernelConfig, problem: Problem, target: str, resources: Resources | None = None
+    config: KernelConfig,
+    phase: Phase,
+    problem: Problem,
+    target: str,
+    resources: Resources | None = None,
 ) -> int:
     """How many programs of a config a multiprocessor holds, by shared memory and registers, as
     compiled or as estimated."""
     limit = shared_limit(target)
     if resources is None:
-        _, values = query_key_value_parts(problem)
-        columns = config.block_k + sum(part.width for part in values)
-        registers = config.block_q * columns / (32 * config.num_warps) + _OTHER_REGISTERS
+        sums = phase.accumulators(config, problem)
+        registers = sums / (32 * config.num_warps) + _OTHER_REGISTERS
         resources = Resources(
             int(min(255, config.max_registers or 255, registers)),
             0,
-            0 if limit is None else shared_bytes(config, problem) + _EXTRA,
+            0 if limit is None else phase.shared_bytes(config, problem) + _EXTRA,
         )
     rounded = 8 * math.ceil(max(resources.registers, 1) / 8)
     by_registers = _FILE_REGISTERS // (rounded * 32 * config.num_warps)
@@ -232,9 +241,40 @@ def resident_programs(
     return max(1, min(by_registers, by_memory, _MOST_WARPS // config.num_warps))
 
 
+@dataclass(frozen=True, slots=True)
+class TileWork:
+    """What one tile of a phase is.
+
+    Attributes:
+        held: Rows, or keys, that a program holds.
+        passing: Those that pass by.
+        operations: Of the products.
+        loaded: Bytes of what passes by.
+    """
+
+    held: int
+    passing: int
+    operations: float
+    loaded: float
+
+
+def tile_work(config: KernelConfig, phase: Phase, problem: Problem) -> TileWork:
+    """What one tile of a config is."""
+    pairs = config.block_q * config.block_k
+    keys, values = problem.head_dim, problem.value_head_dim
+    item = 4 if problem.dtype == "float32" else 2
+    held, passing, columns = config.block_q, config.block_k, keys + values
+    if phase == GRAD_KEY_VALUE:
+        held, passing, columns = passing, held, 2 * (keys + values)
+    elif phase == GRAD_QUERY:
+        columns += keys
+    return TileWork(held, passing, 2.0 * pairs * columns, float(passing * (keys + values) * item))
+
+
 def predict_gpu(
     facts: tuple[PassFacts, ...],
     config: KernelConfig,
+    phase: Phase,
     problem: Problem,
     resident: int,
     constants: GpuConstants,
@@ -244,26 +284,25 @@ def predict_gpu(
     Args:
         facts: Its passes in tiles of the config's shape.
         config: How the kernels are built.
+        phase: What is computed.
         problem: Shape class.
         resident: Programs that a multiprocessor holds.
         constants: Of the device.
     """
+    work = tile_work(config, phase, problem)
     pairs = config.block_q * config.block_k
-    both = problem.head_dim + problem.value_head_dim
-    item = 4 if problem.dtype == "float32" else 2
-    products = 2 * pairs * both / constants.products
-    if config.block_q < _WIDE_ROWS * max(1, config.num_warps // 4):
+    products = work.operations / constants.products
+    if work.held < _WIDE_ROWS * max(1, config.num_warps // 4):
         products /= constants.small
     hidden = _hidden(resident, config.num_warps // 4, constants)
-    softmax = pairs / constants.softmax + config.block_q / constants.rows
+    softmax = pairs / constants.softmax + work.held / constants.rows
     visible = max(0.0, 1 - hidden) * softmax
-    loaded = config.block_k * both * item
     if config.load == "pointer":
-        visible += loaded * constants.pointer
+        visible += work.loaded * constants.pointer
     waiting = {1: constants.exposed_one, 2: constants.exposed_two}.get(config.num_stages, 0.0)
     waiting /= resident  # the others work meanwhile
     mask = pairs / constants.mask
-    each = max(products + visible + waiting, loaded / constants.load)
+    each = max(products + visible + waiting, work.loaded / constants.load)
     parts = dict.fromkeys(
         ("products", "softmax", "loads", "mask", "programs", "tail", "launch"), 0.0
     )
@@ -339,6 +378,6 @@ def predict_cpu(
     return Prediction(sum(parts.values()), parts, 1)
 
 
-def usual_constants(target: str) -> Constants:
+def usual_constants(target: str, phase: Phase = FORWARD) -> Constants:
     """The constants for a device on which nothing was calibrated."""
-    return USUAL_CPU if target == CPU else H200
+    return USUAL_CPU if target == CPU else GRADIENTS_H200.get(phase.name, H200)

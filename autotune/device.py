@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import functools
 import platform
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
+from patterncc.autotune.key import Device
 from patterncc.autotune.space import CPU
 from patterncc.codegen.gpu import launch
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A device that configs are tuned for.
-
-    Attributes:
-        name: In words: `NVIDIA H200`; of a CPU with the threads that torch uses.
-        target: `cuda:90`, `hip:gfx942`, `cpu`.
-        compiler: `triton 3.6.0`; on a CPU `torch 2.13.0`.
-        multiprocessors: Of a GPU; threads of a CPU.
-    """
-
-    name: str
-    target: str
-    compiler: str
-    multiprocessors: int
 
 
 def describe(device: str) -> Device:

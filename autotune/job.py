@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,14 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from patterncc.autotune.key import Subject
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.ir import Passes
+from patterncc.codegen.lower import with_transposed
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
 from patterncc.dsl.mask import variables
 from patterncc.dsl.pattern import Pattern
 
+_PROGRAMS_KEPT = 512
 _BY_HEAD = frozenset({"head", "kv_head"})
 
 
@@ -60,6 +64,20 @@ class Job:
     def sizes(self) -> dict[str, int]:
         """What a pattern may divide by."""
         return {"heads": self.heads, "kv_heads": self.kv_heads, "layers": self.layers}
+
+    def subject(self, phase: str) -> Subject:
+        """What is tuned where a phase of the call is."""
+        return Subject(
+            self.structure,
+            self.problem,
+            phase,
+            tuple(sorted(self.numbers.items())),
+            self.q_len,
+            self.kv_len,
+            self.heads,
+            self.kv_heads,
+            self.layers,
+        )
 
     @property
     def within(self) -> bool:
@@ -105,26 +123,19 @@ class Job:
         """Whether heads may have different masks."""
         return bool(_BY_HEAD & variables(self.pattern.body))
 
-    def passes(self, block_q: int, block_k: int) -> Passes:
-        """The pattern lowered for a tile shape; kept.
+    def passes(self, block_q: int, block_k: int, *, transposed: bool = False) -> Passes:
+        """The pattern lowered for a tile shape; kept for those used last.
+
+        Args:
+            block_q, block_k: The tile shape.
+            transposed: Whether the programs have the transposed direction, which the gradients of
+                key and value loop in.
 
         Raises:
             UnsupportedError: For a term that has no lowering.
         """
-        if (block_q, block_k) not in self._lowered:
-            self._lowered[block_q, block_k] = lower_passes(
-                self.pattern,
-                block_q,
-                block_k,
-                sizes=self.sizes,
-                within=self.within,
-                transposed=False,
-            )
-        return self._lowered[block_q, block_k]
-
-    @cached_property
-    def _lowered(self) -> dict[tuple[int, int], Passes]:
-        return {}
+        sizes = tuple(sorted(self.sizes.items()))
+        return _lowered(self.structure, block_q, block_k, sizes, self.within, transposed)
 
     @cached_property
     def density(self) -> float:
@@ -135,6 +146,22 @@ class Job:
         return float(sum(pairs) / (len(heads) * self.q_len * self.kv_len))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Programs and patterns stay behind: another process lowers its own."""
-        kept = {"pattern", "_lowered"}
-        return {name: value for name, value in self.__dict__.items() if name not in kept}
+        """The pattern stays behind: another process reads its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "pattern"}
+
+
+@functools.lru_cache(maxsize=_PROGRAMS_KEPT)
+def _lowered(
+    structure: str,
+    block_q: int,
+    block_k: int,
+    sizes: tuple[tuple[str, int], ...],
+    within: bool,
+    transposed: bool,
+) -> Passes:
+    if transposed:
+        forward = _lowered(structure, block_q, block_k, sizes, within, False)
+        return tuple(with_transposed(program) for program in forward)
+    return lower_passes(
+        load(structure), block_q, block_k, sizes=dict(sizes), within=within, transposed=False
+    )

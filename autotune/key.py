@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from patterncc.codegen.choice import lower_passes, tiling_name
@@ -21,9 +21,65 @@ from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Entry, Member, variables, walk
 
+GROWING = "growing"
+"""In the class of a pattern whose later rows see more keys."""
+
+BY_HEAD = "by head"
+"""In the class of a pattern whose heads may visit different tiles."""
+
 _CLASS_TILE = 64  # the tile shape whose sweeps name a pattern's class
 _DENSITIES_KEPT = 4096
 _MOST_COUNTED_HEADS = 8  # of a pattern whose heads differ, evenly spread, for its density bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that configs are tuned for.
+
+    Attributes:
+        name: In words: `NVIDIA H200`; of a CPU with the threads that torch uses.
+        target: `cuda:90`, `hip:gfx942`, `cpu`.
+        compiler: `triton 3.6.0`; on a CPU `torch 2.13.0`.
+        multiprocessors: Of a GPU; threads of a CPU.
+    """
+
+    name: str
+    target: str
+    compiler: str
+    multiprocessors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is tuned, or looked up, whatever the device: a phase of a call.
+
+    Attributes:
+        structure: Canonical text of the pattern without run-time defaults.
+        problem: Shape class.
+        phase: Name of a `space.Phase`.
+        numbers: Run-time numbers by name, in the order of names.
+        q_len, kv_len, heads, kv_heads, layers: Of the call.
+    """
+
+    structure: str
+    problem: Problem
+    phase: str
+    numbers: tuple[tuple[str, int], ...]
+    q_len: int
+    kv_len: int
+    heads: int
+    kv_heads: int
+    layers: int = 1
+
+    @property
+    def bucketed(self) -> Subject:
+        """The same with lengths that stand for all of their buckets."""
+        return replace(self, q_len=length_bucket(self.q_len), kv_len=length_bucket(self.kv_len))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a pattern may divide by."""
+        return {"heads": self.heads, "kv_heads": self.kv_heads, "layers": self.layers}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,49 +220,38 @@ def density_bucket(density: float) -> float:
 
 
 @functools.lru_cache(maxsize=_DENSITIES_KEPT)
-def pattern_density(
-    structure: str,
-    numbers: tuple[tuple[str, int], ...],
-    q_len: int,
-    kv_len: int,
-    heads: int,
-    kv_heads: int,
-    layers: int,
-) -> float | None:
+def pattern_density(subject: Subject) -> float | None:
     """The density bucket of a call whose lengths are buckets and whose rows are the last ones.
 
     Counted exactly, once for each such call, at layer 0; None where the pattern reads a table, or
     is too intricate to count.
     """
-    pattern = load(structure)
+    pattern = load(subject.structure)
     if pattern.tables:
         return None
-    sizes = {"heads": heads, "kv_heads": kv_heads, "layers": layers}
+    heads, group = subject.heads, subject.heads // subject.kv_heads
     env: dict[str, Any] = {
-        **sizes,
-        **dict(numbers),
-        "q_len": q_len,
-        "kv_len": kv_len,
-        "q_offset": kv_len - q_len,
+        **subject.sizes,
+        **dict(subject.numbers),
+        "q_len": subject.q_len,
+        "kv_len": subject.kv_len,
+        "q_offset": subject.kv_len - subject.q_len,
         "layer": 0,
         "batch": 0,
     }
     try:
-        program = pair_program(pattern, sizes, within=q_len <= kv_len, transposed=False)
+        within = subject.q_len <= subject.kv_len
+        program = pair_program(pattern, subject.sizes, within=within, transposed=False)
         counted = range(heads)[:: max(1, heads // _MOST_COUNTED_HEADS)]
         if not {"head", "kv_head"} & variables(pattern.body):
             counted = range(1)
         pairs = sum(
-            int(
-                count_pairs(
-                    program, {**env, "head": head, "kv_head": head // (heads // kv_heads)}
-                ).rows.sum()
-            )
+            int(count_pairs(program, {**env, "head": head, "kv_head": head // group}).rows.sum())
             for head in counted
         )
     except UnsupportedError:
         return None
-    return density_bucket(pairs / (len(counted) * q_len * kv_len))
+    return density_bucket(pairs / (len(counted) * subject.q_len * subject.kv_len))
 
 
 @functools.lru_cache(maxsize=_DENSITIES_KEPT)
@@ -232,9 +277,11 @@ def pattern_class(passes: Passes) -> str:
 
 def _program_class(program: BlockProgram) -> str:
     words = [tiling_name(program.tiling)]
-    words.append("growing" if tile_order(program) == "reverse" else "even")
+    words.append(GROWING if tile_order(program) == "reverse" else "even")
     if not any(sweep.kind == "full" for sweep in program.forward):
         words.append("all partial")
+    if reads_head(program):
+        words.append(BY_HEAD)
     if program.listed:
         words.append("listed")
     if any(
@@ -245,46 +292,33 @@ def _program_class(program: BlockProgram) -> str:
     return ", ".join(words)
 
 
-def key_of(
-    structure: str,
-    problem: Problem,
-    *,
-    phase: str,
-    device: str,
-    target: str,
-    compiler: str,
-    numbers: Iterable[tuple[str, int]],
-    q_len: int,
-    kv_len: int,
-    heads: int,
-    kv_heads: int,
-    layers: int,
-) -> ConfigKey:
-    """The key of a call.
+def reads_head(program: BlockProgram) -> bool:
+    """Whether heads may visit different tiles: the bounds of sweeps read which head it is."""
+    bounds = (
+        part for sweep in program.forward for part in (sweep.lo, sweep.hi, sweep.guard, sweep.phase)
+    )
+    return any({"head", "kv_head"} & variables(bound) for bound in bounds)
 
-    Args:
-        structure: Canonical text of the pattern without run-time defaults.
-        problem: Shape class.
-        phase: Name of a phase.
-        device, target, compiler: As in `ConfigKey`.
-        numbers: Run-time numbers by name.
-        q_len, kv_len, heads, kv_heads, layers: Of the call.
+
+def key_of(subject: Subject, device: Device) -> ConfigKey:
+    """The key of a phase of a call on a device.
+
+    Raises:
+        UnsupportedError: The pattern has a term that has no lowering.
     """
-    q_bucket, kv_bucket = length_bucket(q_len), length_bucket(kv_len)
+    problem, wanted = subject.problem, subject.bucketed
     return ConfigKey(
-        device,
-        target,
-        compiler,
-        structure,
-        class_of(structure, heads, kv_heads, layers),
-        phase,
+        device.name,
+        device.target,
+        device.compiler,
+        subject.structure,
+        class_of(subject.structure, subject.heads, subject.kv_heads, subject.layers),
+        subject.phase,
         problem.dtype,
         problem.head_dim,
         problem.value_head_dim,
         problem.group,
-        q_bucket,
-        kv_bucket,
-        pattern_density(
-            structure, tuple(sorted(numbers)), q_bucket, kv_bucket, heads, kv_heads, layers
-        ),
+        wanted.q_len,
+        wanted.kv_len,
+        pattern_density(replace(wanted, phase="")),
     )

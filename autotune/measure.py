@@ -1,6 +1,6 @@
 """Runs, checks and times configs on the device at hand. Used in a child process, see `worker`.
 
-What runs a phase on a kind of device is a value of `RUNNERS`.
+What runs a phase on a kind of device is a value of `BENCHES`.
 """
 
 from __future__ import annotations
@@ -8,21 +8,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from patterncc.autotune.device import Device, describe
+from patterncc.autotune.device import describe
+from patterncc.autotune.gradient_bench import RESULTS, gradient_bench
 from patterncc.autotune.job import Job
+from patterncc.autotune.key import Device
 from patterncc.autotune.measurement import Measurement
-from patterncc.autotune.oracle import Oracle
+from patterncc.autotune.oracle import ForwardOracle, Oracle, Run
+from patterncc.autotune.tensors import narrow, random_tensors
 from patterncc.codegen import cpu
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.forward import Forward
-from patterncc.dsl.errors import ConfigError, UnsupportedError
+from patterncc.dsl.errors import ConfigError, TuningError, UnsupportedError
 
-Run: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
 Runner: TypeAlias = Callable[[Job, Mapping[str, Tensor], KernelConfig, Path | None], Run]
 
 _LEAST, _MOST = 3, 40  # timed calls of a config
@@ -32,6 +34,20 @@ _RACE_ROUNDS, _RACE_BUDGET = 15, 3.0  # at most, for each config
 _FLUSHED = 1 << 28  # bytes that are overwritten before a call, more than any cache holds
 
 
+class Bench(NamedTuple):
+    """One call of one phase, ready for candidates.
+
+    Attributes:
+        ready: Makes a config ready to run.
+        oracle: Judges what it computes.
+        results: Shapes and dtypes of that.
+    """
+
+    ready: Callable[[KernelConfig], Run]
+    oracle: Oracle
+    results: Sequence[tuple[tuple[int, ...], torch.dtype]]
+
+
 def _forward_cpu(
     job: Job, tensors: Mapping[str, Tensor], config: KernelConfig, folder: Path | None
 ) -> Run:
@@ -39,7 +55,7 @@ def _forward_cpu(
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
     tables = {name: tensors[name] for name in job.tables}
 
-    def run() -> tuple[Tensor, Tensor]:
+    def run(*, checked: bool = False) -> tuple[Tensor, ...]:
         return cpu.attention(passes, query, key, value, env=job.env, tables=tables, scale=job.scale)
 
     return run
@@ -52,56 +68,81 @@ def _forward_gpu(
         lambda block_q, block_k: (job.passes(block_q, block_k),), config=config, folder=folder
     )
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
-    tables = {name: _narrow(tensors[name]) for name in job.tables}
+    tables = {name: narrow(tensors[name]) for name in job.tables}
 
-    def run() -> tuple[Tensor, Tensor]:
+    def run(*, checked: bool = False) -> tuple[Tensor, ...]:
         return forward(query, key, value, env=job.env, scale=job.scale, tables=tables)
 
     return run
 
 
-def _narrow(table: Tensor) -> Tensor:
-    """What kernels read: numbers as int32."""
-    return table if table.dtype == torch.bool else table.to(torch.int32)
+FORWARD_RUNNERS: Mapping[str, Runner] = {"cpu": _forward_cpu, "cuda": _forward_gpu}
+"""By the kind of a device."""
 
 
-RUNNERS: Mapping[tuple[str, str], Runner] = {
-    ("forward", "cpu"): _forward_cpu,
-    ("forward", "cuda"): _forward_gpu,
+def _forward_bench(job: Job, device: torch.device, folder: Path | None) -> Bench:
+    tensors = random_tensors(job, device)
+    runner = FORWARD_RUNNERS[device.type]
+    rows = (job.batch, job.heads, job.q_len)
+    dtype = tensors["query"].dtype
+    return Bench(
+        lambda config: runner(job, tensors, config, folder),
+        ForwardOracle(job, tensors),
+        (((*rows, job.problem.value_head_dim), dtype), (rows, torch.float32)),
+    )
+
+
+def _gradient_bench(phase: str) -> Callable[[Job, torch.device, Path | None], Bench]:
+    def bench(job: Job, device: torch.device, folder: Path | None) -> Bench:
+        ready, oracle, tensors = gradient_bench(job, phase, device, folder)
+        like = [tensors[name.removeprefix("grad_")] for name in RESULTS[phase]]
+        return Bench(ready, oracle, [(tuple(each.shape), each.dtype) for each in like])
+
+    return bench
+
+
+BENCHES: Mapping[tuple[str, str], Callable[[Job, torch.device, Path | None], Bench]] = {
+    ("forward", "cpu"): _forward_bench,
+    ("forward", "cuda"): _forward_bench,
+    **{(phase, "cuda"): _gradient_bench(phase) for phase in RESULTS},
 }
 """By the name of a phase and the kind of a device."""
 
 
 class DeviceMeasurer:
-    """Measures configs of one call on one device.
+    """Measures configs on one device, of the call that it was last told.
 
     Args:
-        job: The call.
-        phase: Name of the phase.
         device: `cpu`, `cuda:0`.
         folder: Where generated sources are written; the user's cache by default.
 
     Raises:
         ConfigError: The device is not there.
-        UnsupportedError: The phase has no kernels there.
     """
 
-    def __init__(self, job: Job, phase: str, device: str, folder: Path | None = None) -> None:
-        self._job = job
+    def __init__(self, device: str, folder: Path | None = None) -> None:
         self._folder = folder
         self._device = torch.device(device)
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"there is no {device} here", ("cpu",))
-        runner = RUNNERS.get((phase, self._device.type))
-        if runner is None:
-            known = ", ".join(f"{name} on {kind}" for name, kind in RUNNERS)
-            raise UnsupportedError(f"{phase} cannot be timed on {self._device.type}", known)
-        self._runner = runner
-        self._tensors = random_tensors(job, self._device)
-        self._oracle = Oracle(job, self._tensors)
+        self._bench: Bench | None = None
         self._flushed: Tensor | None = None
         if self._device.type == "cuda":
             self._flushed = torch.empty(_FLUSHED, dtype=torch.uint8, device=self._device)
+
+    def turn_to(self, job: Job, phase: str) -> None:
+        """Makes a phase of a call ready: draws its input, computes what is right.
+
+        Raises:
+            UnsupportedError: The phase has no kernels there.
+            TuningError: What the phase starts from is wrong.
+        """
+        self._bench = None  # the memory of the last one is free before the next one is made
+        make = BENCHES.get((phase, self._device.type))
+        if make is None:
+            known = ", ".join(f"{name} on {kind}" for name, kind in BENCHES)
+            raise UnsupportedError(f"{phase} cannot be timed on {self._device.type}", known)
+        self._bench = make(job, self._device, self._folder)
 
     def describe(self) -> Device:
         """The device."""
@@ -115,9 +156,9 @@ class DeviceMeasurer:
             config: What to try.
             best: The least time so far, in seconds: what is much slower is given up early.
         """
-        self._poison()
-        run = self._runner(self._job, self._tensors, config, self._folder)
-        error, wrong = self._oracle.judge(*run())
+        bench = self._ready_bench()
+        run = bench.ready(config)
+        error, wrong = bench.oracle.judge(self._poisoned(run))
         if wrong:
             return Measurement("wrong", (), wrong, error)
         seconds: list[float] = []
@@ -127,7 +168,7 @@ class DeviceMeasurer:
             seconds.append(self._once(run))
             if len(seconds) > 1 and min(seconds) > _HOPELESS * best:
                 return Measurement("slow", tuple(seconds), "", error)
-        error, wrong = self._oracle.judge(*run())  # of repeated runs, too
+        error, wrong = bench.oracle.judge(self._poisoned(run))  # of repeated runs, too
         if wrong:
             return Measurement("wrong", (), f"after {len(seconds)} runs {wrong}", error)
         return Measurement("timed", tuple(seconds), "", error)
@@ -135,7 +176,7 @@ class DeviceMeasurer:
     @torch.inference_mode()
     def race(self, configs: Sequence[KernelConfig]) -> tuple[Measurement, ...]:
         """Times configs that were measured before in turn, in alternating order."""
-        runs = [self._runner(self._job, self._tensors, config, self._folder) for config in configs]
+        runs = [self._ready_bench().ready(config) for config in configs]
         seconds: list[list[float]] = [[] for _ in runs]
         for run in runs:
             run()
@@ -148,16 +189,24 @@ class DeviceMeasurer:
                 break
         return tuple(Measurement("timed", tuple(each)) for each in seconds)
 
-    def _poison(self) -> None:
-        """Leaves memory full of what is not a number where the next output is likely to lie, so
-        that rows nobody writes do not look right because an earlier output lay there."""
-        job, problem = self._job, self._job.problem
-        rows = (job.batch, job.heads, job.q_len)
-        dtype = self._tensors["query"].dtype
-        out = torch.empty((*rows, problem.value_head_dim), dtype=dtype, device=self._device)
-        lse = torch.empty(rows, dtype=torch.float32, device=self._device)
-        out.fill_(torch.nan)
-        lse.fill_(torch.nan)
+    def _ready_bench(self) -> Bench:
+        if self._bench is None:
+            raise TuningError("nothing was made ready to be measured")
+        return self._bench
+
+    def _poisoned(self, run: Run) -> Run:
+        """The same run, with memory full of what is not a number where its results are likely to
+        lie, so that rows nobody writes do not look right because an earlier result lay there."""
+
+        def poisoned(*, checked: bool = False) -> tuple[Tensor, ...]:
+            stale = [
+                torch.full(shape, torch.nan, dtype=dtype, device=self._device)
+                for shape, dtype in self._ready_bench().results
+            ]
+            del stale
+            return run(checked=checked)
+
+        return poisoned
 
     def _once(self, run: Run) -> float:
         """The time of one call in seconds, on a GPU with cold caches."""
@@ -175,23 +224,3 @@ class DeviceMeasurer:
         end.record()
         torch.cuda.synchronize(self._device)
         return float(start.elapsed_time(end)) / 1000
-
-
-def random_tensors(job: Job, device: torch.device) -> dict[str, Tensor]:
-    """Query, key and value from a normal distribution, and the tables of the call."""
-    generator = torch.Generator().manual_seed(job.seed)
-    dtype = getattr(torch, job.problem.dtype)
-
-    def draw(heads: int, length: int, dim: int) -> Tensor:
-        shape = (job.batch, heads, length, dim)
-        numbers = torch.randn(shape, generator=generator, dtype=torch.float32)
-        return numbers.to(device, dtype)
-
-    tensors = {
-        "query": draw(job.heads, job.q_len, job.problem.head_dim),
-        "key": draw(job.kv_heads, job.kv_len, job.problem.head_dim),
-        "value": draw(job.kv_heads, job.kv_len, job.problem.value_head_dim),
-    }
-    for name, table in job.tables.items():
-        tensors[name] = torch.from_numpy(table).to(device)
-    return tensors

@@ -7,18 +7,19 @@ once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from patterncc.autotune.calibrate import Observation, Quality, fit, quality
+from patterncc.autotune.candidates import space_for
 from patterncc.autotune.cost import Constants, CostModel, GpuConstants, usual_constants
-from patterncc.autotune.device import Device
 from patterncc.autotune.job import Job
+from patterncc.autotune.key import Device
 from patterncc.autotune.measurement import Measurement
-from patterncc.autotune.prune import compile_all
-from patterncc.autotune.space import CPU, FORWARD
-from patterncc.autotune.tuning import Progress, space_for
+from patterncc.autotune.options import Progress, Report, silent
+from patterncc.autotune.prune import CompilePool
+from patterncc.autotune.space import CPU, FORWARD, Phase
 from patterncc.autotune.worker import Maker, Worker
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.problem import Problem
@@ -39,6 +40,20 @@ _GPU_CONFIGS = (
     KernelConfig(32, 64, 4, 2, "descriptor"),
     KernelConfig(128, 128, 8, 2, "pointer"),
     KernelConfig(64, 64, 4, 2, "pointer"),
+)
+_GRADIENT_CONFIGS = (
+    KernelConfig(64, 64, 4, 1, "descriptor", max_registers=255),
+    KernelConfig(64, 64, 4, 2, "descriptor", max_registers=255),
+    KernelConfig(64, 64, 4, 3, "descriptor", max_registers=255),
+    KernelConfig(32, 64, 4, 2, "descriptor", max_registers=255),
+    KernelConfig(64, 32, 4, 2, "descriptor", max_registers=255),
+    KernelConfig(64, 32, 4, 3, "descriptor", max_registers=255),
+    KernelConfig(32, 32, 4, 2, "descriptor", max_registers=255),
+    KernelConfig(128, 64, 8, 2, "descriptor", max_registers=255),
+    KernelConfig(64, 128, 8, 2, "descriptor", max_registers=255),
+    KernelConfig(128, 128, 8, 2, "descriptor", max_registers=255),
+    KernelConfig(64, 64, 4, 2, "pointer", max_registers=255),
+    KernelConfig(32, 64, 4, 2, "pointer", max_registers=255),
 )
 _CPU_CONFIGS = tuple(KernelConfig(q, k) for q in (16, 64, 256) for k in (16, 64, 256))
 
@@ -66,40 +81,46 @@ class Calibration:
 
 def calibrate(
     device_name: str,
+    phase: Phase = FORWARD,
     *,
     processes: int,
     folder: Path | None = None,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Report = silent,
 ) -> Calibration:
-    """Fits the cost model's constants to a device.
+    """Fits the cost model's constants of a phase to a device.
 
     Args:
         device_name: `cpu`, `cuda:0`.
+        phase: What is timed.
         processes: How many compile at a time.
         folder: Where generated sources are written; the user's cache by default.
         report: Told what is being done.
 
     Raises:
         TuningError: Too little worked to fit anything, or processes cannot measure here at all.
-        ConfigError: There is no such device.
+        ConfigError: There is no such device, or the phase has nothing to tune there.
     """
     start = time.monotonic()
     calls = _calls(device_name == CPU)
-    device: Device | None = None
     seen: dict[str, list[Observation]] = {}
-    for number, (label, job) in enumerate(calls.items()):
-        report(Progress(f"calibrating on {label}", number, len(calls)))
-        arguments = (job, FORWARD.name, device_name, folder)
-        with Worker(Maker("patterncc.autotune.measure", "DeviceMeasurer", arguments)) as worker:
-            device = worker.ask("describe")
-            assert device is not None
-            model = CostModel(job, device.target, _start(device))
-            seen[label] = _observe(job, device, model, worker, processes, folder)
+    with ExitStack() as stack:
+        maker = Maker("patterncc.autotune.measure", "DeviceMeasurer", (device_name, folder))
+        worker = stack.enter_context(Worker(maker))
+        device: Device = worker.ask("describe")
+        pool = None
+        if device.target != CPU:
+            pool = stack.enter_context(
+                CompilePool(device.target, device.multiprocessors, processes, folder)
+            )
+        for number, (label, job) in enumerate(calls.items()):
+            report(Progress(f"calibrating on {label}", number, len(calls)))
+            model = CostModel(job, device.target, _start(device, phase), phase)
+            seen[label] = _observe(job, phase, device, model, worker, pool)
     everything = [one for observations in seen.values() for one in observations]
-    if device is None or len(everything) < len(calls) * 3:
+    if len(everything) < len(calls) * 3:
         raise TuningError(f"only {len(everything)} configs could be timed on {device_name}")
-    before = _judge(seen, _start(device))
-    constants = fit(everything, _start(device))
+    before = _judge(seen, _start(device, phase))
+    constants = fit(everything, _start(device, phase))
     return Calibration(
         device,
         constants,
@@ -130,9 +151,9 @@ def _calls(on_cpu: bool) -> dict[str, Job]:
     return found
 
 
-def _start(device: Device) -> Constants:
+def _start(device: Device, phase: Phase) -> Constants:
     """Where the fit starts: the usual constants, with what is known of the device."""
-    usual = usual_constants(device.target)
+    usual = usual_constants(device.target, phase)
     if isinstance(usual, GpuConstants):
         return replace(usual, multiprocessors=float(device.multiprocessors))
     return usual
@@ -140,27 +161,20 @@ def _start(device: Device) -> Constants:
 
 def _observe(
     job: Job,
+    phase: Phase,
     device: Device,
     model: CostModel,
     worker: Worker,
-    processes: int,
-    folder: Path | None,
+    pool: CompilePool | None,
 ) -> list[Observation]:
     """Times the configs that are legal for a call."""
-    space = space_for(job, FORWARD, device)
-    wanted = _CPU_CONFIGS if device.target == CPU else _GPU_CONFIGS
-    configs = [config for config in wanted if config in space]
+    space = space_for(job, phase, device)
+    wanted = _GPU_CONFIGS if phase == FORWARD else _GRADIENT_CONFIGS
+    configs = [config for config in (wanted if pool else _CPU_CONFIGS) if config in space]
     compiled: dict[KernelConfig, Measurement] = {}
-    if device.target != CPU:
-        compiled = compile_all(
-            job,
-            FORWARD.name,
-            configs,
-            device.target,
-            processes=processes,
-            timeout=120.0,
-            folder=folder,
-        )
+    if pool is not None:
+        compiled = pool.compile(job, phase, configs, timeout=120.0)
+    worker.set_up("turn_to", job, phase.name)
     found = []
     for config in configs:
         static = compiled.get(config)

@@ -5,73 +5,56 @@ never run. Needs no device.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from types import TracebackType
 
 from patterncc.autotune.job import Job
 from patterncc.autotune.measurement import Measurement, Resources
+from patterncc.autotune.phase_launches import planned
+from patterncc.autotune.space import Phase, phase_named
 from patterncc.autotune.worker import Maker, Worker
 from patterncc.codegen.gpu.config import KernelConfig
-from patterncc.codegen.gpu.forward_source import emit_forward
-from patterncc.codegen.gpu.kernel_source import KernelSource
-from patterncc.codegen.gpu.launch import compile_for
-from patterncc.codegen.gpu.list_source import emit_lists
-from patterncc.dsl.errors import UnsupportedError
+from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
+from patterncc.codegen.gpu.launches import Launch
+from patterncc.dsl.errors import TuningError, UnsupportedError
 
 LIMIT = 60.0
 """Seconds that compiling one config may take."""
 
 
-def _forward_sources(job: Job, config: KernelConfig) -> Iterator[KernelSource]:
-    passes = job.passes(config.block_q, config.block_k)
-    for number, program in enumerate(passes):
-        if program.listed:
-            yield emit_lists(program, job.problem, config)
-        yield emit_forward(
-            program,
-            job.problem,
-            config,
-            resumes=number > 0,
-            hands_on=number < len(passes) - 1,
-        )
-
-
-EMITTERS: Mapping[str, Callable[[Job, KernelConfig], Iterator[KernelSource]]] = {
-    "forward": _forward_sources
-}
-"""The kernels of a call, by the name of the phase."""
-
-
 class Compiler:
-    """Compiles configs of one call for a target.
+    """Compiles configs for a target, of the call that it was last told.
 
     Args:
-        job: The call.
-        phase: Name of the phase.
         target: Such as `cuda:90`.
+        multiprocessors: Of the device.
         folder: Where generated sources are written; the user's cache by default.
-
-    Raises:
-        UnsupportedError: The phase has no kernels to compile.
     """
 
-    def __init__(self, job: Job, phase: str, target: str, folder: Path | None = None) -> None:
-        if phase not in EMITTERS:
-            raise UnsupportedError(f"{phase} has no kernels to compile", ", ".join(EMITTERS))
-        self._job, self._emit, self._target, self._folder = job, EMITTERS[phase], target, folder
+    def __init__(self, target: str, multiprocessors: int, folder: Path | None = None) -> None:
+        self._target, self._multiprocessors, self._folder = target, multiprocessors, folder
+        self._call: tuple[Job, Phase] | None = None
+        self._rest: dict[str, CompiledKernel] = {}  # kernels that no config changes
+
+    def turn_to(self, job: Job, phase: str) -> None:
+        """Compiles kernels of a phase of a call from now on."""
+        self._call = job, phase_named(phase)
 
     def measure(self, config: KernelConfig, best: float) -> Measurement:
         """Compiles the kernels of a config; what the compiler refuses is raised."""
-        kernels = [
-            compile_for(source, self._target, folder=self._folder)
-            for source in self._emit(self._job, config)
-        ]
+        if self._call is None:
+            raise TuningError("nothing was given to compile")
+        job, phase = self._call
+        launches = planned(job, phase, self._target, config, multiprocessors=self._multiprocessors)
+        kernels = [self._compiled(each) for each in launches]
+        own = [kernel for kernel in kernels if kernel.source.name == phase.name]
         resources = Resources(
-            max(kernel.registers for kernel in kernels),
-            max(kernel.spilled for kernel in kernels),
-            max(kernel.shared for kernel in kernels),
+            max(kernel.registers for kernel in own),
+            max(kernel.spilled for kernel in own),
+            max(kernel.shared for kernel in own),
         )
         return Measurement("compiled", resources=resources)
 
@@ -79,45 +62,87 @@ class Compiler:
         """Not to be had without a device."""
         raise UnsupportedError("configs cannot be timed without a device")
 
+    def _compiled(self, launch: Launch) -> CompiledKernel:
+        digest = launch.source.digest
+        if digest not in self._rest:
+            kernel = compile_for(
+                launch.source, self._target, aligned=launch.aligned, folder=self._folder
+            )
+            if launch.source.name != "delta":
+                return kernel
+            self._rest[digest] = kernel
+        return self._rest[digest]
 
-def compile_all(
-    job: Job,
-    phase: str,
-    configs: Sequence[KernelConfig],
-    target: str,
-    *,
-    processes: int,
-    timeout: float,
-    folder: Path | None = None,
-    report: Callable[[int], None] = lambda done: None,
-) -> dict[KernelConfig, Measurement]:
-    """Compiles configs in processes of their own, in the order given.
 
-    The kernels stay in Triton's cache, where the measuring process finds them.
+class CompilePool:
+    """Processes that compile, started when they are needed and kept from one call to the next. To
+    be used with `with`.
 
     Args:
-        job: The call.
-        phase: Name of the phase.
-        configs: What to compile, the most promising first.
-        target: What for; no such device need be there.
-        processes: How many at a time.
-        timeout: Seconds after which no more are begun.
+        target: Such as `cuda:90`; no such device need be there.
+        multiprocessors: Of the device.
+        processes: How many there are at most.
         folder: Where generated sources are written; the user's cache by default.
-        report: Told how many are done.
-
-    Returns:
-        What came of those that were begun.
     """
-    waiting: SimpleQueue[KernelConfig] = SimpleQueue()
-    for config in configs:
-        waiting.put(config)
-    done: dict[KernelConfig, Measurement] = {}
-    end = time.monotonic() + timeout
-    maker = Maker(__name__, "Compiler", (job, phase, target, folder))
 
-    def work() -> None:
-        with Worker(maker, LIMIT) as worker:
-            while time.monotonic() < end:
+    def __init__(
+        self, target: str, multiprocessors: int, processes: int, folder: Path | None = None
+    ) -> None:
+        maker = Maker(__name__, "Compiler", (target, multiprocessors, folder))
+        self._workers = [Worker(maker, LIMIT) for _ in range(max(1, processes))]
+        self._closed = False
+
+    def __enter__(self) -> CompilePool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes, and what other threads compile with them."""
+        self._closed = True
+        for worker in self._workers:
+            worker.close()
+
+    def compile(
+        self,
+        job: Job,
+        phase: Phase,
+        configs: Sequence[KernelConfig],
+        *,
+        timeout: float,
+        report: Callable[[int], None] = lambda done: None,
+    ) -> dict[KernelConfig, Measurement]:
+        """Compiles configs, in the order given.
+
+        The kernels stay in Triton's cache, where the measuring process finds them.
+
+        Args:
+            job: The call.
+            phase: The phase.
+            configs: What to compile, the most promising first.
+            timeout: Seconds after which no more are begun.
+            report: Told how many are done.
+
+        Returns:
+            What came of those that were begun.
+        """
+        waiting: SimpleQueue[KernelConfig] = SimpleQueue()
+        for config in configs:
+            waiting.put(config)
+        done: dict[KernelConfig, Measurement] = {}
+        end = time.monotonic() + timeout
+
+        def work(worker: Worker) -> None:
+            if time.monotonic() >= end or self._closed:
+                return
+            worker.set_up("turn_to", job, phase.name)
+            while time.monotonic() < end and not self._closed:
                 try:
                     config = waiting.get_nowait()
                 except Empty:
@@ -125,11 +150,11 @@ def compile_all(
                 done[config] = worker.measure(config)
                 report(len(done))
 
-    count = max(1, min(processes, len(configs)))
-    with ThreadPoolExecutor(count) as pool:
-        for future in [pool.submit(work) for _ in range(count)]:
-            future.result()
-    return done
+        workers = self._workers[: max(1, len(configs))]
+        with ThreadPoolExecutor(len(workers)) as pool:
+            for future in [pool.submit(work, worker) for worker in workers]:
+                future.result()
+        return done
 
 
 def survivors(compiled: Mapping[KernelConfig, Measurement]) -> tuple[KernelConfig, ...]:

@@ -6,13 +6,24 @@ Loads no torch. A phase is a value of `PHASES`; what runs it is in `measure`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import product
 from typing import Any
 
-from patterncc.codegen.gpu.config import KernelConfig, check_config, loads
+from patterncc.codegen.gpu.backward_config import (
+    grad_key_value_shared_bytes,
+    grad_query_shared_bytes,
+)
+from patterncc.codegen.gpu.config import (
+    KernelConfig,
+    SharedBytes,
+    check_config,
+    has_tensor_memory,
+    loads,
+    shared_bytes,
+)
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
@@ -35,11 +46,13 @@ class Knob:
         name: Field of `KernelConfig`.
         choices: Its values; rising where they are `ordered`.
         ordered: Whether neighbouring values can be expected to do alike.
+        tensor_memory: Further values where accumulators lie in tensor memory.
     """
 
     name: str
     choices: tuple[Any, ...]
     ordered: bool = True
+    tensor_memory: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +63,17 @@ class Phase:
         name: As in `patterncc tune --phase` and in the store.
         gpu: Knobs of its kernel.
         cpu: Knobs of the CPU executor; empty where it has none for this phase.
+        shared_bytes: Bytes of shared memory of a config.
+        accumulators: How many float32 sums of tiles a program of a config holds at once, at least.
+        why_not_cpu: Why there are no knobs on a CPU.
     """
 
     name: str
     gpu: tuple[Knob, ...]
     cpu: tuple[Knob, ...]
+    shared_bytes: SharedBytes
+    accumulators: Callable[[KernelConfig, Problem], int]
+    why_not_cpu: str = ""
 
     def knobs(self, target: str) -> tuple[Knob, ...]:
         """The knobs that the phase has on a target.
@@ -62,9 +81,11 @@ class Phase:
         Raises:
             ConfigError: It has none there.
         """
+        if target == CPU and not self.cpu:
+            raise ConfigError(
+                f"the phase {self.name} has nothing to tune on cpu: {self.why_not_cpu}"
+            )
         found = self.cpu if target == CPU else self.gpu
-        if not found:
-            raise ConfigError(f"the phase {self.name} has nothing to tune on {target}")
         return tuple(Knob(knob.name, _choices(knob, target), knob.ordered) for knob in found)
 
 
@@ -72,21 +93,37 @@ def _choices(knob: Knob, target: str) -> tuple[Any, ...]:
     """The choices of a knob that differ on a target."""
     if knob.name == "load":
         return loads(target)
-    if knob.name == "max_registers":
-        if not target.startswith("cuda"):
-            return (None,)  # nobody else's compiler is told
-        # Elsewhere the assembler goes up to 255 untold.
-        return knob.choices if _has_tensor_memory(target) else knob.choices[:-1]
-    return knob.choices
+    if knob.name == "max_registers" and not target.startswith("cuda"):
+        return (None,)  # nobody else's compiler is told
+    return (*knob.choices, *(knob.tensor_memory if has_tensor_memory(target) else ()))
 
 
-def _has_tensor_memory(target: str) -> bool:
-    """Whether accumulators lie in tensor memory there, instead of registers."""
-    backend, _, number = target.partition(":")
-    return backend == "cuda" and number.isdigit() and 100 <= int(number) < 120
+def _widths(problem: Problem) -> tuple[int, int]:
+    """Columns of a tile of queries or keys, and of one of values, as kernels cut them."""
+    keys, values = query_key_value_parts(problem)
+    return sum(part.width for part in keys), sum(part.width for part in values)
+
+
+def _forward_accumulators(config: KernelConfig, problem: Problem) -> int:
+    """Scores `[block_q, block_k]` and output `[block_q, value_head_dim]`."""
+    return config.block_q * (config.block_k + _widths(problem)[1])
+
+
+def _grad_query_accumulators(config: KernelConfig, problem: Problem) -> int:
+    """Weights and their gradients `[block_q, block_k]`, and the query's gradient."""
+    return config.block_q * (2 * config.block_k + _widths(problem)[0])
+
+
+def _grad_key_value_accumulators(config: KernelConfig, problem: Problem) -> int:
+    """Weights and their gradients `[block_k, block_q]`, and the gradients of key and value."""
+    return config.block_k * (2 * config.block_q + sum(_widths(problem)))
 
 
 _TILES = (16, 32, 64, 128, 256)
+_LOAD = Knob("load", ("descriptor", "pointer"), ordered=False)
+_ORDER = Knob("order", ("forward", "reverse"), ordered=False)
+_NEIGHBOURS = Knob("neighbours", ("tiles", "heads"), ordered=False)
+_TOGETHER = "the CPU executor computes all gradients together, in the tiles of the forward"
 
 FORWARD = Phase(
     "forward",
@@ -94,15 +131,57 @@ FORWARD = Phase(
         Knob("block_q", (32, 64, 128, 256)),
         Knob("block_k", (16, 32, 64, 128, 256)),
         Knob("num_warps", (4, 8)),
-        Knob("num_stages", (1, 2, 3, 4, 5)),
-        Knob("load", ("descriptor", "pointer"), ordered=False),
-        Knob("order", ("forward", "reverse"), ordered=False),
-        Knob("max_registers", (None, 128, 168, 255), ordered=False),
+        Knob("num_stages", (1, 2, 3, 4, 5, 6)),
+        _LOAD,
+        _ORDER,
+        _NEIGHBOURS,
+        # Elsewhere than in tensor memory the assembler goes up to 255 untold.
+        Knob("max_registers", (None, 128, 168), ordered=False, tensor_memory=(255,)),
     ),
     cpu=(Knob("block_q", _TILES), Knob("block_k", _TILES)),
+    shared_bytes=shared_bytes,
+    accumulators=_forward_accumulators,
 )
 
-PHASES: Mapping[str, Phase] = {phase.name: phase for phase in (FORWARD,)}
+# Left alone, the assembler may keep gradients to few registers and spill, so 255 is a choice.
+_GRADIENT_REGISTERS = Knob("max_registers", (None, 168, 255), ordered=False)
+
+GRAD_QUERY = Phase(
+    "grad_query",
+    gpu=(
+        Knob("block_q", (32, 64, 128)),
+        Knob("block_k", (16, 32, 64, 128)),
+        Knob("num_warps", (4, 8)),
+        Knob("num_stages", (1, 2, 3, 4)),
+        _LOAD,
+        _ORDER,
+        _NEIGHBOURS,
+        _GRADIENT_REGISTERS,
+    ),
+    cpu=(),
+    shared_bytes=grad_query_shared_bytes,
+    accumulators=_grad_query_accumulators,
+    why_not_cpu=_TOGETHER,
+)
+
+GRAD_KEY_VALUE = Phase(
+    "grad_key_value",
+    gpu=(
+        Knob("block_q", (16, 32, 64, 128)),
+        Knob("block_k", (16, 32, 64, 128)),
+        Knob("num_warps", (4, 8)),
+        Knob("num_stages", (1, 2, 3, 4)),
+        _LOAD,
+        _ORDER,
+        _GRADIENT_REGISTERS,
+    ),
+    cpu=(),
+    shared_bytes=grad_key_value_shared_bytes,
+    accumulators=_grad_key_value_accumulators,
+    why_not_cpu=_TOGETHER,
+)
+
+PHASES: Mapping[str, Phase] = {phase.name: phase for phase in (FORWARD, GRAD_QUERY, GRAD_KEY_VALUE)}
 """By name. A phase is added here when there are kernels to run it."""
 
 
@@ -173,6 +252,13 @@ class SearchSpace:
             raise ConfigError(f"there is no knob {sorted(unknown)[0]!r} of {self._name}", names)
         return KernelConfig(**values)
 
+    def known_config(self, values: Mapping[str, Any]) -> KernelConfig | None:
+        """The config of values that another version may have written; None where it has not these
+        knobs."""
+        if set(values) - {knob.name for knob in self.knobs}:
+            return None
+        return KernelConfig(**values)
+
     def values(self, config: KernelConfig) -> dict[str, Any]:
         """The knobs' values of a config, by name."""
         return {knob.name: getattr(config, knob.name) for knob in self.knobs}
@@ -207,10 +293,10 @@ class SearchSpace:
         if self.target == CPU:
             return None
         try:
-            check_config(config, self.problem, self.target)
+            check_config(config, self.problem, self.target, self.phase.shared_bytes)
         except ConfigError as error:
             return error.message
-        return _register_refusal(config, self.problem, self.target)
+        return _register_refusal(config, self.phase, self.problem, self.target)
 
     @property
     def _name(self) -> str:
@@ -238,19 +324,19 @@ def config_from(values: Mapping[str, Any]) -> KernelConfig:
     return KernelConfig(**values)
 
 
-def _register_refusal(config: KernelConfig, problem: Problem, target: str) -> str | None:
+def _register_refusal(
+    config: KernelConfig, phase: Phase, problem: Problem, target: str
+) -> str | None:
     """Why the registers of a thread cannot hold its shares of the accumulators, or None.
 
-    Scores `[block_q, block_k]` and output `[block_q, value_head_dim]` are float32 and live at the
-    same time. Where accumulators lie elsewhere (tensor memory of compute capability 10, the
-    accumulation registers of AMD) nothing is refused.
+    Where accumulators lie elsewhere (tensor memory of compute capability 10, the accumulation
+    registers of AMD) nothing is refused.
     """
-    if not target.startswith("cuda") or _has_tensor_memory(target):
+    if not target.startswith("cuda") or has_tensor_memory(target):
         return None
-    _, values = query_key_value_parts(problem)
-    columns = config.block_k + sum(part.width for part in values)
-    needed = -(-config.block_q * columns // (32 * config.num_warps)) + _OTHER_REGISTERS
-    most = min(_THREAD_REGISTERS, _FILE_REGISTERS // (32 * config.num_warps))
+    threads = 32 * config.num_warps
+    needed = -(-phase.accumulators(config, problem) // threads) + _OTHER_REGISTERS
+    most = min(_THREAD_REGISTERS, _FILE_REGISTERS // threads)
     if config.max_registers is not None:
         most = min(most, config.max_registers)
     if needed > most:

@@ -19,7 +19,7 @@ from patterncc.autotune import records
 from patterncc.autotune.cost import Constants, constants_from
 from patterncc.autotune.key import FAMILY_FIELDS, FARTHEST, ConfigKey, differences, distance
 from patterncc.autotune.records import UnreadableError
-from patterncc.autotune.space import SearchSpace, config_from, phase_named
+from patterncc.autotune.space import FORWARD, Phase, SearchSpace, config_from, phase_named
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.problem import DType, Problem
 from patterncc.dsl.errors import ConfigError
@@ -246,7 +246,10 @@ class TunedStore:
         family = self._families.get(wanted.family, [])
         if not family:
             return self._miss(wanted)
-        nearest = min(family, key=lambda known: distance(wanted, known))
+        # Of equally near ones this user's: `family` is in a stable order.
+        nearest = min(
+            family, key=lambda known: (distance(wanted, known), self._index[known][1] != "user")
+        )
         away, differing = distance(wanted, nearest), differences(wanted, nearest)
         if away > FARTHEST:
             reason = f"the nearest tuned key is {away:.3g} away, farther than {FARTHEST:g}"
@@ -268,16 +271,16 @@ class TunedStore:
         reason = "no tuned key agrees in " + ", ".join(text.partition(":")[0] for text in differing)
         return Found(wanted, None, None, math.inf, reason, differing)
 
-    def constants(self, device: str) -> Constants | None:
-        """The cost model's constants of a device, as calibrated here or shipped; None where it
-        was calibrated nowhere."""
+    def constants(self, device: str, phase: Phase = FORWARD) -> Constants | None:
+        """The cost model's constants of a device for a phase, as calibrated here or shipped; None
+        where it was calibrated nowhere."""
         folders = [self.folder / _CONSTANTS]
         folders += [self._shipped_folder / _CONSTANTS] if self._shipped_folder else []
         for folder in folders:
-            path = folder / f"{records.slug(device)}.json"
+            path = folder / _constants_name(device, phase)
             try:
                 content = records.decode(path.read_bytes(), CALIBRATION)
-                if content.get("device") == device:
+                if (content.get("device"), content.get("phase")) == (device, phase.name):
                     return constants_from(content.get("constants", {}))
             except FileNotFoundError:
                 continue
@@ -289,14 +292,15 @@ class TunedStore:
 
     # --------------------------------------------------------------------------------- writing
 
-    def put_constants(self, device: str, constants: Constants) -> Path:
-        """Keeps the cost model's constants of a device.
+    def put_constants(self, device: str, constants: Constants, phase: Phase = FORWARD) -> Path:
+        """Keeps the cost model's constants of a device for a phase.
 
         Raises:
             OSError: The folder cannot be written to.
         """
-        path = self.folder / _CONSTANTS / f"{records.slug(device)}.json"
-        records.write(path, CALIBRATION, {"device": device, "constants": asdict(constants)})
+        path = self.folder / _CONSTANTS / _constants_name(device, phase)
+        content = {"device": device, "phase": phase.name, "constants": asdict(constants)}
+        records.write(path, CALIBRATION, content)
         return path
 
     def put(self, entry: Entry) -> Path:
@@ -376,6 +380,10 @@ def _collection(data: bytes) -> Iterator[Entry]:
         except (ConfigError, TypeError) as error:
             reason = error.message if isinstance(error, ConfigError) else "it is no object"
             raise UnreadableError(f"entry {number}: {reason}") from None
+
+
+def _constants_name(device: str, phase: Phase) -> str:
+    return f"{records.slug(device)}-{records.slug(phase.name)}.json"
 
 
 def _file_name(key: ConfigKey) -> str:

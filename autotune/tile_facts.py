@@ -1,5 +1,5 @@
-"""What a call does in tiles of some shape, counted exactly from its block programs: the input of
-the cost model. Loads no torch.
+"""What a phase of a call does in tiles of some shape, counted exactly from its block programs: the
+input of the cost model. Loads no torch.
 """
 
 from __future__ import annotations
@@ -11,13 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.autotune.job import Job
+from patterncc.autotune.space import FORWARD, GRAD_KEY_VALUE, Phase
 from patterncc.codegen.classes import row_classes
+from patterncc.codegen.gpu.balance import split_tiles
 from patterncc.codegen.gpu.config import tile_order
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.schedule import tile_counts
 from patterncc.dsl.mask import Entry, Member, variables, walk
 
-Counts = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.float64]
+
+_PROGRAMS_AT_ONCE = 264
+"""That chunks of key tiles are made for: two on each multiprocessor of an H200."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,9 @@ class PassFacts:
     """One pass in tiles of one shape.
 
     Attributes:
-        full, partial: Tiles that each program of the grid visits, int64 `[programs]`, by query tile
-            and then by class of rows; of one head after the other where heads differ.
+        full, partial: Tiles that each program of the grid visits, float64 `[programs]`, by query
+            tile and then by class of rows (by key tile, of all heads of the queries, where programs
+            hold keys); of one head after the other where heads differ.
         per_head: Programs of one head.
         heads: Pairs of a head and a batch entry that each of these stands for.
         loops: How many loops a program has that are not always empty.
@@ -45,26 +51,32 @@ class PassFacts:
     grows: bool
 
     @cached_property
-    def visited(self) -> int:
+    def visited(self) -> float:
         """Tiles of all these programs."""
-        return int(self.full.sum() + self.partial.sum())
+        return float(self.full.sum() + self.partial.sum())
 
     @cached_property
-    def visited_partial(self) -> int:
+    def visited_partial(self) -> float:
         """The partial ones among them."""
-        return int(self.partial.sum())
+        return float(self.partial.sum())
 
 
-def tile_facts(job: Job, block_q: int, block_k: int) -> tuple[PassFacts, ...]:
+def tile_facts(
+    job: Job, block_q: int, block_k: int, phase: Phase = FORWARD
+) -> tuple[PassFacts, ...]:
     """The passes of a call in tiles of one shape.
 
     Args:
         job: The call, with its tables.
         block_q, block_k: The tile shape.
+        phase: What is computed.
 
     Raises:
         UnsupportedError: The pattern has a term that has no lowering.
     """
+    if phase == GRAD_KEY_VALUE:
+        passes = job.passes(block_q, block_k, transposed=True)
+        return tuple(_key_tile_facts(job, program) for program in passes)
     return tuple(_facts(job, program) for program in job.passes(block_q, block_k))
 
 
@@ -78,8 +90,8 @@ def _facts(job: Job, program: BlockProgram) -> PassFacts:
         # Neighbouring programs are the classes of one tile.
         tile = np.concatenate([np.arange(len(one)) for one, _ in counts])
         order = np.argsort(tile, kind="stable")
-        full.append(np.concatenate([one for one, _ in counts])[order])
-        partial.append(np.concatenate([other for _, other in counts])[order])
+        full.append(np.concatenate([one for one, _ in counts])[order].astype(np.float64))
+        partial.append(np.concatenate([other for _, other in counts])[order].astype(np.float64))
     kinds = {sweep.kind for sweep in program.forward}
     return PassFacts(
         np.concatenate(full),
@@ -87,10 +99,69 @@ def _facts(job: Job, program: BlockProgram) -> PassFacts:
         len(full[0]),
         job.batch * job.heads / len(job.counted_heads),
         len(kinds),
-        any(
-            isinstance(node, Entry | Member) and {"q", "k"} <= variables(node)
-            for node in walk(program.mask)
-        ),
+        _looks_up(program),
         bool(program.listed),
         tile_order(program) == "reverse",
+    )
+
+
+def _key_tile_facts(job: Job, program: BlockProgram) -> PassFacts:
+    """Of programs that hold keys: each visits the tiles of queries of all heads that share them,
+    and those with much to do are split."""
+    group = job.heads // job.kv_heads
+    full: list[Counts] = []
+    partial: list[Counts] = []
+    kv_heads = range(job.kv_heads) if job.differs_by_head else range(1)
+    for kv_head in kv_heads:
+        heads = range(kv_head * group, (kv_head + 1) * group) if job.differs_by_head else range(1)
+        counted = [_key_tile_counts(job, program, head) for head in heads]
+        share = group / len(heads)
+        one = share * np.sum([each[0] for each in counted], axis=0)
+        other = share * np.sum([each[1] for each in counted], axis=0)
+        if not program.listed:
+            one, other = _split(one, other, job.batch * job.kv_heads)
+        full.append(one)
+        partial.append(other)
+    sweeps = program.sweeps("transposed")
+    return PassFacts(
+        np.concatenate(full),
+        np.concatenate(partial),
+        len(full[0]),
+        job.batch * job.kv_heads / len(kv_heads),
+        len({sweep.kind for sweep in sweeps}),
+        _looks_up(program),
+        bool(program.listed),
+        False,
+    )
+
+
+def _key_tile_counts(job: Job, program: BlockProgram, head: int) -> tuple[Counts, Counts]:
+    """Full and partial tiles of queries that each key tile sees, of one head of the queries: those
+    of classes of keys one after another, those of classes of rows together."""
+    parts = list(row_classes(program, job.head_env(head)))
+    counts = [tile_counts(program, part.env, "transposed") for part in parts]
+    if program.tiling.k_step > 1:
+        one, other = (np.concatenate([each[side] for each in counts]) for side in (0, 1))
+        return one.astype(np.float64), other.astype(np.float64)
+    length = max(len(each[0]) for each in counts)
+    sums = np.zeros((2, length))
+    for each in counts:
+        for side in (0, 1):
+            sums[side, : len(each[side])] += each[side]
+    return sums[0], sums[1]
+
+
+def _split(full: Counts, partial: Counts, copies: int) -> tuple[Counts, Counts]:
+    """The same with the chunks of key tiles that a launch splits in their places."""
+    steps = np.rint(full + partial).astype(np.int64)
+    chunks = np.ones(len(steps), np.int64)
+    for run in split_tiles(steps, copies, _PROGRAMS_AT_ONCE):
+        chunks[run.first : run.first + run.step * (run.count - 1) + 1 : run.step] = run.chunks
+    return np.repeat(full / chunks, chunks), np.repeat(partial / chunks, chunks)
+
+
+def _looks_up(program: BlockProgram) -> bool:
+    return any(
+        isinstance(node, Entry | Member) and {"q", "k"} <= variables(node)
+        for node in walk(program.mask)
     )

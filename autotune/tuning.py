@@ -7,90 +7,30 @@ from __future__ import annotations
 
 import datetime
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 from patterncc.autotune import records
-from patterncc.autotune.cost import CostModel, usual_constants
-from patterncc.autotune.device import Device
+from patterncc.autotune.candidates import Candidates, find_candidates
 from patterncc.autotune.job import Job
-from patterncc.autotune.key import ConfigKey, key_of
+from patterncc.autotune.key import ConfigKey, Device
 from patterncc.autotune.measurement import Measurement
-from patterncc.autotune.prune import compile_all, survivors
-from patterncc.autotune.search import Limits, Place, Sampler, SearchResult, Trial, search
-from patterncc.autotune.space import CPU, Phase, SearchSpace, config_values
+from patterncc.autotune.options import USUAL, Options, Progress, Report, silent
+from patterncc.autotune.prune import CompilePool
+from patterncc.autotune.search import Limits, SearchResult, search
+from patterncc.autotune.space import CPU, Phase, config_values
 from patterncc.autotune.store import Entry, Found, TunedStore
+from patterncc.autotune.study import Place, Trial
+from patterncc.autotune.words import config_words
 from patterncc.autotune.worker import Maker, Worker
-from patterncc.codegen import cpu
-from patterncc.codegen.gpu.config import KernelConfig, default_config
+from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.dsl.errors import TuningError
 
-_MODEL_SEEDS = 5  # of the cost model's favourites
 _FINALISTS = 4  # compared once more, in turn, with the default
-_COMPILED_FOR_EACH = 3  # candidates that are compiled for each trial
-_COMPILE_SHARE = 0.4  # of the timeout
-_UNSEEN = 1.03
-_ALIGNMENT = 16  # bytes that a row of a tensor with a descriptor is a multiple of
-
-
-def _default_forward(job: Job, device: Device) -> KernelConfig:
-    if device.target == CPU:
-        return cpu.default_config()
-    first = default_config(job.problem, device.target)
-    program = job.passes(first.block_q, first.block_k)[0]
-    return default_config(
-        job.problem, device.target, program, descriptors=descriptors_possible(job)
-    )
-
-
-DEFAULTS: Mapping[str, Callable[[Job, Device], KernelConfig]] = {"forward": _default_forward}
-"""What a call runs with where nothing was tuned, by the name of the phase."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to tune.
-
-    Attributes:
-        limits: When the search ends.
-        sampler: What proposes configs.
-        storage: As in `search.Place`; None keeps the study beside the store until it is done, so
-            that a run which was killed goes on where it was.
-        measure_limit: Seconds that one config may take.
-        processes: How many compile at a time.
-        folder: Where generated sources are written; the user's cache by default.
-    """
-
-    limits: Limits = field(default_factory=Limits)
-    sampler: Sampler = "model"
-    storage: str | None = None
-    measure_limit: float = 60.0
-    processes: int = field(default_factory=lambda: max(1, (os.cpu_count() or 2) - 1))
-    folder: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What a tuning run is at.
-
-    Attributes:
-        stage: In a few words.
-        done, total: Of the stage; 0 where there is nothing to count.
-        trial: The last one.
-        best: The best config so far, and its time in seconds.
-        default: The default's time in seconds; infinite until it was timed.
-    """
-
-    stage: str
-    done: int = 0
-    total: int = 0
-    trial: Trial | None = None
-    best: tuple[KernelConfig, float] | None = None
-    default: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -122,37 +62,147 @@ class TuneResult:
     seconds: float
 
 
-def descriptors_possible(job: Job) -> bool:
-    """Whether contiguous tensors of the call can be loaded by descriptors."""
-    item = {"float32": 4, "float64": 8}.get(job.problem.dtype, 2)
-    dims = (job.problem.head_dim, job.problem.value_head_dim)
-    return all(dim * item % _ALIGNMENT == 0 for dim in dims)
+class Tuner:
+    """Tunes phases of calls on one device, one after another. To be used with `with`.
 
+    Its processes stay from one run to the next, and while one call is searched the next one that
+    was announced is compiled.
 
-def space_for(job: Job, phase: Phase, device: Device) -> SearchSpace:
-    """The legal configs of a call."""
-    fixed: dict[str, Any] = {}
-    if device.target != CPU and not descriptors_possible(job):
-        fixed["load"] = "pointer"
-    return SearchSpace(phase, job.problem, device.target, fixed)
+    Args:
+        device_name: `cpu`, `cuda:0`.
+        store: Where neighbours are found and results are kept.
+        options: How to tune.
+        written_by: Name and version of the program, for the entries.
 
+    Raises:
+        TuningError: Processes cannot measure here at all.
+        ConfigError: There is no such device.
+    """
 
-def key_for(job: Job, phase: Phase, device: Device) -> ConfigKey:
-    """The key of a call in the store."""
-    return key_of(
-        job.structure,
-        job.problem,
-        phase=phase.name,
-        device=device.name,
-        target=device.target,
-        compiler=device.compiler,
-        numbers=tuple(job.numbers.items()),
-        q_len=job.q_len,
-        kv_len=job.kv_len,
-        heads=job.heads,
-        kv_heads=job.kv_heads,
-        layers=job.layers,
-    )
+    def __init__(
+        self,
+        device_name: str,
+        store: TunedStore,
+        *,
+        options: Options = USUAL,
+        written_by: str = "patterncc",
+    ) -> None:
+        self._store, self._options, self._written_by = store, options, written_by
+        maker = Maker("patterncc.autotune.measure", "DeviceMeasurer", (device_name, options.folder))
+        self._worker = Worker(maker, options.measure_limit)
+        try:
+            self.device: Device = self._worker.ask("describe")
+        except BaseException:
+            self._worker.close()
+            raise
+        self._pool: CompilePool | None = None
+        if self.device.target != CPU:
+            self._pool = CompilePool(
+                self.device.target, self.device.multiprocessors, options.processes, options.folder
+            )
+        self._ahead = ThreadPoolExecutor(1)
+        self._announced: tuple[Job, Phase, Future[Candidates]] | None = None
+
+    def __enter__(self) -> Tuner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.close()
+        self._ahead.shutdown(cancel_futures=True)
+        self._worker.close()
+
+    def announce(self, job: Job, phase: Phase) -> None:
+        """Begins to predict and compile what will be tuned next."""
+        future = self._ahead.submit(self._candidates, job, phase, silent)
+        self._announced = job, phase, future
+
+    def tune(
+        self,
+        job: Job,
+        phase: Phase,
+        *,
+        report: Report = silent,
+        then: tuple[Job, Phase] | None = None,
+    ) -> TuneResult:
+        """Finds the fastest config of a phase of a call and keeps it.
+
+        Ctrl-C ends the search; what was found until then is compared and kept.
+
+        Args:
+            job: The call.
+            phase: What is tuned.
+            report: Told what is being done.
+            then: What will be tuned next.
+
+        Raises:
+            TuningError: No config worked; it lists why.
+            UnsupportedError: The call cannot be run there.
+            ConfigError: The phase has nothing to tune there.
+        """
+        start = time.monotonic()
+        options, worker = self._options, self._worker
+        report(Progress("starting"))
+        candidates = self._of(job, phase, report)
+        if then is not None:
+            self.announce(*then)
+        worker.set_up("turn_to", job, phase.name)
+        default, limits = candidates.default, options.limits
+        spent = candidates.seconds + time.monotonic() - start
+        place, journal = _place(candidates.key, job, options, self._store)
+        searched = search(
+            candidates.space,
+            worker.measure,
+            candidates.predicted,
+            seeds=candidates.seeds,
+            limits=Limits(limits.trials, max(limits.timeout - spent, 0.0), limits.gain),
+            sampler=options.sampler,
+            place=place,
+            report=lambda trial, so_far: report(_progress(trial, so_far, limits, default)),
+        )
+        if not searched.ranked():
+            values = candidates.space.values
+            raise TuningError(
+                f"no config of {phase.name} worked on {self.device.name}",
+                tuple((config_words(values(t.config)), t.reason) for t in searched.trials),
+            )
+        report(Progress("comparing the best"))
+        finals = _finals(worker, searched, default)
+        entry = _entry(candidates, searched, finals, self.device, self._written_by)
+        path = self._store.put(entry)
+        if journal is not None and searched.stopped != "interrupted":
+            journal.unlink(missing_ok=True)
+        return TuneResult(
+            entry,
+            path,
+            self.device,
+            candidates.found,
+            searched,
+            candidates.predicted,
+            candidates.compiled,
+            finals,
+            default,
+            time.monotonic() - start,
+        )
+
+    def _of(self, job: Job, phase: Phase, report: Report) -> Candidates:
+        """The candidates of a call, as announced or found now."""
+        if self._announced is not None and self._announced[:2] == (job, phase):
+            report(Progress("compiling"))
+            found, self._announced = self._announced[2].result(), None
+            return found
+        # In the thread that works ahead, so that no two compile at a time.
+        return self._ahead.submit(self._candidates, job, phase, report).result()
+
+    def _candidates(self, job: Job, phase: Phase, report: Report) -> Candidates:
+        return find_candidates(
+            job, phase, self.device, self._store, self._pool, self._options, report
+        )
 
 
 def tune(
@@ -161,82 +211,33 @@ def tune(
     device_name: str,
     store: TunedStore,
     *,
-    options: Options = Options(),
-    report: Callable[[Progress], None] = lambda progress: None,
+    options: Options = USUAL,
+    report: Report = silent,
     written_by: str = "patterncc",
 ) -> TuneResult:
-    """Finds the fastest config of a call and keeps it.
-
-    Ctrl-C ends the search; what was found until then is compared and kept.
-
-    Args:
-        job: The call.
-        phase: What is tuned.
-        device_name: `cpu`, `cuda:0`.
-        store: Where neighbours are found and the result is kept.
-        options: How to tune.
-        report: Told what is being done.
-        written_by: Name and version of the program, for the entry.
-
-    Raises:
-        TuningError: No config worked; it lists why. Or processes cannot measure here at all.
-        UnsupportedError: The call cannot be run there.
-        ConfigError: There is no such device.
-    """
-    start = time.monotonic()
+    """Finds the fastest config of one phase of one call and keeps it; arguments and errors as of
+    `Tuner` and `Tuner.tune`."""
     report(Progress("starting"))
-    maker = Maker(
-        "patterncc.autotune.measure",
-        "DeviceMeasurer",
-        (job, phase.name, device_name, options.folder),
-    )
-    with Worker(maker, options.measure_limit) as worker:
-        device: Device = worker.ask("describe")
-        space = space_for(job, phase, device)
-        key = key_for(job, phase, device)
-        found = store.lookup(key)
-        report(Progress("predicting"))
-        constants = store.constants(device.name) or usual_constants(device.target)
-        model = CostModel(job, device.target, constants)
-        default = DEFAULTS[phase.name](job, device)
-        predicted = _predict(model, space.configs, default, {})
-        seeds = _seeds(default, found, predicted, space)
-        compiled: dict[KernelConfig, Measurement] = {}
-        if device.target != CPU:
-            compiled = _compile(job, phase, device, seeds, predicted, options, report, start)
-            # What there was no time to compile stays open: the measuring process compiles it too.
-            bad = set(compiled) - {default, *survivors(compiled)}
-            left = [config for config in space.configs if config not in bad]
-            predicted = _predict(model, left, default, compiled)
-        limits = options.limits
-        spent = time.monotonic() - start
-        place, journal = _place(key, job, options, store)
-        searched = search(
-            space,
-            worker.measure,
-            predicted,
-            seeds=seeds,
-            limits=Limits(limits.trials, max(limits.timeout - spent, 0.0), limits.gain),
-            sampler=options.sampler,
-            place=place,
-            report=lambda trial, so_far: report(_progress(trial, so_far, limits, default)),
-        )
-        if not searched.ranked():
-            raise TuningError(
-                f"no config of {phase.name} worked on {device.name}",
-                tuple((_words(trial.config, space), trial.reason) for trial in searched.trials),
-            )
-        report(Progress("comparing the best"))
-        finals = _finals(worker, searched, default)
-    best, seconds = finals[0]
-    times = dict(finals)
-    entry = Entry(
-        key,
-        config_values(best, phase, device.target),
+    with Tuner(device_name, store, options=options, written_by=written_by) as tuner:
+        return tuner.tune(job, phase, report=report)
+
+
+def _entry(
+    candidates: Candidates,
+    searched: SearchResult,
+    finals: tuple[tuple[KernelConfig, float], ...],
+    device: Device,
+    written_by: str,
+) -> Entry:
+    """What is kept of a search."""
+    job, (best, seconds) = candidates.job, finals[0]
+    return Entry(
+        candidates.key,
+        config_values(best, candidates.phase, device.target),
         seconds,
-        times.get(default),
+        dict(finals).get(candidates.default),
         len(searched.trials),
-        len(space.configs),
+        len(candidates.space.configs),
         {
             "batch": job.batch,
             "heads": job.heads,
@@ -247,154 +248,6 @@ def tune(
         },
         written_by,
         datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    )
-    path = store.put(entry)
-    if journal is not None and searched.stopped != "interrupted":
-        journal.unlink(missing_ok=True)
-    return TuneResult(
-        entry,
-        path,
-        device,
-        found,
-        searched,
-        predicted,
-        compiled,
-        finals,
-        default,
-        time.monotonic() - start,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Surveyed:
-    """A config that was compiled for a device that is not here.
-
-    Attributes:
-        config: What was compiled.
-        compiled: What came of it.
-        predicted: Seconds of a call, by the cost model with the registers and the shared memory
-            that the compiler reports; infinite for what is not worth running.
-    """
-
-    config: KernelConfig
-    compiled: Measurement
-    predicted: float
-
-
-def survey(
-    job: Job,
-    phase: Phase,
-    target: str,
-    count: int,
-    *,
-    options: Options = Options(),
-    report: Callable[[Progress], None] = lambda progress: None,
-) -> tuple[Surveyed, ...]:
-    """Compiles the most promising configs for a target, present or not, and orders them.
-
-    Args:
-        job: The call.
-        phase: What would be tuned.
-        target: Such as `cuda:90`.
-        count: How many configs to compile.
-        options: Of these the limit of time, the processes and the folder.
-        report: Told what is being done.
-
-    Returns:
-        What was compiled: the fastest by prediction first, what is not worth running last.
-
-    Raises:
-        ConfigError: The target is none.
-        UnsupportedError: The call has no kernel there.
-    """
-    device = Device(target, target, "", 0)
-    space = space_for(job, phase, device)
-    default = DEFAULTS[phase.name](job, device)
-    model = CostModel(job, target, usual_constants(target))
-    chosen = list(dict.fromkeys([default, *_predict(model, space.configs, default, {})]))[:count]
-    report(Progress("compiling", 0, len(chosen)))
-    compiled = compile_all(
-        job,
-        phase.name,
-        chosen,
-        target,
-        processes=options.processes,
-        timeout=options.limits.timeout,
-        folder=options.folder,
-        report=lambda done: report(Progress("compiling", done, len(chosen))),
-    )
-    predicted = _predict(model, survivors(compiled), default, compiled)
-    found = [
-        Surveyed(config, measurement, predicted.get(config, math.inf))
-        for config, measurement in compiled.items()
-    ]
-    return tuple(sorted(found, key=lambda one: one.predicted))
-
-
-def _predict(
-    model: CostModel,
-    configs: Iterable[KernelConfig],
-    default: KernelConfig,
-    compiled: Mapping[KernelConfig, Measurement],
-) -> dict[KernelConfig, float]:
-    """Predicted seconds by config, the fastest first. What the model sees no use of, another order
-    of tiles or a cap of registers that changes nothing, is expected to be slower, not equal."""
-    found: dict[KernelConfig, float] = {}
-    for config in configs:
-        known = compiled.get(config)
-        seconds = model.predict(config, known.resources if known else None).seconds
-        seconds *= _UNSEEN ** (config.order != default.order)
-        found[config] = seconds * _UNSEEN ** (config.max_registers != default.max_registers)
-    return dict(sorted(found.items(), key=lambda pair: pair[1]))
-
-
-def _seeds(
-    default: KernelConfig,
-    found: Found,
-    predicted: Mapping[KernelConfig, float],
-    space: SearchSpace,
-) -> list[KernelConfig]:
-    """What is tried first: the default, what the store has, the model's favourites of different
-    tile shapes."""
-    seeds = [default]
-    if found.entry is not None:
-        near = space.nearest(found.entry.kernel_config)
-        seeds += [near] if near is not None else []
-    shapes: set[tuple[int, int, int]] = set()
-    for config in predicted:
-        shape = (config.block_q, config.block_k, config.num_warps)
-        if shape not in shapes:
-            shapes.add(shape)
-            seeds.append(config)
-        if len(shapes) == _MODEL_SEEDS:
-            break
-    return list(dict.fromkeys(seeds))
-
-
-def _compile(
-    job: Job,
-    phase: Phase,
-    device: Device,
-    seeds: list[KernelConfig],
-    predicted: Mapping[KernelConfig, float],
-    options: Options,
-    report: Callable[[Progress], None],
-    start: float,
-) -> dict[KernelConfig, Measurement]:
-    """Compiles the seeds and the model's favourites, the number of which follows the trials."""
-    most = max(options.limits.trials * _COMPILED_FOR_EACH, len(seeds))
-    chosen = list(dict.fromkeys([*seeds, *predicted]))[:most]
-    left = options.limits.timeout * _COMPILE_SHARE - (time.monotonic() - start)
-    report(Progress("compiling", 0, len(chosen)))
-    return compile_all(
-        job,
-        phase.name,
-        chosen,
-        device.target,
-        processes=options.processes,
-        timeout=max(left, 1.0),
-        folder=options.folder,
-        report=lambda done: report(Progress("compiling", done, len(chosen))),
     )
 
 
@@ -441,19 +294,3 @@ def _progress(
         (ranked[0].config, ranked[0].seconds) if ranked else None,
         times.get(default, math.inf),
     )
-
-
-def _words(config: KernelConfig, space: SearchSpace) -> str:
-    return config_words(space.values(config))
-
-
-def config_words(values: Mapping[str, Any]) -> str:
-    """A config in few words: `64x128, 4 warps, 3 stages, descriptor, reverse`."""
-    words = [f"{values['block_q']}x{values['block_k']}"]
-    for name, unit in (("num_warps", "warps"), ("num_stages", "stages")):
-        if name in values:
-            words.append(f"{values[name]} {unit}")
-    words += [str(values[name]) for name in ("load", "order") if name in values]
-    if values.get("max_registers") is not None:
-        words.append(f"at most {values['max_registers']} registers")
-    return ", ".join(words)

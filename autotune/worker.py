@@ -79,6 +79,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._messages: IO[bytes] | None = None
+        self._set_up: tuple[str, tuple[Any, ...]] | None = None
         self.starts = 0
         """How many children were started so far."""
 
@@ -136,6 +137,23 @@ class Worker:
             state, _, reason = error.args
             raise TuningError(f"the measuring process {state} in {method}: {reason}") from None
 
+    def set_up(self, method: str, *arguments: Any) -> None:
+        """Asks a method of the measurer, and asks it again of every child that is started later,
+        in place of what was set up before.
+
+        Args:
+            method: Its name.
+            arguments: Its arguments; they are pickled.
+
+        Raises:
+            TuningError: The child died, or the method raised an error.
+        """
+        self._set_up = None  # an answer that fails sets nothing up
+        if self._process is None:
+            self._start()
+        self._ask_set_up(method, arguments)
+        self._set_up = method, arguments
+
     def close(self) -> None:
         """Ends the child, if there is one."""
         self._kill()
@@ -157,6 +175,13 @@ class Worker:
         if isinstance(answer["value"], PatternccError):
             raise answer["value"]
         return answer["value"]
+
+    def _ask_set_up(self, method: str, arguments: tuple[Any, ...]) -> None:
+        try:
+            self._ask(method, arguments, START_LIMIT)
+        except _ChildDiedError as error:
+            state, _, reason = error.args
+            raise TuningError(f"the measuring process {state} in {method}: {reason}") from None
 
     def _start(self) -> None:
         ours, theirs = Pipe()
@@ -185,6 +210,8 @@ class Worker:
             if isinstance(trouble, PatternccError):
                 raise trouble
             raise TuningError(f"the measuring process cannot work: {trouble}")
+        if self._set_up is not None:
+            self._ask_set_up(*self._set_up)
 
     def _exchange(self, question: Any, limit: float) -> Any:
         assert self._connection is not None

@@ -19,8 +19,9 @@ from statistics import geometric_mean
 from typing import Any
 
 from patterncc.autotune.measurement import Measurement
-from patterncc.autotune.search import SAMPLERS, Limits, Sampler, search
+from patterncc.autotune.search import Limits, search
 from patterncc.autotune.space import SearchSpace, phase_named
+from patterncc.autotune.study import SAMPLERS, Sampler
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.problem import Problem
 

@@ -133,20 +133,45 @@ def candidates(
             found.append(Candidate(parts, (), (), float("inf"), error.message))
             continue
         passes = tuple(run_passes(program, check=check) for program in initial)
-        cost = _cost(pattern, passes, sizes or {}) if len(ways) > 1 else 0.0
+        cost = counted_work(pattern, passes, sizes).cost() if len(ways) > 1 else 0.0
         found.append(Candidate(parts, initial, passes, cost))
     if refusal is not None and not any(candidate.passes for candidate in found):
         raise refusal
     return tuple(found)
 
 
-def _cost(pattern: Pattern, passes: Passes, sizes: Mapping[str, int]) -> float:
-    """Tiles of a call at the reference length; partial ones and further passes weigh more."""
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one head does in a call at the reference length, in tiles.
+
+    Attributes:
+        full: Tiles without a mask.
+        partial: Tiles with one.
+        merges: Row tiles whose result is merged with another pass's.
+    """
+
+    full: float
+    partial: float
+    merges: float
+
+    def cost(self, tile: float = 1.0) -> float:
+        """Partial tiles and merges weigh more than their area; `tile` is what a full one takes."""
+        return tile * (self.full + PARTIAL_COST * self.partial) + PASS_COST * self.merges
+
+
+def counted_work(pattern: Pattern, passes: Passes, sizes: Mapping[str, int] | None = None) -> Work:
+    """Counts the tiles of a call at the reference length.
+
+    Args:
+        pattern: What was lowered.
+        passes: Its programs.
+        sizes: As in `lower_passes`.
+    """
     env: dict[str, Any] = {
         "heads": 8,
         "kv_heads": 8,
         "layers": 1,
-        **sizes,
+        **(sizes or {}),
         "q_len": REFERENCE_LENGTH,
         "kv_len": REFERENCE_LENGTH,
         "q_offset": 0,
@@ -159,7 +184,7 @@ def _cost(pattern: Pattern, passes: Passes, sizes: Mapping[str, int]) -> float:
         env[number.name] = REFERENCE_NUMBER if number.value is None else number.value
     for table in pattern.tables:
         env[table.name] = _reference_table(table.type)
-    total = 0.0
+    full = partial = merges = 0.0
     for program in passes:
         step = program.tiling.q_step
         counted = [
@@ -167,13 +192,13 @@ def _cost(pattern: Pattern, passes: Passes, sizes: Mapping[str, int]) -> float:
             for part in row_classes(program, env)
             if part.first_row % max(step // _CLASSES_COUNTED, 1) == 0
         ]
+        each = (LISTED_SHARE if program.listed else 1.0) * step / len(counted)
         for part in counted:
-            full, partial = tile_counts(replace(program, listed=()), part.env)
-            tiles = float(full.sum()) + PARTIAL_COST * float(partial.sum())
-            if program.listed:
-                tiles *= LISTED_SHARE
-            total += (tiles + PASS_COST * (len(passes) > 1) * len(full)) * step / len(counted)
-    return total
+            counts = tile_counts(replace(program, listed=()), part.env)
+            full += each * float(counts[0].sum())
+            partial += each * float(counts[1].sum())
+            merges += (len(passes) > 1) * len(counts[0]) * step / len(counted)
+    return Work(full, partial, merges)
 
 
 def _reference_table(kind: ParameterType) -> npt.NDArray[Any]:

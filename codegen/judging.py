@@ -1,11 +1,13 @@
 """What every check against the dense oracle shares: which rows it looks at, their mask straight
-from the pattern, how far results are apart, and how far they may be.
+from the pattern, the gradients that they pass on, how far results are apart, and how far they may
+be.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,6 +30,15 @@ LSE_TOLERANCE = {
     torch.bfloat16: 1e-3,
     torch.float32: 5e-5,
     torch.float64: 1e-12,
+}
+
+# Largest error of a gradient, in units of its largest entry. Besides their own rounding, gradients
+# have that of the output and of the weights, which are rounded for tensor cores.
+GRADIENT_TOLERANCE = {
+    torch.float16: 2.0**-8,
+    torch.bfloat16: 2.0**-5,
+    torch.float32: 2e-5,
+    torch.float64: 1e-11,
 }
 
 
@@ -80,3 +91,43 @@ def distance(found: Tensor, wanted: Tensor) -> float:
     difference = torch.where(one == other, 0.0, (one - other).abs())
     worst = float(difference.max())
     return math.inf if math.isnan(worst) else worst
+
+
+def dense_gradients(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, grad_out: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients that some rows of one head give query, key and value, by autograd through dense
+    attention.
+
+    Args:
+        query: `[rows, head_dim]`, of a wide type.
+        key, value: `[kv_len, head_dim]`, `[kv_len, value_head_dim]`.
+        mask: bool `[rows, kv_len]`.
+        scale: Of the scores.
+        grad_out: Gradient of the output, `[rows, value_head_dim]`.
+    """
+    with torch.enable_grad(), query.device:
+        leaves = [tensor.detach()[None, None].requires_grad_() for tensor in (query, key, value)]
+        out, _ = reference.dense_attention(leaves[0], leaves[1], leaves[2], mask, scale)
+        grads = torch.autograd.grad(out, leaves, grad_out[None, None])
+    return tuple(grad[0, 0] for grad in grads)
+
+
+@dataclass(slots=True)
+class GradientError:
+    """The largest difference from a gradient that was seen so far, and its largest right entry."""
+
+    difference: float = 0.0
+    largest: float = 0.0
+
+    def see(self, found: Tensor, wanted: Tensor) -> None:
+        """Takes in a part of the gradient; `wanted` may broadcast."""
+        if found.numel() == 0:
+            return
+        self.difference = max(self.difference, distance(found, wanted))
+        self.largest = max(self.largest, float(wanted.abs().max()))
+
+    @property
+    def relative(self) -> float:
+        """In units of the largest entry; infinite where something is not a number."""
+        return self.difference / self.largest if self.largest > 0 else self.difference

@@ -6,11 +6,19 @@ Holds no tensor and imports no torch; what a stage means is in `codegen`.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from patterncc.codegen.choice import candidates
-from patterncc.codegen.gpu.config import KernelConfig, check_config, default_config, suited
+from patterncc.codegen.gpu.config import (
+    KernelConfig,
+    check_config,
+    default_config,
+    narrowed,
+    suited,
+)
 from patterncc.codegen.gpu.forward_source import emit_forward
+from patterncc.codegen.key_width import key_width
 from patterncc.codegen.lower import initial_transposed
 from patterncc.codegen.passes import PASSES, after_each
 from patterncc.codegen.printer import format_program
@@ -153,10 +161,21 @@ class Compilation:
         """
         config = self._config
         if config is None:
-            tile = default_config(self.problem, self.target)
-            config = default_config(self.problem, self.target, self._lowered(tile)["lower"][0])
+            config = suited(
+                self._base, self.problem, self.target, self._lowered(self._base)["lower"][0]
+            )
         check_config(config, self.problem, self.target)
         return config
+
+    @functools.cached_property
+    def _base(self) -> KernelConfig:
+        """The default before each kernel adapts it: the tile shape is that of all."""
+        base = default_config(self.problem, self.target)
+
+        def lowered(block_k: int) -> Passes:
+            return self._lowered(replace(base, block_k=block_k))[pass_names()[-1]]
+
+        return narrowed(base, key_width(self.pattern, lowered, base.block_k, self.sizes))
 
     def programs(self, after: str | None = None) -> Passes:
         """The block programs after a pass over them; after the last one if none is named.
@@ -191,12 +210,12 @@ class Compilation:
         Raises:
             UnsupportedError: The problem has no kernel, or the pattern no lowering.
         """
-        programs, base = self.programs(), default_config(self.problem, self.target)
+        programs = self.programs()
         return tuple(
             emit_forward(
                 program,
                 self.problem,
-                self._config or suited(base, self.problem, self.target, program),
+                self._config or suited(self._base, self.problem, self.target, program),
                 resumes=number > 0,
                 hands_on=number < len(programs) - 1,
             )

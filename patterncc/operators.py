@@ -26,7 +26,7 @@ from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.parameters import check_tables
 from patterncc.prepared import Prepared, check_count, prepare
-from patterncc.tuned import config_for
+from patterncc.tuned import config_for, subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -273,7 +273,7 @@ def cpu_passes(pattern: str, call: Prepared, problem: Problem | None = None) -> 
     tile = _CPU_TILE
     if problem is not None:
         names = pipeline.resolve(pattern).numbers
-        tuned = config_for(pattern, problem, "forward", "cpu", call.env, names)
+        tuned = config_for(subject_of(pattern, problem, "forward", call.env, names), "cpu")
         tile = tile if tuned is None else (tuned.block_q, tuned.block_k)
     return pipeline.passes(pattern, *tile, call.sizes, call.within)
 

@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.key_width import key_width
 from patterncc.codegen.lower import DIVIDING_SIZES, lower, with_transposed
 from patterncc.dsl import load
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import FloorDiv, Mod, variables, walk
 from patterncc.dsl.score.terms import terms_of
 from patterncc.settings import settings
-from patterncc.tuned import config_for
+from patterncc.tuned import config_for, subject_of
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.backward import Backward
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.forward import Forward
     from patterncc.codegen.gpu.launches import Call
+    from patterncc.codegen.gpu.plan import Tuned
     from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.dsl.pattern import Pattern
 
@@ -171,6 +173,21 @@ def passes(
 
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
+def starting_width(
+    structure: str, block_q: int, block_k: int, sizes: tuple[tuple[str, int], ...]
+) -> int:
+    """How many keys the tiles of a default config have, at most `block_k`.
+
+    Arguments and errors as in `passes`.
+    """
+
+    def lowered(width: int) -> Passes:
+        return passes(structure, block_q, width, sizes, within=True)
+
+    return key_width(resolve(structure).pattern, lowered, block_k, dict(sizes))
+
+
+@functools.lru_cache(maxsize=PROGRAMS_KEPT)
 def program(
     structure: str, block_q: int, block_k: int, sizes: tuple[tuple[str, int], ...], within: bool
 ) -> BlockProgram:
@@ -218,11 +235,12 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "s
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         return _Alternatives(structure, block_q, block_k, sizes, transposed=False)
 
-    def tuned(call: Call) -> KernelConfig | None:
-        names = resolve(structure).numbers
-        return config_for(structure, call.problem, "forward", call.target, call.env, names)
+    def width(block_q: int, block_k: int) -> int:
+        return starting_width(structure, block_q, block_k, sizes)
 
-    return Forward(lowered, folder=kernel_folder(), tuned=tuned, terms=terms_of(score))
+    terms = terms_of(score)
+    tuned = tuned_for(structure, "forward")
+    return Forward(lowered, folder=kernel_folder(), tuned=tuned, key_width=width, terms=terms)
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
@@ -236,11 +254,28 @@ def backward_launcher(
         UnsupportedError: Triton is missing.
     """
     from patterncc.codegen.gpu.backward import Backward  # here, because it loads triton and torch
+    from patterncc.codegen.gpu.backward_plan import TunedGradients
 
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         return _Alternatives(structure, block_q, block_k, sizes, transposed=True)
 
-    return Backward(lowered, folder=kernel_folder(), terms=terms_of(score))
+    tuned = TunedGradients(
+        tuned_for(structure, "grad_query"), tuned_for(structure, "grad_key_value")
+    )
+    return Backward(lowered, folder=kernel_folder(), tuned=tuned, terms=terms_of(score))
+
+
+def tuned_for(structure: str, phase: str) -> Tuned:
+    """What asks for the config that was tuned for a phase of a call of a structure."""
+
+    def tuned(call: Call) -> KernelConfig | None:
+        names = resolve(structure).numbers
+        # What a backward is called with has no numbers of heads: its tensors have.
+        heads = {"heads": call.heads, "kv_heads": call.heads // call.problem.group}
+        env = {**call.env, **heads}
+        return config_for(subject_of(structure, call.problem, phase, env, names), call.target)
+
+    return tuned
 
 
 def kernel_folder() -> Path:
@@ -258,7 +293,7 @@ class Counts(NamedTuple):
 
 def caches() -> tuple[Any, ...]:
     """The caches of this module; each is bounded."""
-    return (_signature, resolve, passes, program, launcher, backward_launcher)
+    return (_signature, resolve, passes, starting_width, program, launcher, backward_launcher)
 
 
 def cache_counts() -> Counts:

@@ -2,7 +2,7 @@
 what the pattern restricts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,12 +40,13 @@ class Rival:
     skipped: str = ""
 
 
-def rivals_of(call: Call, device: torch.device, layer: int) -> list[Rival]:
-    """The dense attentions that are worth a comparison with a call."""
+def rivals_of(call: Call, device: torch.device, layer: int, *, plain: bool = True) -> list[Rival]:
+    """The dense attentions that are worth a comparison with a call; they know no score terms, and
+    are named so where the call has some."""
     found = [_masked(call, device, layer)]
     if is_causal(call):
         found.append(_causal(call))
-    return found
+    return found if plain else [replace(rival, name=f"{rival.name}, no terms") for rival in found]
 
 
 def _masked(call: Call, device: torch.device, layer: int) -> Rival:

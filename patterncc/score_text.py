@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from patterncc.codegen.gpu.grad_position_source import reach_of
 from patterncc.dsl.mask import variables
@@ -30,6 +30,22 @@ def format_terms(terms: ScoreTerms) -> str:
         axes = (f"{name} ({rank} axes)" for name, rank in terms.tables.items())
         lines.append(f"  tables     {', '.join(axes)}")
     return "\n".join(lines) + "\n"
+
+
+def terms_as_json(terms: ScoreTerms) -> dict[str, Any]:
+    """The same for a machine: texts of the logit and the sink, their derivatives by the score and
+    by each entry of a table, and the names that a call must give."""
+    return {
+        "logit": real_text(terms.logit),
+        "slope": real_text(terms.slope),
+        "sink": None if terms.sink is None else real_text(terms.sink),
+        "by_entry": {
+            real_text(entry): real_text(slope)
+            for entry, slope in (*terms.table_slopes(), *terms.sink_slopes())
+        },
+        "numbers": list(terms.numbers),
+        "tables": terms.tables,
+    }
 
 
 def _by_entries(slopes: tuple[tuple[Lookup, Real], ...]) -> list[str]:

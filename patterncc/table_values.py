@@ -47,15 +47,47 @@ def read(name: str, text: str) -> Array:
         ) from None
 
 
-def _parsed(name: str, what: str, text: str) -> Array:
+def read_real(name: str, text: str) -> Array:
+    """A table of real numbers, float64, from what follows `NAME=`, as in `read`.
+
+    Raises:
+        ConfigError: It is none, or an entry is no number.
+        OSError: The file cannot be read.
+    """
+    path = Path(text)
+    if path.suffix == ".npy":
+        try:
+            loaded: Any = np.load(path, allow_pickle=False)
+        except ValueError as error:
+            raise ConfigError(f"--table {name}: {path} is no .npy file of numbers") from error
+    elif path.suffix == ".json":
+        loaded = _json(name, str(path), path.read_text(encoding="utf-8"))
+    elif text.lstrip().startswith("["):
+        loaded = _json(name, "the list", text)
+    else:
+        loaded = text.split(",")
     try:
-        nested = json.loads(text)
+        return np.array(loaded, np.float64)
+    except (ValueError, TypeError):
+        raise ConfigError(
+            f"--table {name} is {text!r}; the score reads real numbers",
+            ("a .npy or .json file", "[[0.5, 0], [1, 2]]", "0.5,0.25"),
+        ) from None
+
+
+def _parsed(name: str, what: str, text: str) -> Array:
+    nested = _json(name, what, text)
+    _check_nested(name, nested, [])
+    return np.array(nested)
+
+
+def _json(name: str, what: str, text: str) -> Any:
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"--table {name}: {what} is not JSON: {error}") from None
     except RecursionError:
         raise ConfigError(f"--table {name}: {what} is nested too deeply") from None
-    _check_nested(name, nested, [])
-    return np.array(nested)
 
 
 def _check_nested(name: str, nested: Any, place: list[int]) -> Any:

@@ -19,9 +19,11 @@ from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.gpu import config
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
+from patterncc.pipeline import resolve, starting_width
 from patterncc.rivals import Dense, race_against, rivals_of
+from patterncc.score_example import PLAIN_SCORES, Scores
 from patterncc.timing import Timing, once
-from patterncc.verdict import Verdict, judge
+from patterncc.verdict import Oracle, Verdict, judge
 
 DEFAULT_LENGTH = {"cpu": 4096, "cuda": 16384}
 DEFAULT_TABLE_LENGTH = {"cpu": 2048, "cuda": 16384}  # of a pattern with tables
@@ -57,6 +59,7 @@ class Trial:
         verdict: Whether the result is right.
         dense: Dense attention with the same mask, and causal attention where the pattern is causal.
         backward: What was found of the gradients, if they were asked for.
+        scores: Score terms, and what they read.
     """
 
     call: Call
@@ -71,6 +74,7 @@ class Trial:
     verdict: Verdict
     dense: tuple[Dense, ...]
     backward: BackwardTrial | None = None
+    scores: Scores = PLAIN_SCORES
 
     @property
     def right(self) -> bool:
@@ -129,6 +133,7 @@ def run(
     repeats: int | None = None,
     backward: bool = False,
     report: Callable[[str], None] = lambda _: None,
+    scores: Scores = PLAIN_SCORES,
 ) -> Trial:
     """Runs attention under a pattern on random input, judges the result and times it.
 
@@ -142,6 +147,7 @@ def run(
         repeats: Timed calls; as many as fit in a second if not given.
         backward: Whether to judge and time the gradients, too.
         report: Told what is being done, for a person who waits.
+        scores: Score terms, and what they read.
 
     Raises:
         UnsupportedError: The pattern or the type has no kernel there.
@@ -151,26 +157,42 @@ def run(
         name: torch.from_numpy(table).to(device) for name, table in call.tables.items()
     }
     query, key, value = random_input(call, problem, device, batch, seed)
-    attention = Attention(call.pattern)
+    attention = Attention(call.pattern, scores.terms)
+    real = torch.float64 if problem.dtype == "float64" else torch.float32
+    terms = {
+        name: torch.from_numpy(table).to(device, real) for name, table in scores.tables.items()
+    }
+    oracle = Oracle(
+        scores.terms, scores.numbers, {name: table.cpu().double() for name, table in terms.items()}
+    )
 
     options: dict[str, Any] = {
         "layer": layer,
         "layers": call.layers,
         "q_offset": call.q_offset,
         **tables,
+        **scores.numbers,
     }
+    given = options | terms
+
+    def attend(*inputs: Tensor) -> Tensor:
+        """Of query, key, value and the tables of the score terms, which all have gradients."""
+        query, key, value, *tables = inputs
+        own: dict[str, Any] = dict(zip(terms, tables, strict=True))
+        out: Tensor = attention(query, key, value, **options, **own)
+        return out
 
     with torch.inference_mode():
         report("compiling and running ...")
-        first = once(lambda: attention(query, key, value, **options), device)
-        out, lse = attention(query, key, value, return_lse=True, **options)
+        first = once(lambda: attention(query, key, value, **given), device)
+        out, lse = attention(query, key, value, return_lse=True, **given)
         report("checking against dense attention in float64 ...")
-        verdict = judge(call, query, key, value, out, lse, layer=layer, seed=seed)
+        verdict = judge(call, query, key, value, out, lse, layer=layer, seed=seed, oracle=oracle)
         del out, lse
         report("timing ...")
         timing, dense = race_against(
-            lambda: attention(query, key, value, return_lse=True, **options),
-            rivals_of(call, device, layer),
+            lambda: attention(query, key, value, return_lse=True, **given),
+            rivals_of(call, device, layer, plain=scores.terms.plain),
             lambda rival: lambda: rival(query, key, value),
             device,
             repeats,
@@ -178,13 +200,15 @@ def run(
     gradients = None
     if backward:
         gradients = try_backward(
-            lambda *inputs: attention(*inputs, **options),
+            attend,
             call,
             (query, key, value),
             layer=layer,
             seed=seed,
             repeats=repeats,
             report=report,
+            tables=tuple(terms.values()),
+            oracle=oracle,
         )
     return Trial(
         call,
@@ -199,6 +223,7 @@ def run(
         verdict,
         dense,
         gradients,
+        scores,
     )
 
 
@@ -241,6 +266,9 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
         major, minor = torch.cuda.get_device_capability(device)
         vendor = "hip:" if torch.version.hip else f"cuda:{major}{minor}"
         shape = config.default_config(problem, vendor)
+        sizes = tuple((name, call.sizes[name]) for name in resolve(call.pattern.structure).sizes)
+        width = starting_width(call.pattern.structure, shape.block_q, shape.block_k, sizes)
+        shape = config.narrowed(shape, width)
     else:
         shape = cpu.default_config()
     passes = lower_passes(

@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from patterncc import __version__
-from patterncc.autotune.key import key_of, length_bucket
+from patterncc.autotune.key import BY_HEAD, GROWING, Device, Subject, key_of
+from patterncc.autotune.space import GRAD_KEY_VALUE
 from patterncc.autotune.store import Found, TunedStore
 from patterncc.codegen.gpu.config import INTERPRETER, KernelConfig
 from patterncc.dsl.errors import UnsupportedError
@@ -20,7 +21,6 @@ from patterncc.dsl.score.terms import PLAIN
 from patterncc.settings import settings
 
 if TYPE_CHECKING:
-    from patterncc.autotune.device import Device
     from patterncc.codegen.problem import Problem
 
 WRITTEN_BY = f"patterncc {__version__}"
@@ -37,37 +37,40 @@ def store() -> TunedStore:
     return TunedStore(settings().cache_dir)
 
 
-def config_for(
-    structure: str,
-    problem: Problem,
-    phase: str,
-    target: str,
-    env: Mapping[str, int],
-    names: tuple[str, ...],
-) -> KernelConfig | None:
-    """The config that was tuned for a call, or for one near enough; None where there is none, or
-    the settings want none.
+def config_for(subject: Subject, target: str) -> KernelConfig | None:
+    """The config that was tuned for a phase of a call, or for one near enough; None where there is
+    none, or the settings want none.
+
+    Args:
+        subject: The phase and the call.
+        target: What it runs on: `cpu`, or as in `codegen.gpu.config.check_config`.
+    """
+    if not settings().tuned or target == INTERPRETER or subject.problem.terms != PLAIN:
+        return None
+    if min(subject.q_len, subject.kv_len) <= 0:
+        return None
+    return _config(subject.bucketed, target)
+
+
+def subject_of(
+    structure: str, problem: Problem, phase: str, env: Mapping[str, int], names: tuple[str, ...]
+) -> Subject:
+    """A phase of a call.
 
     Args:
         structure: Canonical text of the pattern without run-time defaults.
         problem: Shape class.
         phase: Name of a phase.
-        target: What the call runs on: `cpu`, or as in `codegen.gpu.config.check_config`.
         env: `q_len`, `kv_len`, `heads`, `kv_heads`, perhaps `layers`, and the run-time numbers.
-        names: Of the run-time numbers.
+        names: Of the run-time numbers, in order.
     """
-    if not settings().tuned or target == INTERPRETER or problem.terms != PLAIN:
-        return None
-    if min(env["q_len"], env["kv_len"]) <= 0:
-        return None
-    return _config(
+    return Subject(
         structure,
         problem,
         phase,
-        target,
         tuple((name, env[name]) for name in names),
-        length_bucket(env["q_len"]),
-        length_bucket(env["kv_len"]),
+        env["q_len"],
+        env["kv_len"],
         env["heads"],
         env["kv_heads"],
         env.get("layers", 1),
@@ -75,59 +78,23 @@ def config_for(
 
 
 @functools.lru_cache(maxsize=ANSWERS_KEPT)
-def _config(
-    structure: str,
-    problem: Problem,
-    phase: str,
-    target: str,
-    numbers: tuple[tuple[str, int], ...],
-    q_len: int,
-    kv_len: int,
-    heads: int,
-    kv_heads: int,
-    layers: int,
-) -> KernelConfig | None:
-    family = (phase, target, problem.dtype, problem.head_dim, problem.value_head_dim)
+def _config(subject: Subject, target: str) -> KernelConfig | None:
+    problem = subject.problem
+    family = (subject.phase, target, problem.dtype, problem.head_dim, problem.value_head_dim)
     if not store().has_family(family):
         return None
     device = _device_here(target)
     if device.target != target:
         return None
-    found = lookup(
-        structure, problem, phase, device, numbers, q_len, kv_len, heads, kv_heads, layers
-    )
+    found = lookup(subject, device)
     return None if found is None else config_of(found)
 
 
-def lookup(
-    structure: str,
-    problem: Problem,
-    phase: str,
-    device: Device,
-    numbers: tuple[tuple[str, int], ...],
-    q_len: int,
-    kv_len: int,
-    heads: int,
-    kv_heads: int,
-    layers: int,
-) -> Found | None:
-    """What the store says of a call; None for a pattern that has no lowering, which the call itself
-    will say."""
+def lookup(subject: Subject, device: Device) -> Found | None:
+    """What the store says of a phase of a call; None for a pattern that has no lowering, which the
+    call itself will say."""
     try:
-        key = key_of(
-            structure,
-            problem,
-            phase=phase,
-            device=device.name,
-            target=device.target,
-            compiler=device.compiler,
-            numbers=numbers,
-            q_len=q_len,
-            kv_len=kv_len,
-            heads=heads,
-            kv_heads=kv_heads,
-            layers=layers,
-        )
+        key = key_of(subject, device)
     except UnsupportedError:
         return None
     return store().lookup(key)
@@ -135,14 +102,20 @@ def lookup(
 
 def config_of(found: Found) -> KernelConfig | None:
     """The config to use: None where there is none, or it is not `NEAR`. That of another pattern is
-    taken with the order of tiles that this one's rows ask for."""
+    taken with the order of tiles and heads that this one's rows and heads ask for."""
     if found.entry is None or found.distance > NEAR:
         return None
-    config = found.entry.kernel_config
-    if found.entry.key.pattern == found.wanted.pattern:
+    config, wanted, known = found.entry.kernel_config, found.wanted, found.entry.key
+    if known.pattern == wanted.pattern:
         return config
-    growing = "growing" in found.wanted.pattern_class
-    return replace(config, order="reverse" if growing else "forward")
+    growing = GROWING in wanted.pattern_class
+    if wanted.phase != GRAD_KEY_VALUE.name:
+        config = replace(config, order="reverse" if growing else "forward")
+    elif growing != (GROWING in known.pattern_class):
+        config = replace(config, order="forward")  # the first keys are seen by most rows
+    if BY_HEAD not in wanted.pattern_class:
+        config = replace(config, neighbours="tiles")
+    return config
 
 
 def forget() -> None:

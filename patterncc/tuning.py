@@ -9,22 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from patterncc.autotune.candidates import Surveyed, default_of, key_for, survey
 from patterncc.autotune.device import describe
 from patterncc.autotune.job import Job
 from patterncc.autotune.microbenchmarks import Calibration, calibrate
-from patterncc.autotune.search import Limits, Trial
+from patterncc.autotune.options import Options, Progress
+from patterncc.autotune.search import Limits
 from patterncc.autotune.space import config_values, phase_named
-from patterncc.autotune.tuning import (
-    DEFAULTS,
-    Options,
-    Progress,
-    Surveyed,
-    TuneResult,
-    config_words,
-    key_for,
-    survey,
-    tune,
-)
+from patterncc.autotune.study import Trial
+from patterncc.autotune.tuning import Tuner, TuneResult
+from patterncc.autotune.words import config_words
 from patterncc.call import Call
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
@@ -57,34 +51,14 @@ def job_of(call: Call, problem: Problem, *, batch: int = 1, layer: int = 0, seed
     )
 
 
-def tune_call(
-    call: Call,
-    problem: Problem,
-    device: str,
-    phase: str,
-    *,
-    batch: int,
-    layer: int,
-    seed: int,
-    options: Options,
-    report: Callable[[Progress], None],
-) -> TuneResult:
-    """Tunes one call and keeps the result in the user's store.
+def tuner(device: str, options: Options) -> Tuner:
+    """What tunes calls on a device and keeps the results in the user's store.
 
     Raises:
-        TuningError: No config worked.
-        UnsupportedError: The call cannot be run there.
-        ConfigError: There is no such phase or device, or a table is missing.
+        TuningError: Processes cannot measure here.
+        ConfigError: There is no such device.
     """
-    return tune(
-        job_of(call, problem, batch=batch, layer=layer, seed=seed),
-        phase_named(phase),
-        device,
-        store(),
-        options=options,
-        report=report,
-        written_by=WRITTEN_BY,
-    )
+    return Tuner(device, store(), options=options, written_by=WRITTEN_BY)
 
 
 def survey_call(
@@ -133,15 +107,21 @@ def survey_document(found: tuple[Surveyed, ...]) -> dict[str, Any]:
     return {"configs": rows}
 
 
-def calibrate_device(device: str, report: Callable[[Progress], None]) -> tuple[Calibration, Path]:
-    """Fits the cost model's constants to a device and keeps them; also returns their file.
+def calibrate_device(
+    device: str, phase: str, report: Callable[[Progress], None]
+) -> tuple[Calibration, Path]:
+    """Fits the cost model's constants of a phase to a device and keeps them; also returns their
+    file.
 
     Raises:
         TuningError: Too little worked to fit anything.
-        ConfigError: There is no such device.
+        ConfigError: There is no such device or phase.
     """
-    found = calibrate(device, processes=Options().processes, folder=kernel_folder(), report=report)
-    return found, store().put_constants(found.device.name, found.constants)
+    wanted = phase_named(phase)
+    found = calibrate(
+        device, wanted, processes=Options().processes, folder=kernel_folder(), report=report
+    )
+    return found, store().put_constants(found.device.name, found.constants, wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +170,7 @@ def why_config(call: Call, problem: Problem, device_name: str, phase: str) -> Wh
     if not settings().tuned:
         config, tuned, reason = None, False, f"PATTERNCC_TUNED is off; else: {reason}"
     if config is None:
-        config = DEFAULTS[wanted.name](job, device)
+        config = default_of(job, wanted, device)
     values = config_values(config, wanted, device.target)
     return Why(device.name, values, tuned, reason, found.differences)
 
@@ -232,6 +212,7 @@ def document(name: str, result: TuneResult) -> dict[str, Any]:
     entry, found = result.entry, result.found
     return {
         "pattern": name,
+        "phase": entry.key.phase,
         "key": entry.key.as_json(),
         "config": dict(entry.config),
         "seconds": entry.seconds,
@@ -256,11 +237,14 @@ def document(name: str, result: TuneResult) -> dict[str, Any]:
 
 def _trial(result: TuneResult, trial: Trial) -> dict[str, Any]:
     predicted = result.predicted.get(trial.config)
+    compiled = result.compiled.get(trial.config)
+    needs = None if compiled is None else compiled.resources
     return {
         "config": _values(result, trial.config),
         "state": trial.state,
         "seconds": trial.seconds if math.isfinite(trial.seconds) else None,
         "predicted_seconds": predicted,
+        "resources": None if needs is None else asdict(needs),
         "reason": trial.reason,
         "proposed_by": trial.proposed_by,
         "elapsed": trial.elapsed,

@@ -3,7 +3,9 @@
 Bounded in memory and time at every length; the sample is drawn from a seed, so a run repeats.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,9 +14,12 @@ from torch import Tensor
 from patterncc.call import Call
 from patterncc.codegen import judging, reference
 from patterncc.codegen.judging import LSE_TOLERANCE, OUTPUT_TOLERANCE, distance, sample
+from patterncc.codegen.score import reference as score_reference
+from patterncc.dsl.score.terms import PLAIN, ScoreTerms
 
 MOST_PAIRS = 1 << 27  # pairs of (row, key) that are checked, over all heads
 _EDGE = 32  # rows at each end that are always checked
+_CHUNK = 1 << 22  # pairs of a head whose logits are held at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,66 @@ class Verdict:
         return self.error <= self.tolerance and self.lse_error <= self.lse_tolerance
 
 
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """Dense attention in float64, of some rows of a call.
+
+    Attributes:
+        terms: Score terms.
+        numbers: What they read, by name.
+        tables: What they read, by name, on the CPU.
+    """
+
+    terms: ScoreTerms = PLAIN
+    numbers: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    tables: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        scale: float,
+        rows: Tensor,
+        env: Mapping[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        """Output and lse of the rows that `query` holds.
+
+        Args:
+            query: `[batch, heads, len(rows), head_dim]`.
+            key: `[batch, kv_heads, kv_len, head_dim]`.
+            value: `[batch, kv_heads, kv_len, value_head_dim]`.
+            mask: Of those rows, broadcast over batch and heads.
+            scale: Factor of the scores.
+            rows: Which rows of the call they are.
+            env: Scalars of the call, with `batch`, `head` and `kv_head` of the first entry.
+        """
+        if self.terms.plain:
+            return reference.dense_attention(query, key, value, mask, scale)
+        scalars = {name: number for name, number in env.items() if isinstance(number, int)}
+        mask = mask.broadcast_to(*query.shape[:3], key.shape[2])
+        found = [
+            score_reference.dense_attention(
+                query[:, :, part],
+                key,
+                value,
+                mask[:, :, part],
+                scale,
+                self.terms,
+                env=scalars,
+                numbers=self.numbers,
+                tables=self.tables,
+                rows=rows[part],
+            )
+            for part in torch.split(torch.arange(len(rows)), max(1, _CHUNK // key.shape[2]))
+        ]
+        return torch.cat([out for out, _ in found], 2), torch.cat([lse for _, lse in found], 2)
+
+
+PLAIN_ORACLE = Oracle()
+
+
 def judge(
     call: Call,
     query: Tensor,
@@ -55,6 +120,7 @@ def judge(
     scale: float | None = None,
     seed: int = 0,
     most_pairs: int = MOST_PAIRS,
+    oracle: Oracle = PLAIN_ORACLE,
 ) -> Verdict:
     """Compares a result with dense attention in float64.
 
@@ -69,6 +135,7 @@ def judge(
         scale: Factor of the scores; `head_dim ** -0.5` if not given.
         seed: Of the sample.
         most_pairs: Most pairs of a row and a key to look at, over all heads.
+        oracle: What is right.
     """
     batch, heads, q_len, head_dim = query.shape
     most = max(2 * _EDGE, most_pairs // max(1, batch * heads * call.kv_len))
@@ -81,12 +148,14 @@ def judge(
             env = call.env(head, layer) | {"batch": index}
             masks.append(mask_rows(call, env, rows))
         part = slice(index, index + 1)
-        wanted, wanted_lse = reference.dense_attention(
+        wanted, wanted_lse = oracle(
             query[part, :, rows.to(query.device)].cpu(),
             key[part].cpu(),
             value[part].cpu(),
             torch.stack(masks)[None],
             scale,
+            rows,
+            call.env(0, layer) | {"batch": index},
         )
         got = out[part, :, rows.to(out.device)].cpu().double()
         got_lse = lse[part, :, rows.to(lse.device)].cpu().double()

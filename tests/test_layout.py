@@ -22,7 +22,7 @@ MAX_LINES = 600
 SINGLE_IMPORTERS = {
     "islpy": "codegen/presburger",
     "lark": "dsl/parser.py",
-    "optuna": "autotune/search.py",
+    "optuna": "autotune/study.py",
     "triton": "codegen/gpu/launch.py",
 }
 

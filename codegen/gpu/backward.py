@@ -32,6 +32,7 @@ from patterncc.dsl.score.terms import PLAIN, ScoreTerms
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from patterncc.codegen.gpu.backward_plan import TunedGradients
     from patterncc.codegen.gpu.launches import Launch
     from patterncc.codegen.gpu.plan import Lowered
 
@@ -45,10 +46,11 @@ class Backward:
     Args:
         lower: Gives the pattern's passes for a tile shape, both directions of each, from the most
             special alternative to one that assumes nothing.
-        config: Of the kernels; None takes the defaults for each problem and device, which load by
-            descriptors where the device has them and the tensors' layout allows them, else by
-            pointers.
+        config: Of the kernels; None takes what `tuned` has, else the defaults for each problem and
+            device, which load by descriptors where the device has them and the tensors' layout
+            allows them, else by pointers.
         folder: Where generated sources are written; the user's cache by default.
+        tuned: The configs that were tuned for a call, asked once for each that is planned.
         terms: Which logits entered the softmax.
 
     Raises:
@@ -61,10 +63,11 @@ class Backward:
         *,
         config: BackwardConfig | None = None,
         folder: Path | None = None,
+        tuned: TunedGradients | None = None,
         terms: ScoreTerms = PLAIN,
     ) -> None:
         self._terms = terms
-        self.planner = BackwardPlanner(lower, config or BackwardConfig())
+        self.planner = BackwardPlanner(lower, config or BackwardConfig(), tuned)
         self._steps = Steps(folder)
 
     def __call__(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.kernel_source import KernelSource
     from patterncc.codegen.gpu.launches import Call
     from patterncc.codegen.gpu.layout import Layout
-    from patterncc.codegen.gpu.plan import Lowered, Pass, Sources
+    from patterncc.codegen.gpu.plan import Lowered, Pass, Sources, Tuned
     from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.codegen.problem import Problem
 
@@ -128,18 +128,38 @@ GRAD_BY: Mapping[Reach, Kind] = {
 """Sums of the gradients of tables that are read at keys' positions."""
 
 
+@dataclass(frozen=True, slots=True)
+class TunedGradients:
+    """What is asked for tuned configs of the kernels of a backward, as `plan.Tuned`.
+
+    Attributes:
+        grad_query: For the kernel that computes the query's gradient.
+        grad_key_value: For the one that computes the key's and the value's.
+    """
+
+    grad_query: Tuned | None = None
+    grad_key_value: Tuned | None = None
+
+
 class BackwardPlanner:
     """Plans the backward calls of one pattern.
 
     Args:
         lower: Gives the pattern's passes for a tile shape, both directions of each.
         config: Of the kernels.
+        tuned: Asked where `config` has none. Kernels that also sum gradients of tables are not
+            tuned, and take their defaults.
     """
 
-    def __init__(self, lower: Lowered, config: BackwardConfig) -> None:
-        self._grad_query = PassPlanner(lower, GRAD_QUERY, config.grad_query)
+    def __init__(
+        self, lower: Lowered, config: BackwardConfig, tuned: TunedGradients | None = None
+    ) -> None:
+        tuned = tuned or TunedGradients()
+        self._grad_query = PassPlanner(lower, GRAD_QUERY, config.grad_query, tuned.grad_query)
         self._entries = PassPlanner(lower, GRAD_QUERY_ENTRIES, config.grad_query)
-        self._grad_key_value = PassPlanner(lower, GRAD_KEY_VALUE, config.grad_key_value)
+        self._grad_key_value = PassPlanner(
+            lower, GRAD_KEY_VALUE, config.grad_key_value, tuned.grad_key_value
+        )
         self._by = {reach: PassPlanner(lower, kind) for reach, kind in GRAD_BY.items()}
         self._deltas: dict[tuple[Problem, bool, bool], KernelSource] = {}
 

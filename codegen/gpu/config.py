@@ -37,7 +37,8 @@ class KernelConfig:
         order: Query tiles from the first or from the last on; `reverse` starts with the longest
             tiles of a causal pattern.
         neighbours: What programs that start one after another work on: query tiles of one head, or
-            heads of one query tile, so that the long tiles of all heads start before short ones.
+            heads of one query tile, so that the long tiles of all heads start before short ones. A
+            head's keys then share the cache with other heads': it rarely pays (docs/kernels.md).
         max_registers: Registers per thread at most, to fit more programs on a multiprocessor; None
             leaves it to the compiler. Of a Gluon kernel, those of a thread that computes.
         emitter: What writes the kernel: `triton`, which does everything everywhere, or `gluon`
@@ -156,6 +157,15 @@ def default_config(
     return config if program is None else suited(config, problem, target, program)
 
 
+def narrowed(config: KernelConfig, block_k: int) -> KernelConfig:
+    """A default config with narrower key tiles, as many as stages hide the loads of: those that
+    were measured (docs/kernels.md), three for 32 keys, six for 16."""
+    if block_k >= config.block_k:
+        return config
+    stages = 6 if block_k == 16 else config.num_stages
+    return replace(config, block_k=block_k, num_stages=stages)
+
+
 def suited(
     config: KernelConfig,
     problem: Problem,
@@ -163,13 +173,13 @@ def suited(
     program: BlockProgram,
     shared: SharedBytes | None = None,
 ) -> KernelConfig:
-    """A default config with what depends on the program: its order of tiles and heads, and fewer
-    stages where the mask reads a table pair by pair and would else leave room for fewer programs.
+    """A default config with what depends on the program: its order of tiles, and fewer stages
+    where the mask reads a table pair by pair and would else leave room for fewer programs.
 
     What is read pair by pair changes its layout in shared memory. On an H200 a tenth of the blocks
     of 64 took 0.59 ms with three stages and one program, 0.41 ms with two of each.
     """
-    config = replace(config, order=tile_order(program), neighbours=neighbours(program))
+    config = replace(config, order=tile_order(program))
     if not any(
         isinstance(node, (Entry, Member)) and {"q", "k"} <= variables(node)
         for node in walk(program.mask)
@@ -186,15 +196,6 @@ def suited(
 def tile_order(program: BlockProgram) -> Order:
     """The order that starts with the longest query tiles."""
     return "reverse" if _grows(program) else "forward"
-
-
-def neighbours(program: BlockProgram) -> Neighbours:
-    """Heads where they differ in their tiles: a head with much to do could else start last."""
-    bounds = (
-        part for sweep in program.forward for part in (sweep.lo, sweep.hi, sweep.guard, sweep.phase)
-    )
-    differ = any({"head", "kv_head"} & variables(bound) for bound in bounds)
-    return "heads" if differ and not program.listed else "tiles"
 
 
 def _tiles(problem: Problem, target: str, descriptors: bool) -> KernelConfig:

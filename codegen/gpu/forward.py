@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.launches import Launch
-    from patterncc.codegen.gpu.plan import Lowered, Tuned
+    from patterncc.codegen.gpu.plan import KeyWidth, Lowered, Tuned
 
 
 class Forward:
@@ -45,6 +45,7 @@ class Forward:
             allows them, else by pointers.
         folder: Where generated sources are written; the user's cache by default.
         tuned: The config that was tuned for a call, asked once for each that is planned.
+        key_width: Narrows the key tiles of a default config.
         terms: Which logits enter the softmax.
 
     Raises:
@@ -58,9 +59,10 @@ class Forward:
         config: KernelConfig | None = None,
         folder: Path | None = None,
         tuned: Tuned | None = None,
+        key_width: KeyWidth | None = None,
         terms: ScoreTerms = PLAIN,
     ) -> None:
-        self.planner = Planner(lower, config, tuned)
+        self.planner = Planner(lower, config, tuned, key_width)
         self._steps = Steps(folder)
         self._terms = terms
 

@@ -97,50 +97,55 @@ outside of it."""
 _ENTRY = Interval(MISSING, 2**31 - 1)
 
 
-def interval(expr: IntExpr) -> Interval:
-    """The range of an expression's values, for existing rows and keys."""
+def interval(expr: IntExpr, ranges: Mapping[str, Interval] = RANGES) -> Interval:
+    """The range of an expression's values, for existing rows and keys.
+
+    Args:
+        expr: The expression.
+        ranges: What each name can be; of whatever call if not given.
+    """
     match expr:
         case Const(value):
             return Interval(value, value)
         case Var(name):
-            return RANGES[name]
+            return ranges[name]
         case Param():
             return _POSITION
         case Sum(terms):
             total = Interval(0, 0)
             for term in terms:
-                total += interval(term)
+                total += interval(term, ranges)
             return total
         case Product(factors):
             scaled = Interval(1, 1)
             for factor in factors:
-                scaled *= interval(factor)
+                scaled *= interval(factor, ranges)
             return scaled
         case FloorDiv(value, divisor):
-            inner, by = interval(value), _divisor(divisor)
+            inner, by = interval(value, ranges), _divisor(divisor, ranges)
             corners = [a // b for a, b in product((inner.low, inner.high), (by.low, by.high))]
             return Interval(min(corners), max(corners))
         case Mod(value, divisor):
-            inner, by = interval(value), _divisor(divisor)
+            inner, by = interval(value, ranges), _divisor(divisor, ranges)
             if inner.low >= 0:
                 return Interval(0, min(inner.high, by.high - 1))
             return Interval(0, by.high - 1)
         case Min(args):
-            parts = [interval(arg) for arg in args]
+            parts = [interval(arg, ranges) for arg in args]
             return Interval(min(p.low for p in parts), min(p.high for p in parts))
         case Max(args):
-            parts = [interval(arg) for arg in args]
+            parts = [interval(arg, ranges) for arg in args]
             return Interval(max(p.low for p in parts), max(p.high for p in parts))
         case Abs(value):
-            inner = interval(value)
+            inner = interval(value, ranges)
             least = 0 if inner.low <= 0 <= inner.high else min(abs(inner.low), abs(inner.high))
             return Interval(least, max(abs(inner.low), abs(inner.high)))
         case Select(_, then, otherwise):
-            return interval(then) | interval(otherwise)
+            return interval(then, ranges) | interval(otherwise, ranges)
         case Entry():
             return _ENTRY
         case Segment(kind, _, position):
-            return _of_document(kind, interval(position))
+            return _of_document(kind, interval(position, ranges))
     assert_never(expr)
 
 
@@ -157,7 +162,7 @@ def _of_document(kind: SegmentKind, position: Interval) -> Interval:
     assert_never(kind)
 
 
-def _divisor(expr: IntExpr) -> Interval:
+def _divisor(expr: IntExpr, ranges: Mapping[str, Interval]) -> Interval:
     """The range of a divisor, which the language keeps positive."""
-    found = interval(expr)
+    found = interval(expr, ranges)
     return Interval(max(found.low, 1), max(found.high, 1))

@@ -22,6 +22,7 @@ from patterncc.codegen.gpu.config import (
     SharedBytes,
     check_config,
     default_config,
+    narrowed,
     shared_bytes,
     suited,
 )
@@ -55,6 +56,10 @@ MOST_LISTED = 2 << 30
 _LEAST_SCALE = 1.0e-35
 """Stands for 0: so small that scaled scores vanish beside the logarithm of a count of keys."""
 
+
+KeyWidth: TypeAlias = Callable[[int, int], int]
+"""How wide key tiles start out, for the `(block_q, block_k)` of a default: what
+`codegen.key_width` counts."""
 
 Tuned: TypeAlias = Callable[[Call], KernelConfig | None]
 """The config that was tuned for a call, or for one like it; None where there is none."""
@@ -137,6 +142,7 @@ class PassPlanner:
             tensors allows them.
         tuned: Asked where no config is given. One that loads by descriptors is not taken where the
             layout of the tensors does not allow them.
+        key_width: Narrows the key tiles of a default config; None leaves them.
     """
 
     def __init__(
@@ -145,8 +151,10 @@ class PassPlanner:
         kind: Kind,
         config: KernelConfig | None = None,
         tuned: Tuned | None = None,
+        key_width: KeyWidth | None = None,
     ) -> None:
         self._lower = lower
+        self._key_width = key_width
         self._kind = kind
         self._config = config
         self._tuned = tuned
@@ -183,7 +191,7 @@ class PassPlanner:
             passes = self._passes(tuned, call.env)
             if tuned.load != "descriptor" or self._kind.obstacle(passes, call.layouts) is None:
                 return tuned, passes, False
-        config = self._config or self._kind.default(call.problem, call.target)
+        config = self._config or self._default(call)
         passes = self._passes(config, call.env)
         obstacle = None
         if config.load == "descriptor":
@@ -192,8 +200,14 @@ class PassPlanner:
             return config, passes, self._config is None
         if self._config is not None:
             raise ConfigError(f"load='descriptor' is impossible: {obstacle}", ("pointer",))
-        config = self._kind.default(call.problem, call.target, descriptors=False)
+        config = self._default(call, descriptors=False)
         return config, self._passes(config, call.env), True
+
+    def _default(self, call: Call, *, descriptors: bool = True) -> KernelConfig:
+        config = self._kind.default(call.problem, call.target, descriptors=descriptors)
+        if self._key_width is None:
+            return config
+        return narrowed(config, self._key_width(config.block_q, config.block_k))
 
     def _passes(self, config: KernelConfig, env: Mapping[str, int]) -> Passes:
         """The first alternative whose assumptions the call meets."""
@@ -338,13 +352,17 @@ class Planner:
     """Plans the forward calls of one pattern.
 
     Args:
-        lower, config, tuned: As of `PassPlanner`.
+        lower, config, tuned, key_width: As of `PassPlanner`.
     """
 
     def __init__(
-        self, lower: Lowered, config: KernelConfig | None = None, tuned: Tuned | None = None
+        self,
+        lower: Lowered,
+        config: KernelConfig | None = None,
+        tuned: Tuned | None = None,
+        key_width: KeyWidth | None = None,
     ) -> None:
-        self._kernels = PassPlanner(lower, FORWARD, config, tuned)
+        self._kernels = PassPlanner(lower, FORWARD, config, tuned, key_width)
 
     def plan(
         self,

@@ -28,6 +28,7 @@ def dense_attention(
     env: Mapping[str, int] | None = None,
     numbers: Mapping[str, float] | None = None,
     tables: Mapping[str, Tensor] | None = None,
+    rows: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor]:
     """Attention with score terms computed densely, in a wide type.
@@ -39,9 +40,11 @@ def dense_attention(
         mask: bool, `[q_len, kv_len]`, or the same with heads, or batch and heads, in front.
         scale: Factor of the scores.
         terms: What becomes of them.
-        env: `q_offset` (`kv_len - q_len` if not given), `layer` (0), `layers` where it is read.
+        env: `q_offset` (`kv_len - q_len` if not given), `layer` (0), `layers` where it is read; of
+            a part of a call also the call's sizes, and `batch`, `head`, `kv_head` of the first.
         numbers: The numbers that the terms read, by name.
         tables: The tables that they read, by name.
+        rows: Which rows of the call the query holds, int64 `[q_len]`; its first if not given.
         dtype: What is computed in and returned.
 
     Returns:
@@ -52,15 +55,22 @@ def dense_attention(
     batch, heads, q_len, _ = query.shape
     kv_heads, kv_len = key.shape[1:3]
     mask = mask.broadcast_to(batch, heads, q_len, kv_len)
-    scope = {"layer": 0, "q_offset": kv_len - q_len, **(env or {})}
+    scope = {"layer": 0, "batch": 0, "head": 0, "kv_head": 0, "q_offset": kv_len - q_len}
     scope |= {"q_len": q_len, "kv_len": kv_len, "heads": heads, "kv_heads": kv_heads}
-    q = torch.arange(scope["q_offset"], scope["q_offset"] + q_len, device=query.device)[:, None]
+    scope |= env or {}
+    rows = torch.arange(q_len) if rows is None else rows
+    q = (scope["q_offset"] + rows.to(query.device))[:, None]
     k = torch.arange(kv_len, device=query.device)[None, :]
     outs, lses = [], []
     for b in range(batch):
         for head in range(heads):
             kv_head = head // (heads // kv_heads)
-            own = {**scope, "batch": b, "head": head, "kv_head": kv_head}
+            own = {
+                **scope,
+                "batch": scope["batch"] + b,
+                "head": scope["head"] + head,
+                "kv_head": scope["kv_head"] + kv_head,
+            }
 
             def found(expr: IntExpr | Predicate, own: Mapping[str, int] = own) -> Tensor:
                 return discrete(expr, q, k, own).to(query.device)

@@ -1,6 +1,7 @@
 """Which commands and arguments there are. Loads nothing, so that `--help` is quick."""
 
 import argparse
+import math
 from collections.abc import Callable
 
 from patterncc import __version__
@@ -47,6 +48,7 @@ def _fmt(parser: argparse.ArgumentParser) -> None:
 
 def _explain(parser: argparse.ArgumentParser) -> None:
     _pattern(parser)
+    _score(parser)
     _call(parser, q_len=16384, heads=8, layers=12)
     _choice(parser)
     _shape(parser)
@@ -57,8 +59,10 @@ def _explain(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="say which configuration the call would run with here, and why, instead",
     )
-    group.add_argument("--device", help="with --why-config: cpu, cuda or cuda:N")
-    group.add_argument("--phase", default="forward", help="with --why-config: the phase (forward)")
+    group.add_argument("--device", help="with --why-config or --cost: cpu, cuda or cuda:N")
+    group.add_argument(
+        "--phase", default="forward", help="with --why-config or --cost: the phase (forward)"
+    )
     _json(parser)
 
 
@@ -78,6 +82,7 @@ def _plot(parser: argparse.ArgumentParser) -> None:
 
 def _compile(parser: argparse.ArgumentParser) -> None:
     _pattern(parser)
+    _score(parser)
     parser.add_argument(
         "--emit",
         default="ir",
@@ -105,6 +110,15 @@ def _compile(parser: argparse.ArgumentParser) -> None:
 
 def _run(parser: argparse.ArgumentParser) -> None:
     _pattern(parser)
+    _score(parser).add_argument(
+        "--number",
+        action="append",
+        default=[],
+        type=_real,
+        metavar="NAME=X",
+        help="a number that they read, such as cap=50; --table NAME=FILE gives a table, which is "
+        "drawn else",
+    )
     _call(parser, q_len=None, heads=8, layers=1)
     parser.add_argument("--layer", type=_count_or_zero, default=0, metavar="N", help="layer (0)")
     parser.add_argument("--batch", type=_count, default=1, metavar="N", help="batch (1)")
@@ -114,7 +128,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backward",
         action="store_true",
-        help="check and time the gradients of query, key and value, too",
+        help="check and time the gradients of query, key, value and score tables, too",
     )
     parser.add_argument(
         "--repeats",
@@ -233,7 +247,13 @@ def _tune(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="fit the cost model to the device instead, by a few timed calls",
     )
-    parser.add_argument("--phase", default="forward", help="what to tune: forward (the default)")
+    parser.add_argument(
+        "--phase",
+        default="forward",
+        metavar="NAMES",
+        help="what to tune: forward (the default), grad_query, grad_key_value, several with commas "
+        "between, or all",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA if there is a device")
     _call(parser, q_len=None, heads=16, layers=1)
     parser.add_argument("--layer", type=_count_or_zero, default=0, metavar="N", help="layer (0)")
@@ -324,6 +344,19 @@ def _pattern(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", metavar="PATTERN", help=_PATTERN)
     parser.add_argument("--name", help="which pattern of the text; the last one if not given")
     _param(parser, "value of a parameter of the pattern; can be given more than once")
+
+
+def _score(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("score terms", "what becomes of the scores: docs/scores.md")
+    group.add_argument(
+        "--score",
+        metavar="TERM",
+        help="logit of a visible pair, such as 'softcap(score, 50) + alibi(slopes)'",
+    )
+    group.add_argument(
+        "--sink", metavar="TERM", help="logit of one more key of value 0, such as 'sinks[head]'"
+    )
+    return group
 
 
 def _param(parser: argparse.ArgumentParser, meaning: str) -> None:
@@ -436,6 +469,17 @@ def _parameter(text: str) -> tuple[str, int]:
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     return name, _integer(value)
+
+
+def _real(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not equals or not name.isidentifier() or not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=X with a finite number X")
+    return name, number
 
 
 def _lengths(text: str) -> tuple[int, ...]:

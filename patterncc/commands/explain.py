@@ -15,6 +15,7 @@ from patterncc.commands.inputs import (
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.explain import explain, outline
 from patterncc.explain_text import format_explanation
+from patterncc.score_text import format_terms, terms_as_json
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,10 +40,14 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(format_explanation(outline(call, problem, block_q, block_k)))
         raise
+    terms = problem.terms
     if args.json:
-        console.print_json(explanation.as_json())
+        shown = {} if terms.plain else {"score_terms": terms_as_json(terms)}
+        console.print_json(explanation.as_json() | shown)
     else:
-        print(format_explanation(explanation), end="")
+        print(format_explanation(explanation), end="" if terms.plain else "\n")
+        if not terms.plain:
+            print(format_terms(terms), end="")
     return 0
 
 

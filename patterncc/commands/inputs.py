@@ -12,7 +12,10 @@ from patterncc.commands.arguments import TABLE_LENGTH
 from patterncc.dsl import library, load
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.pattern import Pattern
+from patterncc.dsl.score.terms import ScoreTerms, load_terms
 from patterncc.example_values import USUAL_LAYERS, Example
+from patterncc.score_example import Scores
+from patterncc.score_example import scores_of as example_scores
 
 STANDARD_INPUT = "-"
 
@@ -105,7 +108,10 @@ def call_of(pattern: Pattern, args: argparse.Namespace) -> Call:
         "kv_len": args.kv_len or args.q_len,
         "batch": getattr(args, "batch", 1),
     }
-    given = {name: table_values.read(name, text) for name, text in args.table}
+    of_score = terms_of(args).tables
+    given = {
+        name: table_values.read(name, text) for name, text in args.table if name not in of_score
+    }
     tables = table_values.check(pattern, given, sizes)
     seed = getattr(args, "seed", 0)
     found = example_values.example(library_name, pattern, sizes, seed) or Example()
@@ -125,6 +131,32 @@ def call_of(pattern: Pattern, args: argparse.Namespace) -> Call:
         tables=tables | added,
         examples=dict.fromkeys([*numbers, *added], f"an example, seed {seed}"),
     )
+
+
+def terms_of(args: argparse.Namespace) -> ScoreTerms:
+    """The score terms of a command line.
+
+    Raises:
+        PatternError: A text is wrong.
+    """
+    return load_terms(getattr(args, "score", None), getattr(args, "sink", None))
+
+
+def scores_of(args: argparse.Namespace, call: Call) -> Scores:
+    """The score terms of a command line with what they read; tables not given are drawn.
+
+    Raises:
+        PatternError: A text is wrong.
+        ConfigError: A number or a table is missing, unknown or wrong.
+        OSError: The file of a table cannot be read.
+    """
+    terms = terms_of(args)
+    tables = {
+        name: table_values.read_real(name, text)
+        for name, text in args.table
+        if name in terms.tables
+    }
+    return example_scores(terms, call, dict(args.number), tables, batch=args.batch, seed=args.seed)
 
 
 class MissingTableError(ConfigError):
@@ -152,4 +184,4 @@ def _library_name(args: argparse.Namespace) -> str:
 def problem_of(args: argparse.Namespace) -> Problem:
     """The shape class of a command line."""
     value_head_dim = args.value_head_dim or args.head_dim
-    return Problem(args.dtype, args.head_dim, value_head_dim)
+    return Problem(args.dtype, args.head_dim, value_head_dim, terms=terms_of(args))

@@ -3,18 +3,26 @@ asked, and compares times."""
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from patterncc.commands import console
-from patterncc.commands.inputs import call_of, pattern_of, problem_of, require_tables
+from patterncc.commands.inputs import (
+    call_of,
+    pattern_of,
+    problem_of,
+    require_tables,
+    scores_of,
+    terms_of,
+)
+from patterncc.commands.run_document import document
 from patterncc.explain_text import quantity
 from patterncc.notation import percent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from patterncc.backward_trial import BackwardTrial
     from patterncc.rivals import Dense
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     """Runs the pattern and prints what was found; 1 if the result is wrong."""
     pattern = pattern_of(args)
+    terms_of(args)
     from patterncc import trial  # loads torch: seconds, which a mistake in the text need not wait
 
     device = trial.choose_device(args.device)
@@ -34,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     call = call_of(pattern, args)
     require_tables(call)
     problem = replace(problem_of(args), group=call.heads // call.kv_heads)
+    scores = scores_of(args, call)
     with console.progress().status("starting ...") as status:
         found = trial.run(
             call,
@@ -45,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
             repeats=args.repeats,
             backward=args.backward,
             report=status.update,
+            scores=scores,
         )
     if args.json:
         console.print_json(document(found))
@@ -66,6 +77,8 @@ def _print(found: "Trial") -> None:
     size = f"batch {found.batch}, {heads}, {lengths}, head_dim {problem.head_dim}"
     out.print(Text.assemble((name, "bold"), f" on {found.device} ({found.machine})"))
     out.print(Text(f"{problem.dtype}, {size}"))
+    for line in _score_lines(found):
+        out.print(Text(line))
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     share = percent(tiles.visited / tiles.all)
@@ -92,6 +105,18 @@ def _print(found: "Trial") -> None:
     out.print(Text("right", "bold green") if found.right else Text("WRONG", "bold red"))
 
 
+def _score_lines(found: "Trial") -> "Iterator[str]":
+    """The score terms, and where what they read is from."""
+    scores = found.scores
+    if scores.terms.plain:
+        return
+    logit, _, sink = scores.terms.text.partition("\n")
+    yield f"score  {logit}" + (f"; sink  {sink}" if sink else "")
+    for name, table in scores.tables.items():
+        source = "drawn" if name in scores.drawn else "given"
+        yield f"table  {name}: {' x '.join(map(str, table.shape))}, {source}"
+
+
 def _add_backward(table: Table, found: "Trial", backward: "BackwardTrial") -> None:
     timing, verdict = backward.timing, backward.verdict
     table.add_section()
@@ -102,7 +127,7 @@ def _add_backward(table: Table, found: "Trial", backward: "BackwardTrial") -> No
     _add_dense(table, backward.dense, timing, ", backward")
     rows = _rows(verdict.checked, verdict.rows)
     for name, error in verdict.errors.items():
-        allowed = f"allowed {verdict.tolerance:.2g} of the largest entry"
+        allowed = f"allowed {verdict.allowed(name):.2g} of the largest entry"
         table.add_row(f"{name} error", f"{error:.2g}", f"{allowed}; from {rows}")
 
 
@@ -143,86 +168,3 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds * 1e6:.3g} us"
-
-
-def document(found: "Trial") -> dict[str, Any]:
-    """What `--json` prints."""
-    call, problem, tiles, verdict = found.call, found.problem, found.tiles, found.verdict
-    return {
-        "pattern": {"name": call.pattern.name, "text": call.pattern.text},
-        "call": {
-            "batch": found.batch,
-            "q_len": call.q_len,
-            "kv_len": call.kv_len,
-            "q_offset": call.q_offset,
-            "layer": found.layer,
-            **call.sizes,
-            "head_dim": problem.head_dim,
-            "value_head_dim": problem.value_head_dim,
-            "dtype": problem.dtype,
-        },
-        "device": found.device,
-        "machine": found.machine,
-        "density": found.density,
-        "pairs": tiles.pairs,
-        "block_q": tiles.block_q,
-        "block_k": tiles.block_k,
-        "tiles": tiles.all,
-        "visited": tiles.visited,
-        "full": tiles.full,
-        "useful_flops": found.useful_flops,
-        "first_seconds": found.first,
-        "seconds": _times(found.timing),
-        "dense": _dense_document(found.dense),
-        "check": {
-            "right": verdict.right,
-            "rows": verdict.rows,
-            "checked": verdict.checked,
-            "error": _finite(verdict.error),
-            "tolerance": verdict.tolerance,
-            "lse_error": _finite(verdict.lse_error),
-            "lse_tolerance": verdict.lse_tolerance,
-        },
-        "backward": None if found.backward is None else _backward_document(found, found.backward),
-    }
-
-
-def _backward_document(found: "Trial", backward: "BackwardTrial") -> dict[str, Any]:
-    verdict = backward.verdict
-    return {
-        "useful_flops": found.useful_backward_flops,
-        "first_seconds": backward.first,
-        "seconds": _times(backward.timing),
-        "dense": _dense_document(backward.dense),
-        "check": {
-            "right": verdict.right,
-            "rows": verdict.rows,
-            "checked": verdict.checked,
-            "errors": {name: _finite(error) for name, error in verdict.errors.items()},
-            "tolerance": verdict.tolerance,
-        },
-    }
-
-
-def _dense_document(dense: "Sequence[Dense]") -> list[dict[str, Any]]:
-    return [
-        {
-            "name": rival.name,
-            "skipped": rival.skipped or None,
-            "seconds": None if rival.timing is None else _times(rival.timing),
-        }
-        for rival in dense
-    ]
-
-
-def _times(timing: "Timing") -> dict[str, Any]:
-    return {
-        "median": timing.median,
-        "least": timing.least,
-        "count": len(timing.seconds),
-    }
-
-
-def _finite(number: float) -> float | str:
-    """JSON has no infinity."""
-    return number if number < float("inf") else "infinite"

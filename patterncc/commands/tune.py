@@ -4,7 +4,7 @@ import argparse
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,58 +26,134 @@ from patterncc.dsl import library
 from patterncc.dsl.errors import ConfigError, PatternccError
 
 if TYPE_CHECKING:
-    from patterncc.autotune.tuning import Progress, TuneResult
+    from patterncc.autotune.job import Job
+    from patterncc.autotune.options import Progress
+    from patterncc.autotune.space import Phase
+    from patterncc.autotune.tuning import TuneResult
     from patterncc.call import Call
     from patterncc.codegen.problem import Problem
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tunes each pattern; 1 if one of them could not be, 130 after Ctrl-C."""
+    """Tunes each phase of each pattern; 1 if one of them could not be, 130 after Ctrl-C."""
     if args.calibrate:
         return _calibrate(args)
     if bool(args.files) == args.library:
         raise ConfigError("tune takes patterns, or --library for all that patterncc has")
     if args.target:
         return _survey(args)
-    if args.plot and (args.library or len(args.files) > 1):
-        raise ConfigError("--plot draws one search; tune one pattern at a time with it")
     names = library.names() if args.library else args.files
     requests = [_of_one(args, name) for name in names]
     patterns = [pattern_of(each) for each in requests]  # mistakes in a text come before all work
 
     from patterncc import trial, tuning_plot  # they load torch
-    from patterncc.tuning import document
 
+    device = trial.choose_device(args.device)
+    phases = _phases(args.phase, device.type)
+    if args.plot and len(requests) * len(phases) > 1:
+        raise ConfigError("--plot draws one search; tune one pattern and phase at a time with it")
     if args.plot:
         tuning_plot.check_output(args.plot)
-    device = trial.choose_device(args.device)
-    documents: list[dict[str, Any]] = []
-    failures = 0
+    works: list[_Work] = []
     for request, pattern in zip(requests, patterns, strict=True):
         lengths = trial.DEFAULT_TABLE_LENGTH if pattern.tables else trial.DEFAULT_LENGTH
         request.q_len = request.q_len or lengths[device.type]
         request.dtype = request.dtype or trial.DEFAULT_DTYPE[device.type]
         name = pattern.name or request.pattern
-        try:
-            result = _tune(request, pattern, str(device), name)
-        except PatternccError as error:
-            if len(requests) == 1:
-                raise
-            failures += 1
-            documents.append({"pattern": name, "error": _first_line(error)})
+        works += [_Work(name, phase, _job(request, pattern)) for phase in phases]
+    return _tune_all(args, works, str(device))
+
+
+def _phases(text: str, device: str) -> tuple["Phase", ...]:
+    """The phases of `--phase`; of `all` those that the device has something to tune in.
+
+    Raises:
+        ConfigError: There is no such phase, or nothing to tune in one that was named.
+    """
+    from patterncc.autotune.space import CPU, PHASES, phase_named
+
+    if text == "all":
+        return tuple(phase for phase in PHASES.values() if phase.cpu or device != CPU)
+    named = tuple(phase_named(name) for name in dict.fromkeys(text.split(",")))
+    for phase in named:
+        if device == CPU:
+            phase.knobs(CPU)
+    return named
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A phase of a call that is to be tuned, or why it cannot be."""
+
+    name: str
+    phase: "Phase"
+    job: "Job | PatternccError"
+
+
+def _job(args: argparse.Namespace, pattern: Any) -> "Job | PatternccError":
+    from patterncc.tuning import job_of
+
+    try:
+        call, problem = _call_and_problem(args, pattern)
+        return job_of(call, problem, batch=args.batch, layer=args.layer, seed=args.seed)
+    except PatternccError as error:
+        return error
+
+
+def _tune_all(args: argparse.Namespace, works: list[_Work], device: str) -> int:
+    """Tunes one after another, while what comes next is compiled."""
+    from patterncc import tuning_plot
+    from patterncc.autotune.options import Options
+    from patterncc.autotune.search import Limits
+    from patterncc.pipeline import kernel_folder
+    from patterncc.tuning import document, tuner
+
+    options = Options(
+        Limits(args.trials, args.timeout, args.gain),
+        args.sampler,
+        args.storage,
+        folder=Path(kernel_folder()),
+    )
+    documents: list[dict[str, Any]] = []
+    failures = 0
+    with tuner(device, options) as tunes:
+        for number, work in enumerate(works):
+            try:
+                if isinstance(work.job, PatternccError):
+                    raise work.job
+                with _bar(work.name) as report:
+                    result = tunes.tune(
+                        work.job, work.phase, report=report, then=_next(works[number + 1 :])
+                    )
+            except PatternccError as error:
+                if len(works) == 1:
+                    raise
+                failures += 1
+                documents.append(
+                    {"pattern": work.name, "phase": work.phase.name, "error": _first_line(error)}
+                )
+                if not args.json:
+                    text = Text.assemble((work.name, "bold red"), f", {work.phase.name}: {error}")
+                    console.output().print(text)
+                continue
+            documents.append(document(work.name, result))
             if not args.json:
-                console.output().print(Text.assemble((name, "bold red"), f": {error}"))
-            continue
-        documents.append(document(name, result))
-        if not args.json:
-            _print(name, result)
-        if args.plot:
-            tuning_plot.plot_search(name, result, args.plot)
-        if result.search.stopped == "interrupted":
-            raise KeyboardInterrupt
+                _print(work.name, result)
+            if args.plot:
+                tuning_plot.plot_search(work.name, result, args.plot)
+            if result.search.stopped == "interrupted":
+                raise KeyboardInterrupt
     if args.json:
         console.print_json(documents)
     return 1 if failures else 0
+
+
+def _next(works: list[_Work]) -> "tuple[Job, Phase] | None":
+    """The first of these that can be tuned."""
+    return next(
+        ((work.job, work.phase) for work in works if not isinstance(work.job, PatternccError)),
+        None,
+    )
 
 
 def _calibrate(args: argparse.Namespace) -> int:
@@ -88,7 +164,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from patterncc.tuning import calibrate_device
 
     with _bar("cost model") as report:
-        found, path = calibrate_device(str(choose_device(args.device)), report)
+        found, path = calibrate_device(str(choose_device(args.device)), args.phase, report)
     if args.json:
         console.print_json(
             {
@@ -142,7 +218,7 @@ def _survey(args: argparse.Namespace) -> int:
 
 
 def _print_survey(title: str, rows: list[dict[str, Any]]) -> None:
-    from patterncc.autotune.tuning import config_words
+    from patterncc.autotune.words import config_words
 
     out = console.output()
     out.print(Text(title, "bold"))
@@ -176,33 +252,6 @@ def _call_and_problem(args: argparse.Namespace, pattern: Any) -> tuple["Call", "
     call = call_of(pattern, args)
     require_tables(call)
     return call, replace(problem_of(args), group=call.heads // call.kv_heads)
-
-
-def _tune(args: argparse.Namespace, pattern: Any, device: str, name: str) -> "TuneResult":
-    from patterncc.autotune.search import Limits
-    from patterncc.autotune.tuning import Options
-    from patterncc.pipeline import kernel_folder
-    from patterncc.tuning import tune_call
-
-    call, problem = _call_and_problem(args, pattern)
-    options = Options(
-        Limits(args.trials, args.timeout, args.gain),
-        args.sampler,
-        args.storage,
-        folder=Path(kernel_folder()),
-    )
-    with _bar(name) as report:
-        return tune_call(
-            call,
-            problem,
-            device,
-            args.phase,
-            batch=args.batch,
-            layer=args.layer,
-            seed=args.seed,
-            options=options,
-            report=report,
-        )
 
 
 @contextmanager
@@ -245,7 +294,7 @@ def _note(progress: "Progress") -> str:
 
 def _print(name: str, result: "TuneResult") -> None:
     from patterncc.autotune.prune import survivors
-    from patterncc.autotune.tuning import config_words
+    from patterncc.autotune.words import config_words
     from patterncc.tuning import counts
 
     entry, out = result.entry, console.output()

@@ -11,13 +11,21 @@ from torch import Tensor
 
 from patterncc.autotune import measure
 from patterncc.autotune.job import Job
-from patterncc.autotune.measure import RUNNERS, DeviceMeasurer, Run
+from patterncc.autotune.measure import BENCHES, FORWARD_RUNNERS, DeviceMeasurer
+from patterncc.autotune.oracle import ForwardOracle, Run
 from patterncc.autotune.space import PHASES
 from patterncc.autotune.worker import Maker, Worker
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.problem import Problem
-from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.errors import ConfigError, TuningError
 from tests.autotune.jobs import job
+
+
+def measurer_of(one: Job) -> DeviceMeasurer:
+    """What measures the forward of a call on the CPU."""
+    measurer = DeviceMeasurer("cpu")
+    measurer.turn_to(one, "forward")
+    return measurer
 
 
 @pytest.mark.parametrize(
@@ -39,7 +47,7 @@ from tests.autotune.jobs import job
     ],
 )
 def test_right_outputs_are_timed(text: str, fields: dict[str, Any]) -> None:
-    measurer = DeviceMeasurer(job(text, **fields), "forward", "cpu")
+    measurer = measurer_of(job(text, **fields))
     for config in (KernelConfig(64, 64), KernelConfig(16, 128)):
         found = measurer.measure(config, float("inf"))
         assert (found.state, found.reason) == ("timed", "")
@@ -51,7 +59,7 @@ def test_right_outputs_are_timed(text: str, fields: dict[str, Any]) -> None:
 
 
 def test_a_slow_config_is_given_up() -> None:
-    measurer = DeviceMeasurer(job(), "forward", "cpu")
+    measurer = measurer_of(job())
     found = measurer.measure(KernelConfig(64, 64), 1e-9)
     assert found.state == "slow"
     assert len(found.seconds) == 2
@@ -64,15 +72,15 @@ def spoil(monkeypatch: pytest.MonkeyPatch, spoilt: Any) -> None:
     def runner(
         job: Job, tensors: dict[str, Tensor], config: KernelConfig, folder: Path | None
     ) -> Run:
-        run = RUNNERS["forward", "cpu"](job, tensors, config, folder)
+        run = FORWARD_RUNNERS["cpu"](job, tensors, config, folder)
 
-        def wrapped() -> tuple[Tensor, Tensor]:
+        def wrapped(*, checked: bool = False) -> tuple[Tensor, ...]:
             out, lse = run()
             return spoilt(out.clone(), lse.clone()) if config.block_q == 32 else (out, lse)
 
         return wrapped
 
-    monkeypatch.setattr(measure, "RUNNERS", {("forward", "cpu"): runner})
+    monkeypatch.setattr(measure, "FORWARD_RUNNERS", {"cpu": runner})
 
 
 def off_by_little(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +106,7 @@ def test_wrong_outputs_are_not_timed(
     monkeypatch: pytest.MonkeyPatch, spoilt: Any, words: str
 ) -> None:
     spoil(monkeypatch, spoilt)
-    measurer = DeviceMeasurer(job(), "forward", "cpu")
+    measurer = measurer_of(job())
     found = measurer.measure(KernelConfig(32, 64), float("inf"))
     assert (found.state, found.seconds) == ("wrong", ())
     assert words in found.reason
@@ -108,12 +116,15 @@ def test_wrong_outputs_are_not_timed(
 def test_rows_outside_of_the_sample_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("patterncc.autotune.oracle._MOST_PAIRS", {"cpu": 1})
     spoil(monkeypatch, off_by_little)
-    measurer = DeviceMeasurer(job(), "forward", "cpu")
-    assert 150 not in measurer._oracle._rows
+    measurer = measurer_of(job())
+    assert measurer._bench is not None
+    oracle = measurer._bench.oracle
+    assert isinstance(oracle, ForwardOracle)
+    assert 150 not in oracle._rows
     assert measurer.measure(KernelConfig(64, 64), float("inf")).state == "timed"
     found = measurer.measure(KernelConfig(32, 64), float("inf"))
     assert found.state == "wrong"
-    assert "from that of the first right output" in found.reason
+    assert "from that of the first right result" in found.reason
 
 
 def test_a_result_that_changes_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,14 +135,17 @@ def test_a_result_that_changes_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None
         return off_by_little(out, lse) if len(calls) > 1 else (out, lse)
 
     spoil(monkeypatch, sometimes)
-    found = DeviceMeasurer(job(), "forward", "cpu").measure(KernelConfig(32, 32), float("inf"))
+    found = measurer_of(job()).measure(KernelConfig(32, 32), float("inf"))
     assert found.state == "wrong"
     assert found.reason.startswith("after ")
 
 
 def test_in_a_child_process() -> None:
-    maker = Maker("patterncc.autotune.measure", "DeviceMeasurer", (job(), "forward", "cpu"))
+    maker = Maker("patterncc.autotune.measure", "DeviceMeasurer", ("cpu",))
     with Worker(maker) as worker:
+        with pytest.raises(TuningError, match="nothing was made ready"):
+            worker.race([KernelConfig(64, 64)])
+        worker.set_up("turn_to", job(), "forward")
         found = worker.measure(KernelConfig(64, 64))
         assert found.state == "timed"
         assert len(worker.race([KernelConfig(64, 64), KernelConfig(32, 64)])) == 2
@@ -141,7 +155,7 @@ def test_no_such_device() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(ConfigError, match="there is no cuda:0 here"):
-        DeviceMeasurer(job(), "forward", "cuda:0")
+        DeviceMeasurer("cuda:0")
 
 
 def test_jobs_travel() -> None:
@@ -149,11 +163,11 @@ def test_jobs_travel() -> None:
     one.passes(64, 64)
     other = pickle.loads(pickle.dumps(one))
     assert other == one
-    assert "_lowered" not in other.__dict__
+    assert "pattern" not in other.__dict__
     assert abs(one.density - 301 / 600) < 1e-12
 
 
 def test_every_phase_can_be_run() -> None:
     for phase in PHASES.values():
         kinds = {kind for kind, knobs in (("cpu", phase.cpu), ("cuda", phase.gpu)) if knobs}
-        assert {kind for name, kind in RUNNERS if name == phase.name} == kinds
+        assert {kind for name, kind in BENCHES if name == phase.name} == kinds

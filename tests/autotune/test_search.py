@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from patterncc.autotune.measurement import Measurement
-from patterncc.autotune.search import SAMPLERS, Limits, Place, Sampler, SearchResult, Trial, search
+from patterncc.autotune.search import Limits, SearchResult, search
+from patterncc.autotune.study import SAMPLERS, Place, Sampler, Trial
 from patterncc.autotune.surrogate import Surrogate
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.dsl.errors import ConfigError
@@ -32,10 +33,10 @@ def test_the_best_is_known() -> None:
 @pytest.mark.parametrize("sampler", ["model", "tpe", "random"])
 def test_search(sampler: Sampler) -> None:
     timer = FakeTimer()
-    limits = Limits(trials=40, timeout=1e9, gain=0.0)
+    limits = Limits(trials=60, timeout=1e9, gain=0.0)
     result = search(SPACE, timer, predicted(), limits=limits, sampler=sampler, clock=timer.clock)
-    assert len(result.trials) == len(set(timer.asked)) == 40  # no config twice
-    assert result.stopped == "40 trials"
+    assert len(result.trials) == len(set(timer.asked)) == 60  # no config twice
+    assert result.stopped == "60 trials"
     assert all(config in SPACE for config in timer.asked)
     assert gap(result) < {"model": 1e-9, "tpe": 0.25, "random": 0.25}[sampler]
     again = FakeTimer()
@@ -188,7 +189,7 @@ def test_surrogate() -> None:
     assert deviation.min() == deviation.max() == 0.15
     assert abs(mean[0] - math.log(model[SPACE.configs[0]])) < 1e-12
     # A device that is twice as slow as the model says, throughout: one shift explains it.
-    measured = {config: 2 * model[config] for config in SPACE.configs[::10]}
+    measured = {config: 2 * model[config] for config in SPACE.configs[::11]}
     mean, deviation = surrogate.posterior(measured)
     expected = [math.log(2 * model[config]) for config in SPACE.configs]
     assert max(abs(mean - expected)) < 1e-3

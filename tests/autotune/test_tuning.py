@@ -11,18 +11,21 @@ import pytest
 
 from patterncc.autotune import tuning
 from patterncc.autotune.cost import H200
-from patterncc.autotune.device import Device
 from patterncc.autotune.job import Job
+from patterncc.autotune.key import Device
 from patterncc.autotune.measurement import Measurement, Resources
-from patterncc.autotune.prune import compile_all, survivors
+from patterncc.autotune.options import Options, Progress
+from patterncc.autotune.prune import CompilePool, survivors
 from patterncc.autotune.records import StoreWarning
 from patterncc.autotune.search import Limits
-from patterncc.autotune.space import FORWARD
+from patterncc.autotune.space import FORWARD, GRAD_QUERY, PHASES, Phase
 from patterncc.autotune.store import TunedStore
-from patterncc.autotune.tuning import Options, Progress, config_words, tune
+from patterncc.autotune.tuning import Tuner, tune
+from patterncc.autotune.words import config_words
 from patterncc.autotune.worker import Maker
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.problem import Problem
+from patterncc.dsl.errors import ConfigError
 from tests.autotune import fake_device
 from tests.autotune.jobs import job
 
@@ -42,7 +45,8 @@ def test_tune_on_the_cpu(tmp_path: Path) -> None:
     assert result.found.entry is None
     assert {trial.state for trial in result.search.trials} <= {"timed", "slow"}
     assert result.search.trials[0].config == result.default
-    assert [each.stage for each in told[:2]] == ["starting", "predicting"]
+    stages = list(dict.fromkeys(each.stage for each in told))
+    assert stages == ["starting", "predicting", "measuring", "comparing the best"]
     assert told[-1].stage == "comparing the best"
     measuring = [each for each in told if each.stage == "measuring"]
     assert [each.done for each in measuring] == [1, 2, 3, 4, 5]
@@ -65,16 +69,9 @@ def test_compile_without_a_device(tmp_path: Path) -> None:
         KernelConfig(128, 128, 8, 8, "descriptor"),  # exceeds shared memory
     ]
     counted: list[int] = []
-    found = compile_all(
-        one,
-        "forward",
-        configs,
-        "cuda:90",
-        processes=2,
-        timeout=120,
-        folder=tmp_path,
-        report=counted.append,
-    )
+    with CompilePool("cuda:90", 132, 2, tmp_path) as pool:
+        found = pool.compile(one, FORWARD, configs, timeout=120, report=counted.append)
+        assert pool.compile(one, FORWARD, configs, timeout=-1) == {}
     assert sorted(counted) == [1, 2, 3]
     good, spills, large = (found[config] for config in configs)
     assert good.state == spills.state == "compiled"
@@ -87,7 +84,6 @@ def test_compile_without_a_device(tmp_path: Path) -> None:
     assert "shared memory" in large.reason
     assert survivors(found) == (configs[0],)
     assert survivors({configs[1]: spills, configs[2]: large}) == (configs[1],)
-    assert compile_all(one, "forward", configs, "cuda:90", processes=1, timeout=-1) == {}
 
 
 def test_constants(tmp_path: Path) -> None:
@@ -96,6 +92,11 @@ def test_constants(tmp_path: Path) -> None:
     path = store.put_constants("NVIDIA H200", H200)
     assert store.constants("NVIDIA H200") == H200
     assert store.constants("NVIDIA H100") is None
+    assert store.constants("NVIDIA H200", GRAD_QUERY) is None
+    other = replace(H200, products=1e12)
+    store.put_constants("NVIDIA H200", other, GRAD_QUERY)
+    assert store.constants("NVIDIA H200", GRAD_QUERY) == other
+    assert store.constants("NVIDIA H200") == H200
     path.write_text(path.read_text().replace("132.0", "133.0"))
     with pytest.warns(StoreWarning, match="does not match its digest"):
         assert store.constants("NVIDIA H200") is None
@@ -113,19 +114,21 @@ class FakeWorker:
     """In place of a child process: an H200 that is a formula."""
 
     asked: list[KernelConfig] = []  # noqa: RUF012  (one for the test that looks at it)
+    turned_to: list[str] = []  # noqa: RUF012
 
     def __init__(self, maker: Maker, limit: float) -> None:
         assert maker.function == "DeviceMeasurer"
 
-    def __enter__(self) -> FakeWorker:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         return
 
     def ask(self, method: str) -> Device:
         assert method == "describe"
         return Device("NVIDIA H200", "cuda:90", "triton 3.6.0", 132)
+
+    def set_up(self, method: str, job: Job, phase: str) -> None:
+        assert method == "turn_to"
+        self.turned_to.append(phase)
 
     def measure(self, config: KernelConfig, best: float) -> Measurement:
         self.asked.append(config)
@@ -135,40 +138,96 @@ class FakeWorker:
         return tuple(Measurement("timed", (fake_device.seconds(config),)) for config in configs)
 
 
-def test_the_path_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All steps but the device: what spills never runs, what was not compiled may."""
-    spilling = replace(fake_device.BEST, num_stages=4)
-    batches: list[int] = []
+SPILLING = replace(fake_device.BEST, num_stages=4)
 
-    def compile_some(
-        job: Job, phase: str, configs: Sequence[KernelConfig], target: str, **options: object
-    ) -> dict[KernelConfig, Measurement]:
-        batches.append(len(configs))
+
+class FakePool:
+    """In place of processes that compile: gets through forty configs, one of which spills."""
+
+    batches: list[tuple[str, int]] = []  # noqa: RUF012
+
+    def __init__(self, target: str, *others: object) -> None:
         assert target == "cuda:90"
+
+    def close(self) -> None:
+        return
+
+    def compile(
+        self, job: Job, phase: Phase, configs: Sequence[KernelConfig], **options: object
+    ) -> dict[KernelConfig, Measurement]:
+        self.batches.append((phase.name, len(configs)))
+        some = dict.fromkeys([*configs[:40], *([SPILLING] if phase == FORWARD else [])])
         return {
             config: Measurement(
-                "compiled", resources=Resources(168, 8 * (config == spilling), 65536)
+                "compiled", resources=Resources(168, 8 * (config == SPILLING), 65536)
             )
-            for config in [*configs[:40], spilling]
+            for config in some
         }
 
-    FakeWorker.asked = []
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All steps but the device."""
+    FakeWorker.asked, FakeWorker.turned_to, FakePool.batches = [], [], []
     monkeypatch.setattr(tuning, "Worker", FakeWorker)
-    monkeypatch.setattr(tuning, "compile_all", compile_some)
+    monkeypatch.setattr(tuning, "CompilePool", FakePool)
+
+
+def gpu_job(text: str = "causal", head_dim: int = 128, q_len: int = 4096) -> Job:
+    problem = Problem("bfloat16", head_dim, head_dim)
+    return job(text, problem=problem, q_len=q_len, heads=16, kv_heads=16)
+
+
+def test_the_path_of_a_gpu(tmp_path: Path, fake_gpu: None) -> None:
+    """What spills never runs, what was not compiled may."""
     store = TunedStore(tmp_path, None)
-    one = job("causal", problem=Problem("bfloat16", 128, 128), q_len=4096, heads=16, kv_heads=16)
     options = Options(Limits(trials=60, timeout=60))
-    result = tune(one, FORWARD, "cuda:0", store, options=options)
-    assert batches == [180]
+    result = tune(gpu_job(), FORWARD, "cuda:0", store, options=options)
+    assert FakePool.batches == [("forward", 180)]
     assert FakeWorker.asked[0] == result.default
-    assert spilling not in FakeWorker.asked
-    assert spilling not in result.predicted
+    assert SPILLING not in FakeWorker.asked
+    assert SPILLING not in result.predicted
     assert len(result.predicted) > 1000
     assert set(FakeWorker.asked) - set(result.compiled)  # some that were not compiled before
     assert result.entry.seconds <= 1.05 * fake_device.seconds(fake_device.BEST)
     assert store.lookup(result.entry.key).exact
     assert result.entry.config["load"] == "descriptor"
-    odd = job("causal", problem=Problem("bfloat16", 100, 100), q_len=512)
+    assert {config.neighbours for config in FakeWorker.asked} == {"tiles"}
     FakeWorker.asked = []
-    tune(odd, FORWARD, "cuda:0", store, options=Options(Limits(trials=4, timeout=60)))
+    few = Options(Limits(trials=4, timeout=60))
+    tune(gpu_job(head_dim=100, q_len=512), FORWARD, "cuda:0", store, options=few)
     assert {config.load for config in FakeWorker.asked} == {"pointer"}  # rows of 200 bytes
+
+
+def test_one_phase_after_another(tmp_path: Path, fake_gpu: None) -> None:
+    """Each has its own key and default, and the next is compiled while one is searched."""
+    store = TunedStore(tmp_path, None)
+    one = gpu_job("streaming(4, 1024)")
+    phases = tuple(PHASES.values())
+    with Tuner("cuda:0", store, options=Options(Limits(trials=20, timeout=60))) as tuner:
+        results = [
+            tuner.tune(one, phase, then=(one, phases[number + 1]) if number < 2 else None)
+            for number, phase in enumerate(phases)
+        ]
+    assert FakeWorker.turned_to == [name for name, _ in FakePool.batches] == [*PHASES]
+    for phase, result in zip(phases, results, strict=True):
+        assert result.entry.key.phase == phase.name
+        assert store.lookup(result.entry.key).entry == result.entry
+        assert result.search.trials[0].config == result.default
+    assert results[2].default.max_registers == 255
+    assert "neighbours" not in results[2].entry.config
+
+
+def test_heads_one_after_another_are_tried_where_they_differ(
+    tmp_path: Path, fake_gpu: None
+) -> None:
+    store, options = TunedStore(tmp_path, None), Options(Limits(trials=60, timeout=60, gain=0.0))
+    by_head = gpu_job("pattern p(): causal and q - k < 512 * (1 + head % 4)")
+    result = tune(by_head, FORWARD, "cuda:0", store, options=options)
+    assert "by head" in result.entry.key.pattern_class
+    assert {config.neighbours for config in result.predicted} == {"tiles", "heads"}
+
+
+def test_no_gradients_on_a_cpu(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="computes all gradients together"):
+        tune(job(), GRAD_QUERY, "cpu", TunedStore(tmp_path, None))

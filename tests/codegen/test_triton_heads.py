@@ -8,12 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from patterncc.codegen.gpu.config import KernelConfig, neighbours, suited
+from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.ir import Tiling
-from patterncc.codegen.lower import lower
-from patterncc.codegen.problem import Problem
 from patterncc.codegen.tiling import residue_tiling
-from patterncc.dsl import load
 from patterncc.dsl.mask import Const
 from tests.codegen.gradients import Case, differentiate
 from tests.codegen.interpreter import Call, attend, interpreter
@@ -66,21 +63,3 @@ def test_gradients(worker: ProcessPoolExecutor) -> None:
     found = worker.submit(differentiate, Case(call)).result()
     assert found.query < 3e-6, found
     assert found.hidden
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("causal", "tiles"),
-        ("if layer % 6 == 5 then causal else window(1024)", "tiles"),
-        (MIXED, "heads"),
-        ("pattern p(w: int[head]): window(w[head])", "heads"),
-        ("duo", "heads"),
-        (LISTED, "tiles"),  # how many tiles a head has, its table says
-    ],
-)
-def test_heads_are_neighbours_where_they_differ(text: str, expected: str) -> None:
-    program = lower(load(text), 64, 64, within=True, transposed=False)
-    assert neighbours(program) == expected
-    config = suited(KernelConfig(64, 64, 4, 3), Problem("bfloat16", 64, 64), "cuda:90", program)
-    assert config.neighbours == expected

@@ -13,8 +13,8 @@ import torch
 
 import patterncc
 from patterncc import pipeline, tuned, tuning
-from patterncc.autotune.device import Device, describe
-from patterncc.autotune.key import ConfigKey, key_of
+from patterncc.autotune.device import describe
+from patterncc.autotune.key import ConfigKey, Device, Subject, key_of
 from patterncc.autotune.store import Entry, Found, TunedStore
 from patterncc.codegen.problem import Problem
 from patterncc.settings import Settings, settings
@@ -37,20 +37,8 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tuned
 
 
 def key(device: Device, problem: Problem = PROBLEM, q_len: int = 256, **fields: Any) -> ConfigKey:
-    found = key_of(
-        STRUCTURE,
-        problem,
-        phase="forward",
-        device=device.name,
-        target=device.target,
-        compiler=device.compiler,
-        numbers=(("n", 64),),
-        q_len=q_len,
-        kv_len=q_len,
-        heads=2,
-        kv_heads=2,
-        layers=1,
-    )
+    subject = Subject(STRUCTURE, problem, "forward", (("n", 64),), q_len, q_len, 2, 2)
+    found = key_of(subject, device)
     return replace(found, **fields)
 
 
@@ -132,7 +120,8 @@ def test_a_call_on_a_gpu(own_store: TunedStore, monkeypatch: pytest.MonkeyPatch)
 
     def found(structure: str, **numbers: int) -> Any:
         wanted = {**env, **numbers}
-        return tuned.config_for(structure, problem, "forward", "cuda:90", wanted, ("n",))
+        subject = tuned.subject_of(structure, problem, "forward", wanted, ("n",))
+        return tuned.config_for(subject, "cuda:90")
 
     exact = found(STRUCTURE)
     assert exact is not None
@@ -143,7 +132,8 @@ def test_a_call_on_a_gpu(own_store: TunedStore, monkeypatch: pytest.MonkeyPatch)
     assert found(other) == exact  # another pattern of the class and the density
     assert found(patterncc.compile("pattern p(n = 0): causal and k >= n").pattern.structure) is None
     half = replace(problem, dtype="float16")
-    assert tuned.config_for(STRUCTURE, half, "forward", "cuda:90", env, ("n",)) is None
+    subject = tuned.subject_of(STRUCTURE, half, "forward", env, ("n",))
+    assert tuned.config_for(subject, "cuda:90") is None
 
 
 def test_order_of_another_pattern() -> None:
@@ -165,7 +155,8 @@ def test_lookups_are_fast(own_store: TunedStore) -> None:
     def microseconds() -> float:
         start = time.perf_counter()
         for _ in range(200):
-            tuned.config_for(STRUCTURE, PROBLEM, "forward", "cpu", env, ("n",))
+            subject = tuned.subject_of(STRUCTURE, PROBLEM, "forward", env, ("n",))
+            tuned.config_for(subject, "cpu")
         return (time.perf_counter() - start) / 200 * 1e6
 
     microseconds()

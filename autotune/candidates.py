@@ -1,0 +1,277 @@
+"""Before anything runs: what may be tried for a call, what is expected of it, what is compiled.
+
+Touches no device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from patterncc.autotune.cost import Constants, CostModel, usual_constants
+from patterncc.autotune.job import Job
+from patterncc.autotune.key import ConfigKey, Device, key_of, reads_head
+from patterncc.autotune.measurement import Measurement
+from patterncc.autotune.options import USUAL, Options, Progress, Report, silent
+from patterncc.autotune.phase_launches import untuned_config
+from patterncc.autotune.prune import CompilePool, survivors
+from patterncc.autotune.space import CPU, Phase, SearchSpace
+from patterncc.autotune.store import Found, TunedStore
+from patterncc.codegen import cpu
+from patterncc.codegen.gpu.config import KernelConfig
+
+_MODEL_SEEDS = 5  # of the cost model's favourites
+_COMPILED_FOR_EACH = 3  # candidates that are compiled for each trial
+_COMPILE_SHARE = 0.4  # of the timeout
+_UNSEEN = 1.03
+_ALIGNMENT = 16  # bytes that a row of a tensor with a descriptor is a multiple of
+_USUAL_MULTIPROCESSORS = 132  # of a device that is not here
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a search of one phase of a call starts from.
+
+    Attributes:
+        job: The call.
+        phase: What is tuned.
+        space: What is legal.
+        key: Of the result in the store.
+        found: What the store has for it.
+        default: The config of untuned calls.
+        seeds: What is tried first, in this order.
+        predicted: Seconds by config, the fastest first, of what is open to the search.
+        compiled: What static pruning found of those that were compiled.
+        seconds: That all of this took.
+    """
+
+    job: Job
+    phase: Phase
+    space: SearchSpace
+    key: ConfigKey
+    found: Found
+    default: KernelConfig
+    seeds: tuple[KernelConfig, ...]
+    predicted: Mapping[KernelConfig, float]
+    compiled: Mapping[KernelConfig, Measurement]
+    seconds: float
+
+
+def default_of(job: Job, phase: Phase, device: Device) -> KernelConfig:
+    """What a call runs with where nothing was tuned.
+
+    Raises:
+        UnsupportedError: The call has no kernel there.
+    """
+    if device.target == CPU:
+        return cpu.default_config()
+    return untuned_config(job, phase, device.target, device.multiprocessors)
+
+
+def descriptors_possible(job: Job) -> bool:
+    """Whether contiguous tensors of the call can be loaded by descriptors."""
+    item = {"float32": 4, "float64": 8}.get(job.problem.dtype, 2)
+    dims = (job.problem.head_dim, job.problem.value_head_dim)
+    return all(dim * item % _ALIGNMENT == 0 for dim in dims)
+
+
+def space_for(job: Job, phase: Phase, device: Device) -> SearchSpace:
+    """The legal configs of a call: by pointers alone where descriptors are impossible, and with a
+    choice of which programs are neighbours where heads may visit different tiles."""
+    fixed: dict[str, Any] = {}
+    if device.target != CPU:
+        default = default_of(job, phase, device)
+        if not descriptors_possible(job):
+            fixed["load"] = "pointer"
+        if not any(map(reads_head, job.passes(default.block_q, default.block_k))):
+            fixed["neighbours"] = default.neighbours
+    return SearchSpace(phase, job.problem, device.target, fixed)
+
+
+def key_for(job: Job, phase: Phase, device: Device) -> ConfigKey:
+    """The key of a phase of a call in the store."""
+    return key_of(job.subject(phase.name), device)
+
+
+def model_of(job: Job, phase: Phase, device: Device, store: TunedStore) -> CostModel:
+    """The cost model of a phase of a call, with the constants that are known of the device."""
+    return CostModel(job, device.target, constants_of(device, phase, store), phase)
+
+
+def constants_of(device: Device, phase: Phase, store: TunedStore) -> Constants:
+    """The cost model's constants: as calibrated, else the usual ones."""
+    return store.constants(device.name, phase) or usual_constants(device.target, phase)
+
+
+def find_candidates(
+    job: Job,
+    phase: Phase,
+    device: Device,
+    store: TunedStore,
+    pool: CompilePool | None,
+    options: Options,
+    report: Report = silent,
+) -> Candidates:
+    """What a search starts from: predicted and, for a GPU, compiled.
+
+    Args:
+        job: The call.
+        phase: What is tuned.
+        device: Where.
+        store: Where neighbours are found.
+        pool: What compiles; None on a CPU.
+        options: How to tune.
+        report: Told what is being done.
+
+    Raises:
+        UnsupportedError: The call has no kernel there.
+        ConfigError: The phase has nothing to tune there.
+    """
+    start = time.monotonic()
+    report(Progress("predicting"))
+    space = space_for(job, phase, device)
+    key = key_for(job, phase, device)
+    found = store.lookup(key)
+    model = model_of(job, phase, device, store)
+    default = default_of(job, phase, device)
+    predicted = predict(model, space.configs, default, {})
+    seeds = _seeds(default, found, predicted, space)
+    compiled: dict[KernelConfig, Measurement] = {}
+    if pool is not None:
+        # The seeds and the model's favourites, the number of which follows the trials.
+        most = max(options.limits.trials * _COMPILED_FOR_EACH, len(seeds))
+        chosen = list(dict.fromkeys([*seeds, *predicted]))[:most]
+        left = options.limits.timeout * _COMPILE_SHARE - (time.monotonic() - start)
+        report(Progress("compiling", 0, len(chosen)))
+        compiled = pool.compile(
+            job,
+            phase,
+            chosen,
+            timeout=max(left, 1.0),
+            report=lambda done: report(Progress("compiling", done, len(chosen))),
+        )
+        # What there was no time to compile stays open: the measuring process compiles it too.
+        bad = set(compiled) - {default, *survivors(compiled)}
+        open_ = [config for config in space.configs if config not in bad]
+        predicted = predict(model, open_, default, compiled)
+    return Candidates(
+        job,
+        phase,
+        space,
+        key,
+        found,
+        default,
+        seeds,
+        predicted,
+        compiled,
+        time.monotonic() - start,
+    )
+
+
+def predict(
+    model: CostModel,
+    configs: Iterable[KernelConfig],
+    default: KernelConfig,
+    compiled: Mapping[KernelConfig, Measurement],
+) -> dict[KernelConfig, float]:
+    """Predicted seconds by config, the fastest first. What the model sees no use of, another order
+    of tiles or a cap of registers that changes nothing, is expected to be slower, not equal."""
+    found: dict[KernelConfig, float] = {}
+    for config in configs:
+        known = compiled.get(config)
+        seconds = model.predict(config, known.resources if known else None).seconds
+        for name in ("order", "neighbours", "max_registers"):
+            seconds *= _UNSEEN ** (getattr(config, name) != getattr(default, name))
+        found[config] = seconds
+    return dict(sorted(found.items(), key=lambda pair: pair[1]))
+
+
+def _seeds(
+    default: KernelConfig,
+    found: Found,
+    predicted: Mapping[KernelConfig, float],
+    space: SearchSpace,
+) -> tuple[KernelConfig, ...]:
+    """What is tried first: the default, what the store has, the model's favourites of different
+    tile shapes."""
+    seeds = [default]
+    if found.entry is not None:
+        near = space.nearest(found.entry.kernel_config)
+        seeds += [near] if near is not None else []
+    shapes: set[tuple[int, int, int]] = set()
+    for config in predicted:
+        shape = (config.block_q, config.block_k, config.num_warps)
+        if shape not in shapes:
+            shapes.add(shape)
+            seeds.append(config)
+        if len(shapes) == _MODEL_SEEDS:
+            break
+    return tuple(dict.fromkeys(seeds))
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """A config that was compiled for a device that is not here.
+
+    Attributes:
+        config: What was compiled.
+        compiled: What came of it.
+        predicted: Seconds of a call, by the cost model with the registers and the shared memory
+            that the compiler reports; infinite for what is not worth running.
+    """
+
+    config: KernelConfig
+    compiled: Measurement
+    predicted: float
+
+
+def survey(
+    job: Job,
+    phase: Phase,
+    target: str,
+    count: int,
+    *,
+    options: Options = USUAL,
+    report: Report = silent,
+) -> tuple[Surveyed, ...]:
+    """Compiles the most promising configs for a target, present or not, and orders them.
+
+    Args:
+        job: The call.
+        phase: What would be tuned.
+        target: Such as `cuda:90`.
+        count: How many configs to compile.
+        options: Of these the limit of time, the processes and the folder.
+        report: Told what is being done.
+
+    Returns:
+        What was compiled: the fastest by prediction first, what is not worth running last.
+
+    Raises:
+        ConfigError: The target is none.
+        UnsupportedError: The call has no kernel there.
+    """
+    device = Device(target, target, "", _USUAL_MULTIPROCESSORS)
+    space = space_for(job, phase, device)
+    default = default_of(job, phase, device)
+    model = CostModel(job, target, usual_constants(target, phase), phase)
+    chosen = list(dict.fromkeys([default, *predict(model, space.configs, default, {})]))[:count]
+    report(Progress("compiling", 0, len(chosen)))
+    processes = min(options.processes, len(chosen))
+    with CompilePool(target, device.multiprocessors, processes, options.folder) as pool:
+        compiled = pool.compile(
+            job,
+            phase,
+            chosen,
+            timeout=options.limits.timeout,
+            report=lambda done: report(Progress("compiling", done, len(chosen))),
+        )
+    predicted = predict(model, survivors(compiled), default, compiled)
+    found = [
+        Surveyed(config, measurement, predicted.get(config, math.inf))
+        for config, measurement in compiled.items()
+    ]
+    return tuple(sorted(found, key=lambda one: one.predicted))
