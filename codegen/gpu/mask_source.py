@@ -52,9 +52,9 @@ class MaskSource:
 @dataclass(frozen=True, slots=True)
 class Bound:
     """A comparison of what passes, a vector of int32 of which `k` is one, with a limit of what is
-    held: `passing < limit`, `limit <= passing` or `passing == limit`."""
+    held: `passing < limit`, `limit <= passing`, `passing == limit` or `passing != limit`."""
 
-    op: Literal["<", "<=", "=="]
+    op: Literal["<", "<=", "==", "!="]
     passing: str
     limit: str
 
@@ -147,7 +147,7 @@ class _MaskWriter:
         rest: list[Predicate] = []
         for arg in mask.args if isinstance(mask, And) else (mask,):
             match arg:
-                case Compare("<" | "==" as op, passing, limit) | Compare(
+                case Compare("<" | "==" | "!=" as op, passing, limit) | Compare(
                     "<=" as op, limit, passing
                 ) if self._held.is_bound(passing, limit) and _within_32_bits(passing):
                     bounds.append(Bound(op, self._passing(passing), self._limit(passing, limit)))
@@ -303,7 +303,7 @@ class _MaskWriter:
 def _within_32_bits(passing: IntExpr) -> bool:
     """Are its values int32, and the next ones beyond as well, which limits are clamped to?"""
     values = interval(passing)
-    return -(2**31) < values.low and values.high < 2**31 - 1
+    return values.low > -(2**31) and values.high < 2**31 - 1
 
 
 def _spans_31_bits(passing: IntExpr) -> bool:

@@ -48,7 +48,12 @@ def test_three_functions() -> None:
 
 def test_both_sides_visit_the_same_tiles() -> None:
     """Bounds and loops stand twice in the text, and must not come apart."""
-    for text in ("causal", "streaming(64, 1024)", "ladder(4, 64, 100, 7)", "local_strided(16, 4, 3)"):
+    for text in (
+        "causal",
+        "streaming(64, 1024)",
+        "ladder(4, 64, 100, 7)",
+        "local_strided(16, 4, 3)",
+    ):
         functions = _functions(_source(text))
         of_both = []
         for name in ("load_tiles", "attend"):
@@ -57,7 +62,7 @@ def test_both_sides_visit_the_same_tiles() -> None:
             of_both.append([line.strip() for line in lines if re.match(wanted, line)])
         load, attend = of_both
         # A warpgroup asks for the place of masked tiles alone.
-        assert [line for line in load if line in attend] == [line for line in attend]
+        assert [line for line in load if line in attend] == attend
 
 
 def test_full_tiles_have_no_mask() -> None:

@@ -79,9 +79,9 @@ def kept_where(scores: str, comparisons: Sequence[tuple[str, str, str]]) -> str:
 
     Args:
         scores: A tensor of float32.
-        comparisons: `<`, `<=` or `==` and two int32 operands that broadcast to the scores.
+        comparisons: `<`, `<=`, `==` or `!=` and two int32 operands that broadcast to the scores.
     """
-    tests = {"<": "lt", "<=": "le", "==": "eq"}
+    tests = {"<": "lt", "<=": "le", "==": "eq", "!=": "ne"}
     lines, operands = [], [scores]
     for op, left, right in comparisons:
         number = len(operands) + 1

@@ -177,7 +177,11 @@ class _ForwardWriter:
         """Allocates what the warps share and starts them."""
         warps = self._warps
         dtype = f"tl.{self._problem.dtype}"
-        for name, count in (("query", f"{warps.computing}"), ("key", "STAGES"), ("value", "STAGES")):
+        for name, count in (
+            ("query", f"{warps.computing}"),
+            ("key", "STAGES"),
+            ("value", "STAGES"),
+        ):
             box = self._access.box(name)
             shape = f"[{count}, {', '.join(map(str, box))}]"
             yield f"{name}_tiles = allocate({dtype}, {shape}, {tile_layout(box)})"
@@ -188,8 +192,8 @@ class _ForwardWriter:
         yield f"{INDENT}init_barrier(query_ready.index(part), count=1)"
         yield "for stage in tl.static_range(STAGES):"
         for name in _BARRIERS[1:]:
-            count = warps.computing if name.endswith("free") else 1
-            yield f"{INDENT}init_barrier({name}.index(stage), count={count})"
+            arrivals = warps.computing if name.endswith("free") else 1
+            yield f"{INDENT}init_barrier({name}.index(stage), count={arrivals})"
         yield "show_to_copies()"
         yield "run_apart("
         yield f"{INDENT}["

@@ -1,9 +1,9 @@
 """The mask of a tile in Gluon, with few instructions for each pair.
 
-A thread holds pairs of columns that are 8 apart, the same ones in each of its rows. A column is the
-sum of a number that the compiler knows, `far`, and of one that depends on the thread alone,
-`near`. So `k < limit` is `far < limit - k_box - near`: the right side is computed once for each row,
-and a pair takes a comparison with a constant and a choice.
+A thread holds pairs of columns that are 8 apart, the same ones in each of its rows. A column is
+the sum of a number that the compiler knows, `far`, and of one that depends on the thread alone,
+`near`. So `k < limit` is `far < limit - k_box - near`: the right side is computed once for each
+row, and a pair takes a comparison with a constant and a choice.
 """
 
 from __future__ import annotations

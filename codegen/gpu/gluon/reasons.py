@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
 
-TARGET = "cuda:90"
+HOPPER = "cuda:90"
 """The only target: its matrix instructions and its copies are what the kernels are made of."""
 
 HEAD_DIMS = (64, 128)
 
 
 def reason_against(program: BlockProgram, problem: Problem) -> str | None:
-    """Why no Gluon kernel computes a pass of a pattern on `TARGET`, or None.
+    """Why no Gluon kernel computes a pass of a pattern on `HOPPER`, or None.
 
     Args:
         program: The pass.
@@ -43,8 +43,8 @@ def problem_reason(problem: Problem) -> str | None:
 
 def config_reason(config: KernelConfig, target: str) -> str | None:
     """Why a config is none of a Gluon kernel, or None."""
-    if target != TARGET:
-        return f"it writes kernels for {TARGET} alone, not for {target}"
+    if target != HOPPER:
+        return f"it writes kernels for {HOPPER} alone, not for {target}"
     if config.load != "descriptor":
         return f"it loads by descriptors, not by load={config.load!r}"
     if config.block_q not in (ROWS, 2 * ROWS):

@@ -47,8 +47,7 @@ class VisitedTiles:
         self.loops = nest.loops
 
     def bounds(self) -> Iterator[str]:
-        """The query tile, and how many key tiles each loop visits: `count_0` and so on, `tiles` in
-        all."""
+        """The query tile, and how many key tiles each loop visits: `count_0` and so on."""
         tiling, group = self._program.tiling, self._group
         yield from head_and_tile_lines(tiling, self._config.order, self._config.neighbours)
         yield "batch = tl.program_id(2)"
@@ -71,10 +70,9 @@ class VisitedTiles:
         yield from self._nest.common
         yield from setup
         for number, loop in enumerate(self.loops):
-            count = loop.count
-            yield f"count_{number} = {f'tl.where(has_work, {count}, 0)' if tiling != DENSE else count}"
-        counts = " + ".join(f"count_{number}" for number in range(len(self.loops)))
-        yield f"tiles = {counts or 'tl.cast(0, tl.int32)'}"
+            # Classes differ in length, and a call may lack some.
+            count = loop.count if tiling == DENSE else f"tl.where(has_work, {loop.count}, 0)"
+            yield f"count_{number} = {count}"
 
     def first(self) -> str:
         """The first key of the first tile; of tile 0 where the query tile visits none."""
