@@ -35,6 +35,7 @@ class Access:
         tiling: The classes of rows and keys.
         rows: The tensors of which a query tile is loaded: `query`, or `query` and `grad_out`.
         strided_results: The tensors of rows that are stored with strides of their own.
+        gathered: Key tiles are gathered.
     """
 
     def __init__(
@@ -44,15 +45,18 @@ class Access:
         tiling: Tiling,
         rows: tuple[str, ...] = ("query",),
         strided_results: tuple[str, ...] = ("out",),
+        gathered: bool = False,
     ) -> None:
         self._problem = problem
         self._config = config
         self._tiling = tiling
         self._element = TYPES[problem.dtype]
         self.key_parts, self.value_parts = query_key_value_parts(problem)
-        self._described = config.load == "descriptor"
+        described = config.load == "descriptor"
+        self._gathered = gathered
+        self._described = described and not gathered
         # Rows of a class are loaded once, by pointers, which need no complete group of them.
-        self._query_described = self._described and tiling == DENSE
+        self._query_described = described and tiling == DENSE
         self._strided = tiling.k_step > 1
         self._rows = rows_of_call(tiling)
         self._row_tensors = rows
@@ -67,10 +71,9 @@ class Access:
 
     def descriptors(self) -> Iterator[KernelParameter]:
         """The descriptor parameters."""
-        if not self._described:
-            return
         classes = (1,) if self._strided else ()
-        for name in (*(self._row_tensors if self._query_described else ()), "key", "value"):
+        rows_described = self._row_tensors if self._query_described else ()
+        for name in (*rows_described, *(("key", "value") if self._described else ())):
             rows = self._config.block_q if name in self._row_tensors else self._config.block_k
             for number, part in enumerate(self.parts_of(name)):
                 box = (1, 1, rows, *classes, part.width)
@@ -165,6 +168,9 @@ class Access:
         """What the loads of key and value tiles need, before the loops."""
         if self._described:
             return
+        if self._gathered:
+            yield from (self._base(name, "kv_head") for name in ("key", "value"))
+            return
         yield "key_rows = tl.arange(0, BLOCK_K)[:, None]"
         for name in ("key", "value"):
             yield self._base(name, "kv_head", "k_class" if self._strided else "")
@@ -176,6 +182,11 @@ class Access:
 
     def tile_start(self, masked: bool) -> Iterator[str]:
         """Where the box of a key tile starts, and which of its keys exist."""
+        if self._gathered:
+            yield "key_rows = gathered[:, None].to(tl.int64)"
+            if masked:
+                yield "key_exists = gathered[:, None] < kv_len"
+            return
         if not masked:
             return
         if self.moves_boxes:
@@ -185,12 +196,14 @@ class Access:
 
     def tile_keys(self, masked: bool) -> str:
         """The numbers of a tile's keys."""
+        if self._gathered:
+            return "k = gathered[None, :]"
         first = "k_box" if masked and self.moves_boxes else "k_first"
         return f"k = {first} + tl.arange(0, BLOCK_K)[None, :]"
 
     def tile_loads(self, name: str, masked: bool) -> Iterator[str]:
         """Loads a tile of keys or values; past the last key it is 0, for 0 * NaN would be NaN."""
-        if not self._described:
+        if not (self._described or self._gathered):
             yield f"{name}_first = {name}_base + k_first.to(tl.int64) * {self._step(name)}"
         for number, part in enumerate(self.parts_of(name)):
             if self._described:
@@ -201,7 +214,10 @@ class Access:
             else:
                 mask = _mask("key_exists" if masked else "", part)
                 guard = f", mask={mask}, other=0.0" if mask else ""
-                load = f"tl.load({name}_first + {name}_offsets_{number}{guard})"
+                place = f"{name}_first + {name}_offsets_{number}"
+                if self._gathered:
+                    place = f"{name}_base + key_rows * {name}_stride_row + {_columns(part)}"
+                load = f"tl.load({place}{guard})"
             yield f"{name}_{number} = {load}"
 
     # -------------------------------------------------------------------------------- addresses

@@ -102,13 +102,13 @@ def choose_emitter(
     own = _TRITON[problem.head_dim]
     pair = own.pair * COSTS.get(width, 1.0) * base.block_k / width
     least = _counted(pattern, passes, _Speed(pair, own.start), sizes)
-    best, reasons = None, []
+    best = None
+    reason = _obstacle(passes, problem)
     for config, speed in _GLUON[problem.head_dim]:
         passes = lower(config.block_q, config.block_k)
-        reasons += [reason for program in passes if (reason := reason_against(program, problem))]
-        reasons += [reason for program in passes if (reason := _costly(program.mask))]
-        if reasons:
-            return EmitterChoice(None, f"no Gluon kernel: {reasons[0]}")
+        reason = reason or _obstacle(passes, problem)
+        if reason is not None:
+            return EmitterChoice(None, f"no Gluon kernel: {reason}")
         cost = _counted(pattern, passes, speed, sizes)
         if cost < least:
             best, least = config, cost
@@ -121,6 +121,15 @@ def choose_emitter(
 def emitter_of(config: KernelConfig) -> Callable[..., KernelSource]:
     """What writes the forward kernels of a config."""
     return emit_gluon_forward if config.emitter == "gluon" else emit_forward
+
+
+def _obstacle(passes: Passes, problem: Problem) -> str | None:
+    """Why no Gluon kernel should compute some pass, or None."""
+    for program in passes:
+        reason = reason_against(program, problem) or _costly(program.mask)
+        if reason is not None:
+            return reason
+    return None
 
 
 def _counted(

@@ -25,7 +25,7 @@ def reason_against(program: BlockProgram, problem: Problem) -> str | None:
         problem: The shape class.
     """
     return problem_reason(problem) or (
-        "tables decide which tiles are visited" if program.listed else None
+        "tables decide which tiles are visited" if program.listed or program.gathered > 1 else None
     )
 
 
