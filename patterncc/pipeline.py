@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter
+from patterncc.codegen.gpu.signature import forget_all
 from patterncc.codegen.key_width import key_width
 from patterncc.codegen.lower import DIVIDING_SIZES, lower, with_transposed
 from patterncc.dsl import load
@@ -311,6 +312,7 @@ def forget_plans() -> None:
     """Lets calls be planned again; kernels that were compiled are kept."""
     launcher.cache_clear()
     backward_launcher.cache_clear()
+    forget_all()
 
 
 def kernel_folder() -> Path:
