@@ -103,6 +103,12 @@ class CompilePool:
     ) -> None:
         self.close()
 
+    def start(self) -> None:
+        """Starts the processes, which takes as long as loading torch does."""
+        with ThreadPoolExecutor(len(self._workers)) as pool:
+            for future in [pool.submit(worker.start) for worker in self._workers]:
+                future.result()
+
     def close(self) -> None:
         """Ends the processes, and what other threads compile with them."""
         self._closed = True

@@ -161,6 +161,15 @@ class Worker:
             message = f"the measuring process {state} in {method}: {reason}"
             raise WorkerLostError(message, (), state) from None
 
+    def start(self) -> None:
+        """Starts the child now, where there is none.
+
+        Raises:
+            TuningError: The measurer itself cannot be made.
+        """
+        if self._process is None:
+            self._start()
+
     def set_up(self, method: str, *arguments: Any) -> None:
         """Asks a method of the measurer, and asks it again of every child that is started later,
         in place of what was set up before.
@@ -173,8 +182,7 @@ class Worker:
             TuningError: The child died, or the method raised an error.
         """
         self._set_up = None  # an answer that fails sets nothing up
-        if self._process is None:
-            self._start()
+        self.start()
         self._ask_set_up(method, arguments)
         self._set_up = method, arguments
 
@@ -191,8 +199,7 @@ class Worker:
             _ChildDiedError: There was none.
             TuningError: There is no child to ask.
         """
-        if self._process is None:
-            self._start()
+        self.start()
         answer = self._exchange((method, arguments, limit + _GRACE), limit)
         if answer["spoilt"]:
             self._kill()
@@ -257,6 +264,9 @@ class Worker:
             raise _ChildDiedError(
                 "crashed", (), f"{_exit_words(code)}{': ' * bool(words)}{words}"
             ) from None
+        except KeyboardInterrupt:
+            self._kill()  # its answer would be taken for that of the next question
+            raise
 
     def _kill(self) -> str:
         """Ends the child and all that it started; returns the end of what it wrote."""

@@ -3,7 +3,7 @@
     python benchmarks/gpu_backward_kernels.py --out results --kernel grad_query
 
 Times each kernel of a backward alone: `delta`, the lists, the gradient's kernels. Results of all
-configs are compared with those of the default; whether that one is right, `gpu_backward.py` and
+configs are compared with those of the default; whether that one is right, `patterncc bench` and
 tests/gpu say. TFLOP/s are on visible pairs and count the products that the kernel does: 3 for the
 query's gradient, 4 for those of key and value. `results/gpu_KERNEL.json` keeps everything.
 """
@@ -22,8 +22,7 @@ from typing import Any
 
 import torch
 import triton
-from gpu_cases import CASES, Case, pattern
-from gpu_flex import Shape
+from gpu_cases import CASES, Case, Shape, pattern
 from gpu_forward import environment, milliseconds, visible_pairs
 
 from patterncc.codegen.choice import lower_passes

@@ -18,7 +18,6 @@ from patterncc.codegen.score.values import NO_VALUES
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.score.terms import PLAIN
 from patterncc.prepared import Options, Prepared, look_into, prepare, wanted_gradients
-from patterncc.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,6 +77,11 @@ class _Backward(NamedTuple):
 _forwards: Kept[Planned] = Kept()
 _backwards: Kept[_Backward] = Kept()
 
+# By all but the shapes of the pattern's tables, of which plans have the sizes alone: documents are
+# others in number at each step.
+_forwards_by_kind: Kept[ReadyForward] = Kept()
+_backwards_by_kind: Kept[ReadyBackward] = Kept()
+
 
 def attn_fwd(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """Attention; arguments as of the operator."""
@@ -101,16 +105,24 @@ def planned(query: Tensor, key: Tensor, value: Tensor, rest: tuple[Any, ...]) ->
 def _plan_forward(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Planned:
     call = prepare(query, key, value, options)
     values = call.score_values(options)
+    tables = _narrow_all(call, call.named(options))
     forward = pipeline.launcher(options.pattern, call.sizes, options.score or PLAIN.text)
-    ready = forward.ready(
-        query,
-        key,
-        value,
-        env=call.env,
-        scale=call.scale,
-        tables=_narrow_all(call, call.named(options)),
-        score_values=values,
-    )
+    kind = (inputs_signature(query, key, value), *_kind(call, options))
+    known = _forwards_by_kind.get(kind)
+    if known is not None:
+        ready = forward.resized(known, tables)
+    else:
+        ready = forward.ready(
+            query,
+            key,
+            value,
+            env=call.env,
+            scale=call.scale,
+            tables=tables,
+            score_values=values,
+        )
+        if tables:
+            _forwards_by_kind.keep(kind, ready)
     return Planned(call, ready, NO_VALUES if options.tables else values)
 
 
@@ -154,17 +166,25 @@ def _plan_backward(tensors: tuple[Any, ...], options: Options) -> _Backward:
     tables = call.wanted_tables(options)
     needs = wanted_gradients(options, len(call.declared))
     values = call.score_values(options)
+    own = _narrow_all(call, call.named(options))
     backward = pipeline.backward_launcher(options.pattern, call.sizes, options.score or PLAIN.text)
-    ready = backward.ready(
-        *tensors,
-        env=call.env,
-        scale=call.scale,
-        tables=_narrow_all(call, call.named(options)),
-        needs_query=needs[0],
-        needs_key_value=needs[1] or needs[2],
-        score_values=values,
-        with_gradients=tables,
-    )
+    kind = (layout_signature(tensors), *_kind(call, options))
+    known = _backwards_by_kind.get(kind)
+    if known is not None:
+        ready = backward.resized(known, own)
+    else:
+        ready = backward.ready(
+            *tensors,
+            env=call.env,
+            scale=call.scale,
+            tables=own,
+            needs_query=needs[0],
+            needs_key_value=needs[1] or needs[2],
+            score_values=values,
+            with_gradients=tables,
+        )
+        if own:
+            _backwards_by_kind.keep(kind, ready)
     inputs = tuple(place for place in range(3) if needs[place])
     return _Backward(call, ready, values, inputs, tables)
 
@@ -189,9 +209,17 @@ def narrow(table: Tensor) -> Tensor:
 
 def _narrow_all(call: Prepared, tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tables of the pattern by name, as kernels read them; looked into where that is wanted."""
-    if tables and settings().verify:
+    if tables:
         look_into(call, list(tables.values()))
     return {name: narrow(table) for name, table in tables.items()}
+
+
+def _kind(call: Prepared, options: Options) -> Signature:
+    """What plans ask of the options of a call that was checked, without the shapes of the pattern's
+    tables."""
+    count = len(call.declared)
+    own = ((table.dim(), table.dtype) for table in options.tables[:count])
+    return (*own, options._replace(tables=options.tables[count:]).signature)
 
 
 def _signature(rest: tuple[Any, ...]) -> Signature:

@@ -187,7 +187,8 @@ def prepare(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Prep
         own = tables[: len(call.declared)]
         check_tables(call.declared, own, {**call.env, "batches": batch}, query.device)
         look_into(call, own)
-    call.score_values(options).check(call.terms, query.device)
+    if score is not None:
+        call.score_values(options).check(call.terms, query.device)
     return call
 
 
@@ -245,10 +246,15 @@ _looked_into: Any = WeakIdKeyDictionary()
 def look_into(call: Prepared, tables: Sequence[Tensor]) -> None:
     """Checks the entries of tables: on the CPU at every call; elsewhere, as the host has to wait
     for them, only where `PATTERNCC_VERIFY` is set, and each tensor once."""
+    if not tables:
+        return
+    on_host = tables[0].device.type == "cpu"
+    if not on_host and not settings().verify:
+        return
     positions = max(call.env["kv_len"], call.env["q_offset"] + call.env["q_len"])
-    if not tables or tables[0].device.type == "cpu":
+    if on_host:
         check_entries(call.declared, tables, positions)
-    elif settings().verify and not torch.cuda.is_current_stream_capturing():
+    elif not torch.cuda.is_current_stream_capturing():
         for parameter, table in zip(call.declared, tables, strict=True):
             state = (None if table.is_inference() else table._version, positions)
             if _looked_into.get(table) != state:

@@ -6,7 +6,7 @@ Plans are remembered, so a call like the last one costs little more than its lau
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +23,7 @@ from patterncc.codegen.gpu.steps import (
     layout_of,
     named_operands,
     problem_of,
+    resize_all,
     run_here,
     shapes_of,
     term_operands,
@@ -228,6 +229,13 @@ class Backward:
             query.device,
             needs_query,
         )
+
+    def resized(self, ready: ReadyBackward, tables: Mapping[str, torch.Tensor]) -> ReadyBackward:
+        """The same calls with tables of other shapes, which is much quicker than to plan them."""
+        if ready.steps is None:
+            return ready
+        steps = resize_all(ready.steps, tables, ready.device, self._folder)
+        return replace(ready, steps=steps)
 
 
 @dataclass(frozen=True, slots=True)

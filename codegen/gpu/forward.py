@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +23,7 @@ from patterncc.codegen.gpu.steps import (
     layout_of,
     named_operands,
     problem_of,
+    resize_all,
     run_here,
     shapes_of,
     term_operands,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from patterncc.codegen.gpu.bound_launch import BoundLaunch
     from patterncc.codegen.gpu.config import KernelConfig
-    from patterncc.codegen.gpu.plan import KeyWidth, Lowered, Tuned
+    from patterncc.codegen.gpu.plan import KeyWidth, Lowered, Special, Tuned
 
 
 class Forward:
@@ -52,6 +53,7 @@ class Forward:
         folder: Where generated sources are written; the user's cache by default.
         tuned: The config that was tuned for a call, asked once for each that is planned.
         key_width: Narrows the key tiles of a default config.
+        special: Asked for the default before that, for one target.
         terms: Which logits enter the softmax.
 
     Raises:
@@ -66,9 +68,10 @@ class Forward:
         folder: Path | None = None,
         tuned: Tuned | None = None,
         key_width: KeyWidth | None = None,
+        special: Special | None = None,
         terms: ScoreTerms = PLAIN,
     ) -> None:
-        self.planner = Planner(lower, config, tuned, key_width)
+        self.planner = Planner(lower, config, tuned, key_width, special)
         require_triton()
         self._folder = folder
         self._terms = terms
@@ -171,6 +174,13 @@ class Forward:
             )
             steps = bind_all(launches, tables, device, self._folder)
         return ReadyForward(steps, terms, rows, out_room, lse_room, device, negated, copied)
+
+    def resized(self, ready: ReadyForward, tables: Mapping[str, torch.Tensor]) -> ReadyForward:
+        """The same calls with tables of other shapes, which is much quicker than to plan them."""
+        if ready.steps is None:
+            return ready
+        steps = resize_all(ready.steps, tables, ready.device, self._folder)
+        return replace(ready, steps=steps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import numpy as np
 
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.gpu.config import (
+    Emitter,
     KernelConfig,
     SharedBytes,
     check_config,
@@ -26,7 +27,7 @@ from patterncc.codegen.gpu.config import (
     shared_bytes,
     suited,
 )
-from patterncc.codegen.gpu.forward_source import emit_forward
+from patterncc.codegen.gpu.emitter_choice import emitter_of
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.kernel_terms import SCALE
 from patterncc.codegen.gpu.launches import (
@@ -71,6 +72,10 @@ _LEAST_SCALE = 1.0e-35
 KeyWidth: TypeAlias = Callable[[int, int], int]
 """How wide key tiles start out, for the `(block_q, block_k)` of a default: what
 `codegen.key_width` counts."""
+
+Special: TypeAlias = Callable[[Problem, str], KernelConfig | None]
+"""The config of a kernel for one target that goes before the default there; None where it does not
+pay, or cannot be."""
 
 Tuned: TypeAlias = Callable[[Call], KernelConfig | None]
 """The config that was tuned for a call, or for one like it; None where there is none."""
@@ -133,6 +138,7 @@ class Kind:
         shared_bytes: Shared memory of a config.
         obstacle: Why tensor descriptors are impossible for some pass, or None.
         launches: The launches of one pass, in order.
+        emitters: What can write its kernels.
     """
 
     default: _Default
@@ -140,6 +146,7 @@ class Kind:
     shared_bytes: SharedBytes
     obstacle: Callable[[Passes, Mapping[str, Layout]], str | None]
     launches: Callable[[Pass, Call, Sources], Iterator[Launch]]
+    emitters: tuple[Emitter, ...] = ("triton",)
 
 
 class PassPlanner:
@@ -154,6 +161,7 @@ class PassPlanner:
         tuned: Asked where no config is given. One that loads by descriptors is not taken where the
             layout of the tensors does not allow them.
         key_width: Narrows the key tiles of a default config; None leaves them.
+        special: Asked for the default before that; None has none.
     """
 
     def __init__(
@@ -163,14 +171,18 @@ class PassPlanner:
         config: KernelConfig | None = None,
         tuned: Tuned | None = None,
         key_width: KeyWidth | None = None,
+        special: Special | None = None,
     ) -> None:
         self._lower = lower
         self._key_width = key_width
+        self._special = special
         self._kind = kind
         self._config = config
         self._tuned = tuned
         self._alternatives: dict[tuple[int, int], Sequence[Passes]] = {}
         self._sources = Sources()
+        # By identity of the program, which is kept beside: programs are slow to hash.
+        self._suited: dict[tuple[Any, ...], tuple[BlockProgram, KernelConfig]] = {}
 
     def launches(self, call: Call) -> tuple[Launch, ...]:
         """The launches of all passes, in the order in which they must run.
@@ -184,15 +196,25 @@ class PassPlanner:
         kind = self._kind
         config, passes, adaptable = self._choose(call)
         check_config(config, call.problem, call.target, kind.shared_bytes)
+        if config.emitter not in kind.emitters:
+            raise ConfigError(f"emitter={config.emitter!r} writes no such kernels", kind.emitters)
         last = len(passes) - 1
         launches: list[Launch] = []
         for number, program in enumerate(passes):
             own = config
             if adaptable:
-                own = kind.suited(config, call.problem, call.target, program)
+                own = self._adapted(config, call, program)
             one = Pass(program, own, number > 0, number < last)
             launches += kind.launches(one, call, self._sources)
         return tuple(launches)
+
+    def _adapted(self, config: KernelConfig, call: Call, program: BlockProgram) -> KernelConfig:
+        """A default config as it suits a program."""
+        place = (id(program), config, call.problem, call.target)
+        if place not in self._suited:
+            own = self._kind.suited(config, call.problem, call.target, program)
+            self._suited[place] = program, own
+        return self._suited[place][1]
 
     def _choose(self, call: Call) -> tuple[KernelConfig, Passes, bool]:
         """Config and passes of a call, by descriptors if nothing stands against them; and whether
@@ -202,6 +224,12 @@ class PassPlanner:
             passes = self._passes(tuned, call.env)
             if tuned.load != "descriptor" or self._kind.obstacle(passes, call.layouts) is None:
                 return tuned, passes, False
+        if self._config is None and self._special is not None:
+            special = self._special(call.problem, call.target)
+            if special is not None:
+                passes = self._passes(special, call.env)
+                if self._kind.obstacle(passes, call.layouts) is None:
+                    return special, passes, True
         config = self._config or self._default(call)
         passes = self._passes(config, call.env)
         obstacle = None
@@ -400,9 +428,11 @@ def _longest(program: BlockProgram, env: Mapping[str, int]) -> int:
 
 
 def _forward_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
-    return query_tile_launches(
-        emit_forward, one, call, sources, state_buffer("state", one, call, "value")
-    )
+    obstacle = call.layouts["out"].descriptor_obstacle()
+    if one.config.emitter == "gluon" and obstacle is not None:
+        raise ConfigError(f"emitter='gluon' is impossible: {obstacle}", ("triton",))
+    emit = emitter_of(one.config)
+    return query_tile_launches(emit, one, call, sources, state_buffer("state", one, call, "value"))
 
 
 def state_buffer(name: str, one: Pass, call: Call, like: str) -> tuple[Buffer, ...]:
@@ -418,14 +448,21 @@ def _forward_obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | No
     return query_tile_obstacle(("query",), passes, layouts)
 
 
-FORWARD = Kind(default_config, suited, shared_bytes, _forward_obstacle, _forward_launches)
+FORWARD = Kind(
+    default_config,
+    suited,
+    shared_bytes,
+    _forward_obstacle,
+    _forward_launches,
+    ("triton", "gluon"),
+)
 
 
 class Planner:
     """Plans the forward calls of one pattern.
 
     Args:
-        lower, config, tuned, key_width: As of `PassPlanner`.
+        lower, config, tuned, key_width, special: As of `PassPlanner`.
     """
 
     def __init__(
@@ -434,8 +471,9 @@ class Planner:
         config: KernelConfig | None = None,
         tuned: Tuned | None = None,
         key_width: KeyWidth | None = None,
+        special: Special | None = None,
     ) -> None:
-        self._kernels = PassPlanner(lower, FORWARD, config, tuned, key_width)
+        self._kernels = PassPlanner(lower, FORWARD, config, tuned, key_width, special)
 
     def plan(
         self,

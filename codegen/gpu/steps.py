@@ -14,6 +14,7 @@ import torch
 from patterncc.codegen.dtypes import DTYPE_NAMES
 from patterncc.codegen.gpu import launch
 from patterncc.codegen.gpu.bound_launch import BoundLaunch, bind
+from patterncc.codegen.gpu.launches import resized
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError, UnsupportedError
@@ -63,6 +64,17 @@ def bind_all(
     return tuple(bind(planned, device, folder) for planned in launches)
 
 
+def resize_all(
+    steps: Iterable[BoundLaunch],
+    tables: Mapping[str, torch.Tensor],
+    device: torch.device,
+    folder: Path | None,
+) -> tuple[BoundLaunch, ...]:
+    """The launches of a call for tables of other shapes; arguments and errors as of `bind_all`."""
+    shapes = shapes_of(tables)
+    return bind_all([resized(step.planned, shapes) for step in steps], tables, device, folder)
+
+
 def run(
     steps: Iterable[BoundLaunch], operands: dict[str, torch.Tensor], device: torch.device
 ) -> None:
@@ -85,10 +97,11 @@ def run_here(
     steps: Iterable[BoundLaunch], operands: dict[str, torch.Tensor], device: torch.device
 ) -> None:
     """As `run`, on what is the current device if it is a GPU."""
-    stream = current_stream(device.index) if device.type == "cuda" else 0
+    stream = 0 if device.index is None else current_stream(device.index)
     for step in steps:
-        for name, room in step.rooms:
-            operands[name] = room()
+        if step.rooms:
+            for name, room in step.rooms:
+                operands[name] = room()
         step(operands, stream)
 
 
@@ -158,10 +171,12 @@ def term_values(terms: ScoreTerms, values: ScoreValues, device: torch.device) ->
 def term_operands(values: ScoreValues) -> dict[str, torch.Tensor]:
     """The tables of score terms, as kernels call them; copied where they are not float32 and
     contiguous."""
-    return {
-        f"real_table_{name}": table.detach().float().contiguous()
-        for name, table in values.tables.items()
-    }
+    found = {}
+    for name, table in values.tables.items():
+        if table.dtype != torch.float32 or table.requires_grad or not table.is_contiguous():
+            table = table.detach().float().contiguous()
+        found[f"real_table_{name}"] = table
+    return found
 
 
 def with_contiguous_rows(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from patterncc.bench.document import advantage, ceiling, speed
 from patterncc.bench.peers import PEERS
-from patterncc.bench.race import Report
-from patterncc.bench.request import PHASE_WORDS
+from patterncc.bench.race import Report, Result
+from patterncc.bench.request import PHASE_WORDS, Phase
 from patterncc.dsl.errors import ConfigError
 from patterncc.plot import FORMATS, require_matplotlib
 
@@ -17,6 +17,7 @@ _COLOURS = (
 )  # fmt: skip
 _COLOUR = {peer.name: colour for peer, colour in zip(PEERS, _COLOURS, strict=True)}
 _GREY = "#5b6570"
+_CEILING = "matrix product"
 _HEIGHT = 3.6  # inches of a phase
 
 
@@ -32,7 +33,7 @@ def check_output(path: str) -> None:
 
 
 def plot_report(report: Report, path: str) -> None:
-    """Draws a run: TFLOP/s on visible pairs, higher is better.
+    """Draws a run: operations in a second on visible pairs, higher is better.
 
     Args:
         report: What was found.
@@ -43,48 +44,61 @@ def plot_report(report: Report, path: str) -> None:
     """
     from matplotlib.figure import Figure  # here, because it takes a second to load
 
-    phases = [phase for phase in report.options.phases if _shown(report, phase)]
-    wide = max(7.0, 1.6 * len(report.results) + 2)
+    phases = [phase for phase in report.options.phases if _results(report, phase)]
+    wide = max(7.0, 1.5 * len(report.results) + 1.5)
     figure = Figure(figsize=(wide, _HEIGHT * max(1, len(phases)) + 0.8), layout="constrained")
     drawn: dict[str, Any] = {}
-    for row, phase in enumerate(phases):
-        axes = figure.add_subplot(len(phases), 1, row + 1)
-        results = [result for result in report.results if phase in result.phases]
-        for place, result in enumerate(results):
-            names = [n for n in result.readings if speed(report, result, n, phase) is not None]
-            width = 0.84 / max(1, len(names))
-            for number, name in enumerate(names):
-                found = speed(report, result, name, phase)
-                assert found is not None
-                left = place - 0.42 + (number + 0.5) * width
-                rate = found.flops / 1e12
-                bars = axes.bar(left, rate, width, color=_COLOUR.get(name, _GREY))
-                drawn.setdefault(name, bars)
-                digits = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
-                axes.annotate(digits, (left, rate), ha="center", va="bottom", fontsize=6)
-            rate = ceiling(report, result) / 1e12
-            line = axes.hlines(rate, place - 0.45, place + 0.45, color=_GREY, linewidth=1)
-            drawn.setdefault("matrix product", line)
-        labels = []
-        for result in results:
-            against = advantage(result, phase)
-            factor = "" if against is None else f"\n{against[0]:.2f}x of {against[1]}"
-            labels.append(f"{result.request.name}\n{result.request.shape}{factor}")
-        axes.set_xticks(range(len(results)), labels, fontsize=7)
-        axes.set_ylabel("TFLOP/s on visible pairs")
-        axes.set_title(PHASE_WORDS[phase], fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
-    order = [name for name in (*_COLOUR, "matrix product") if name in drawn]
+    for row, phase in enumerate(phases, 1):
+        _draw(figure.add_subplot(len(phases), 1, row), report, phase, drawn)
+    order = [name for name in (*_COLOUR, _CEILING) if name in drawn]
+    order += [name for name in drawn if name not in order]
     figure.legend(
-        [drawn[name] for name in order], order, loc="outside upper center", ncols=9, fontsize=8
+        [drawn[name] for name in order], order, loc="outside upper center", ncols=5, fontsize=8
     )
-    words = " ".join(f"{name} {report.machine.versions[name]}" for name in _named(report))
+    words = ", ".join(f"{name} {report.machine.versions[name]}" for name in _named(report))
     figure.supxlabel(f"{report.machine.name}; {words}; {report.started}", fontsize=7)
     figure.savefig(path, dpi=160)
 
 
-def _shown(report: Report, phase: str) -> bool:
-    return any(phase in result.phases for result in report.results)
+def _draw(axes: Any, report: Report, phase: Phase, drawn: dict[str, Any]) -> None:
+    """One phase; `drawn` keeps a bar of each peer for the legend."""
+    results = _results(report, phase)
+    most = max(ceiling(report, result) for result in results)
+    unit, size = ("TFLOP/s", 1e12) if most >= 1e12 else ("GFLOP/s", 1e9)
+    timed = [
+        [name for name in result.readings if speed(report, result, name, phase) is not None]
+        for result in results
+    ]
+    width = 0.86 / max(1, *map(len, timed))
+    for place, (result, names) in enumerate(zip(results, timed, strict=True)):
+        for number, name in enumerate(names):
+            found = speed(report, result, name, phase)
+            assert found is not None
+            middle = place + (number + 0.5 - len(names) / 2) * width
+            rate = found.flops / size
+            drawn.setdefault(name, axes.bar(middle, rate, width, color=_COLOUR.get(name, _GREY)))
+            digits = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+            axes.annotate(digits, (middle, rate), ha="center", va="bottom", fontsize=6)
+        rate = ceiling(report, result) / size
+        line = axes.hlines(rate, place - 0.45, place + 0.45, color=_GREY, linewidth=1)
+        drawn.setdefault(_CEILING, line)
+    axes.set_xlim(-0.6, max(len(report.results), 2) - 0.4)
+    labels = [_label(result, phase) for result in results]
+    axes.set_xticks(range(len(results)), labels, fontsize=7)
+    axes.set_ylabel(f"{unit} on visible pairs")
+    axes.set_title(PHASE_WORDS[phase], fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label(result: Result, phase: Phase) -> str:
+    """The pattern, its shape, and how patterncc compares with the best peer."""
+    against = advantage(result, phase)
+    factor = "" if against is None else f"\n{against[0]:.2f}x {against[1]}"
+    return f"{result.request.name}\n{result.request.shape}{factor}"
+
+
+def _results(report: Report, phase: Phase) -> list[Result]:
+    return [result for result in report.results if phase in result.phases]
 
 
 def _named(report: Report) -> list[str]:

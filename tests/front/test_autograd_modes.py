@@ -450,3 +450,30 @@ def test_fake_gradients_have_the_real_layout(layout: str) -> None:
         fake = torch.ops.patterncc.attn_bwd.default(*fakes, *rest)
     for one, other in zip(real, fake, strict=True):
         assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
+
+
+@pytest.mark.parametrize("needs", [[True, False, False], [False, True, True], [False] * 3])
+def test_the_operator_computes_what_is_asked_for(needs: list[bool]) -> None:
+    arguments = operands()
+    whole = torch.ops.patterncc.attn_bwd.default(*arguments)
+    asked = (*arguments, None, [], needs)
+    torch.library.opcheck(torch.ops.patterncc.attn_bwd.default, asked)
+    found = torch.ops.patterncc.attn_bwd.default(*asked)
+    wanted = [grad for grad, yes in zip(whole, needs, strict=True) if yes]
+    assert len(found) == sum(needs) and all(map(torch.equal, found, wanted))
+
+
+def test_needs_that_do_not_fit_are_refused() -> None:
+    operator = torch.ops.patterncc.attn_bwd.default
+    for needs in ([True], [True] * 4):
+        with pytest.raises(patterncc.ArgumentError, match=r"`needs` is .* it must have 3 values"):
+            operator(*operands(), None, [], needs)
+
+
+def test_second_derivatives_of_some_inputs() -> None:
+    query, key, value = (tensor.double() for tensor in tensors(6))
+    query.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda q: WINDOW(q, key, value), (query,))
+    key.requires_grad_()
+    query = query.detach()
+    assert torch.autograd.gradgradcheck(lambda k: WINDOW(query, k, value), (key,))
