@@ -9,9 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from patterncc.autotune.candidates import Surveyed, default_of, key_for, survey
+from patterncc.autotune.candidates import (
+    ABSENT_MULTIPROCESSORS,
+    Surveyed,
+    default_of,
+    key_for,
+    survey,
+)
 from patterncc.autotune.device import describe
 from patterncc.autotune.job import Job
+from patterncc.autotune.key import Device
 from patterncc.autotune.microbenchmarks import Calibration, calibrate
 from patterncc.autotune.options import Options, Progress
 from patterncc.autotune.search import Limits
@@ -26,6 +33,7 @@ from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
 from patterncc.pipeline import kernel_folder
 from patterncc.settings import settings
+from patterncc.trial import choose_device
 from patterncc.tuned import NEAR, WRITTEN_BY, config_of, store
 
 
@@ -78,8 +86,7 @@ def survey_call(
         ConfigError: There is no such phase or target, or a table is missing.
         UnsupportedError: The call has no kernel there.
     """
-    if re.fullmatch(r"cuda:\d+|hip:gfx\w+", target) is None:
-        raise ConfigError(f"there is no target {target!r}", ("cuda:80", "cuda:90", "hip:gfx942"))
+    check_target(target)
     return survey(
         job_of(call, problem),
         phase_named(phase),
@@ -88,6 +95,31 @@ def survey_call(
         options=Options(Limits(timeout=timeout), folder=kernel_folder()),
         report=report,
     )
+
+
+def check_target(target: str) -> None:
+    """Refuses what is no target of GPU kernels.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if re.fullmatch(r"cuda:\d+|hip:gfx\w+", target) is None:
+        raise ConfigError(f"there is no target {target!r}", ("cuda:80", "cuda:90", "hip:gfx942"))
+
+
+def device_of(name: str | None, target: str | None) -> Device:
+    """A device that is here, or one of a target that need not be, with as many multiprocessors as
+    an H200.
+
+    Raises:
+        ConfigError: There is no such device or target, or both are named.
+    """
+    if target is None:
+        return describe(str(choose_device(name)))
+    if name is not None:
+        raise ConfigError("--target is a GPU that is not here; leave out --device")
+    check_target(target)
+    return Device(target, target, "", ABSENT_MULTIPROCESSORS)
 
 
 def survey_document(found: tuple[Surveyed, ...]) -> dict[str, Any]:

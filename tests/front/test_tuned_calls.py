@@ -198,6 +198,30 @@ def test_why_config(run: Run, own_store: TunedStore) -> None:
     assert run(*argv, "--json").json["config"] == {"block_q": 32, "block_k": 128}
 
 
+def test_cost(run: Run, own_store: TunedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patterncc.cost_text.store", lambda: own_store)
+    argv = ("explain", "window(64)", "--heads", "2", "--q-len", "4096", "--cost")
+    found = run(*argv, "--target", "cuda:90")
+    assert found.code == 0
+    assert found.out.startswith("forward on cuda:90, default config: 64x64, 4 warps, 3 stages")
+    assert "constants: usual ones, not calibrated here" in found.out
+    assert "F*V/(M*products)" in found.out
+    assert "M =          132  multiprocessors" in found.out
+    document = run(*argv, "--target", "cuda:90", "--phase", "grad_key_value", "--json").json
+    assert document["phase"] == "grad_key_value"
+    (one,) = document["passes"]
+    assert sum(part["seconds"] for part in one["parts"]) == pytest.approx(document["seconds"])
+    here = run(*argv, "--device", "cpu", "--dtype", "float32")
+    assert "H*V*row" in here.out
+    wrong = run(*argv, "--device", "cpu", "--target", "cuda:90")
+    assert wrong.code == 2
+    assert "leave out --device" in wrong.err
+    assert "there is no target" in run(*argv, "--target", "h200").err
+    gradients = run(*argv, "--device", "cpu", "--phase", "grad_query")
+    assert gradients.code == 2
+    assert "computes all gradients together" in gradients.err
+
+
 def test_looking_at_tuned_configs_loads_no_optuna() -> None:
     code = (
         "import sys, torch, patterncc; query = torch.ones(1, 1, 8, 8);"
