@@ -164,7 +164,9 @@ def passes(
     """
     check = settings().verify
     if transposed:  # besides the forward direction, which a call has found before
-        forward = passes(structure, block_q, block_k, sizes, within)
+        forward = passes(structure, block_q, block_k, sizes, within, False, gather=True)
+        if any(program.gathered > 1 for program in forward):
+            forward = passes(structure, block_q, block_k, sizes, within)
         return tuple(with_transposed(program, check=check) for program in forward)
     return lower_passes(
         resolve(structure).pattern,
@@ -188,7 +190,8 @@ def starting_width(
     """
 
     def lowered(width: int) -> Passes:
-        return passes(structure, block_q, width, sizes, within=True, gather=True)
+        # In the words of `_Alternatives`, which the cache goes by.
+        return passes(structure, block_q, width, sizes, True, False, gather=True)
 
     return key_width(resolve(structure).pattern, lowered, block_k, dict(sizes))
 

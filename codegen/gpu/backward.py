@@ -19,7 +19,8 @@ from patterncc.codegen.gpu.signature import Kept, call_signature
 from patterncc.codegen.gpu.steps import (
     NO_TABLES,
     bind_all,
-    elsewhere,
+    current_device,
+    index_of,
     layout_of,
     named_operands,
     problem_of,
@@ -227,6 +228,7 @@ class Backward:
             Rows.of(query, key, env),
             {name: room for name, room in rooms.items() if room is not None},
             query.device,
+            index_of(query.device),
             needs_query,
         )
 
@@ -249,6 +251,7 @@ class ReadyBackward:
         rows: Of the call.
         rooms: Memory for the gradients and for `delta`, by name.
         device: Where all tensors are.
+        index: Its number, if it is a GPU; -1 if not.
         needs_query: Is the query's gradient asked for?
     """
 
@@ -258,6 +261,7 @@ class ReadyBackward:
     rows: Rows
     rooms: Mapping[str, Room]
     device: torch.device
+    index: int
     needs_query: bool
 
     def __call__(
@@ -274,8 +278,9 @@ class ReadyBackward:
         table_gradients: Mapping[str, torch.Tensor] = NO_TABLES,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Runs the call, as `Backward` does."""
-        if elsewhere(self.device):
-            with torch.cuda.device(self.device):
+        index = self.index
+        if index >= 0 and index != current_device():
+            with torch.cuda.device(index):
                 return self(
                     grad_out,
                     grad_lse,
@@ -306,7 +311,7 @@ class ReadyBackward:
                 operands |= named_operands(tables)
             if score_values.tables:
                 operands |= term_operands(score_values)
-            run_here(self.steps, operands, self.device)
+            run_here(self.steps, operands, index)
         if table_gradients:
             sums = self.sums if self.steps else WantedSums()
             add_table_gradients(
