@@ -292,10 +292,19 @@ def backward_launcher(
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         return _Alternatives(structure, block_q, block_k, sizes, transposed=True)
 
+    def of_rows(block_q: int, block_k: int) -> Sequence[Passes]:
+        return _Alternatives(structure, block_q, block_k, sizes, transposed=False)
+
     tuned = TunedGradients(
         tuned_for(structure, "grad_query"), tuned_for(structure, "grad_key_value")
     )
-    return Backward(lowered, folder=kernel_folder(), tuned=tuned, terms=terms_of(score))
+    return Backward(
+        lowered,
+        lower_rows=of_rows,
+        folder=kernel_folder(),
+        tuned=tuned,
+        terms=terms_of(score),
+    )
 
 
 def tuned_for(structure: str, phase: str, special: Special | None = None) -> Tuned:

@@ -65,7 +65,7 @@ class FlexAttention:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def words(self, seconds: float) -> str:
-        """How much faster than it something is that takes so long, or why that is not known."""
+        """How fast something is that takes so long beside it, or why that is not known."""
         if self.seconds is None:
             return f"FlexAttention: {self.why_not}"
-        return f"{self.seconds / seconds:.2f}x FlexAttention's speed"
+        return f"{self.seconds / seconds:.2f}x FlexAttention"

@@ -12,11 +12,10 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from patterncc.commands import console
@@ -305,15 +304,17 @@ def _call_and_problem(args: argparse.Namespace, pattern: Any) -> tuple["Call", "
 def _bar(name: str, flex: "FlexAttention | None" = None) -> Iterator[Any]:
     """A bar on the terminal, and what tells it how far the search is."""
     columns = (
-        TextColumn("{task.fields[name]}: {task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[name]}: {task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        # What a narrow terminal has no room for is the end of this.
+        TextColumn(
+            "{task.fields[note]}",
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+        ),
     )
-    with Bar(*columns, console=console.progress(), transient=True) as bar:
+    with Bar(*columns, console=console.progress(), transient=True, expand=True) as bar:
         task = bar.add_task("starting", name=name, note="", total=None)
 
         def report(progress: "Progress") -> None:
@@ -333,10 +334,12 @@ def _note(progress: "Progress", flex: "FlexAttention | None") -> str:
     if progress.best is None:
         return ""
     config, seconds = progress.best
-    note = f"best {duration(seconds)} ({config.block_q}x{config.block_k})"
+    note = f"best {duration(seconds)}"
     if progress.default < float("inf"):
-        note += f", {progress.default / seconds:.2f}x the default's speed"
-    return note if flex is None else f"{note}, {flex.words(seconds)}"
+        note += f", {progress.default / seconds:.2f}x the default"
+    if flex is not None:
+        note += f", {flex.words(seconds)}"
+    return f"{note} ({config.block_q}x{config.block_k})"
 
 
 def _print(name: str, result: "TuneResult", flex: "FlexAttention | None") -> None:
@@ -350,6 +353,8 @@ def _print(name: str, result: "TuneResult", flex: "FlexAttention | None") -> Non
     size = f"batch {call['batch']}, {call['heads']} heads, {call['q_len']:,} tokens"
     out.print(Text(f"{key.dtype}, {size}, head_dim {key.head_dim}"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for _ in range(3):
+        table.add_column(overflow="fold")
     table.add_row("best", duration(entry.seconds), config_words(entry.config))
     values = {knob: getattr(result.default, knob) for knob in entry.config}
     if entry.default_seconds is None:
@@ -367,7 +372,9 @@ def _print(name: str, result: "TuneResult", flex: "FlexAttention | None") -> Non
     if result.compiled:
         worth = f"{len(survivors(result.compiled))} of them worth running"
         table.add_row("compiled", str(len(result.compiled)), worth)
-    table.add_row("stopped", duration(result.seconds), f"after {result.search.stopped}")
+    interrupted = result.search.stopped == "interrupted"
+    why = "by Ctrl-C; the same command goes on" if interrupted else f"after {result.search.stopped}"
+    table.add_row("stopped", duration(result.seconds), why)
     table.add_row("before", "", _before(result))
     table.add_row("kept in", "", str(result.path))
     out.print(table)

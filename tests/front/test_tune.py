@@ -165,7 +165,7 @@ def test_flex_attention_beside() -> None:
         flex.settle()
         assert (flex.seconds is None) == bool(flex.why_not)
         if flex.seconds is not None:
-            assert flex.words(flex.seconds / 2) == "2.00x FlexAttention's speed"
+            assert flex.words(flex.seconds / 2) == "2.00x FlexAttention"
 
 
 def test_what_cannot_be_imported(run: Run, tmp_path: Path) -> None:
