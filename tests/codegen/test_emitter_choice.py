@@ -80,6 +80,8 @@ def test_what_was_fastest_is_chosen(
             "tables decide",
         ),
         ("local_strided(16, 4, 3)", D128, "cuda:90", "no power of two"),
+        ("longformer(256, 64)", D128, "cuda:90", "more than limits"),
+        ("tri_shape", D128, "cuda:90", "more than limits"),
     ],
 )
 def test_reasons_for_triton(text: str, problem: Problem, target: str, words: str) -> None:
