@@ -27,6 +27,8 @@ from patterncc.autotune.study import Trial
 from patterncc.autotune.tuning import Tuner, TuneResult
 from patterncc.autotune.words import config_words
 from patterncc.call import Call
+from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter
+from patterncc.codegen.ir import Passes
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
 from patterncc.pipeline import kernel_folder
@@ -177,7 +179,8 @@ class Why:
     def lines(self) -> list[str]:
         """As text."""
         origin = "tuned" if self.tuned else "default"
-        head = f"{origin} config on {self.device}: {config_words(self.config)}"
+        emitter = "Gluon kernel, " if self.config.get("emitter") == "gluon" else ""
+        head = f"{origin} config on {self.device}: {emitter}{config_words(self.config)}"
         return [head, f"why: {self.reason}", *(f"  {text}" for text in self.differences)]
 
     def as_json(self) -> dict[str, Any]:
@@ -201,10 +204,29 @@ def why_config(call: Call, problem: Problem, device_name: str, phase: str) -> Wh
         reason += f", too far to be used untried (at most {NEAR:g})"
     if not settings().tuned:
         config, tuned, reason = None, False, f"PATTERNCC_TUNED is off; else: {reason}"
+    gluon = _gluon(job, wanted.name, device.target)
+    if gluon.config is not None and (config is None or found.origin != "user"):
+        if tuned:
+            reason = f"{gluon.reason}; what came tuned is for Triton's kernels: {reason}"
+        else:
+            reason = f"{gluon.reason}; {reason}"
+        values = config_values(gluon.config, wanted, device.target) | {"emitter": "gluon"}
+        return Why(device.name, values, False, reason, found.differences)
     if config is None:
         config = default_of(job, wanted, device)
     values = config_values(config, wanted, device.target)
     return Why(device.name, values, tuned, reason, found.differences)
+
+
+def _gluon(job: Job, phase: str, target: str) -> EmitterChoice:
+    """The emitter of untuned calls, the forward ones of which Gluon may have."""
+    if phase != "forward":
+        return EmitterChoice(None, "Gluon writes forward kernels alone")
+
+    def lowered(block_q: int, block_k: int) -> Passes:
+        return job.passes(block_q, block_k, gather=True)
+
+    return choose_emitter(job.pattern, job.problem, target, lowered, job.sizes)
 
 
 def counts(result: TuneResult) -> dict[str, int]:

@@ -62,6 +62,7 @@ class Backward:
         folder: Where generated sources are written; the user's cache by default.
         tuned: The configs that were tuned for a call, asked once for each that is planned.
         terms: Which logits entered the softmax.
+        lower_rows: As of `BackwardPlanner`.
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -71,13 +72,16 @@ class Backward:
         self,
         lower: Lowered,
         *,
+        lower_rows: Lowered | None = None,
         config: BackwardConfig | None = None,
         folder: Path | None = None,
         tuned: TunedGradients | None = None,
         terms: ScoreTerms = PLAIN,
     ) -> None:
         self._terms = terms
-        self.planner = BackwardPlanner(lower, config or BackwardConfig(), tuned)
+        self.planner = BackwardPlanner(
+            lower, config or BackwardConfig(), tuned, lower_rows=lower_rows
+        )
         require_triton()
         self._folder = folder
         self._kept: Kept[ReadyBackward] = Kept()

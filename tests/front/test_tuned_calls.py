@@ -139,6 +139,25 @@ def test_a_call_on_a_gpu(own_store: TunedStore, monkeypatch: pytest.MonkeyPatch)
     assert tuned.config_for(subject, "cuda:90") is None
 
 
+def test_what_came_tuned_is_no_answer_beside_another_emitter(
+    own_store: TunedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was tuned among Triton's kernels alone; what this user tuned counts."""
+    monkeypatch.setattr(tuned, "_device_here", lambda target: H200)
+    problem = Problem("bfloat16", 128, 128)
+    wanted = key(H200, problem, q_len=16384)
+    own_store.put(entry(wanted, block_q=64, block_k=64))
+    env = {"q_len": 16384, "kv_len": 16384, "heads": 2, "kv_heads": 2, "n": 64}
+    subject = tuned.subject_of(STRUCTURE, problem, "forward", env, ("n",))
+    assert tuned.config_for(subject, "cuda:90", own=True) is not None
+    shipped = Found(wanted, entry(wanted, block_q=64, block_k=64), "shipped", 0.0, "")
+    monkeypatch.setattr(tuned, "lookup", lambda subject, device: shipped)
+    tuned.forget()
+    assert tuned.config_for(subject, "cuda:90") is not None
+    assert tuned.config_for(subject, "cuda:90", own=True) is None
+    tuned.forget()
+
+
 def test_order_of_another_pattern() -> None:
     """The order of tiles is the pattern's own, whatever its neighbour's was."""
     wanted = key(H200, Problem("bfloat16", 128, 128), pattern_class="dense, growing")
