@@ -86,9 +86,11 @@ def gpu_formulas(
     waiting = sympy.Symbol(waits) / r if waits else sympy.Integer(0)
     start = sympy.Symbol("start")
     if gluon:
-        visible, waiting = sympy.Integer(0), sympy.Integer(0)
+        visible, waiting = h / sympy.Symbol("rows"), sympy.Integer(0)
         start *= sympy.Symbol("gluon_start")
     loads = sympy.Max(waiting, b / sympy.Symbol("load") - products - visible)
+    if gluon:
+        loads = sympy.Integer(0)
     mask = a / sympy.Symbol("mask") + (a / sympy.Symbol("lookup") if one.looked_up else 0)
     once = (start + loops * sympy.Symbol("drain")) / r
     expressions = {
