@@ -271,15 +271,15 @@ def test_lists_are_made_for_some_query_tiles_at_a_time(
     launches = _launches(text, 6400, {"keep": (2, 100, 6400)}, order)
     assert [launch.source.name for launch in launches] == ["list_tiles", "forward"] * 3
     assert [launch.grid[0] for launch in launches[::2]] == (
-        [40, 40, 20] if order == "forward" else [20, 40, 40]
+        [34, 34, 32] if order == "forward" else [32, 34, 34]
     )
     # Memory for the longest turn, once.
     shapes = [[buffer.shape for buffer in launch.buffers] for launch in launches]
-    assert shapes == [[(80, 6401), (80, 2)], *[[]] * 5]
+    assert shapes == [[(68, 6401), (68, 2)], *[[]] * 5]
     place = [p.name for p in launches[0].source.parameters].index("first_tile")
     pointers = len(launches[0].pointers)
     first = [launch.rest[place - pointers] for launch in launches[::2]]
-    assert sorted(first) == [0, 40, 80]
+    assert sorted(first) == [0, 34, 68]
 
 
 def test_lists_that_are_too_long_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
