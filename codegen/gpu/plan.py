@@ -26,7 +26,8 @@ from patterncc.codegen.gpu.config import (
     shared_bytes,
     suited,
 )
-from patterncc.codegen.gpu.forward_source import emit_forward
+from patterncc.codegen.gpu.forward_source import emit_forward, emit_forward_repair
+from patterncc.codegen.gpu.isolation_source import SPOILED, grid_values, repair_grid
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.kernel_terms import SCALE
 from patterncc.codegen.gpu.launches import (
@@ -231,16 +232,18 @@ def _holds(program: BlockProgram, env: Mapping[str, int]) -> bool:
 
 def query_tile_launches(
     emit: Callable[..., KernelSource],
+    repair: Callable[..., KernelSource],
     one: Pass,
     call: Call,
     sources: Sources,
     buffers: tuple[Buffer, ...] = (),
 ) -> Iterator[Launch]:
     """The launches of a pass whose kernel runs a program for each query tile: the one that lists
-    its tiles, where tables decide them, and the kernel.
+    its tiles, where tables decide them, the kernel, and the one that repairs.
 
     Args:
         emit: Writes the kernel.
+        repair: Writes the one that repairs what it has spoiled.
         one: The pass.
         call: The call.
         sources: Kernels that are written already.
@@ -258,10 +261,37 @@ def query_tile_launches(
         rows = (Buffer("tiles", (prod(grid), capacity)), Buffer("tile_counts", (prod(grid), 2)))
         lists = sources.get(emit_lists, program, problem, config)
         yield planned_launch(lists, grid, call, numbers=numbers, buffers=rows)
-    source = sources.get(emit, program, problem, config, resumes=one.resumes, hands_on=one.hands_on)
+    between = {"resumes": one.resumes, "hands_on": one.hands_on}
+    source = sources.get(emit, program, problem, config, **between)
     grid = (tiles, call.heads, call.batch)
     k_step = program.tiling.k_step
+    buffers += spoiled_buffer(source, grid)
     yield planned_launch(source, grid, call, step=k_step, numbers=numbers, buffers=buffers)
+    if spoiled_buffer(source, grid):
+        source = sources.get(repair, program, problem, config, **between)
+        yield repair_launch(source, grid, call, numbers)
+
+
+def spoiled_buffer(source: KernelSource, grid: tuple[int, int, int]) -> tuple[Buffer, ...]:
+    """Where the programs of a kernel leave whether their sums are spoiled, if they can be."""
+    if SPOILED not in source.parameters:
+        return ()
+    return (Buffer("spoiled", (prod(grid),)),)
+
+
+def repair_launch(
+    source: KernelSource, grid: tuple[int, int, int], call: Call, numbers: Mapping[str, int]
+) -> Launch:
+    """The launch that repairs what a kernel over `grid` has spoiled.
+
+    Args:
+        source: The kernel that repairs.
+        grid: Of the one before it.
+        call: The call.
+        numbers: Values of parameters that the call does not have.
+    """
+    numbers = {**numbers, **grid_values(grid)}
+    return planned_launch(source, repair_grid(grid), call, numbers=numbers)
 
 
 def query_tile_obstacle(
@@ -328,7 +358,12 @@ def _longest(program: BlockProgram, env: Mapping[str, int]) -> int:
 
 def _forward_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
     return query_tile_launches(
-        emit_forward, one, call, sources, state_buffer("state", one, call, "value")
+        emit_forward,
+        emit_forward_repair,
+        one,
+        call,
+        sources,
+        state_buffer("state", one, call, "value"),
     )
 
 

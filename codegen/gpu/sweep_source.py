@@ -57,6 +57,7 @@ class TileLoop:
             where no lanes were asked for, and `setup` then is of one time.
         first, following: Lines that load the number of the first tile before the loop, and that of
             the next one in it, where the numbers are in memory.
+        place: Where in the row of `tiles` the number of the tile at `step` is, if it is in memory.
     """
 
     kind: Kind
@@ -66,6 +67,7 @@ class TileLoop:
     classes: int = 1
     first: str = ""
     following: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
