@@ -153,9 +153,11 @@ def find_candidates(
             timeout=max(left, 1.0),
             report=lambda done: report(Progress("compiling", done, len(chosen))),
         )
-        # What there was no time to compile stays open: the measuring process compiles it too.
-        bad = set(compiled) - {default, *survivors(compiled)}
-        open_ = [config for config in space.configs if config not in bad]
+        worth = {default, *survivors(compiled)}
+        # Where too little was compiled for so many trials the rest stays open: the measuring
+        # process compiles it, too, while nothing is measured.
+        rest = set(space.configs) - set(compiled) if len(worth) < options.limits.trials else set()
+        open_ = [config for config in space.configs if config in worth or config in rest]
         predicted = predict(model, open_, default, compiled)
     return Candidates(
         job,

@@ -185,7 +185,8 @@ class CostModel:
         """What the call does in tiles of a shape; kept."""
         shape = (block_q, block_k)
         if shape not in self._facts:
-            self._facts[shape] = tile_facts(self._job, *shape, self.phase)
+            gather = not isinstance(self.constants, CpuConstants)
+            self._facts[shape] = tile_facts(self._job, *shape, self.phase, gather=gather)
         return self._facts[shape]
 
     def predict(self, config: KernelConfig, resources: Resources | None = None) -> Prediction:

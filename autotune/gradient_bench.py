@@ -6,7 +6,7 @@ What all gradients need of each row is computed beforehand and not timed with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,9 +19,8 @@ from patterncc.autotune.space import phase_named
 from patterncc.autotune.tensors import narrow, random_like_output, random_tensors
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.forward import Forward
-from patterncc.codegen.gpu.launch import multiprocessors_of, runner, target_of
-from patterncc.codegen.gpu.launches import Launch
-from patterncc.codegen.gpu.steps import Step, run
+from patterncc.codegen.gpu.launch import multiprocessors_of, target_of
+from patterncc.codegen.gpu.steps import bind_all, named_operands, run
 from patterncc.dsl.errors import TuningError
 
 RESULTS: Mapping[str, tuple[str, ...]] = {
@@ -54,19 +53,19 @@ def gradient_bench(
 
     def ready(config: KernelConfig) -> Run:
         launches = planned(job, phase_named(phase), target, config, multiprocessors=multiprocessors)
-        first, *own = _steps(launches, device, folder)
-        operands = dict(tensors)
-        checked_operands = {**tensors, "grad_out": oracle.checked_grad_out}
+        first, *own = bind_all(launches, tables, device, folder)
+        operands = {**tensors, **named_operands(tables)}
+        checked_operands = {**operands, "grad_out": oracle.checked_grad_out}
         for each in (operands, checked_operands):
             each["delta"] = torch.empty_like(tensors["lse"])
-            run([first], each, tables, device)
+            run([first], each, device)
 
         def run_own(*, checked: bool = False) -> tuple[Tensor, ...]:
             given = checked_operands if checked else operands
             for name in RESULTS[phase]:
                 given[name] = torch.empty_like(tensors[name.removeprefix("grad_")])
                 given[f"{name}_state"] = given[name]  # unless a buffer is planned for it
-            run(own, given, tables, device)
+            run(own, given, device)
             return tuple(given[name] for name in RESULTS[phase])
 
         return run_own
@@ -93,10 +92,3 @@ def _forward(
         raise TuningError(f"gradients need a forward that is right: {wrong}")
     out, lse = attend()
     return out, lse
-
-
-def _steps(launches: Sequence[Launch], device: torch.device, folder: Path | None) -> list[Step]:
-    return [
-        (launch, runner(launch.source, launch.grid, device, aligned=launch.aligned, folder=folder))
-        for launch in launches
-    ]

@@ -123,19 +123,23 @@ class Job:
         """Whether heads may have different masks."""
         return bool(_BY_HEAD & variables(self.pattern.body))
 
-    def passes(self, block_q: int, block_k: int, *, transposed: bool = False) -> Passes:
+    def passes(
+        self, block_q: int, block_k: int, *, transposed: bool = False, gather: bool = False
+    ) -> Passes:
         """The pattern lowered for a tile shape; kept for those used last.
 
         Args:
             block_q, block_k: The tile shape.
             transposed: Whether the programs have the transposed direction, which the gradients of
                 key and value loop in.
+            gather: Whether their key tiles may be gathered, as those of the forward kernels on GPUs
+                are.
 
         Raises:
             UnsupportedError: For a term that has no lowering.
         """
         sizes = tuple(sorted(self.sizes.items()))
-        return _lowered(self.structure, block_q, block_k, sizes, self.within, transposed)
+        return _lowered(self.structure, block_q, block_k, sizes, self.within, transposed, gather)
 
     @cached_property
     def density(self) -> float:
@@ -158,10 +162,17 @@ def _lowered(
     sizes: tuple[tuple[str, int], ...],
     within: bool,
     transposed: bool,
+    gather: bool,
 ) -> Passes:
     if transposed:
-        forward = _lowered(structure, block_q, block_k, sizes, within, False)
+        forward = _lowered(structure, block_q, block_k, sizes, within, False, False)
         return tuple(with_transposed(program) for program in forward)
     return lower_passes(
-        load(structure), block_q, block_k, sizes=dict(sizes), within=within, transposed=False
+        load(structure),
+        block_q,
+        block_k,
+        sizes=dict(sizes),
+        within=within,
+        transposed=False,
+        gather=gather,
     )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from patterncc.codegen.choice import lower_passes, tiling_name
+from patterncc.codegen.choice import lower_passes, pass_name
 from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.gpu.config import tile_order
 from patterncc.codegen.ir import BlockProgram, Passes
@@ -276,7 +276,7 @@ def pattern_class(passes: Passes) -> str:
 
 
 def _program_class(program: BlockProgram) -> str:
-    words = [tiling_name(program.tiling)]
+    words = [pass_name(program)]
     words.append(GROWING if tile_order(program) == "reverse" else "even")
     if not any(sweep.kind == "full" for sweep in program.forward):
         words.append("all partial")

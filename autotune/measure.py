@@ -29,6 +29,7 @@ Runner: TypeAlias = Callable[[Job, Mapping[str, Tensor], KernelConfig, Path | No
 
 _LEAST, _MOST = 3, 40  # timed calls of a config
 _BUDGET = {"cpu": 0.3, "cuda": 0.1}  # seconds of timed calls
+_QUEUED = 20  # calls at a time
 _HOPELESS = 1.5  # times the best after which a config is given up
 _RACE_ROUNDS, _RACE_BUDGET = 15, 3.0  # at most, for each config
 _FLUSHED = 1 << 28  # bytes that are overwritten before a call, more than any cache holds
@@ -65,7 +66,9 @@ def _forward_gpu(
     job: Job, tensors: Mapping[str, Tensor], config: KernelConfig, folder: Path | None
 ) -> Run:
     forward = Forward(
-        lambda block_q, block_k: (job.passes(block_q, block_k),), config=config, folder=folder
+        lambda block_q, block_k: (job.passes(block_q, block_k, gather=True),),
+        config=config,
+        folder=folder,
     )
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
     tables = {name: narrow(tensors[name]) for name in job.tables}
@@ -115,16 +118,20 @@ class DeviceMeasurer:
     Args:
         device: `cpu`, `cuda:0`.
         folder: Where generated sources are written; the user's cache by default.
+        budget: Seconds of timed calls of a config; by the kind of device if not given.
 
     Raises:
         ConfigError: The device is not there.
     """
 
-    def __init__(self, device: str, folder: Path | None = None) -> None:
+    def __init__(
+        self, device: str, folder: Path | None = None, budget: float | None = None
+    ) -> None:
         self._folder = folder
         self._device = torch.device(device)
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"there is no {device} here", ("cpu",))
+        self._budget = _BUDGET[self._device.type] if budget is None else budget
         self._bench: Bench | None = None
         self._flushed: Tensor | None = None
         if self._device.type == "cuda":
@@ -161,13 +168,12 @@ class DeviceMeasurer:
         error, wrong = bench.oracle.judge(self._poisoned(run))
         if wrong:
             return Measurement("wrong", (), wrong, error)
-        seconds: list[float] = []
-        while len(seconds) < _LEAST or (
-            len(seconds) < _MOST and sum(seconds) < _BUDGET[self._device.type]
-        ):
-            seconds.append(self._once(run))
-            if len(seconds) > 1 and min(seconds) > _HOPELESS * best:
-                return Measurement("slow", tuple(seconds), "", error)
+        seconds = self._timed([run, run])
+        if min(seconds) > _HOPELESS * best:
+            return Measurement("slow", tuple(seconds), "", error)
+        while len(seconds) < _LEAST or (len(seconds) < _MOST and sum(seconds) < self._budget):
+            count = int(min(_QUEUED, max(1.0, self._budget / min(seconds))))
+            seconds += self._timed([run] * count)
         error, wrong = bench.oracle.judge(self._poisoned(run))  # of repeated runs, too
         if wrong:
             return Measurement("wrong", (), f"after {len(seconds)} runs {wrong}", error)
@@ -183,8 +189,9 @@ class DeviceMeasurer:
         order = list(range(len(runs)))
         start = time.perf_counter()
         for number in range(_RACE_ROUNDS):
-            for index in order if number % 2 else reversed(order):
-                seconds[index].append(self._once(runs[index]))
+            turn = order if number % 2 else order[::-1]
+            for index, found in zip(turn, self._timed([runs[i] for i in turn]), strict=True):
+                seconds[index].append(found)
             if number >= _LEAST and time.perf_counter() - start > _RACE_BUDGET * len(runs):
                 break
         return tuple(Measurement("timed", tuple(each)) for each in seconds)
@@ -208,19 +215,30 @@ class DeviceMeasurer:
 
         return poisoned
 
-    def _once(self, run: Run) -> float:
-        """The time of one call in seconds, on a GPU with cold caches."""
+    def _timed(self, runs: Sequence[Run]) -> list[float]:
+        """The times of calls one after another in seconds, on a GPU with cold caches.
+
+        They are queued before the first one ends, so that no time of the host is in the later ones,
+        and the clocks are those of a device that is busy.
+        """
         if self._flushed is None:
-            begin = time.perf_counter()
+            return [_seconds(run) for run in runs]
+        events = []
+        for run in runs:
+            start, end = (
+                torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+                for _ in range(2)
+            )
+            self._flushed.zero_()  # takes longer than the host needs to launch what follows
+            start.record()
             run()
-            return time.perf_counter() - begin
-        start, end = (
-            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            for _ in range(2)
-        )
-        self._flushed.zero_()  # takes longer than the host needs to launch what follows
-        start.record()
-        run()
-        end.record()
+            end.record()
+            events.append((start, end))
         torch.cuda.synchronize(self._device)
-        return float(start.elapsed_time(end)) / 1000
+        return [float(start.elapsed_time(end)) / 1000 for start, end in events]
+
+
+def _seconds(run: Run) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin

@@ -47,7 +47,7 @@ def planned(
     if phase == FORWARD:
         layouts = [_layout(job, name) for name in ("query", "key", "value", "out")]
         forward = Planner(
-            lambda block_q, block_k: (job.passes(block_q, block_k),),
+            lambda block_q, block_k: (job.passes(block_q, block_k, gather=True),),
             config,
             key_width=lambda block_q, block_k: _key_width(job, block_q, block_k),
         )
@@ -84,7 +84,7 @@ def untuned_config(job: Job, phase: Phase, target: str, multiprocessors: int = 1
 
 def _key_width(job: Job, block_q: int, block_k: int) -> int:
     def lowered(width: int) -> Passes:
-        return job.passes(block_q, width)
+        return job.passes(block_q, width, gather=True)
 
     return key_width(job.pattern, lowered, block_k, job.sizes)
 

@@ -103,6 +103,12 @@ class CompilePool:
     ) -> None:
         self.close()
 
+    def start(self) -> None:
+        """Starts the processes, which takes as long as loading torch does."""
+        with ThreadPoolExecutor(len(self._workers)) as pool:
+            for future in [pool.submit(worker.start) for worker in self._workers]:
+                future.result()
+
     def close(self) -> None:
         """Ends the processes, and what other threads compile with them."""
         self._closed = True
@@ -126,7 +132,7 @@ class CompilePool:
             job: The call.
             phase: The phase.
             configs: What to compile, the most promising first.
-            timeout: Seconds after which no more are begun.
+            timeout: Seconds after which no more are begun, from when a process is ready.
             report: Told how many are done.
 
         Returns:
@@ -136,12 +142,12 @@ class CompilePool:
         for config in configs:
             waiting.put(config)
         done: dict[KernelConfig, Measurement] = {}
-        end = time.monotonic() + timeout
 
         def work(worker: Worker) -> None:
-            if time.monotonic() >= end or self._closed:
+            if timeout <= 0 or self._closed:
                 return
             worker.set_up("turn_to", job, phase.name)
+            end = time.monotonic() + timeout
             while time.monotonic() < end and not self._closed:
                 try:
                     config = waiting.get_nowait()

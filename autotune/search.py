@@ -67,7 +67,7 @@ class Limits:
     Attributes:
         trials: Configs that the study tries at most, those of earlier runs and other processes
             among them.
-        timeout: Seconds of this search; no trial starts after them.
+        timeout: Seconds of this search; no trial but the first of the study starts after them.
         gain: It stops when the next ten trials together are expected to gain less than this share
             of the time; 0 to go on.
     """
@@ -213,7 +213,7 @@ class _Search:
         """Why the search ends now; "" where it goes on."""
         if len(known.trials) >= limits.trials:
             return f"{limits.trials} trials"
-        if self._clock() - self._start >= limits.timeout:
+        if known.trials and self._clock() - self._start >= limits.timeout:
             return f"{limits.timeout:g} s"
         timed = len(known.times)
         if not seeds_left and timed >= LEAST_TRIALS and gain < limits.gain:

@@ -6,28 +6,28 @@ the last one to finish stays. Lookups are answered from memory.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from patterncc.autotune import records
 from patterncc.autotune.cost import Constants, constants_from
+from patterncc.autotune.entries import (
+    Entry,
+    decode_collection,
+    read_collection,
+    write_collection,
+)
 from patterncc.autotune.key import FAMILY_FIELDS, FARTHEST, ConfigKey, differences, distance
 from patterncc.autotune.records import UnreadableError
-from patterncc.autotune.space import FORWARD, Phase, SearchSpace, config_from, phase_named
-from patterncc.codegen.gpu.config import KernelConfig
-from patterncc.codegen.problem import DType, Problem
+from patterncc.autotune.space import FORWARD, Phase
 from patterncc.dsl.errors import ConfigError
 
 KIND = "tuned config"
-COLLECTION = "tuned configs"
-"""What `export` writes and what is shipped: many entries in one file."""
-
 CALIBRATION = "calibration"
 
 _CONSTANTS = "constants"  # folder of the cost model's, by device
@@ -37,95 +37,6 @@ SHIPPED = Path(__file__).parent / "shipped"
 Origin = Literal["user", "shipped"]
 
 _TICK = 20_000_000  # nanoseconds, longer than the clock of any usual file system stands still
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tuned config and how it was found.
-
-    Attributes:
-        key: What it is for.
-        config: Values of the phase's knobs.
-        seconds: Median time of a call with it.
-        default_seconds: Of a call with the config that had been taken without tuning, timed in
-            turn with it; None where that one does not work.
-        trials: Configs that were timed.
-        legal: Configs in the space.
-        call: Sizes of the call that was timed: `batch`, `heads`, `q_len`, the run-time numbers.
-        written_by: `patterncc 0.1.0`.
-        date: ISO 8601, UTC.
-    """
-
-    key: ConfigKey
-    config: Mapping[str, Any]
-    seconds: float
-    default_seconds: float | None
-    trials: int
-    legal: int
-    call: Mapping[str, int] = field(default_factory=dict)
-    written_by: str = ""
-    date: str = ""
-
-    @property
-    def kernel_config(self) -> KernelConfig:
-        """The config."""
-        return config_from(self.config)
-
-    @property
-    def speedup(self) -> float | None:
-        """Over the config that had been taken without tuning; None where that one does not work."""
-        return None if self.default_seconds is None else self.default_seconds / self.seconds
-
-    def as_json(self) -> dict[str, Any]:
-        """The entry as a JSON object."""
-        return {**asdict(self), "key": self.key.as_json()}
-
-    @staticmethod
-    def from_json(document: Mapping[str, Any]) -> Entry:
-        """The entry of a JSON object.
-
-        Raises:
-            ConfigError: A field is missing, unknown or wrong, or the config is illegal for the key.
-        """
-        names = {each.name for each in fields(Entry)}
-        if set(document) != names:
-            wrong = sorted(names ^ set(document))[0]
-            raise ConfigError(f"the field {wrong!r} of an entry is missing or unknown")
-        for name in ("key", "config", "call"):
-            if not isinstance(document[name], dict):
-                raise ConfigError(f"the field {name} of an entry is {document[name]!r}")
-        for name in ("seconds", "default_seconds"):
-            value = document[name]
-            if value is None and name == "default_seconds":
-                continue
-            if not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ConfigError(f"the field {name} of an entry is {value!r}")
-        key = ConfigKey.from_json(document["key"])
-        space = space_of(key)
-        config = space.config(document["config"])
-        config_from(document["config"])  # for the types
-        refusal = space.refusal(config)
-        if refusal is not None:
-            raise ConfigError(refusal)
-        return Entry(**{**document, "key": key})
-
-
-def space_of(key: ConfigKey) -> SearchSpace:
-    """The search space of a key.
-
-    Raises:
-        ConfigError: Its phase is unknown.
-    """
-    dtypes: dict[str, DType] = {
-        "float16": "float16",
-        "bfloat16": "bfloat16",
-        "float32": "float32",
-        "float64": "float64",
-    }
-    if key.dtype not in dtypes:
-        raise ConfigError(f"the dtype of a key is {key.dtype!r}", tuple(dtypes))
-    problem = Problem(dtypes[key.dtype], key.head_dim, key.value_head_dim, key.group)
-    return SearchSpace(phase_named(key.phase), problem, key.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +81,8 @@ class TunedStore:
         self._answers: dict[ConfigKey, Found] = {}
         self._stamp: int | None = -1
         self._shipped: tuple[Entry, ...] | None = None
+        self._given: dict[ConfigKey, tuple[Entry, Origin]] = {}
+        self._reads_files = True
 
     # --------------------------------------------------------------------------------- reading
 
@@ -198,19 +111,22 @@ class TunedStore:
 
     def _refresh(self) -> None:
         """Reads the folder again if a file came or went since."""
-        try:
-            stamp: int | None = self.folder.stat().st_mtime_ns
-        except OSError:  # not there, or not ours to read: a call runs with what is shipped
-            stamp = None
+        stamp: int | None = None
+        if self._reads_files:
+            try:
+                stamp = self.folder.stat().st_mtime_ns
+            except OSError:  # not there, or not ours to read: a call runs with what is shipped
+                stamp = None
         if stamp == self._stamp:
             return
-        if self._shipped is None:
-            self._shipped = tuple(self._read_shipped())
-        index: dict[ConfigKey, tuple[Entry, Origin]] = {
-            entry.key: (entry, "shipped") for entry in self._shipped
-        }
+        index: dict[ConfigKey, tuple[Entry, Origin]] = {}
+        if self._reads_files:
+            if self._shipped is None:
+                self._shipped = tuple(self._read_shipped())
+            index.update((entry.key, (entry, "shipped")) for entry in self._shipped)
         if stamp is not None:
             index.update((entry.key, (entry, "user")) for entry in self._read_own())
+        index.update(self._given)
         families = defaultdict(list)
         for key in sorted(index, key=repr):  # so that ties are broken alike everywhere
             families[key.family].append(key)
@@ -218,6 +134,19 @@ class TunedStore:
         # A change within the same tick of the file system's clock would go unseen.
         settled = stamp is None or time.time_ns() - stamp > _TICK
         self._stamp = stamp if settled else -1
+
+    def give(self, entries: Iterable[tuple[Entry, Origin]], *, alone: bool = False) -> None:
+        """Takes entries for this process, in place of those that files have for their keys; no file
+        changes.
+
+        Args:
+            entries: With whose they are.
+            alone: Whether there are no others from now on, whatever files hold.
+        """
+        if alone:
+            self._reads_files, self._given = False, {}
+        self._given.update((entry.key, (entry, origin)) for entry, origin in entries)
+        self._stamp = -1
 
     def _read_own(self) -> Iterator[Entry]:
         for record in records.read_folder(self.folder, KIND):
@@ -314,6 +243,8 @@ class TunedStore:
         """
         path = self.folder / _file_name(entry.key)
         records.write(path, KIND, entry.as_json())
+        if entry.key in self._given or not self._reads_files:
+            self._given[entry.key] = entry, "user"
         self._stamp = -1
         return path
 
@@ -335,7 +266,7 @@ class TunedStore:
             OSError: It cannot be read.
         """
         try:
-            found = tuple(_collection(path.read_bytes()))
+            found = tuple(decode_collection(path.read_bytes()))
         except UnreadableError as error:
             raise ConfigError(f"{path} cannot be imported: {error}") from None
         own = {entry.key for entry, origin in self.entries() if origin == "user"}
@@ -352,34 +283,6 @@ class TunedStore:
             path.unlink(missing_ok=True)
         self._stamp = -1
         return len(paths)
-
-
-def write_collection(path: Path, entries: Iterable[Entry]) -> None:
-    """Writes entries to one file, in a stable order."""
-    ordered = sorted((entry.as_json() for entry in entries), key=lambda one: json.dumps(one["key"]))
-    records.write(path, COLLECTION, {"entries": ordered})
-
-
-def read_collection(path: Path) -> tuple[Entry, ...]:
-    """The entries of a shipped file; where it is not usable it is named in a warning and none."""
-    try:
-        return tuple(_collection(path.read_bytes()))
-    except UnreadableError as error:
-        records.warn_unused(path, str(error))
-        return ()
-
-
-def _collection(data: bytes) -> Iterator[Entry]:
-    content = records.decode(data, COLLECTION)
-    documents = content.get("entries")
-    if not isinstance(documents, list):
-        raise UnreadableError("it has no list of entries")
-    for number, document in enumerate(documents):
-        try:
-            yield Entry.from_json(document)
-        except (ConfigError, TypeError) as error:
-            reason = error.message if isinstance(error, ConfigError) else "it is no object"
-            raise UnreadableError(f"entry {number}: {reason}") from None
 
 
 def _constants_name(device: str, phase: Phase) -> str:

@@ -9,15 +9,11 @@ from patterncc.autotune.job import Job
 
 
 def random_tensors(job: Job, device: torch.device) -> dict[str, Tensor]:
-    """Query, key, value and the gradient of the output from a normal distribution, and the tables
-    of the call."""
-    generator = torch.Generator().manual_seed(job.seed)
-    dtype = getattr(torch, job.problem.dtype)
+    """Query, key and value from a normal distribution, and the tables of the call."""
+    generator = torch.Generator(device).manual_seed(job.seed)
 
     def draw(heads: int, length: int, dim: int) -> Tensor:
-        shape = (job.batch, heads, length, dim)
-        numbers = torch.randn(shape, generator=generator, dtype=torch.float32)
-        return numbers.to(device, dtype)
+        return _drawn(job, (job.batch, heads, length, dim), generator)
 
     tensors = {
         "query": draw(job.heads, job.q_len, job.problem.head_dim),
@@ -31,10 +27,14 @@ def random_tensors(job: Job, device: torch.device) -> dict[str, Tensor]:
 
 def random_like_output(job: Job, device: torch.device) -> Tensor:
     """A gradient of the output, from a normal distribution."""
-    generator = torch.Generator().manual_seed(job.seed + 1)
+    generator = torch.Generator(device).manual_seed(job.seed + 1)
     shape = (job.batch, job.heads, job.q_len, job.problem.value_head_dim)
-    numbers = torch.randn(shape, generator=generator, dtype=torch.float32)
-    return numbers.to(device, getattr(torch, job.problem.dtype))
+    return _drawn(job, shape, generator)
+
+
+def _drawn(job: Job, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    numbers = torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device)
+    return numbers.to(getattr(torch, job.problem.dtype))
 
 
 def narrow(table: Tensor) -> Tensor:

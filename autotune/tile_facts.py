@@ -62,7 +62,7 @@ class PassFacts:
 
 
 def tile_facts(
-    job: Job, block_q: int, block_k: int, phase: Phase = FORWARD
+    job: Job, block_q: int, block_k: int, phase: Phase = FORWARD, *, gather: bool = False
 ) -> tuple[PassFacts, ...]:
     """The passes of a call in tiles of one shape.
 
@@ -70,6 +70,7 @@ def tile_facts(
         job: The call, with its tables.
         block_q, block_k: The tile shape.
         phase: What is computed.
+        gather: The forward's key tiles may be gathered.
 
     Raises:
         UnsupportedError: The pattern has a term that has no lowering.
@@ -77,7 +78,8 @@ def tile_facts(
     if phase == GRAD_KEY_VALUE:
         passes = job.passes(block_q, block_k, transposed=True)
         return tuple(_key_tile_facts(job, program) for program in passes)
-    return tuple(_facts(job, program) for program in job.passes(block_q, block_k))
+    passes = job.passes(block_q, block_k, gather=gather and phase == FORWARD)
+    return tuple(_facts(job, program) for program in passes)
 
 
 def _facts(job: Job, program: BlockProgram) -> PassFacts:

@@ -16,6 +16,7 @@ from types import TracebackType
 
 from patterncc.autotune import records
 from patterncc.autotune.candidates import Candidates, find_candidates
+from patterncc.autotune.entries import Entry
 from patterncc.autotune.job import Job
 from patterncc.autotune.key import ConfigKey, Device
 from patterncc.autotune.measurement import Measurement
@@ -23,7 +24,7 @@ from patterncc.autotune.options import USUAL, Options, Progress, Report, silent
 from patterncc.autotune.prune import CompilePool
 from patterncc.autotune.search import Limits, SearchResult, search
 from patterncc.autotune.space import CPU, Phase, config_values
-from patterncc.autotune.store import Entry, Found, TunedStore
+from patterncc.autotune.store import Found, TunedStore
 from patterncc.autotune.study import Place, Trial
 from patterncc.autotune.words import config_words
 from patterncc.autotune.worker import Maker, Worker
@@ -101,6 +102,8 @@ class Tuner:
                 self.device.target, self.device.multiprocessors, options.processes, options.folder
             )
         self._ahead = ThreadPoolExecutor(1)
+        if self._pool is not None:
+            self._ahead.submit(self._pool.start)  # which no search's limit of time counts
         self._announced: tuple[Job, Phase, Future[Candidates]] | None = None
 
     def __enter__(self) -> Tuner:
@@ -149,11 +152,12 @@ class Tuner:
         options, worker = self._options, self._worker
         report(Progress("starting"))
         candidates = self._of(job, phase, report)
+        ready = time.monotonic()
         if then is not None:
             self.announce(*then)
         worker.set_up("turn_to", job, phase.name)
         default, limits = candidates.default, options.limits
-        spent = candidates.seconds + time.monotonic() - start
+        spent = candidates.seconds + time.monotonic() - ready
         place, journal = _place(candidates.key, job, options, self._store)
         searched = search(
             candidates.space,

@@ -54,6 +54,28 @@ class Maker:
     arguments: tuple[Any, ...] = ()
 
 
+class WorkerLostError(TuningError):
+    """The child crashed, or was ended at its time limit, in the middle of a question.
+
+    Args:
+        message: What became of it.
+        failures: As of any `TuningError`.
+        state: `crashed` or `hung`.
+    """
+
+    def __init__(
+        self, message: str, failures: tuple[tuple[str, str], ...] = (), state: str = "crashed", /
+    ) -> None:
+        super().__init__(message, failures)
+        self.args = (message, failures, state)
+
+    @property
+    def state(self) -> str:
+        """`crashed` or `hung`."""
+        state: str = self.args[2]
+        return state
+
+
 class _ChildDiedError(Exception):
     """The child ended, or was ended, without an answer; the argument is what became of it."""
 
@@ -129,13 +151,24 @@ class Worker:
             shares: How many times the time limit it may take.
 
         Raises:
-            TuningError: The child died, or the method raised an error.
+            WorkerLostError: The child died.
+            TuningError: The method raised an error, or there is no child to ask.
         """
         try:
             return self._ask(method, arguments, self._limit * shares)
         except _ChildDiedError as error:
             state, _, reason = error.args
-            raise TuningError(f"the measuring process {state} in {method}: {reason}") from None
+            message = f"the measuring process {state} in {method}: {reason}"
+            raise WorkerLostError(message, (), state) from None
+
+    def start(self) -> None:
+        """Starts the child now, where there is none.
+
+        Raises:
+            TuningError: The measurer itself cannot be made.
+        """
+        if self._process is None:
+            self._start()
 
     def set_up(self, method: str, *arguments: Any) -> None:
         """Asks a method of the measurer, and asks it again of every child that is started later,
@@ -149,8 +182,7 @@ class Worker:
             TuningError: The child died, or the method raised an error.
         """
         self._set_up = None  # an answer that fails sets nothing up
-        if self._process is None:
-            self._start()
+        self.start()
         self._ask_set_up(method, arguments)
         self._set_up = method, arguments
 
@@ -167,8 +199,7 @@ class Worker:
             _ChildDiedError: There was none.
             TuningError: There is no child to ask.
         """
-        if self._process is None:
-            self._start()
+        self.start()
         answer = self._exchange((method, arguments, limit + _GRACE), limit)
         if answer["spoilt"]:
             self._kill()
@@ -233,6 +264,9 @@ class Worker:
             raise _ChildDiedError(
                 "crashed", (), f"{_exit_words(code)}{': ' * bool(words)}{words}"
             ) from None
+        except KeyboardInterrupt:
+            self._kill()  # its answer would be taken for that of the next question
+            raise
 
     def _kill(self) -> str:
         """Ends the child and all that it started; returns the end of what it wrote."""

@@ -3,7 +3,7 @@
     python benchmarks/gpu_backward_kernels.py --out results --kernel grad_query
 
 Times each kernel of a backward alone: `delta`, the lists, the gradient's kernels. Results of all
-configs are compared with those of the default; whether that one is right, `gpu_backward.py` and
+configs are compared with those of the default; whether that one is right, `patterncc bench` and
 tests/gpu say. TFLOP/s are on visible pairs and count the products that the kernel does: 3 for the
 query's gradient, 4 for those of key and value. `results/gpu_KERNEL.json` keeps everything.
 """
@@ -22,8 +22,7 @@ from typing import Any
 
 import torch
 import triton
-from gpu_cases import CASES, Case, pattern
-from gpu_flex import Shape
+from gpu_cases import CASES, Case, Shape, pattern
 from gpu_forward import environment, milliseconds, visible_pairs
 
 from patterncc.codegen.choice import lower_passes
@@ -31,10 +30,10 @@ from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.forward import Forward
-from patterncc.codegen.gpu.launch import compile_for, runner
+from patterncc.codegen.gpu.launch import compile_for
 from patterncc.codegen.gpu.launches import Launch
 from patterncc.codegen.gpu.layout import Layout
-from patterncc.codegen.gpu.steps import Step, layout_of, run, shapes_of
+from patterncc.codegen.gpu.steps import bind_all, layout_of, named_operands, run, shapes_of
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
@@ -214,20 +213,16 @@ def _times(
         "grad_key": torch.full_like(key, torch.nan),
         "grad_value": torch.full_like(value, torch.nan),
     }
-    steps: list[Step] = [
-        (launch, runner(launch.source, launch.grid, query.device, aligned=launch.aligned))
-        for launch in launches
-    ]
-    run(steps, operands, tables, query.device)
+    steps = bind_all(launches, tables, query.device, None)
+    operands |= named_operands(tables)
+    run(steps, operands, query.device)
     names = ("grad_query", "grad_key", "grad_value")
     found = {name: operands[name].float() for name in names}
     written = {name: tensor for name, tensor in found.items() if not tensor.isnan().any()}
     times = {}
     for name in dict.fromkeys(launch.source.name for launch in launches):
-        of_name = [step for step in steps if step[0].source.name == name]
-        times[name] = milliseconds(
-            lambda of_name=of_name: run(of_name, operands, tables, query.device)
-        )  # type: ignore[misc]
+        of_name = [step for step in steps if step.planned.source.name == name]
+        times[name] = milliseconds(lambda of_name=of_name: run(of_name, operands, query.device))  # type: ignore[misc]
     return times, written
 
 

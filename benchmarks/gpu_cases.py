@@ -1,4 +1,5 @@
-"""The patterns that `gpu_forward.py` measures, with the same masks written for FlexAttention."""
+"""The patterns that the scripts beside this one measure, with their masks written by hand, as
+FlexAttention has them, to check kernels against."""
 
 from __future__ import annotations
 
@@ -22,13 +23,32 @@ Mask = Callable[[Any, Any, Any, Any], Any]
 
 
 @dataclass(frozen=True)
+class Shape:
+    """Sizes of a call, without offset."""
+
+    heads: int
+    kv_heads: int
+    length: int
+    head_dim: int
+
+    def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Random query, key and value."""
+        torch.manual_seed(0)
+        query = (1, self.heads, self.length, self.head_dim)
+        key = (1, self.kv_heads, self.length, self.head_dim)
+        return tuple(  # type: ignore[return-value]
+            torch.randn(size, dtype=torch.bfloat16, device=device) for size in (query, key, key)
+        )
+
+
+@dataclass(frozen=True)
 class Case:
-    """A pattern, what a call of it is given, and the same mask for FlexAttention.
+    """A pattern, what a call of it is given, and the same mask written by hand.
 
     Attributes:
         name: In the table of results.
         text: Of the pattern.
-        flex: FlexAttention's mask, given the tables.
+        flex: The mask as FlexAttention has it, given the tables.
         values: Run-time numbers and coordinates.
         tables: The tables of a call, by its length and heads.
         per_head: Do the masks of heads differ?

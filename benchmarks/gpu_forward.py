@@ -1,4 +1,4 @@
-"""Forward kernels on one GPU: TFLOP/s on visible pairs, beside FlexAttention and SDPA in one run.
+"""Forward kernels on one GPU in many configs: TFLOP/s on visible pairs.
 
     python benchmarks/gpu_forward.py --out results
 
@@ -25,14 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 import triton
-from gpu_cases import CASES, Case, Mask, lowered, passes, pattern
-from gpu_flex import Shape, flex_times
+from gpu_cases import CASES, Case, Mask, Shape, lowered, passes, pattern
 
 from patterncc.codegen.gpu.config import KernelConfig, check_config, default_config, tile_order
 from patterncc.codegen.gpu.forward import Forward
 from patterncc.codegen.gpu.forward_source import emit_forward
 from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
-from patterncc.codegen.gpu.list_source import emit_lists
+from patterncc.codegen.gpu.run_list_source import emit_listing
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
 
@@ -58,7 +57,7 @@ def compile_one(
     parts = passes(name, config.block_q, config.block_k)
     for program in parts:
         if program.listed:
-            compile_for(emit_lists(program, problem, config), target)
+            compile_for(emit_listing(program, problem, config), target)
     return [
         compile_for(
             emit_forward(
@@ -141,32 +140,6 @@ def error_on_rows(
     return out_error, lse_error
 
 
-def sdpa_times(
-    causal: bool, tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scale: float
-) -> dict[str, float]:
-    """The dense kernels of torch that exist here."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    query, key, value = tensors
-    found = {}
-    for name, backend in (
-        ("cudnn", SDPBackend.CUDNN_ATTENTION),
-        ("flash", SDPBackend.FLASH_ATTENTION),
-    ):
-
-        def run(backend: SDPBackend = backend) -> torch.Tensor:
-            with sdpa_kernel(backend):
-                return torch.nn.functional.scaled_dot_product_attention(
-                    query, key, value, is_causal=causal, scale=scale
-                )
-
-        try:
-            found[name] = milliseconds(run)
-        except RuntimeError as error:
-            print(f"  {name}: {str(error).splitlines()[0][:100]}")
-    return found
-
-
 def launch_microseconds(forward: Forward, device: torch.device) -> float:
     """Time of a call on the host, for tensors so small that the device is never the limit."""
     tensors = [torch.zeros(1, 1, 64, 64, dtype=torch.bfloat16, device=device) for _ in range(3)]
@@ -191,8 +164,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", default="", help="run cases whose name contains one of these, with commas between"
     )
-    parser.add_argument("--no-flex", action="store_true")
-    parser.add_argument("--flex-seconds", type=float, default=240, help="to compile all masks")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     return parser.parse_args()
 
@@ -214,14 +185,9 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, ", end="")
     print(f"triton {triton.__version__}, {len(kernels)} kernels compiled in {compiled:.0f} s")
     shape = Shape(options.heads, kv_heads, options.length, options.head_dim)
-    flex: dict[str, dict[str, float] | str] = {}
-    if not options.no_flex:
-        named = [case.name for case in cases if case.tiling == "auto"]
-        flex = flex_times(named, shape, options.head_dim**-0.5, options.flex_seconds)
     tensors = shape.tensors(device)
     results: list[dict[str, Any]] = []
-    print(f"{'pattern':44}{'density':>8}{'default':>9}{'best':>7}  {'config':28}", end="")
-    print(f"{'flex':>6}{'x':>6}  sdpa")
+    print(f"{'pattern':44}{'density':>8}{'default':>9}{'best':>7}  {'config':28}")
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device),
         "torch": torch.__version__,
@@ -231,7 +197,7 @@ def main() -> None:
         "results": results,
     }
     for case in cases:
-        result = run_case(case, tensors, tried[case.name], kernels, options, flex)
+        result = run_case(case, tensors, tried[case.name], kernels, options)
         result["seconds"] = time.perf_counter() - start
         results.append(result)
         print_row(result)
@@ -273,12 +239,8 @@ def run_case(
     configs: list[KernelConfig],
     kernels: dict[tuple[str, KernelConfig], list[CompiledKernel]],
     options: argparse.Namespace,
-    flex: dict[str, dict[str, float] | str],
 ) -> dict[str, Any]:
-    """Checks and times one pattern in every config, and its peers.
-
-    `flex` has FlexAttention's times by name.
-    """
+    """Checks and times one pattern in every config."""
     scale, device = options.head_dim**-0.5, tensors[0].device
     env = environment(case)
     tables = case.tables_on(device, options.length, options.heads)
@@ -306,24 +268,13 @@ def run_case(
                 "shared": [kernel.shared for kernel in compiled],
             }
         )
-    result: dict[str, Any] = {
+    return {
         "case": case.name,
         "text": case.text,
         "passes": len(kernels[(case.name, configs[0])]),
         "density": pairs / (options.heads * options.length**2),
         "runs": runs,
     }
-    other = flex.get(case.name)
-    if isinstance(other, dict):
-        result["flex"] = {**other, "tflops": flops / other["ms"] / 1e9}
-    elif other is not None:
-        result["flex"] = {"error": other}
-    if case.name in ("full", "causal"):
-        result["sdpa"] = {
-            name: {"ms": ms, "tflops": flops / ms / 1e9}
-            for name, ms in sdpa_times(case.name == "causal", tensors, scale).items()
-        }
-    return result
 
 
 def print_row(result: dict[str, Any]) -> None:
@@ -331,11 +282,6 @@ def print_row(result: dict[str, Any]) -> None:
     config = "{block_q}x{block_k} w{num_warps} s{num_stages} {load} {order}".format(**best)
     print(f"{result['case']:44}{result['density']:8.3f}{default['tflops']:9.0f}", end="")
     print(f"{best['tflops']:7.0f}  {config:28}", end="")
-    if "tflops" in result.get("flex", {}):
-        flex = result["flex"]["tflops"]
-        print(f"{flex:6.0f}{best['tflops'] / flex:6.2f}", end="")
-    for name, sdpa in result.get("sdpa", {}).items():
-        print(f"  {name} {sdpa['tflops']:.0f}", end="")
     print(f"  ({result['seconds']:.0f} s)", flush=True)
 
 

@@ -3,11 +3,12 @@
     python benchmarks/packed_preparation.py [--calls N] [--json]
 
 Every call is given a `cu_seqlens` that no call had before: with as many documents as the last one,
-and with another number of them, which is another shape to plan for. On a GPU the whole call is
-timed until it returns, launches among it, the device idle before it: an upper bound of what it
-prepares. Without one only the host's part is timed, on tensors without memory, as for an H100: the
-checks of a call and the plan of its launches, but no launch. Nothing may depend on the number of
-tokens, and no call after the first may take a millisecond; the exit code says whether that is so.
+and with another number of them. The call is timed until it returns, launches among it, the device
+idle before it. Beside it stands what takes the same memory and launches one small kernel, timed
+after the same wait: caches are as cold, and the driver wakes the device as slowly. Without a GPU
+launches do nothing, on CPU tensors of which no page is ever touched. Nothing may depend on the
+number of tokens, and no call after the first may take a millisecond; the exit code says whether
+that is so.
 """
 
 from __future__ import annotations
@@ -22,17 +23,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
+from host_overhead import without_device
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 import patterncc
-from patterncc import pipeline
-from patterncc.codegen.gpu.plan import Planner
-from patterncc.codegen.gpu.steps import layout_of, problem_of, shapes_of
-from patterncc.dsl.score.terms import PLAIN
-from patterncc.operators import narrow
-from patterncc.prepared import prepare
 
 LIMIT = 1.0  # ms of a call after the first
 PATTERNS = {
@@ -46,7 +42,6 @@ PATTERNS = {
 TOKENS = (8_060, 80_600, 806_000)
 DOCUMENTS = 128
 HEADS, KV_HEADS, HEAD_DIM = 4, 1, 64
-TARGET = "cuda:90"  # where there is no GPU
 
 Run = Callable[[Tensor], object]
 """One call, or its host part, with a `cu_seqlens`."""
@@ -62,6 +57,7 @@ class Row:
         again: Median of calls with new documents, as many as before.
         worst: The slowest of those.
         reshaped: Median of calls with another number of documents than any before.
+        nothing: Median of what only takes the memory and launches a small kernel; 0 without a GPU.
     """
 
     pattern: str
@@ -70,6 +66,7 @@ class Row:
     again: float
     worst: float
     reshaped: float
+    nothing: float
 
 
 def boundaries(tokens: int, documents: int, device: str, seed: int) -> Tensor:
@@ -80,13 +77,16 @@ def boundaries(tokens: int, documents: int, device: str, seed: int) -> Tensor:
     return ends.to(torch.int32).to(device)
 
 
-def device_call(text: str, tokens: int) -> Run:
-    """A call on this machine's GPU."""
+def call(text: str, tokens: int, device: str) -> Run:
+    """A call on a device."""
     attn = patterncc.compile(text)
     query, key, value = (
-        torch.randn(1, heads, tokens, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
+        torch.empty(1, heads, tokens, HEAD_DIM, device=device, dtype=torch.bfloat16)
         for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
+    if device == "cuda":
+        for tensor in (query, key, value):
+            tensor.normal_()
 
     def run(doc: Tensor) -> object:
         with torch.no_grad():
@@ -95,45 +95,15 @@ def device_call(text: str, tokens: int) -> Run:
     return run
 
 
-def host_part(text: str, tokens: int) -> Run:
-    """What a call does before it launches anything: checks, signature, and the plan if it is new.
-
-    As `operators` and `gpu.forward` do it, which need a GPU to go on.
-    """
-    structure = patterncc.compile(text).pattern.structure
-    query, key, value = (
-        torch.empty(1, heads, tokens, HEAD_DIM, device="meta", dtype=torch.bfloat16)
-        for heads in (HEADS, KV_HEADS, KV_HEADS)
-    )
-    planners: dict[object, Planner] = {}
-    kept: dict[object, object] = {}
+def memory_and_launch(tokens: int) -> Run:
+    """What any attention has to do: room for its results, and a launch."""
+    small = torch.zeros(1, device="cuda")
 
     def run(doc: Tensor) -> object:
-        call = prepare(query, key, value, structure, None, None, 0, None, (), [doc])
-        if call.sizes not in planners:
-            planners[call.sizes] = Planner(
-                lambda *tile: [
-                    pipeline.passes(structure, *tile, call.sizes, within)
-                    for within in (True, False)
-                ]
-            )
-        tables = {name: narrow(table) for name, table in call.named([doc]).items()}
-        operands = {"query": query, "key": key, "value": value, "out": torch.empty_like(query)}
-        signature = (
-            # Tensors without memory have no address.
-            *((tensor.dtype, tensor.shape, tensor.stride()) for tensor in (query, key, value)),
-            call.scale,
-            tuple(call.env.items()),
-            tuple(shapes_of(tables).items()),
-        )
-        if signature not in kept:
-            layouts = [layout_of(name, tensor) for name, tensor in operands.items()]
-            problem = problem_of(query, key, value, PLAIN)
-            planner = planners[call.sizes]
-            kept[signature] = planner.plan(
-                problem, TARGET, layouts, call.env, call.scale, shapes_of(tables)
-            )
-        return kept[signature]
+        shape = (1, HEADS, tokens, HEAD_DIM)
+        out = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
+        lse = torch.empty(shape[:3], device="cuda", dtype=torch.float32)
+        return out, lse, small.zero_()
 
     return run
 
@@ -141,11 +111,10 @@ def host_part(text: str, tokens: int) -> Run:
 def measure(name: str, tokens: int, calls: int, device: str) -> Row:
     """Times the calls of one pattern."""
     text = PATTERNS[name]
-    run = device_call(text, tokens) if device == "cuda" else host_part(text, tokens)
-    memory = "cuda" if device == "cuda" else "meta"
+    run = call(text, tokens, device)
 
-    def timed(documents: int, seed: int) -> float:
-        doc = boundaries(tokens, documents, memory, seed)
+    def timed(documents: int, seed: int, run: Run = run) -> float:
+        doc = boundaries(tokens, documents, device, seed)
         if device == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
@@ -159,8 +128,21 @@ def measure(name: str, tokens: int, calls: int, device: str) -> Row:
     timed(DOCUMENTS, 1)  # the allocator's first blocks
     again = [timed(DOCUMENTS, 2 + number) for number in range(calls)]
     reshaped = [timed(DOCUMENTS + 1 + number, number) for number in range(calls)]
+    nothing = [0.0]
+    if device == "cuda":
+        least = memory_and_launch(tokens)
+        nothing = []
+        for number in range(calls):
+            timed(DOCUMENTS, number)  # leaves the machine as the calls above do
+            nothing.append(timed(DOCUMENTS, number, least))
     return Row(
-        name, tokens, first, statistics.median(again), max(again), statistics.median(reshaped)
+        name,
+        tokens,
+        first,
+        statistics.median(again),
+        max(again),
+        statistics.median(reshaped),
+        statistics.median(nothing),
     )
 
 
@@ -181,10 +163,18 @@ def show(found: list[Row], machine: dict[str, object]) -> None:
     """Prints the results for a person."""
     console = Console()
     table = Table(title=f"{DOCUMENTS} documents, ms of a call on the host")
-    for column in ("pattern", "tokens", "first", "new documents", "slowest", "another shape"):
+    for column in (
+        "pattern",
+        "tokens",
+        "first",
+        "new documents",
+        "slowest",
+        "another shape",
+        "nothing",
+    ):
         table.add_column(column, justify="left" if column == "pattern" else "right")
     for row in found:
-        times = (row.first, row.again, row.worst, row.reshaped)
+        times = (row.first, row.again, row.worst, row.reshaped, row.nothing)
         table.add_row(row.pattern, f"{row.tokens:,}", *(f"{time:.3f}" for time in times))
     console.print(table)
     for name in PATTERNS:
@@ -200,10 +190,12 @@ def main() -> int:
     options = parser.parse_args()
     if options.calls < 1:
         parser.error("--calls must be at least 1")
-    device = "cuda" if torch.cuda.is_available() else "host"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        without_device()
     found = list(rows(options.calls, device))
     machine: dict[str, object] = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "none, as for " + TARGET,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "none, launches do nothing",
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

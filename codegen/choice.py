@@ -15,11 +15,13 @@ import numpy.typing as npt
 
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.decompose import Part, decompositions
-from patterncc.codegen.ir import DENSE, Passes, Tiling
+from patterncc.codegen.ir import DENSE, BlockProgram, Passes, Tiling
+from patterncc.codegen.listing import decides_runs, run_length
 from patterncc.codegen.lower import initial_part, specialise, with_transposed
 from patterncc.codegen.passes import run_passes
 from patterncc.codegen.schedule import tile_counts
 from patterncc.dsl.errors import ConfigError, UnsupportedError
+from patterncc.dsl.mask import Predicate
 from patterncc.dsl.pattern import ParameterType, Pattern, TableType
 
 TilingChoice: TypeAlias = Literal["auto", "dense", "strided"]
@@ -29,7 +31,10 @@ REFERENCE_LENGTH = 16384
 REFERENCE_NUMBER = 1024  # for a run-time number without a default
 PASS_COST = 2.0  # tiles that merging a row tile of a further pass into the result is worth
 PARTIAL_COST = 1.2  # of a full tile
-LISTED_SHARE = 0.1  # of the tiles that a table may list, which is not known before a call
+GATHERED_COST = 1.5  # of a tile of consecutive keys
+LISTED_SHARE = 0.1
+"""Of what a table may list, which is not known before a call: of tiles, or of the runs of keys that
+it decides one by one. Such runs are taken to lie apart, so that all tiles hold some."""
 _CLASSES_COUNTED = 4
 
 
@@ -62,6 +67,7 @@ def lower_passes(
     within: bool = False,
     transposed: bool = True,
     tiling: TilingChoice = "auto",
+    gather: bool = True,
     check: bool = False,
 ) -> Passes:
     """The programs that together compute a pattern, over disjoint pairs.
@@ -75,6 +81,8 @@ def lower_passes(
         transposed: As in `lower`.
         tiling: `dense` for the positions as they are, `strided` to take all terms with a stride in
             their own variables, `auto` for what visits fewest tiles.
+        gather: Whether key tiles may be gathered, which not all executors do. Programs with the
+            transposed direction never are: kernels that loop in it gather nothing.
         check: Whether to verify each program at each step.
 
     Raises:
@@ -82,7 +90,14 @@ def lower_passes(
         ConfigError: `tiling` is no such choice, or `strided` of a pattern without strides.
     """
     found = candidates(
-        pattern, block_q, block_k, sizes=sizes, within=within, tiling=tiling, check=check
+        pattern,
+        block_q,
+        block_k,
+        sizes=sizes,
+        within=within,
+        tiling=tiling,
+        gather=gather and not transposed,
+        check=check,
     )
     passes = min(found, key=lambda candidate: candidate.cost).passes
     # After the choice, which looks at the forward direction alone.
@@ -97,6 +112,7 @@ def candidates(
     sizes: Mapping[str, int] | None = None,
     within: bool = False,
     tiling: TilingChoice = "auto",
+    gather: bool = True,
     check: bool = False,
 ) -> tuple[Candidate, ...]:
     """The ways to compute a pattern that a choice of tiling leaves, with their counted costs.
@@ -105,7 +121,13 @@ def candidates(
     """
     if tiling not in CHOICES:
         raise ConfigError(f"there is no tiling {tiling!r}", CHOICES)
-    ways = list(decompositions(specialise(pattern.body, sizes or {})))
+
+    gather = gather and tiling == "auto"
+
+    def runs(term: Predicate) -> int | None:
+        return run_length(term, block_q, block_k) if gather else None
+
+    ways = list(decompositions(specialise(pattern.body, sizes or {}), runs))
     if tiling == "dense":
         ways = ways[:1]
     elif tiling == "strided":
@@ -125,6 +147,7 @@ def candidates(
                     within=within,
                     tiling=part.tiling,
                     transposed=False,
+                    run=part.run,
                 )
                 for part in parts
             )
@@ -133,7 +156,9 @@ def candidates(
             found.append(Candidate(parts, (), (), float("inf"), error.message))
             continue
         passes = tuple(run_passes(program, check=check) for program in initial)
-        cost = counted_work(pattern, passes, sizes).cost() if len(ways) > 1 else 0.0
+        cost = 0.0
+        if len(ways) > 1:
+            cost = counted_work(pattern, passes, sizes, gather=gather).cost()
         found.append(Candidate(parts, initial, passes, cost))
     if refusal is not None and not any(candidate.passes for candidate in found):
         raise refusal
@@ -159,13 +184,20 @@ class Work:
         return tile * (self.full + PARTIAL_COST * self.partial) + PASS_COST * self.merges
 
 
-def counted_work(pattern: Pattern, passes: Passes, sizes: Mapping[str, int] | None = None) -> Work:
+def counted_work(
+    pattern: Pattern,
+    passes: Passes,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    gather: bool = False,
+) -> Work:
     """Counts the tiles of a call at the reference length.
 
     Args:
         pattern: What was lowered.
         passes: Its programs.
         sizes: As in `lower_passes`.
+        gather: Whether they are compared with gathered ones.
     """
     env: dict[str, Any] = {
         "heads": 8,
@@ -192,13 +224,26 @@ def counted_work(pattern: Pattern, passes: Passes, sizes: Mapping[str, int] | No
             for part in row_classes(program, env)
             if part.first_row % max(step // _CLASSES_COUNTED, 1) == 0
         ]
-        each = (LISTED_SHARE if program.listed else 1.0) * step / len(counted)
+        each = _listed_share(program, gather) * step / len(counted)
+        if program.gathered > 1:
+            each *= GATHERED_COST
         for part in counted:
             counts = tile_counts(replace(program, listed=()), part.env)
             full += each * float(counts[0].sum())
             partial += each * float(counts[1].sum())
             merges += (len(passes) > 1) * len(counts[0]) * step / len(counted)
     return Work(full, partial, merges)
+
+
+def _listed_share(program: BlockProgram, gather: bool) -> float:
+    """The share of its tiles, or of its runs of keys, that a program is taken to visit. Where runs
+    could be gathered, tiles of consecutive keys are not expected to be without any."""
+    if not program.listed:
+        return 1.0
+    if gather and program.gathered == 1:
+        apart = (any(map(decides_runs, clause)) for clause in program.listed)
+        return 1.0 if all(apart) else LISTED_SHARE
+    return LISTED_SHARE
 
 
 def _reference_table(kind: ParameterType) -> npt.NDArray[Any]:
@@ -214,11 +259,19 @@ def _reference_table(kind: ParameterType) -> npt.NDArray[Any]:
 
 def tiling_names(passes: Passes) -> str:
     """The variables of each pass in a few words: `dense + residue 8`."""
-    return " + ".join(tiling_name(program.tiling) for program in passes)
+    return " + ".join(map(pass_name, passes))
 
 
-def tiling_name(tiling: Tiling) -> str:
-    """Variables in a few words: `dense`, `residue 8` (rows and keys), `key stride 4`."""
+def pass_name(program: BlockProgram) -> str:
+    """The variables of a pass, or how its keys are gathered, in a few words."""
+    return tiling_name(program.tiling, program.block_k if program.gathered > 1 else None)
+
+
+def tiling_name(tiling: Tiling, run: int | None = None) -> str:
+    """Variables in a few words: `dense`, `residue 8` (rows and keys), `key stride 4`; `gathered
+    keys` or `gathered runs of 32` where key tiles are gathered from runs of `run` keys."""
+    if run is not None:
+        return "gathered keys" if run == 1 else f"gathered runs of {run}"
     if tiling == DENSE:
         return "dense"
     if tiling.q_step == tiling.k_step:

@@ -1,14 +1,16 @@
 """Ways to split a mask into parts, each in the variables that suit it.
 
 A term that asks `(q - k) % s == 0` is a dense pattern among the rows and keys of one remainder, and
-one that asks `k % s == c` is a dense pattern over every `s`-th key. A union of such terms with
-others becomes several parts over disjoint pairs, whose results are merged by log-sum-exp.
+one that asks `k % s == c` is a dense pattern over every `s`-th key. Of one that a table decides key
+by key the keys can be gathered. A union of such terms with others becomes several parts over
+disjoint pairs, whose results are merged by log-sum-exp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from patterncc.codegen.ir import DENSE, Q_CLASS, Tiling
 from patterncc.codegen.listing import is_listed
@@ -51,16 +53,32 @@ class Part:
     Attributes:
         body: The pairs, among those that lie within the classes of the tiling.
         tiling: The variables.
+        run: Its key tiles are gathered from runs of so many keys; None for consecutive keys.
     """
 
     body: Predicate
     tiling: Tiling = DENSE
+    run: int | None = None
 
 
-def decompositions(body: Predicate) -> Iterator[tuple[Part, ...]]:
+Runs: TypeAlias = Callable[[Predicate], "int | None"]
+"""The length of the runs of keys to gather for a term of a conjunction; None where there are none
+to gather."""
+
+
+def no_runs(term: Predicate) -> None:
+    """Nothing is gathered."""
+
+
+def decompositions(body: Predicate, runs: Runs = no_runs) -> Iterator[tuple[Part, ...]]:
     """Ways to compute a mask as disjoint parts; the first is the mask as it is.
 
-    Then come the ways that take all terms with a stride apart, or those of one stride alone.
+    Then come the ways that take all terms with a stride apart, or those of one stride alone; after
+    each the same way with all keys gathered that can be.
+
+    Args:
+        body: The mask.
+        runs: What can be gathered.
     """
     yield (Part(body),)
     union = conjunctions(body, MOST_TERMS)
@@ -76,31 +94,55 @@ def decompositions(body: Predicate) -> Iterator[tuple[Part, ...]]:
             tiling, rest = found
             strided.setdefault(tiling, []).append(rest)
     groups = list(strided.items())
-    if not groups and len(dense) > 1 and 0 < sum(map(_is_listed, dense)) < len(dense):
-        yield _disjoint(dense, [])
+    if not groups:
+        if len(dense) > 1 and 0 < sum(map(_is_listed, dense)) < len(dense):
+            yield _disjoint(dense, [])
+        if any(_run(term, runs) for term in dense):
+            yield _disjoint(dense, [], runs)
     chosen = [groups] if len(groups) < 2 else [groups, *([group] for group in groups)]
     for some in chosen:
         if some:
             others = [group for group in groups if group not in some]
-            yield _disjoint([*dense, *(_undone(*group) for group in others)], some)
+            positions = [*dense, *(_undone(*group) for group in others)]
+            yield _disjoint(positions, some)
+            if any(_run(term, runs) for term in positions):
+                yield _disjoint(positions, some, runs)
 
 
 def _disjoint(
-    dense: list[Predicate], strided: list[tuple[Tiling, list[Predicate]]]
+    dense: list[Predicate],
+    strided: list[tuple[Tiling, list[Predicate]]],
+    runs: Runs = no_runs,
 ) -> tuple[Part, ...]:
-    """The dense terms as one part, then each stride, without what earlier parts hold."""
+    """The dense terms as one part, then each stride, then gathered keys, without what earlier parts
+    hold."""
     parts: list[Part] = []
     before: list[Predicate] = []  # terms
+    lengths = {term: run for term in dense if (run := _run(term, runs)) is not None}
+    rest = [term for term in dense if term not in lengths]
     # What tables list is taken apart from what loops know, for its tiles are listed, too.
-    known = [term for term in dense if not _is_listed(term)]
-    for some in (known, [term for term in dense if _is_listed(term)]):
+    known = [term for term in rest if not _is_listed(term)]
+    listed = [term for term in rest if _is_listed(term)]
+    for some in (known, listed):
         if some:
-            parts.append(Part(_without(some, before)))
+            body = _without(some, before)
+            parts.append(Part(_factored(body) if some is listed else body))
             before += some
     for tiling, terms in strided:
         parts.append(Part(_without(terms, before), tiling))
         before += [all_of(term, class_condition(tiling)) for term in terms]
+    # Last, for what is left of a few gathered tiles may well be an intricate mask.
+    if lengths:
+        body = _factored(_without(list(lengths), before))
+        parts.append(Part(body, run=min(lengths.values())))
     return tuple(parts)
+
+
+def _run(term: Predicate, runs: Runs) -> int | None:
+    """The length of the runs of keys to gather for a conjunction: the shortest that some term of it
+    asks for."""
+    found = [run for conjunct in _conjuncts(term) if (run := runs(conjunct)) is not None]
+    return min(found, default=None)
 
 
 def _without(terms: list[Predicate], before: list[Predicate]) -> Predicate:
@@ -115,6 +157,20 @@ def _without(terms: list[Predicate], before: list[Predicate]) -> Predicate:
         rests = (all_of(*(c for c in _conjuncts(b) if c not in shared)) for b in others)
         kept.append(all_of(term, *map(negate_all, rests)))
     return any_of(*kept)
+
+
+def _factored(union: Predicate) -> Predicate:
+    """A union with what all of its terms ask for asked once: `listing` looks for terms of tables in
+    a conjunction."""
+    if not isinstance(union, Or):
+        return union
+    shared = [
+        conjunct
+        for conjunct in _conjuncts(union.args[0])
+        if all(conjunct in _conjuncts(term) for term in union.args)
+    ]
+    rests = (all_of(*(c for c in _conjuncts(term) if c not in shared)) for term in union.args)
+    return all_of(*shared, any_of(*rests))
 
 
 def _conjuncts(term: Predicate) -> tuple[Predicate, ...]:

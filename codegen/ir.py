@@ -9,6 +9,8 @@ it is not full. Bounds are scalar expressions: no tensor, no table of tiles, no 
 
 A pattern is lowered to one program or to several *passes*: programs over disjoint sets of pairs,
 whose results are merged by their log-sum-exp. A pass may work in changed variables, see `Tiling`.
+It may be *gathered*: what it visits are then no key tiles but *runs* of a few keys, often of one,
+and kernels gather as many as fill a key tile, wherever they lie.
 
 This file owns the nodes and what they mean; it knows neither isl nor torch.
 """
@@ -115,7 +117,22 @@ class Entries:
     ranges: tuple[Range, ...]
 
 
-Clauses: TypeAlias = tuple[tuple[Entries, ...], ...]
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A comparison with what tables of numbers say of a key, seen by the rows of a query tile; of
+    runs of one key.
+
+    Attributes:
+        some: Does it hold for some row? Reads `Q_FIRST`, `Q_LAST`, `K_FIRST` and scalars.
+        every: Does it hold for every row?
+    """
+
+    some: Predicate
+    every: Predicate
+
+
+Literals: TypeAlias = tuple["Entries | Comparison", ...]
+Clauses: TypeAlias = tuple[Literals, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +142,7 @@ class BlockProgram:
 
     Attributes:
         structure: Canonical text of the pattern it came from.
-        block_q, block_k: Tile shape.
+        block_q, block_k: Tile shape; of a gathered program, rows of a query tile and keys of a run.
         mask: The predicate to apply inside partial tiles, besides that the key exists (`k <
             kv_len`).
         forward: Sweeps over key tiles for one query tile; read `Q_FIRST`, `Q_LAST`.
@@ -137,13 +154,17 @@ class BlockProgram:
             order.
         tiling: The variables that all of the above is in.
         listed: What the mask asks of tables besides all that the sweeps know, as clauses of which
-            each must hold: one of its `Entries` is true. A tile of a sweep is visited only if each
-            clause may hold in it, and one that the sweep calls full is so only if each has
-            `Entries` that are true throughout.
+            each must hold: one of its `Entries`, or a `Comparison`, is true. A tile of a sweep is
+            visited only if each clause may hold in it, and one that the sweep calls full is so only
+            if each has one that is true throughout.
         ignored: Terms of the mask that the sweeps of one direction or of both take no notice of:
             those that read a table at a position, and those that are too intricate. Every tile with
             an allowed pair is still visited, and full ones are full, but a visited tile may turn
             out empty and a partial one full.
+        gathered: How many runs make a key tile of a kernel: `1` where key tiles are consecutive
+            keys. A gathered program is dense (`DENSE`). All that is said above of key tiles is then
+            true of runs: a run is visited, partial or full by itself, and a key tile of full runs
+            needs no mask.
     """
 
     structure: str
@@ -157,6 +178,12 @@ class BlockProgram:
     tiling: Tiling = DENSE
     listed: Clauses = ()
     ignored: tuple[Predicate, ...] = ()
+    gathered: int = 1
+
+    @property
+    def tile_keys(self) -> int:
+        """Keys of a key tile of kernels."""
+        return self.block_k * self.gathered
 
     def sweeps(self, direction: Direction) -> tuple[Sweep, ...]:
         """The sweeps of one direction.

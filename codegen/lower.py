@@ -108,7 +108,9 @@ def initial_transposed(program: BlockProgram) -> BlockProgram:
         TooIntricateError: The transposed direction cannot be found within the compiler's budget.
     """
     geometry = _Geometry(program.block_q, program.block_k, program.assume != TRUE, program.tiling)
-    known, _ = split_listed(program.mask, program.block_q, program.block_k)
+    known, _ = split_listed(
+        program.mask, program.block_q, program.block_k, gathered=program.gathered > 1
+    )
     below, ignored = _loops(known, geometry, _transposed, program.ignored)
     return replace(program, transposed=below, ignored=ignored)
 
@@ -157,6 +159,7 @@ def initial_part(
     within: bool,
     tiling: Tiling,
     transposed: bool,
+    run: int | None = None,
 ) -> BlockProgram:
     """Some pairs of a pattern as they come from the relation, before any pass.
 
@@ -164,13 +167,16 @@ def initial_part(
         pattern: What the pairs are of.
         body: The pairs, as `specialise` leaves them; in the positions of the call.
         block_q, block_k, within, tiling, transposed: As in `initial_program`.
+        run: Key tiles are gathered from runs of so many keys; None for consecutive keys.
 
     Raises:
         UnsupportedError: For a term that has no lowering; the message names it.
     """
     body = change_variables(body, tiling)
+    gathered = 1 if run is None else block_k // run
+    block_k //= gathered
     geometry = _Geometry(block_q, block_k, within, tiling)
-    known, listed = split_listed(body, block_q, block_k)
+    known, listed = split_listed(body, block_q, block_k, gathered=gathered > 1)
     forward, ignored = _loops(known, geometry, _forward)
     program = BlockProgram(
         structure=pattern.structure,
@@ -184,6 +190,7 @@ def initial_part(
         tiling=tiling,
         listed=listed,
         ignored=ignored,
+        gathered=gathered,
     )
     return initial_transposed(program) if transposed else program
 

@@ -9,8 +9,10 @@ from patterncc.codegen.ir import (
     Q_CLASS,
     BlockProgram,
     Clauses,
+    Comparison,
     Direction,
     Entries,
+    Literals,
     Range,
     Sweep,
 )
@@ -28,7 +30,7 @@ def format_program(program: BlockProgram) -> str:
     """The text that `--emit ir` prints."""
     lines = [
         f"pattern    {program.structure}",
-        f"tiles      {program.block_q} queries x {program.block_k} keys",
+        f"tiles      {program.block_q} queries x {format_keys(program)}",
         f"scalars    {', '.join(program.scalars) or '-'}",
         f"assume     {expression_text(program.assume)}",
         f"mask       {expression_text(program.mask)}",
@@ -43,6 +45,8 @@ def format_program(program: BlockProgram) -> str:
     if program.ignored:
         lines.append(f"no bound   {'; '.join(map(expression_text, program.ignored))}")
     for direction, heading in _HEADINGS.items():
+        if program.gathered > 1:
+            heading = heading.replace("key tile", "key" if program.block_k == 1 else "run")
         if direction == "transposed" and program.transposed is None:
             continue
         lines += ["", f"{direction}: {heading}"]
@@ -52,16 +56,28 @@ def format_program(program: BlockProgram) -> str:
     return "\n".join(lines) + "\n"
 
 
+def format_keys(program: BlockProgram) -> str:
+    """What a key tile consists of: `64 keys`, `64 gathered keys`, `4 gathered runs of 16 keys`."""
+    if program.gathered == 1:
+        return f"{program.block_k} keys"
+    if program.block_k == 1:
+        return f"{program.gathered} gathered keys"
+    return f"{program.gathered} gathered runs of {program.block_k} keys"
+
+
 def format_clauses(listed: Clauses) -> str:
     """Which entries of tables a tile asks for: `keep[head, q_first // 64 .. q_last // 64, ...]`."""
     return " and ".join(map(_clause, listed))
 
 
-def _clause(clause: tuple[Entries, ...]) -> str:
-    return " or ".join(
-        f"{entries.table}[{', '.join(_range(bounds) for bounds in entries.ranges)}]"
-        for entries in clause
-    )
+def _clause(clause: Literals) -> str:
+    return " or ".join(map(_literal, clause))
+
+
+def _literal(literal: Entries | Comparison) -> str:
+    if isinstance(literal, Comparison):
+        return expression_text(literal.some)
+    return f"{literal.table}[{', '.join(_range(bounds) for bounds in literal.ranges)}]"
 
 
 def _range(bounds: Range) -> str:

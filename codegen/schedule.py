@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.codegen import lookup
-from patterncc.codegen.ir import BlockProgram, Clauses, Direction, Entries, Sweep
+from patterncc.codegen.ir import BlockProgram, Clauses, Comparison, Direction, Entries, Sweep
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import (
     MISSING,
@@ -102,7 +102,8 @@ def evaluate(expr: Expr, env: Env) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class TileLists:
-    """Visited tiles in compressed rows: row `i` visits `tiles[indptr[i]:indptr[i + 1]]`, ascending.
+    """Visited tiles in compressed rows: row `i` visits `tiles[indptr[i]:indptr[i + 1]]`, ascending;
+    of a gathered program runs of keys.
 
     Attributes:
         indptr: int64 `[rows + 1]`.
@@ -148,7 +149,8 @@ def tile_counts(
     program: BlockProgram, env: Env, direction: Direction = "forward"
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """How many full and how many partial tiles each row of tiles visits; they are listed only where
-    a table says which tiles are visited.
+    a table says which tiles are visited. Of a gathered program query tiles count the key tiles that
+    kernels gather: whole ones of full runs, and what is left of these with the partial ones.
 
     Returns:
         Two int64 arrays `[query tiles]` (`[key tiles]` for the transposed direction): full,
@@ -159,13 +161,27 @@ def tile_counts(
         rows = len(lists.indptr) - 1
         row = np.repeat(np.arange(rows), np.diff(lists.indptr))
         full = np.bincount(row[lists.full], minlength=rows)
-        return full, np.diff(lists.indptr) - full
+        return _gathered(program, direction, full, np.diff(lists.indptr) - full)
     rows, scope = _rows(program, env, direction)
     counts = {"full": np.zeros(rows, np.int64), "partial": np.zeros(rows, np.int64)}
     if rows:
         for sweep, _, count, _ in _extents(program, direction, rows, scope):
             counts[sweep.kind] += count
-    return counts["full"], counts["partial"]
+    return _gathered(program, direction, counts["full"], counts["partial"])
+
+
+def _gathered(
+    program: BlockProgram,
+    direction: Direction,
+    full: npt.NDArray[np.int64],
+    partial: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Counts of runs as counts of the tiles that they are gathered into."""
+    if program.gathered == 1 or direction == "transposed":
+        return full, partial
+    whole = full // program.gathered
+    left = partial + full - whole * program.gathered
+    return whole, -(-left // program.gathered)
 
 
 def _rows(program: BlockProgram, env: Env, direction: Direction) -> tuple[int, dict[str, Any]]:
@@ -309,8 +325,13 @@ class TileTests:
         some_true, all_true = np.ones(size, np.bool_), np.ones(size, np.bool_)
         for clause in self._listed:
             any_some, any_all = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
-            for entries in clause:
-                count, area = self._true(entries, {**self._env, **ends})
+            for literal in clause:
+                scope = {**self._env, **ends}
+                if isinstance(literal, Comparison):
+                    any_some |= evaluate(literal.some, scope)
+                    any_all |= evaluate(literal.every, scope)
+                    continue
+                count, area = self._true(literal, scope)
                 any_some |= count > 0
                 any_all |= count == area
             some_true &= any_some

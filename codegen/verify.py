@@ -43,6 +43,10 @@ def verify(program: BlockProgram, stage: str) -> None:
         raise InternalError(f"after {stage}: tile {program.block_q} x {program.block_k}")
     if program.tiling.q_step < 1 or program.tiling.k_step < 1:
         raise InternalError(f"after {stage}: the steps of a tiling are positive")
+    if program.gathered < 1 or (program.gathered > 1 and program.tiling != DENSE):
+        raise InternalError(
+            f"after {stage}: {program.gathered} runs are gathered of {program.tiling}"
+        )
     directions: tuple[Direction, ...] = ("forward", "transposed")
     for direction in directions[: 1 if program.transposed is None else 2]:
         for number, sweep in enumerate(program.sweeps(direction)):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from patterncc.dsl.pattern import Pattern
+    from patterncc.ranks import share_tuned
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ __all__ = [
     "attention",
     "compile",
     "diff",
+    "share_tuned",
 ]
 
 # Public name -> the module that defines it.
@@ -65,6 +67,7 @@ _EXPORTS: dict[str, str] = {
     "attention": "patterncc.api",
     "compile": "patterncc.api",
     "diff": "patterncc.api",
+    "share_tuned": "patterncc.ranks",
 }
 
 

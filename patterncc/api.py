@@ -30,6 +30,7 @@ def compile(
     file: str | None = None,
     score: str | None = None,
     sink: str | None = None,
+    autotune: bool = False,
     **values: int,
 ) -> Attention:
     """Reads a pattern and returns what computes attention under it.
@@ -45,6 +46,11 @@ def compile(
         score: The logit of a pair that enters the softmax, in the language of score terms, such as
             `softcap(score, 50) + alibi(slopes)`; the score itself if not given.
         sink: The logit of one more key, of value 0, that every row sees, such as `sinks[head]`.
+        autotune: Whether the first call of each kind (device, types, lengths up to a factor of two)
+            may stop for minutes to look for the fastest kernel configuration, where none is kept
+            for it; later calls and processes take it. Else nothing is ever tuned inside of a call.
+            Under `torch.compile` and while a graph is captured nothing is tuned either: call it
+            once before. In a job of several ranks they must make these calls together.
         **values: Parameters by name. One that is fixed when compiled becomes a constant, a run-time
             one gets this default.
 
@@ -52,16 +58,18 @@ def compile(
         PatternError: A text or a value is wrong; holds every mistake with its place.
         ArgumentError: `source` is of a wrong type, or a file of it is no text, or a name means one
             thing in the pattern and another in the score terms.
+        UnsupportedError: `autotune` is asked for with score terms.
         OSError: The file cannot be read.
     """
     terms = load_terms(score, sink)
     if isinstance(source, Pattern):
         if not values:
-            return Attention(source, terms)
+            return Attention(source, terms, autotune=autotune)
         pattern = replace(load(source.text, name=None, file=None, **values), name=source.name)
-        return Attention(pattern, terms)
+        return Attention(pattern, terms, autotune=autotune)
     text, path = pipeline.read_source(source)
-    return Attention(load(text, name=name, file=file or path, **values), terms)
+    pattern = load(text, name=name, file=file or path, **values)
+    return Attention(pattern, terms, autotune=autotune)
 
 
 @overload

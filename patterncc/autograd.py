@@ -14,7 +14,9 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import Function, forward_ad
 
 from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.score.terms import terms_of
 from patterncc.operators import LIBRARY, attn_bwd, attn_bwd_bwd, attn_fwd
+from patterncc.prepared import Options, refuse_double_backward, wanted_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,61 +26,76 @@ transforming: Callable[[], bool] = _torch._C._are_functorch_transforms_active
 
 _beneath_autograd: Any = _torch._C._AutoDispatchBelowAutograd
 
-_OPTIONS = 7  # arguments after the tensors, from the pattern to the tables: they have no gradient
-_NO_GRADS = (None,) * _OPTIONS
+_INPUTS = 3  # query, key and value
+_GRAD_INPUTS = 4 + _INPUTS  # with the results and their gradients, in front
 
 
 class PatternAttention(Function):
-    """Attention; its results `out` and `lse` both have a gradient."""
+    """Attention; its results `out` and `lse` both have a gradient.
+
+    Its inputs are query, key, value, each table, for a Function sees no tensor in a list, and the
+    options of the operator without the tables.
+    """
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return beneath(attn_fwd, arguments)
+        return _beneath(attn_fwd, _joined(arguments, _INPUTS))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *tensors, pattern, scale, q_offset, layer, layers, numbers, tables = inputs
-        ctx.save_for_backward(*tensors, *output, *tables)
-        ctx.options = (pattern, scale, q_offset, layer, layers, numbers)
+        *tensors, ctx.options = inputs
+        ctx.save_for_backward(*tensors[:_INPUTS], *output, *tensors[_INPUTS:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
         query, key, value, out, lse, *tables = ctx.saved_tensors
+        *needs, _ = ctx.needs_input_grad
         if grad_out is None:
             if grad_lse is None:
-                return (None, None, None, *_NO_GRADS)
+                return (None,) * (len(needs) + 1)
             grad_out = torch.zeros_like(out)
-        grads = attend_backward(
-            grad_out, grad_lse, query, key, value, out, lse, *ctx.options, tables
-        )
-        return (*_needed(ctx, grads), *_NO_GRADS)
+        pattern, *rest = ctx.options
+        options: tuple[Any, ...] = (pattern, tables, *rest)
+        if tables or not all(needs):
+            options = Options(*options)._replace(needs=needs)
+        grads = iter(attend_backward(grad_out, grad_lse, query, key, value, out, lse, *options))
+        return (*(next(grads) if need else None for need in needs), None)
 
 
 class PatternAttentionGrad(Function):
-    """The gradients of attention.
+    """The gradients of attention that are asked for.
 
     Those of its own arguments `out` and `lse` are part of those of query, key and value, of which
-    the two are functions.
+    the two are functions. Inputs as those of `PatternAttention`, after `grad_out` and `grad_lse`.
     """
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return beneath(attn_bwd, arguments)
+        return tuple(_beneath(attn_bwd, _joined(arguments, _GRAD_INPUTS)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, pattern, scale, q_offset, layer, layers, numbers, tables = inputs
-        ctx.save_for_backward(*tensors, *tables)
-        ctx.options = (pattern, scale, q_offset, layer, layers, numbers)
+        *tensors, ctx.options = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grad_grads: Tensor) -> tuple[Any, ...]:
-        grad_out, grad_lse, query, key, value, out, lse, *tables = ctx.saved_tensors
-        grads = attend_double_backward(
-            *grad_grads, grad_out, grad_lse, query, key, value, out, lse, *ctx.options, tables
-        )
-        return (*_needed(ctx, grads), None, None, *_NO_GRADS)
+        tensors, tables = ctx.saved_tensors[:_GRAD_INPUTS], ctx.saved_tensors[_GRAD_INPUTS:]
+        pattern, *rest = ctx.options
+        options = Options(pattern, tables, *rest)
+        if options.score is not None:
+            refuse_double_backward(terms_of(options.score))
+        given = iter(grad_grads)
+        asked = wanted_gradients(options, len(tables))[:_INPUTS]
+        cotangents = [
+            next(given) if wanted else torch.zeros_like(tensor)
+            for tensor, wanted in zip(tensors[2 : 2 + _INPUTS], asked, strict=True)
+        ]
+        grads = attend_double_backward(*cotangents, *tensors, *options[:-1])
+        needs = ctx.needs_input_grad
+        found = (grad if need else None for grad, need in zip(grads, needs, strict=False))
+        return (*found, None, None, *(None for _ in tables), None)
 
 
 class PatternAttentionGradGrad(Function):
@@ -86,7 +103,7 @@ class PatternAttentionGradGrad(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return beneath(attn_bwd_bwd, arguments)
+        return _beneath(attn_bwd_bwd, _joined(arguments, _INPUTS + _GRAD_INPUTS))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -100,13 +117,20 @@ class PatternAttentionGradGrad(Function):
         )
 
 
-def _needed(ctx: Any, grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """Those gradients that are asked for; others may go to waste, not into a graph."""
-    wanted = ctx.needs_input_grad
-    return tuple(grad if wants else None for grad, wants in zip(grads, wanted, strict=False))
+def _split(arguments: tuple[Any, ...], tensors: int) -> tuple[Any, ...]:
+    """The arguments of an operator, of which so many come before the pattern, as a Function takes
+    them."""
+    pattern, tables, *rest = arguments[tensors:]
+    return (*arguments[:tensors], *tables, (pattern, *rest))
 
 
-def beneath(operator: Any, arguments: tuple[Any, ...]) -> Any:
+def _joined(inputs: tuple[Any, ...], tensors: int) -> tuple[Any, ...]:
+    """The arguments of an operator of a Function's inputs."""
+    pattern, *rest = inputs[-1]
+    return (*inputs[:tensors], pattern, list(inputs[tensors:-1]), *rest)
+
+
+def _beneath(operator: Any, arguments: tuple[Any, ...]) -> Any:
     """Runs an operator as the forward of a Function does: beneath autograd, or beneath the level of
     a transform of torch.func; the levels under that one record what they want to."""
     with _beneath_autograd():
@@ -116,7 +140,9 @@ def beneath(operator: Any, arguments: tuple[Any, ...]) -> Any:
         return operator(*arguments)
 
 
-def _derive(operator: Any, function: Any, tensors: int) -> Callable[..., Any]:
+def _derive(
+    operator: Any, function: Any, tensors: int, results: Callable[[Any], Any] | None = None
+) -> Callable[..., Any]:
     """Gives an operator the derivatives of a Function, and returns a quicker way to call it.
 
     Dispatch comes to the operator's autograd key once for autograd and once for each level of
@@ -127,27 +153,33 @@ def _derive(operator: Any, function: Any, tensors: int) -> Callable[..., Any]:
         operator: The operator.
         function: Has it as its forward.
         tensors: How many of its first arguments are tensors, or None.
+        results: The operator's results of the Function's, where those are others.
     """
     # What Function.apply comes to beneath a transform, without 20 us for names and defaults.
     apply: Callable[..., Any] = super(Function, function).apply
 
+    def record(arguments: tuple[Any, ...]) -> Any:
+        found = apply(*_split(arguments, tensors))
+        return found if results is None else results(found)
+
     def at_autograd_key(*arguments: Any) -> Any:
         if forward_ad._current_level >= 0:
-            refuse_tangents(arguments[:tensors])
-        if not _recorded(arguments[:tensors]):
+            _refuse_tangents((*arguments[:tensors], *arguments[tensors + 1]))
+        if not _recorded(arguments, tensors):
             with _beneath_autograd():
                 return operator(*arguments)
         if transforming():
             with enable_single_level_autograd_function():
-                return apply(*arguments)
-        return apply(*arguments)
+                return record(arguments)
+        return record(arguments)
 
     def call(*arguments: Any) -> Any:
         """The operator; in plain eager mode without a round through its autograd key, 5 us."""
         if torch.compiler.is_compiling() or transforming() or forward_ad._current_level >= 0:
             return operator(*arguments)
-        if _recorded(arguments[:tensors]):
-            return apply(*arguments)
+        arguments = _short(arguments, tensors)
+        if _recorded(arguments, tensors):
+            return record(arguments)
         with _beneath_autograd():
             return operator(*arguments)
 
@@ -155,16 +187,27 @@ def _derive(operator: Any, function: Any, tensors: int) -> Callable[..., Any]:
     return call
 
 
-def _recorded(tensors: tuple[Tensor | None, ...]) -> bool:
+def _short(arguments: tuple[Any, ...], tensors: int) -> tuple[Any, ...]:
+    """The arguments of an operator without options at the end that have their defaults: each that
+    is given costs the dispatcher time. Spelled out, as this is in the way of every call."""
+    if arguments[tensors + 3 :] != (None, None, 0, None):  # scale, q_offset, layer, layers
+        return arguments
+    return arguments[:-4] if arguments[-5] else arguments[:-5]
+
+
+def _recorded(arguments: tuple[Any, ...], tensors: int) -> bool:
     """Whether a call becomes part of a graph."""
     if torch.is_grad_enabled():
-        for tensor in tensors:  # a loop, as this is in the way of every call
+        for tensor in arguments[:tensors]:  # a loop, as this is in the way of every call
             if tensor is not None and tensor.requires_grad:
+                return True
+        for table in arguments[tensors + 1]:
+            if table.requires_grad:
                 return True
     return False
 
 
-def refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
+def _refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
     """Refuses forward mode, which has no flag on tensors and would lose their tangents.
 
     Raises:
@@ -180,6 +223,6 @@ def refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
         )
 
 
-attend = _derive(attn_fwd, PatternAttention, 3)
-attend_backward = _derive(attn_bwd, PatternAttentionGrad, 7)
-attend_double_backward = _derive(attn_bwd_bwd, PatternAttentionGradGrad, 10)
+attend = _derive(attn_fwd, PatternAttention, _INPUTS)
+attend_backward = _derive(attn_bwd, PatternAttentionGrad, _GRAD_INPUTS, list)
+attend_double_backward = _derive(attn_bwd_bwd, PatternAttentionGradGrad, _INPUTS + _GRAD_INPUTS)

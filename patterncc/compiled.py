@@ -19,6 +19,7 @@ from patterncc.fact_methods import Facts
 from patterncc.pipeline import Signature
 from patterncc.score_call import ScoreSignature
 from patterncc.score_text import format_terms
+from patterncc.tune_method import Tunable, refuse_terms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from patterncc.dsl.pattern import Pattern
 
 
-class Attention(Facts):
+class Attention(Facts, Tunable):
     """A compiled pattern: call it on tensors, or ask what it does.
 
     A value: equal and hashed by its canonical text, and it pickles as that text.
@@ -40,15 +41,21 @@ class Attention(Facts):
     at `torch._dynamo.config.recompile_limit`: compile the model as a whole, or raise the limit.
     """
 
-    __slots__ = ("_pattern", "_score", "_signature", "_terms")
+    __slots__ = ("_autotune", "_pattern", "_score", "_signature", "_terms")
 
-    def __init__(self, pattern: Pattern, terms: ScoreTerms = PLAIN) -> None:
+    def __init__(
+        self, pattern: Pattern, terms: ScoreTerms = PLAIN, *, autotune: bool = False
+    ) -> None:
         """Wraps a pattern and score terms that have been checked; `patterncc.compile` is the usual
         way.
 
         Raises:
             ArgumentError: A name means one thing in the pattern and another in the terms.
+            UnsupportedError: `autotune` is asked for with score terms.
         """
+        if autotune:
+            refuse_terms(terms)
+        self._autotune = autotune
         self._pattern = pattern
         self._signature = Signature.of(pattern)
         self._terms = terms
@@ -149,6 +156,9 @@ class Attention(Facts):
         """
         from patterncc import ops
 
+        if self._autotune:
+            where = {"layer": layer, "layers": layers, "q_offset": q_offset}
+            self._settle((query, key, value), values, **where)
         results = ops.attend(
             self._signature,
             query,
@@ -436,10 +446,11 @@ class Attention(Facts):
 
     def __reduce__(self) -> tuple[object, ...]:
         text, score = self._identity
-        return _restore, (text, self._pattern.name, score)
+        return _restore, (text, self._pattern.name, score, self._autotune)
 
 
-def _restore(text: str, name: str, score: str | None = None) -> Attention:
-    """An `Attention` from what identifies it, and the name that its text was read under."""
+def _restore(text: str, name: str, score: str | None = None, autotune: bool = False) -> Attention:
+    """An `Attention` from what identifies it, the name that its text was read under, and whether
+    it tunes."""
     terms = PLAIN if score is None else terms_of(score)
-    return Attention(replace(load(text), name=name), terms)
+    return Attention(replace(load(text), name=name), terms, autotune=autotune)

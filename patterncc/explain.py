@@ -69,6 +69,8 @@ class PassLoops:
     Attributes:
         tiling: Its variables, in a few words.
         q_step, k_step: How far apart its rows and keys are; loops count within the first class.
+        run: Keys of the runs that its key tiles are gathered from, which loops count then; 0 for
+            key tiles of consecutive keys.
         visited, full: Tiles, of all classes.
         listed: What tables say of which tiles are visited, of those that the loops have; "" where
             they say nothing.
@@ -80,6 +82,7 @@ class PassLoops:
     tiling: str
     q_step: int
     k_step: int
+    run: int
     visited: int
     full: int
     listed: str
@@ -356,6 +359,7 @@ def _pass_loops(program: BlockProgram, env: dict[str, Any]) -> PassLoops:
         tiling_names((program,)),
         tiling.q_step,
         tiling.k_step,
+        program.block_k if program.gathered > 1 else 0,
         counts.visited,
         counts.full,
         format_clauses(program.listed),
@@ -366,7 +370,7 @@ def _pass_loops(program: BlockProgram, env: dict[str, Any]) -> PassLoops:
 
 
 def _way(candidate: Candidate, chosen: bool) -> Way:
-    names = " + ".join(tiling_name(part.tiling) for part in candidate.parts)
+    names = " + ".join(tiling_name(part.tiling, part.run) for part in candidate.parts)
     return Way(names, candidate.cost if candidate.passes else None, chosen, candidate.reason)
 
 

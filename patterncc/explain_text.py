@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from patterncc.codegen.choice import REFERENCE_LENGTH
+from patterncc.codegen.choice import LISTED_SHARE, REFERENCE_LENGTH
 from patterncc.explain import Explanation, Group, PassLoops, Way
 from patterncc.live import LiveReport
 from patterncc.live_text import form_lines, growth_text
@@ -50,6 +50,9 @@ def _ways(ways: Sequence[Way]) -> Iterator[str]:
     for way in ways:
         cost = f"not possible: {way.reason}" if way.cost is None else f"{way.cost:>12,.0f} tiles"
         yield f"  {way.tiling:<{width}}  {cost}" + ("   <- chosen" if way.chosen else "")
+    if any("gathered" in way.tiling for way in ways):
+        share = f"{LISTED_SHARE:.0%} of its entries"
+        yield f"  counted as if a table kept {share}, and of those for single keys one in each tile"
 
 
 def _pass(each: PassLoops, count: int) -> Iterator[str]:
@@ -62,15 +65,27 @@ def _pass(each: PassLoops, count: int) -> Iterator[str]:
         ]
         among = f", tiles of {' and '.join(strides)}" if strides else ""
         yield f"  pass {each.tiling}{among}: {each.visited:,} visited, {each.full:,} full"
+    what = "tile"
+    if each.run:
+        what = "key" if each.run == 1 else f"run of {each.run} keys"
     if each.listed:
-        yield f"  of these tiles those that a table lists: {each.listed}"
+        yield f"  of these {_plural(what)} those that a table lists: {each.listed}"
     for term in each.ignored:
-        yield f"  tiles are visited whatever this says: {term}"
-    yield "  query tile i visits key tiles j"
+        verb = "gathered" if each.run else "visited"
+        yield f"  {_plural(what)} are {verb} whatever this says: {term}"
+    if each.run:
+        yield f"  query tile i gathers tiles of {_plural(what)} j"
+    else:
+        yield "  query tile i visits key tiles j"
     yield from _loops(each.forward)
     yield ""
-    yield "  key tile j is visited by query tiles i"
+    yield f"  {what if each.run else 'key tile'} j is visited by query tiles i"
     yield from _loops(each.transposed)
+
+
+def _plural(what: str) -> str:
+    """`keys`, `tiles`, `runs of 32 keys`."""
+    return what.replace("run ", "runs ") if what.startswith("run ") else f"{what}s"
 
 
 def _ordinal(number: int) -> str:

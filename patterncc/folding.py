@@ -7,30 +7,42 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from patterncc import pipeline
+from patterncc.dsl.errors import UnsupportedError
+from patterncc.prepared import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
+
+_TABLES = Options._fields.index("tables")
 
 
 def fold(
     operator: Callable[..., Any], tensors: int, info: Any, in_dims: tuple[Any, ...], *arguments: Any
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+) -> tuple[Any, Any]:
     """Runs an operator over a new axis: in one call with the axis in front of the batch, unless the
     pattern reads `batch` or a table has the axis, too; then call by call.
 
     Args:
         operator: What to run. Its results all start with the batch.
         tensors: How many of its arguments, tensors or None that start with the batch, come before
-            the pattern. The last argument is the list of tables.
+            its options.
         info: Of vmap: `batch_size`.
         in_dims: The place of the axis in each argument, None where it has none.
         *arguments: Of the operator.
+
+    Raises:
+        UnsupportedError: The call has score terms.
     """
     size = info.batch_size
-    pattern, *others, tables = arguments[tensors:]
-    table_dims: list[int | None] = in_dims[-1] or [None] * len(tables)
+    options = Options(*arguments[tensors:])
+    if options.score is not None:
+        raise UnsupportedError(
+            "attention with score terms has no rule for torch.func.vmap",
+            "make the mapped axis part of the batch",
+        )
+    tables = options.tables
+    table_dims: list[int | None] = in_dims[tensors + _TABLES] or [None] * len(tables)
     stacked = [
         None
         if tensor is None
@@ -39,7 +51,8 @@ def fold(
         else tensor.movedim(dim, 0)
         for tensor, dim in zip(arguments[:tensors], in_dims, strict=False)
     ]
-    if "batch" in pipeline.resolve(pattern).reads or any(dim is not None for dim in table_dims):
+    reads = pipeline.resolve(options.pattern).reads
+    if "batch" in reads or any(dim is not None for dim in table_dims):
         found = []
         for index in range(size):
             parts = [None if tensor is None else tensor[index] for tensor in stacked]
@@ -47,11 +60,20 @@ def fold(
                 table if dim is None else table.select(dim, index)
                 for table, dim in zip(tables, table_dims, strict=True)
             ]
-            found.append(operator(*parts, pattern, *others, own))
-        results = tuple(map(torch.stack, zip(*found, strict=True)))
+            found.append(operator(*parts, *_given(options._replace(tables=own))))
+        results = [torch.stack(parts) for parts in zip(*found, strict=True)]
+        as_list = isinstance(found[0], list)
     else:
         batch = next(tensor.shape[1] for tensor in stacked if tensor is not None)
         parts = [None if tensor is None else tensor.flatten(0, 1) for tensor in stacked]
-        found = operator(*parts, pattern, *others, tables)
-        results = tuple(result.unflatten(0, (size, batch)) for result in found)
-    return results, (0,) * len(results)
+        once = operator(*parts, *arguments[tensors:])
+        results = [result.unflatten(0, (size, batch)) for result in once]
+        as_list = isinstance(once, list)
+    if as_list:
+        return results, [0] * len(results)
+    return tuple(results), (0,) * len(results)
+
+
+def _given(options: Options) -> tuple[Any, ...]:
+    """Options as operators take them: only `attn_bwd` has the last one."""
+    return options if options.needs is not None else options[:-1]

@@ -86,27 +86,29 @@ def judge_gradients(
     batch, heads, q_len, head_dim = query.shape
     group = heads // key.shape[1]
     scale = head_dim**-0.5 if scale is None else scale
-    others = torch.ones(q_len, dtype=torch.bool)
+    device = oracle.device
+    rows = rows.to(device)
+    others = torch.ones(q_len, dtype=torch.bool, device=device)
     others[rows] = False
     worst = [GradientError() for _ in grads]
     of_tables = [torch.zeros_like(table) for table in oracle.tables.values()]
     for index in range(batch):
         for kv_head in range(key.shape[1]):
-            k, v = (tensor[index, kv_head].cpu().double() for tensor in (key, value))
+            k, v = (tensor[index, kv_head].to(device).double() for tensor in (key, value))
             grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
             for head in range(kv_head * group, (kv_head + 1) * group):
-                got = grads[0][index, head].cpu().double()
-                worst[0].see(got[others], torch.zeros((), dtype=torch.float64))
+                got = grads[0][index, head].to(device).double()
+                worst[0].see(got[others], torch.zeros((), dtype=torch.float64, device=device))
                 env = call.env(head, layer) | {"batch": index}
                 for part in torch.split(rows, max(1, _CHUNK // call.kv_len)):
                     here = part.to(query.device)
                     found = _dense_gradients(
-                        query[index, head, here].cpu().double(),
+                        query[index, head, here].to(device).double(),
                         k,
                         v,
                         mask_rows(call, env, part),
                         scale,
-                        grad_out[index, head, here].cpu().double(),
+                        grad_out[index, head, here].to(device).double(),
                         oracle,
                         part,
                         env,
@@ -116,10 +118,10 @@ def judge_gradients(
                     grad_v += found[2]
                     for total, share in zip(of_tables, found[3:], strict=True):
                         total += share
-            worst[1].see(grads[1][index, kv_head].cpu().double(), grad_k)
-            worst[2].see(grads[2][index, kv_head].cpu().double(), grad_v)
+            worst[1].see(grads[1][index, kv_head].to(device).double(), grad_k)
+            worst[2].see(grads[2][index, kv_head].to(device).double(), grad_v)
     for place, total in enumerate(of_tables, len(NAMES)):
-        worst[place].see(grads[place].cpu().double(), total)
+        worst[place].see(grads[place].to(device).double(), total)
     names = (*NAMES, *(f"grad_{name}" for name in oracle.tables))
     errors = {name: found.relative for name, found in zip(names, worst, strict=True)}
     return GradientVerdict(q_len, len(rows), errors, GRADIENT_TOLERANCE[query.dtype])

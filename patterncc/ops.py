@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from patterncc import autograd, pipeline, score_call, scored_autograd
+from patterncc import autograd, eager, gpu_calls, pipeline, score_call
 from patterncc.arguments import integer, refuse_types, scale_factor
 from patterncc.operators import DEVICES
 from patterncc.parameters import bind
@@ -60,6 +60,13 @@ def attend(
         ArgumentError: An argument is wrong.
         UnsupportedError: It cannot be done on this device, or with this dtype.
     """
+    place = None
+    if not torch.compiler.is_compiling() and eager.bare(query, key, value):
+        given = (scale, q_offset, layer, layers)
+        place = eager.call_signature(signature, score, query, key, value, given, values)
+        known = None if place is None else eager.calls.get(place)
+        if known is not None:
+            return eager.run(known, query, key, value, values)
     if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
         refuse_types(query, key, value)
     if scale is not None:
@@ -69,24 +76,25 @@ def attend(
     layer = integer("layer", layer, least=0)
     if layers is not None:
         layers = integer("layers", layers, least=1)
-    score_numbers: list[float] = []
+    terms: tuple[Any, ...] = ()
+    of_pattern = values
     score_tables: list[Tensor] = []
     if score is not None:
-        score_numbers, score_tables, values = score.split(values)
-    numbers, tables = bind(signature, values)
+        score_numbers, score_tables, of_pattern = score.split(values)
+        terms = (score.text, score_numbers)
+    numbers, tables = bind(signature, of_pattern)
+    tables += score_tables
+    options = (signature.structure, tables, numbers, scale, q_offset, layer, layers, *terms)
+    if place is not None:
+        planned = eager.calls.keep(place, gpu_calls.planned(query, key, value, options))
+        return eager.run(planned, query, key, value, values)
     device = query.device.type
     if device in DEVICES and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         query, key, value = (_autocast(tensor, dtype) for tensor in (query, key, value))
     out: Tensor
     lse: Tensor
-    options = (signature.structure, scale, q_offset, layer, layers, numbers, tables)
-    if score is None:
-        out, lse = autograd.attend(query, key, value, *options)
-    else:
-        out, lse = scored_autograd.attend(
-            query, key, value, score_tables, score.text, score_numbers, *options
-        )
+    out, lse = autograd.attend(query, key, value, *options)
     return out, lse
 
 

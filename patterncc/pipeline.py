@@ -143,6 +143,7 @@ def passes(
     sizes: tuple[tuple[str, int], ...],
     within: bool,
     transposed: bool = False,
+    gather: bool = False,
 ) -> Passes:
     """The programs of a structure; kept for those used last.
 
@@ -153,6 +154,7 @@ def passes(
         sizes: Values of the sizes that it divides by.
         within: Whether the rows of the calls end within the keys.
         transposed: Whether they have the transposed direction, which kernels for gradients loop in.
+        gather: Whether key tiles may be gathered, which the forward kernels on GPUs take.
 
     Raises:
         UnsupportedError: For a term that has no lowering.
@@ -168,6 +170,7 @@ def passes(
         sizes=dict(sizes),
         within=within,
         transposed=False,
+        gather=gather,
         check=check,
     )
 
@@ -182,7 +185,7 @@ def starting_width(
     """
 
     def lowered(width: int) -> Passes:
-        return passes(structure, block_q, width, sizes, within=True)
+        return passes(structure, block_q, width, sizes, within=True, gather=True)
 
     return key_width(resolve(structure).pattern, lowered, block_k, dict(sizes))
 
@@ -219,7 +222,8 @@ class _Alternatives(Sequence["Passes"]):
         return 2
 
     def __getitem__(self, index: Any) -> Any:
-        return passes(*self._arguments, (True, False)[index], self._transposed)
+        within = (True, False)[index]
+        return passes(*self._arguments, within, self._transposed, gather=not self._transposed)
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
@@ -276,6 +280,12 @@ def tuned_for(structure: str, phase: str) -> Tuned:
         return config_for(subject_of(structure, call.problem, phase, env, names), call.target)
 
     return tuned
+
+
+def forget_plans() -> None:
+    """Lets calls be planned again; kernels that were compiled are kept."""
+    launcher.cache_clear()
+    backward_launcher.cache_clear()
 
 
 def kernel_folder() -> Path:

@@ -278,6 +278,7 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
         sizes=call.sizes,
         within=call.within,
         transposed=False,
+        gather=device.type == "cuda",
     )
     pairs = pair_program(call.pattern, call.sizes, within=call.within, transposed=False)
     visible = full = visited = 0

@@ -19,6 +19,7 @@ from patterncc.dsl.score.terms import PLAIN, ScoreTerms
 
 MOST_PAIRS = 1 << 27  # pairs of (row, key) that are checked, over all heads
 _EDGE = 32  # rows at each end that are always checked
+_PROCESSOR = torch.device("cpu")
 _CHUNK = 1 << 22  # pairs of a head whose logits are held at a time
 
 
@@ -31,7 +32,7 @@ class Verdict:
         checked: Of those, how many were compared.
         error: Largest difference of an output; infinite if one is not a number and should be.
         tolerance: What it may be.
-        lse_error: Largest difference of an lse.
+        lse_error: Largest difference of an lse; 0 where there was none to compare.
         lse_tolerance: What it may be.
     """
 
@@ -55,12 +56,14 @@ class Oracle:
     Attributes:
         terms: Score terms.
         numbers: What they read, by name.
-        tables: What they read, by name, on the CPU.
+        tables: What they read, by name, on its device.
+        device: Where it computes.
     """
 
     terms: ScoreTerms = PLAIN
     numbers: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     tables: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+    device: torch.device = _PROCESSOR
 
     def __call__(
         self,
@@ -83,6 +86,19 @@ class Oracle:
             rows: Which rows of the call they are.
             env: Scalars of the call, with `batch`, `head` and `kv_head` of the first entry.
         """
+        with self.device:  # where the references then make their tensors
+            return self._attention(query, key, value, mask, scale, rows, env)
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        scale: float,
+        rows: Tensor,
+        env: Mapping[str, Any],
+    ) -> tuple[Tensor, Tensor]:
         if self.terms.plain:
             return reference.dense_attention(query, key, value, mask, scale)
         scalars = {name: number for name, number in env.items() if isinstance(number, int)}
@@ -114,7 +130,7 @@ def judge(
     key: Tensor,
     value: Tensor,
     out: Tensor,
-    lse: Tensor,
+    lse: Tensor | None,
     *,
     layer: int = 0,
     scale: float | None = None,
@@ -130,7 +146,7 @@ def judge(
         key: `[batch, kv_heads, kv_len, head_dim]`.
         value: `[batch, kv_heads, kv_len, value_head_dim]`.
         out: The result, `[batch, heads, q_len, value_head_dim]`.
-        lse: Its log-sum-exp, `[batch, heads, q_len]`.
+        lse: Its log-sum-exp, `[batch, heads, q_len]`; `None` from who gives none.
         layer: Layer number.
         scale: Factor of the scores; `head_dim ** -0.5` if not given.
         seed: Of the sample.
@@ -139,7 +155,7 @@ def judge(
     """
     batch, heads, q_len, head_dim = query.shape
     most = max(2 * _EDGE, most_pairs // max(1, batch * heads * call.kv_len))
-    rows = sample(q_len, most, seed, _EDGE)
+    rows = sample(q_len, most, seed, _EDGE).to(oracle.device)
     scale = head_dim**-0.5 if scale is None else scale
     error = lse_error = 0.0
     for index in range(batch):
@@ -149,18 +165,19 @@ def judge(
             masks.append(mask_rows(call, env, rows))
         part = slice(index, index + 1)
         wanted, wanted_lse = oracle(
-            query[part, :, rows.to(query.device)].cpu(),
-            key[part].cpu(),
-            value[part].cpu(),
+            query[part, :, rows.to(query.device)].to(oracle.device),
+            key[part].to(oracle.device),
+            value[part].to(oracle.device),
             torch.stack(masks)[None],
             scale,
             rows,
             call.env(0, layer) | {"batch": index},
         )
-        got = out[part, :, rows.to(out.device)].cpu().double()
-        got_lse = lse[part, :, rows.to(lse.device)].cpu().double()
+        got = out[part, :, rows.to(out.device)].to(oracle.device).double()
         error = max(error, distance(got, wanted))
-        lse_error = max(lse_error, distance(got_lse, wanted_lse))
+        if lse is not None:
+            got_lse = lse[part, :, rows.to(lse.device)].to(oracle.device).double()
+            lse_error = max(lse_error, distance(got_lse, wanted_lse))
     largest = max(1.0, float(value.abs().max()))
     tolerance = OUTPUT_TOLERANCE[query.dtype] * largest
     return Verdict(q_len, len(rows), error, tolerance, lse_error, LSE_TOLERANCE[query.dtype])

@@ -90,7 +90,7 @@ def work(passes: Passes, problem: Problem, env: Env, counts: PairCounts) -> Work
     visited = sum(each.visited for each in tiles)
     both = problem.head_dim + problem.value_head_dim
     size = BYTES[problem.dtype]
-    block_q, block_k = passes[0].block_q, passes[0].block_k
+    block_q, block_k = passes[0].block_q, passes[0].tile_keys
     pairs = int(counts.rows.sum())
     return Work(
         pairs=pairs,

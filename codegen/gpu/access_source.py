@@ -36,6 +36,7 @@ class Access:
         tiling: The classes of rows and keys.
         rows: The tensors of which a query tile is loaded: `query`, or `query` and `grad_out`.
         strided_results: The tensors of rows that are stored with strides of their own.
+        gathered: Key tiles are gathered.
         boxes: Tiles lie as descriptors would have them, however they are loaded.
     """
 
@@ -46,6 +47,7 @@ class Access:
         tiling: Tiling,
         rows: tuple[str, ...] = ("query",),
         strided_results: tuple[str, ...] = ("out",),
+        gathered: bool = False,
         *,
         boxes: bool = False,
     ) -> None:
@@ -54,10 +56,12 @@ class Access:
         self._tiling = tiling
         self._element = TYPES[problem.dtype]
         self.key_parts, self.value_parts = query_key_value_parts(problem)
-        self._described = config.load == "descriptor"
+        described = config.load == "descriptor"
+        self._gathered = gathered
+        self._described = described and not gathered
         self._boxes = self._described or boxes
         # Rows of a class are loaded once, by pointers, which need no complete group of them.
-        self._query_described = self._described and tiling == DENSE
+        self._query_described = described and tiling == DENSE
         self._strided = tiling.k_step > 1
         self._rows = rows_of_call(tiling)
         self._row_tensors = rows
@@ -72,10 +76,9 @@ class Access:
 
     def descriptors(self) -> Iterator[KernelParameter]:
         """The descriptor parameters."""
-        if not self._described:
-            return
         classes = (1,) if self._strided else ()
-        for name in (*(self._row_tensors if self._query_described else ()), "key", "value"):
+        rows_described = self._row_tensors if self._query_described else ()
+        for name in (*rows_described, *(("key", "value") if self._described else ())):
             rows = self._config.block_q if name in self._row_tensors else self._config.block_k
             for number, part in enumerate(self.parts_of(name)):
                 box = (1, 1, rows, *classes, part.width)
@@ -170,6 +173,9 @@ class Access:
         """What the loads of key and value tiles need, before the loops."""
         if self._described:
             return
+        if self._gathered:
+            yield from (self._base(name, "kv_head") for name in ("key", "value"))
+            return
         yield "key_rows = tl.arange(0, BLOCK_K)[:, None]"
         for name in ("key", "value"):
             yield self._base(name, "kv_head", "k_class" if self._strided else "")
@@ -181,6 +187,11 @@ class Access:
 
     def tile_start(self, masked: bool) -> Iterator[str]:
         """Where the box of a key tile starts, and which of its keys exist."""
+        if self._gathered:
+            yield "key_rows = gathered[:, None].to(tl.int64)"
+            if masked:
+                yield "key_exists = gathered[:, None] < kv_len"
+            return
         if not masked:
             return
         if self.moves_boxes:
@@ -190,12 +201,14 @@ class Access:
 
     def tile_keys(self, masked: bool) -> str:
         """The numbers of a tile's keys."""
+        if self._gathered:
+            return "k = gathered[None, :]"
         return f"k = {self._tile_first(masked)} + tl.arange(0, BLOCK_K)[None, :]"
 
     def tile_loads(self, name: str, masked: bool) -> Iterator[str]:
         """Loads a tile of keys or values; past the last key it is 0, for 0 * NaN would be NaN."""
         first = self._tile_first(masked)
-        if not self._described:
+        if not (self._described or self._gathered):
             yield f"{name}_first = {name}_base + {first}.to(tl.int64) * {self._step(name)}"
         for number, part in enumerate(self.parts_of(name)):
             if self._described:
@@ -205,7 +218,10 @@ class Access:
             else:
                 mask = _mask("key_exists" if masked else "", part)
                 guard = f", mask={mask}, other=0.0" if mask else ""
-                load = f"tl.load({name}_first + {name}_offsets_{number}{guard})"
+                place = f"{name}_first + {name}_offsets_{number}"
+                if self._gathered:
+                    place = f"{name}_base + key_rows * {name}_stride_row + {_columns(part)}"
+                load = f"tl.load({place}{guard})"
             yield f"{name}_{number} = {load}"
 
     def _tile_first(self, masked: bool) -> str:
@@ -216,9 +232,12 @@ class Access:
 
     def load_columns(self, name: str, target: str) -> Iterator[str]:
         """Loads `columns` of a masked tile of keys or values; 0 past the last key."""
-        first = self._tile_first(masked=True)
-        yield f"{name}_first = {name}_base + {first}.to(tl.int64) * {self._step(name)}"
-        place = f"{name}_first + key_rows.to(tl.int64) * {self._step(name)} + columns"
+        if self._gathered:
+            place = f"{name}_base + key_rows * {name}_stride_row + columns"
+        else:
+            first = self._tile_first(masked=True)
+            yield f"{name}_first = {name}_base + {first}.to(tl.int64) * {self._step(name)}"
+            place = f"{name}_first + key_rows.to(tl.int64) * {self._step(name)} + columns"
         mask = column_mask("key_exists", self.width_of(name))
         yield f"{target} = tl.load({place}, mask={mask}, other=0.0)"
 

@@ -6,22 +6,28 @@ Plans are remembered, so a call like the last one costs little more than its lau
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
-from patterncc.codegen.gpu.launch import multiprocessors_of, target_of
+from patterncc.codegen.gpu.launch import multiprocessors_of, require_triton, target_of
+from patterncc.codegen.gpu.memory import Room
+from patterncc.codegen.gpu.signature import Kept, call_signature
 from patterncc.codegen.gpu.steps import (
     NO_TABLES,
-    Steps,
-    call_signature,
+    bind_all,
+    elsewhere,
     layout_of,
+    named_operands,
     problem_of,
-    run,
+    resize_all,
+    run_here,
     shapes_of,
-    term_arguments,
+    term_operands,
+    term_values,
     with_contiguous_rows,
 )
 from patterncc.codegen.gpu.table_gradients import WantedSums, add_table_gradients, wanted_sums
@@ -33,8 +39,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from patterncc.codegen.gpu.backward_plan import TunedGradients
-    from patterncc.codegen.gpu.launches import Launch
+    from patterncc.codegen.gpu.bound_launch import BoundLaunch
     from patterncc.codegen.gpu.plan import Lowered
+
+ROW_OPERANDS = ("query", "grad_out", "key", "value", "out")
+"""The tensors whose rows kernels read as they lie."""
 
 
 class Backward:
@@ -68,7 +77,9 @@ class Backward:
     ) -> None:
         self._terms = terms
         self.planner = BackwardPlanner(lower, config or BackwardConfig(), tuned)
-        self._steps = Steps(folder)
+        require_triton()
+        self._folder = folder
+        self._kept: Kept[ReadyBackward] = Kept()
 
     def __call__(
         self,
@@ -125,41 +136,76 @@ class Backward:
             ConfigError: The config given at construction is illegal for these tensors or this
                 device; a number or table is missing, or a table of another kind.
         """
+        tensors = (grad_out, grad_lse, query, key, value, out, lse)
+        signature = (
+            *call_signature(tensors, env, scale, tables, score_values),
+            needs_query,
+            needs_key_value,
+            *table_gradients,
+        )
+        ready = self._kept.get(signature)
+        if ready is None:
+            ready = self.ready(
+                *tensors,
+                env=env,
+                scale=scale,
+                tables=tables,
+                needs_query=needs_query,
+                needs_key_value=needs_key_value,
+                score_values=score_values,
+                with_gradients=tuple(table_gradients),
+            )
+            self._kept.keep(signature, ready)
+        return ready(*tensors, tables, score_values, table_gradients)
+
+    def ready(
+        self,
+        grad_out: torch.Tensor,
+        grad_lse: torch.Tensor | None,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+        *,
+        env: Mapping[str, int],
+        scale: float,
+        tables: Mapping[str, torch.Tensor] = NO_TABLES,
+        needs_query: bool = True,
+        needs_key_value: bool = True,
+        score_values: ScoreValues = NO_VALUES,
+        with_gradients: Sequence[str] = (),
+    ) -> ReadyBackward:
+        """Checks and plans a call, and compiles the kernels that it needs; as `Forward.ready`.
+
+        Args:
+            grad_out, grad_lse, query, key, value, out, lse, env, scale, tables, needs_query,
+                needs_key_value, score_values: As above.
+            with_gradients: The tables that the score terms read whose gradients are asked for.
+
+        Raises:
+            ArgumentError, UnsupportedError, ConfigError: As above.
+        """
         _check(grad_out, grad_lse, query, value, out, lse)
         terms = self._terms
-        given = term_arguments(terms, score_values, query.device)
-        sums = wanted_sums(terms, table_gradients)
-        results = {
-            "grad_query": torch.empty(query.shape, dtype=query.dtype, device=query.device)
-            if needs_query
-            else None,
-            "grad_key": torch.empty(key.shape, dtype=key.dtype, device=key.device)
-            if needs_key_value
-            else None,
-            "grad_value": torch.empty(value.shape, dtype=value.dtype, device=value.device)
-            if needs_key_value
-            else None,
+        given = term_values(terms, score_values, query.device)
+        sums = wanted_sums(terms, with_gradients)
+        of_query = needs_query or bool(sums.rows)  # the kernel's, if of no further use
+        rooms = {
+            "grad_query": Room(query.shape, query.dtype, query.device) if of_query else None,
+            "grad_key": Room(key.shape, key.dtype, key.device) if needs_key_value else None,
+            "grad_value": Room(value.shape, value.dtype, value.device) if needs_key_value else None,
+            "delta": Room(lse.shape, torch.float32, lse.device),
         }
-        wanted = {name: result for name, result in results.items() if result is not None}
-        if out.numel() == 0 or key.shape[2] == 0:
-            for result in wanted.values():
-                result.zero_()
-            delta = torch.zeros_like(lse) if grad_lse is None else -grad_lse
-            rows = {"lse": lse, "delta": delta}
-            add_table_gradients(
-                table_gradients, WantedSums(), terms, score_values, Rows.of(query, key, env), rows
-            )
-        elif wanted or table_gradients:
-            if sums.rows and "grad_query" not in wanted:
-                wanted["grad_query"] = torch.empty_like(query)  # the kernel's, of no further use
-            tensors = with_contiguous_rows((query, grad_out, key, value, out))
-            names = ("query", "grad_out", "key", "value", "out")
-            operands = dict(zip(names, tensors, strict=True))
-            if grad_lse is not None:
-                operands["grad_lse"] = grad_lse.unsqueeze(3)
-
-            def plan() -> Sequence[Launch]:
-                return self.planner.plan(
+        steps: tuple[BoundLaunch, ...] | None = None
+        if out.numel() and key.shape[2]:
+            steps = ()
+            if needs_query or needs_key_value or with_gradients:
+                tensors = with_contiguous_rows((query, grad_out, key, value, out))
+                operands = dict(zip(ROW_OPERANDS, tensors, strict=True))
+                if grad_lse is not None:
+                    operands["grad_lse"] = grad_lse.unsqueeze(3)
+                launches = self.planner.plan(
                     problem_of(query, key, value, terms),
                     target_of(query.device),
                     [layout_of(name, tensor) for name, tensor in operands.items()],
@@ -171,34 +217,103 @@ class Backward:
                     needs_key_value=needs_key_value,
                     needs_entries=bool(sums.rows),
                     reaches=sums.reaches,
-                    real_values=given.values,
+                    real_values=given,
                 )
+                steps = bind_all(launches, tables, query.device, self._folder)
+        return ReadyBackward(
+            steps,
+            terms,
+            sums,
+            Rows.of(query, key, env),
+            {name: room for name, room in rooms.items() if room is not None},
+            query.device,
+            needs_query,
+        )
 
-            signature = (
-                *call_signature([*operands.values()], env, scale, tables),
-                grad_lse is None,
-                needs_query,
-                needs_key_value,
-                bool(sums.rows),
-                sums.reaches,
-                *given.values.items(),
-            )
-            steps = self._steps.of(signature, plan, tables, query.device)
-            operands |= {**wanted, **given.tensors}
-            operands["lse"] = lse.contiguous()
-            operands["delta"] = torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
+    def resized(self, ready: ReadyBackward, tables: Mapping[str, torch.Tensor]) -> ReadyBackward:
+        """The same calls with tables of other shapes, which is much quicker than to plan them."""
+        if ready.steps is None:
+            return ready
+        steps = resize_all(ready.steps, tables, ready.device, self._folder)
+        return replace(ready, steps=steps)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyBackward:
+    """A call that is planned: what is left is memory for its results, and its launches.
+
+    Attributes:
+        steps: Its launches in order; None where there is no row or no key.
+        terms: Which logits entered the softmax.
+        sums: What kernels leave for the gradients of tables.
+        rows: Of the call.
+        rooms: Memory for the gradients and for `delta`, by name.
+        device: Where all tensors are.
+        needs_query: Is the query's gradient asked for?
+    """
+
+    steps: tuple[BoundLaunch, ...] | None
+    terms: ScoreTerms
+    sums: WantedSums
+    rows: Rows
+    rooms: Mapping[str, Room]
+    device: torch.device
+    needs_query: bool
+
+    def __call__(
+        self,
+        grad_out: torch.Tensor,
+        grad_lse: torch.Tensor | None,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+        tables: Mapping[str, torch.Tensor] = NO_TABLES,
+        score_values: ScoreValues = NO_VALUES,
+        table_gradients: Mapping[str, torch.Tensor] = NO_TABLES,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Runs the call, as `Backward` does."""
+        if elsewhere(self.device):
+            with torch.cuda.device(self.device):
+                return self(
+                    grad_out,
+                    grad_lse,
+                    query,
+                    key,
+                    value,
+                    out,
+                    lse,
+                    tables,
+                    score_values,
+                    table_gradients,
+                )
+        made = {name: room() for name, room in self.rooms.items()}
+        operands = {**made, "lse": lse.contiguous()}
+        if self.steps is None:
+            for result in made.values():
+                result.zero_()
+            if grad_lse is not None:
+                operands["delta"] = -grad_lse
+        elif self.steps:
+            tensors = with_contiguous_rows((query, grad_out, key, value, out))
+            operands |= zip(ROW_OPERANDS, tensors, strict=True)
+            if grad_lse is not None:
+                operands["grad_lse"] = grad_lse
             # What passes hand on: float32 gradients can hold it themselves.
-            operands |= {f"{name}_state": result for name, result in wanted.items()}
-            run(steps, operands, tables, query.device)
+            operands |= {f"{name}_state": result for name, result in made.items()}
+            if tables:
+                operands |= named_operands(tables)
+            if score_values.tables:
+                operands |= term_operands(score_values)
+            run_here(self.steps, operands, self.device)
+        if table_gradients:
+            sums = self.sums if self.steps else WantedSums()
             add_table_gradients(
-                table_gradients,
-                sums,
-                terms,
-                score_values,
-                Rows.of(query, key, env),
-                operands,
+                table_gradients, sums, self.terms, score_values, self.rows, operands
             )
-        return results["grad_query"], results["grad_key"], results["grad_value"]
+        grad_query = made.get("grad_query") if self.needs_query else None
+        return grad_query, made.get("grad_key"), made.get("grad_value")
 
 
 def _check(
@@ -215,13 +330,14 @@ def _check(
         ArgumentError: Names the tensor, what it is and what it must be.
     """
     rows = tuple(query.shape[:3])
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     checks = [
         ("grad_out", grad_out, (*rows, value.shape[3]), query.dtype),
         ("out", out, (*rows, value.shape[3]), query.dtype),
-        ("lse", lse, rows, torch.float32),
+        ("lse", lse, rows, wide),
     ]
     if grad_lse is not None:
-        checks.append(("grad_lse", grad_lse, rows, torch.float32))
+        checks.append(("grad_lse", grad_lse, rows, wide))
     for name, tensor, shape, dtype in checks:
         given = (tuple(tensor.shape), tensor.dtype, tensor.device)
         if given != (shape, dtype, query.device):

@@ -5,22 +5,29 @@ Plans are remembered, so a call like the last one costs little more than its lau
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from patterncc.codegen.gpu.launch import target_of
+from patterncc.codegen.gpu.launch import require_triton, target_of
+from patterncc.codegen.gpu.memory import Room
 from patterncc.codegen.gpu.plan import Planner
+from patterncc.codegen.gpu.signature import Kept, call_signature
 from patterncc.codegen.gpu.steps import (
     NO_TABLES,
-    Steps,
-    call_signature,
+    bind_all,
+    elsewhere,
     layout_of,
+    named_operands,
     problem_of,
-    run,
+    resize_all,
+    run_here,
     shapes_of,
-    term_arguments,
+    term_operands,
+    term_values,
     with_contiguous_rows,
 )
 from patterncc.codegen.score.values import NO_VALUES, Rows, ScoreValues, sink_logits
@@ -29,8 +36,8 @@ from patterncc.dsl.score.terms import PLAIN, ScoreTerms
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from patterncc.codegen.gpu.bound_launch import BoundLaunch
     from patterncc.codegen.gpu.config import KernelConfig
-    from patterncc.codegen.gpu.launches import Launch
     from patterncc.codegen.gpu.plan import KeyWidth, Lowered, Tuned
 
 
@@ -63,8 +70,10 @@ class Forward:
         terms: ScoreTerms = PLAIN,
     ) -> None:
         self.planner = Planner(lower, config, tuned, key_width)
-        self._steps = Steps(folder)
+        require_triton()
+        self._folder = folder
         self._terms = terms
+        self._kept: Kept[ReadyForward] = Kept()
 
     def __call__(
         self,
@@ -105,34 +114,129 @@ class Forward:
             ConfigError: The config given at construction is illegal for these tensors or this
                 device; a number or table is missing, or a table of another kind.
         """
+        signature = call_signature((query, key, value), env, scale, tables, score_values)
+        ready = self._kept.get(signature)
+        if ready is None:
+            ready = self.ready(
+                query,
+                key,
+                value,
+                env=env,
+                scale=scale,
+                tables=tables,
+                score_values=score_values,
+            )
+            self._kept.keep(signature, ready)
+        return ready(query, key, value, tables, score_values)
+
+    def ready(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        env: Mapping[str, int],
+        scale: float,
+        tables: Mapping[str, torch.Tensor] = NO_TABLES,
+        score_values: ScoreValues = NO_VALUES,
+    ) -> ReadyForward:
+        """Checks and plans a call, and compiles the kernels that it needs; arguments and errors as
+        above.
+
+        The result runs all calls whose tensors have these `layout_signature` and `table_kind`s and
+        whose numbers are these. It checks nothing: whoever keeps it must know that they have.
+        """
         terms = self._terms
         rows = Rows.of(query, key, env)
-        given = term_arguments(terms, score_values, query.device)
-        if scale < 0:  # the kernel takes the largest score before it scales
-            query, scale = -query, -scale
-        query, key, value = with_contiguous_rows((query, key, value))
+        given = term_values(terms, score_values, query.device)
+        negated = scale < 0  # the kernel takes the largest score before it scales
+        copied = not all(tensor.stride(3) == 1 for tensor in (query, key, value))
+        query, key, value = with_contiguous_rows((-query if negated else query, key, value))
+        device = query.device
         batch, heads, q_len, _ = query.shape
-        out = query.new_empty((batch, heads, q_len, value.shape[3]))
-        lse = query.new_empty((batch, heads, q_len), dtype=torch.float32)
-        if out.numel() == 0 or key.shape[2] == 0:
-            return out.zero_(), lse.copy_(sink_logits(terms, score_values, rows, lse))
-        operands = {"query": query, "key": key, "value": value, "out": out}
-
-        def plan() -> Sequence[Launch]:
-            return self.planner.plan(
+        out_room = Room((batch, heads, q_len, value.shape[3]), query.dtype, device)
+        wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+        lse_room = Room((batch, heads, q_len), wide, device)
+        steps: tuple[BoundLaunch, ...] | None = None
+        if batch * heads * q_len * value.shape[3] and key.shape[2]:
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                operands = {"query": query, "key": key, "value": value, "out": out_room()}
+            launches = self.planner.plan(
                 problem_of(query, key, value, terms),
-                target_of(query.device),
+                target_of(device),
                 [layout_of(name, tensor) for name, tensor in operands.items()],
                 env,
-                scale,
+                abs(scale),
                 shapes_of(tables),
-                given.values,
+                given,
             )
+            steps = bind_all(launches, tables, device, self._folder)
+        return ReadyForward(steps, terms, rows, out_room, lse_room, device, negated, copied)
 
-        signature = call_signature((query, key, value), env, scale, tables)
-        signature += tuple(given.values.items())
-        steps = self._steps.of(signature, plan, tables, query.device)
+    def resized(self, ready: ReadyForward, tables: Mapping[str, torch.Tensor]) -> ReadyForward:
+        """The same calls with tables of other shapes, which is much quicker than to plan them."""
+        if ready.steps is None:
+            return ready
+        steps = resize_all(ready.steps, tables, ready.device, self._folder)
+        return replace(ready, steps=steps)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyForward:
+    """A call that is planned: what is left is memory for its results, and its launches.
+
+    Attributes:
+        steps: Its launches in order; None where there is no row or no key.
+        terms: Which logits enter the softmax.
+        rows: Of the call.
+        out_room, lse_room: Memory for the results.
+        device: Where all tensors are.
+        negated: Whether the kernels take the query with the other sign.
+        copied: Whether a tensor has steps in its last axis.
+    """
+
+    steps: tuple[BoundLaunch, ...] | None
+    terms: ScoreTerms
+    rows: Rows
+    out_room: Room
+    lse_room: Room
+    device: torch.device
+    negated: bool
+    copied: bool
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        tables: Mapping[str, torch.Tensor] = NO_TABLES,
+        score_values: ScoreValues = NO_VALUES,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Runs the call, as `Forward` does."""
+        device = self.device
+        if elsewhere(device):
+            with torch.cuda.device(device):
+                return self(query, key, value, tables, score_values)
+        out, lse = self.out_room(), self.lse_room()
+        if self.steps is None:
+            logits = sink_logits(self.terms, score_values, self.rows, lse)
+            return out.zero_(), lse.copy_(logits)
+        if self.negated:
+            query = -query
+        if self.copied:
+            query, key, value = with_contiguous_rows((query, key, value))
         # What passes hand on: float32 outputs can hold it themselves.
-        operands |= {**given.tensors, "lse": lse, "state": out}
-        run(steps, operands, tables, query.device)
+        operands = {
+            "query": query,
+            "key": key,
+            "value": value,
+            "out": out,
+            "lse": lse,
+            "state": out,
+        }
+        if tables:
+            operands |= named_operands(tables)
+        if score_values.tables:
+            operands |= term_operands(score_values)
+        run_here(self.steps, operands, device)
         return out, lse

@@ -111,7 +111,10 @@ class _ForwardWriter:
         self._config = config
         self._resumes = resumes
         self._hands_on = hands_on
-        self._access = Access(problem, config, program.tiling, boxes=boxes)
+        gathered = program.gathered > 1
+        self._access = Access(
+            problem, config, program.tiling, gathered=gathered, boxes=boxes and not gathered
+        )
         self._logit = tile_logit(problem.terms, program.tiling)
         # Of several passes the first one starts from the sink, as from an earlier key.
         self._sink = None if resumes else sink_logit(problem.terms, program.tiling)
@@ -172,6 +175,8 @@ class _ForwardWriter:
         if self._logit is None:
             return (), ()
         corners = corners_of(self._program.tiling, "[BLOCK_Q, BLOCK_K]")
+        if self._program.gathered > 1:  # then `k_first` is no position
+            corners = ""
         writer = TermWriter([self._logit], "k", corners=corners)
         logits = f"scores = {writer.write(self._logit)}"
         lines = writer.program_lines

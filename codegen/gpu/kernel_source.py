@@ -4,7 +4,7 @@ Triton emitters."""
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class KernelSource:
         parameters: In the order of the function's signature.
         problem, config: What it was generated for.
         tables: The pattern's tables that it reads.
+        digest: Hash of the text: two sources with one digest are one kernel.
     """
 
     name: str
@@ -51,8 +52,7 @@ class KernelSource:
     problem: Problem
     config: KernelConfig
     tables: tuple[Table, ...] = ()
+    digest: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def digest(self) -> str:
-        """Hash of the text: two sources with one digest are one kernel."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:32]
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", hashlib.sha256(self.text.encode()).hexdigest()[:32])

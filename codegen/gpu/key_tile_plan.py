@@ -26,7 +26,13 @@ from patterncc.codegen.gpu.key_access_source import HELD, PASSING, RESULTS, KeyA
 from patterncc.codegen.gpu.launches import Buffer, Launch, ceildiv, planned_launch
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
-from patterncc.codegen.gpu.plan import Kind, check_lists, repair_launch, spoiled_buffer
+from patterncc.codegen.gpu.plan import (
+    Kind,
+    check_lists,
+    repair_launch,
+    spoiled_buffer,
+    sum_launches,
+)
 from patterncc.dsl.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -65,6 +71,7 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
         grid = (rows, *axes.grid(call.heads, group, call.batch))
         check_lists(prod(grid), capacity)
         lists = (Buffer("tiles", (prod(grid), capacity)), Buffer("tile_counts", (prod(grid), 2)))
+        yield from sum_launches(program, config, call, sources)
         source = sources.get(emit_lists, program, problem, config, direction="transposed")
         yield planned_launch(source, grid, call, numbers=numbers, buffers=lists)
     passes = {"resumes": one.resumes, "hands_on": one.hands_on}

@@ -240,14 +240,14 @@ class KeyTile:
         yield "# Partial tiles, with the mask." if loop.kind == "partial" else "# Full tiles."
         if loop.first:
             yield f"step = begin_{number}" + (f" // {group}" if group > 1 else "")
-            yield loop.first
+            yield from loop.first
         counter = "step" if group == 1 else "turn"
         yield f"for {counter} in range(begin_{number}, stop_{number}):"
         lines = [*self._head_of("turn")]
         lines.append(f"row_first = ({loop.tile}) * BLOCK_Q")
         if loop.following:
             lines.append(f"next_step = {'step + 1' if group == 1 else f'(turn + 1) // {group}'}")
-            lines.append(loop.following)
+            lines += loop.following
         lines += self._access.tile_start()
         yield from indented([*lines, *tile(loop)])
 

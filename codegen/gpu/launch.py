@@ -7,7 +7,9 @@ variants at most, for tensors whose rows start at multiples of 16 bytes and for 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
@@ -16,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import platformdirs
 import torch
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 try:
     import triton
     from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia import driver as nvidia_driver
     from triton.compiler import ASTSource
     from triton.runtime.interpreter import InterpretedFunction
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -203,20 +206,14 @@ def require_triton() -> None:
 # ------------------------------------------------------------------------------------ launching
 
 
-def runner(
-    source: KernelSource,
-    grid: tuple[int, int, int],
-    device: torch.device,
-    *,
-    aligned: bool,
-    folder: Path | None = None,
-) -> Callable[..., None]:
-    """What runs a kernel over a grid on the current stream, given its arguments; compiles the
-    kernel where this process has not yet.
+def kernel_of(
+    source: KernelSource, device: torch.device, *, aligned: bool, folder: Path | None = None
+) -> Any:
+    """The kernel on a device as Triton's own object, or its function in the interpreter: indexed by
+    a grid, either runs on the current stream. It is compiled where this process has not yet.
 
     Args:
         source: The kernel.
-        grid: Programs along each axis.
         device: Where to run it.
         aligned: As in `compile_for`.
         folder: As in `compile_for`.
@@ -226,14 +223,85 @@ def runner(
         ConfigError: The device has too little shared memory for the config.
     """
     if interpreting():
-        function = getattr(_module(source, folder), source.name)
-        return function[grid]  # type: ignore[no-any-return]
+        return getattr(_module(source, folder), source.name)
     target = target_of(device)
     name = (source.digest, aligned, target, device.index)
-    with torch.cuda.device(device):
-        if name not in _kernels:
-            _kernels[name] = _compile(source, target, aligned, folder)
-        return _kernels[name][grid]  # type: ignore[no-any-return]
+    if name not in _kernels:
+        with torch.cuda.device(device):
+            kernel = _compile(source, target, aligned, folder)
+            kernel.run  # noqa: B018  loads the kernel onto the device, which is the current one
+            _kernels[name] = kernel
+    return _kernels[name]
+
+
+class DirectLauncher(NamedTuple):
+    """The C function that launches a kernel, and what it is given besides the kernel's arguments.
+
+    Attributes:
+        launch: Takes the three sizes of the grid, the stream, `options`, and the arguments, in
+            which each descriptor is a tensor map, its sizes and its strides.
+        options: The function, how to launch it, no scratch memory and no hooks.
+        encoders: For each descriptor what makes its tensor map of an address, sizes and strides.
+    """
+
+    launch: Callable[..., None]
+    options: tuple[Any, ...]
+    encoders: tuple[Callable[[int, list[int], list[int]], Any], ...]
+
+
+@functools.cache
+def direct_launcher(kernel: Any) -> DirectLauncher | None:
+    """What launches a loaded kernel without the Python of Triton's launcher, which takes longer
+    than the driver does; None where that launcher is not the one that this function knows, or the
+    kernel wants scratch memory.
+
+    Triton gives no promise for it, so the version is asked for: others launch by their own means.
+    """
+    if not triton.__version__.startswith("3.6.") or torch.version.hip is not None:
+        return None
+    launcher, metadata = kernel.run, kernel.metadata
+    if metadata.global_scratch_size or metadata.profile_scratch_size:
+        return None
+    maps = tuple(getattr(metadata, "tensordesc_meta", None) or ())
+    if None in maps or any(one["fp4_padded"] for one in maps):
+        return None
+    described = [kind for kind in kernel.src.signature.values() if kind.startswith("tensordesc")]
+    if len(maps) != len(described):
+        return None
+    function = launcher.launch
+    if described:  # it is in a function that describes tensors at each launch
+        function = inspect.getclosurevars(function).nonlocals["launcher"]
+    options = (
+        kernel.function,
+        launcher.launch_cooperative_grid,
+        launcher.launch_pdl,
+        None,
+        None,
+        kernel.packed_metadata,
+        None,
+        None,
+        None,
+    )
+    return DirectLauncher(function, options, tuple(map(_encoder, maps)))
+
+
+def _encoder(meta: Mapping[str, Any]) -> Callable[[int, list[int], list[int]], Any]:
+    """What makes tensor maps of one descriptor of a kernel."""
+    fill = triton.runtime.driver.active.utils.fill_tma_descriptor
+    kind = nvidia_driver.TMA_DTYPE_DEVICE_TO_HOST[meta["elem_type"]]
+    before = (meta["swizzle"], meta["elem_size"], kind, meta["block_size"])
+
+    def encode(address: int, sizes: list[int], strides: list[int]) -> Any:
+        return fill(address, *before, sizes, strides, 0)  # what lies outside is 0
+
+    return encode
+
+
+def hooked() -> bool:
+    """Does somebody watch Triton's launches, such as its profiler?"""
+    runtime = triton.knobs.runtime
+    before, after = runtime.launch_enter_hook, runtime.launch_exit_hook
+    return bool(getattr(before, "calls", before)) or bool(getattr(after, "calls", after))
 
 
 def descriptor(

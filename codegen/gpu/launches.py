@@ -5,8 +5,8 @@ Sizes, strides and numbers go in, no tensor; knows neither torch nor triton.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from patterncc.codegen.gpu.interval import LIMIT, MOST_PROGRAMS
@@ -16,6 +16,7 @@ from patterncc.dsl.errors import ConfigError, UnsupportedError
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.kernel_source import KernelSource
     from patterncc.codegen.gpu.layout import Layout
+    from patterncc.codegen.gpu.table_source import Table
     from patterncc.codegen.problem import Problem
 
 
@@ -199,7 +200,7 @@ def _arguments(
     source: KernelSource, call: Call, numbers: Mapping[str, int]
 ) -> tuple[float | int, ...]:
     """The values of a kernel's parameters that are neither descriptors nor pointers."""
-    env, shapes = call.env, call.shapes
+    env = call.env
     values: dict[str, float | int] = {f"number_{name}": value for name, value in env.items()}
     values |= env
     values |= {f"call_{name}": env[name] for name in ("q_len", "kv_len", "q_offset")}
@@ -208,23 +209,56 @@ def _arguments(
     for layout in call.layouts.values():
         for axis, step in zip(("batch", "head", "row"), layout.steps, strict=True):
             values[f"{layout.name}_stride_{axis}"] = step
-    for table in source.tables:
-        if table.name not in shapes:
-            raise ConfigError(f"the pattern reads the table {table.name}, which was not given")
-        if len(shapes[table.name]) != table.axes:
-            raise ConfigError(
-                f"the table {table.name} has {len(shapes[table.name])} axes, the pattern reads "
-                f"{table.axes}"
-            )
-        if table.reach(shapes[table.name]) >= 2**31:
-            raise UnsupportedError(
-                f"the table {table.name} of {tuple(shapes[table.name])} spreads what one tile "
-                "looks up over 2^31 entries or more",
-                "put the axes that are indexed by head, layer or batch first",
-            )
-        values |= table.size_values(shapes[table.name])
-    names = [p.name for p in source.parameters if not p.box and not p.type.startswith("*")]
+    values |= _table_sizes(source.tables, call.shapes)
+    names = _names_of_rest(source)
     missing = [name.removeprefix("number_") for name in names if name not in values]
     if missing:
         raise ConfigError(f"the pattern reads {', '.join(missing)}, which the call does not give")
     return tuple(values[name] for name in names)
+
+
+def resized(launch: Launch, shapes: Mapping[str, Sequence[int]]) -> Launch:
+    """The same launch for tables of other shapes: their sizes are all that it has of them.
+
+    Args:
+        launch: As planned.
+        shapes: Of the tables that the pattern reads, by name.
+
+    Raises:
+        UnsupportedError, ConfigError: As from `planned_launch`.
+    """
+    sizes = _table_sizes(launch.source.tables, shapes)
+    names = _names_of_rest(launch.source)
+    rest = (sizes.get(name, value) for name, value in zip(names, launch.rest, strict=True))
+    return replace(launch, rest=tuple(rest))
+
+
+def _names_of_rest(source: KernelSource) -> list[str]:
+    """The parameters that are neither descriptors nor pointers."""
+    return [p.name for p in source.parameters if not p.box and not p.type.startswith("*")]
+
+
+def _table_sizes(tables: Iterable[Table], shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """The values of the parameters that hold sizes of tables.
+
+    Raises:
+        UnsupportedError: A table is too large to look up in.
+        ConfigError: A table was not given, or has another number of axes.
+    """
+    values: dict[str, int] = {}
+    for table in tables:
+        if table.name not in shapes:
+            raise ConfigError(f"the pattern reads the table {table.name}, which was not given")
+        shape = shapes[table.name]
+        if len(shape) != table.axes:
+            raise ConfigError(
+                f"the table {table.name} has {len(shape)} axes, the pattern reads {table.axes}"
+            )
+        if table.reach(shape) >= 2**31:
+            raise UnsupportedError(
+                f"the table {table.name} of {tuple(shape)} spreads what one tile "
+                "looks up over 2^31 entries or more",
+                "put the axes that are indexed by head, layer or batch first",
+            )
+        values |= table.size_values(shape)
+    return values

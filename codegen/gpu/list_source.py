@@ -11,7 +11,7 @@ needed, which keeps their loads as deep ahead as arithmetic would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
@@ -43,13 +43,24 @@ from patterncc.codegen.gpu.sweep_source import (
     widened,
 )
 from patterncc.codegen.gpu.table_source import tables_read
-from patterncc.codegen.ir import DENSE, K_FIRST, K_LAST, K_TILE, Q_FIRST, Q_LAST, RESIDUE
-from patterncc.dsl.mask import Expr, Member, Param, Var, variables, walk
+from patterncc.codegen.gpu.table_sum_source import is_summed, sum_parameter, summed_tables
+from patterncc.codegen.ir import (
+    DENSE,
+    K_FIRST,
+    K_LAST,
+    K_TILE,
+    Q_FIRST,
+    Q_LAST,
+    RESIDUE,
+    Comparison,
+)
+from patterncc.codegen.listing import asked, ranked
+from patterncc.dsl.mask import Expr, Param, Var, variables, walk
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.table_source import Table
-    from patterncc.codegen.ir import BlockProgram, Direction, Entries, Tiling
+    from patterncc.codegen.ir import BlockProgram, Direction, Entries
     from patterncc.codegen.problem import Problem
 
 LIST_PARAMETERS = (
@@ -58,8 +69,12 @@ LIST_PARAMETERS = (
 )
 CAPACITY = KernelParameter("tile_capacity", "i32")
 """The length of a row of `tiles`."""
+FIRST_TILE = KernelParameter("first_tile", "i32")
+"""The first query tile of a launch, of the lists of gathered programs, which may be launched for
+some query tiles at a time."""
 
 _LANES = 128  # tiles that are looked at together
+_LANES_OF_RUNS = 1024  # or runs of keys, of which there are many more
 _SHORT = 8  # fewer entries along an axis are looked at one by one
 _AT_ONCE = {True: 16, False: 8}  # or that many at once: along the last axis, along another
 _ACROSS = ("[:, None]", "[None, :]")  # a vector as the rows and as the columns of a tile
@@ -125,21 +140,30 @@ def _row(program: BlockProgram, direction: Direction, by_head: str, places: str)
     axes = list_axes(program, direction)
     if direction == "forward":
         tile = "q_tile" if tiling.q_step == 1 else f"q_tile * {tiling.q_step} + row_class"
+        if program.gathered > 1:
+            tile = "q_tile - first_tile"
     else:
         classes = classes_seen(tiling)
         tile = "key_place" if classes == 1 else f"key_place * {classes} + row_class"
     return f"({axes.place(by_head)}) * {places} + {tile}"
 
 
+def query_list_row(program: BlockProgram, group: int) -> str:
+    """The number of the row of a query tile's lists, in a kernel that has a program for each tile
+    of each head."""
+    heads = {"head": "tl.num_programs(1)", "kv_head": f"tl.num_programs(1) // {group}"}
+    by_head = heads.get(list_axes(program).head or "", "")
+    return _row(program, "forward", by_head, "tl.num_programs(0)")
+
+
 def listed_loops(program: BlockProgram, group: int, direction: Direction = "forward") -> LoopNest:
     """The loops over what `list_tiles` wrote down."""
-    axes = list_axes(program, direction)
     if direction == "forward":
-        heads = {"head": "tl.num_programs(1)", "kv_head": f"tl.num_programs(1) // {group}"}
-        row = _row(program, direction, heads.get(axes.head or "", ""), "tl.num_programs(0)")
+        row = query_list_row(program, group)
         start, following = ("", " + step + 1"), (" - 1", " - 2 - step")
     else:
         heads = {"head": "heads", "kv_head": "tl.num_programs(1)"}
+        axes = list_axes(program, direction)
         classes = classes_seen(program.tiling)
         places = KEY_PLACES if classes == 1 else f"({KEY_PLACES} * {classes})"
         row = _row(program, direction, heads.get(axes.head or "", ""), places)
@@ -150,8 +174,8 @@ def listed_loops(program: BlockProgram, group: int, direction: Direction = "forw
         (),
         "partial_count",
         "tile",
-        first=f"tile = tl.load(tiles{start[0]})",
-        following=f"tile = tl.load(tiles{start[1]})",
+        first=(f"tile = tl.load(tiles{start[0]})",),
+        following=(f"tile = tl.load(tiles{start[1]})",),
         place="step",
     )
     full = TileLoop(
@@ -159,8 +183,8 @@ def listed_loops(program: BlockProgram, group: int, direction: Direction = "forw
         (),
         "full_count",
         "tile",
-        first=f"tile = tl.load({last}{following[0]})",
-        following=f"tile = tl.load({last}{following[1]})",
+        first=(f"tile = tl.load({last}{following[0]})",),
+        following=(f"tile = tl.load({last}{following[1]})",),
         place="tile_capacity - 1 - step",
     )
     some_full = any(sweep.kind == "full" for sweep in program.sweeps(direction))
@@ -182,22 +206,23 @@ def emit_lists(
 ) -> KernelSource:
     """Writes the kernel that lists the tiles of a program, for a grid of as many tiles of every
     class as have lists and of what else its lists differ by (`ListAxes.grid`)."""
-    config = replace(config, num_warps=4, num_stages=1, load="pointer", max_registers=None)
+    warps = 4 if program.gathered == 1 else 8
+    config = replace(config, num_warps=warps, num_stages=1, load="pointer", max_registers=None)
     held = ROWS if direction == "forward" else keys_of_tiles(program.block_k)
     nest = emit_loops(program.sweeps(direction), lanes=False, held=held)
     tiling = program.tiling
-    by_kv_head = list_axes(program, direction).head == "kv_head"
-    group = problem.group
     leaves = list_leaves(program, direction)
-    tables = tables_read(_expressions(program, direction))
+    tables = list_tables(program, direction)
     by_name = {table.name: table for table in tables}
     lengths = length_parameters(tiling)
     known = {*_GIVEN, *_OF_TILE, *CLASS_NAMES, *lengths}
     parameters = (
         *LIST_PARAMETERS,
+        *map(sum_parameter, summed_tables(program)),
         *(table.pointer for table in tables),
         *(KernelParameter(name, "i32") for name in lengths),
         CAPACITY,
+        *([FIRST_TILE] * (program.gathered > 1)),
         *(size for table in tables for size in table.sizes),
         *(KernelParameter(n, "i32") for n in sorted({scalar_name(v) for v in leaves} - known)),
     )
@@ -205,19 +230,13 @@ def emit_lists(
     own = _rows_of_program if direction == "forward" else _keys_of_program
     lines = [
         f"BLOCK_Q: tl.constexpr = {config.block_q}",
-        f"BLOCK_K: tl.constexpr = {config.block_k}",
-        f"LANES: tl.constexpr = {_LANES}",
+        f"BLOCK_K: tl.constexpr = {program.block_k}",
+        f"LANES: tl.constexpr = {_LANES if program.gathered == 1 else _LANES_OF_RUNS}",
         "",
         *own(
-            tiling,
+            program,
             config,
-            [
-                f"{'kv_head' if by_kv_head else 'head'} = tl.program_id(1)",
-                "batch = tl.program_id(2)",
-                *([] if by_kv_head else [f"kv_head = head // {group}"]),
-                *([_size("heads", group if by_kv_head else 1)] if "heads" in names else []),
-                *([_size("kv_heads", 1 if by_kv_head else -group)] if "kv_heads" in names else []),
-            ],
+            list(head_lines(program, problem.group, names, direction)),
         ),
         f"list_row = {_row(program, direction, 'tl.num_programs(1)', 'tl.num_programs(0)')}",
         "tiles = tiles_ptr + list_row * tile_capacity",
@@ -247,16 +266,41 @@ def emit_lists(
     return KernelSource("list_tiles", text, parameters, problem, config, tables)
 
 
-def _rows_of_program(tiling: Tiling, config: KernelConfig, grid: list[str]) -> Iterator[str]:
-    """The rows whose lists a program writes down."""
+def head_lines(
+    program: BlockProgram, group: int, names: Collection[str], direction: Direction = "forward"
+) -> Iterator[str]:
+    """The head and batch entry whose lists a program of the kernel writes down.
+
+    Args:
+        program, direction: What is listed.
+        group: Query heads that share a head of the keys.
+        names: What the listing reads.
+    """
+    by_kv_head = list_axes(program, direction).head == "kv_head"
+    yield f"{'kv_head' if by_kv_head else 'head'} = tl.program_id(1)"
+    yield "batch = tl.program_id(2)"
+    if not by_kv_head:
+        yield f"kv_head = head // {group}"
+    if "heads" in names:
+        yield _size("heads", group if by_kv_head else 1)
+    if "kv_heads" in names:
+        yield _size("kv_heads", 1 if by_kv_head else -group)
+
+
+def _rows_of_program(program: BlockProgram, config: KernelConfig, grid: list[str]) -> Iterator[str]:
+    """The rows whose lists a program of the kernel writes down."""
+    tiling = program.tiling
     yield from tile_lines(tiling, config.order)
+    if program.gathered > 1:
+        yield "q_tile += first_tile"
     yield from grid
     yield from class_lines(tiling)
     yield from row_lines(tiling)
 
 
-def _keys_of_program(tiling: Tiling, config: KernelConfig, grid: list[str]) -> Iterator[str]:
-    """The keys, and the class of rows, whose lists a program writes down."""
+def _keys_of_program(program: BlockProgram, config: KernelConfig, grid: list[str]) -> Iterator[str]:
+    """The keys, and the class of rows, whose lists a program of the kernel writes down."""
+    tiling = program.tiling
     classes = classes_seen(tiling)
     yield "# One program: a key tile of a head of a batch entry."
     if classes == 1:
@@ -315,15 +359,7 @@ def _look(
         yield f"{first} = q_offset + tile.to(tl.int64) * BLOCK_Q"
         yield f"{last} = tl.minimum({first} + BLOCK_Q, q_offset.to(tl.int64) + q_len) - 1"
     yield f"whole = visited & {loop.kind == 'full'}"
-    for clause in program.listed:
-        yield "any_true = tl.zeros([LANES], tl.int32)"
-        yield "any_whole = tl.zeros([LANES], tl.int32)"
-        for entries in clause:
-            yield from _entries(entries, tables[entries.table], _LANE_ENDS[direction])
-            yield "any_true = tl.maximum(any_true, some)"
-            yield "any_whole = tl.maximum(any_whole, every)"
-        yield "visited = visited & (any_true != 0)"
-        yield "whole = whole & (any_whole != 0)"
+    yield from clause_lines(program, direction, tables)
     yield "masked = (visited & (whole == 0)).to(tl.int32)"
     yield "place = tiles + partial_count + tl.cumsum(masked, 0) - 1"
     yield "tl.store(place, tile, mask=masked != 0)"
@@ -333,6 +369,57 @@ def _look(
         yield "place = tiles + tile_capacity - full_count - tl.cumsum(plain, 0)"
         yield "tl.store(place, tile, mask=plain != 0)"
         yield "full_count += tl.sum(plain, 0)"
+
+
+def clause_lines(
+    program: BlockProgram, direction: Direction, tables: Mapping[str, Table]
+) -> Iterator[str]:
+    """Keeps of the tiles in lanes, `visited`, those in which each clause may hold, and of `whole`
+    those in which each holds throughout."""
+    for clause in program.listed:
+        yield "any_true = tl.zeros([LANES], tl.int32)"
+        yield "any_whole = tl.zeros([LANES], tl.int32)"
+        for literal in clause:
+            if isinstance(literal, Comparison):
+                yield from _compared(literal)
+            elif is_summed(literal):
+                yield from _summed(literal, tables[literal.table])
+            else:
+                yield from _entries(literal, tables[literal.table], _LANE_ENDS[direction])
+            yield "any_true = tl.maximum(any_true, some)"
+            yield "any_whole = tl.maximum(any_whole, every)"
+        yield "visited = visited & (any_true != 0)"
+        yield "whole = whole & (any_whole != 0)"
+
+
+def _compared(comparison: Comparison) -> Iterator[str]:
+    """`some`, `every`, from a comparison of the numbers of keys in lanes."""
+    writer = ExpressionWriter(_wide, least_bits=64)
+    for name, holds in (("some", comparison.some), ("every", comparison.every)):
+        yield f"{name} = tl.where(visited & {writer.predicate(holds)}, 1, 0)"
+
+
+def _summed(entries: Entries, table: Table) -> Iterator[str]:
+    """`some`, `every`, from the counts of true entries before each place of the last axis."""
+    writer = ExpressionWriter(_wide, least_bits=64)
+    *front, last = (bounds.lo for bounds in entries.ranges)
+    yield "inside = visited"
+    yield "row = tl.cast(0, tl.int64)"
+    for index, size in zip(front, table.sizes, strict=False):
+        place = writer.integer(index).operand()
+        yield f"inside = inside & ({place} >= 0) & ({place} < {size.name})"
+        yield f"row = row * {size.name} + {place}"
+    size_name = table.sizes[-1].name
+    yield f"low = {writer.integer(last).text}"
+    yield f"high = {writer.integer(entries.ranges[-1].hi).text}"
+    yield f"first = tl.minimum(tl.maximum(low, 0), {size_name})"
+    yield f"after = tl.minimum(tl.maximum(high + 1, 0), {size_name})"
+    yield f"row = tl.where(inside, row * ({size_name} + 1), 0)"
+    counts = sum_parameter(entries.table).name
+    yield f"count = tl.load({counts} + row + after, mask=inside, other=0)"
+    yield f"count -= tl.load({counts} + row + first, mask=inside, other=0)"
+    yield "some = tl.where(count > 0, 1, 0)"
+    yield "every = tl.where(inside & (count == high - low + 1), 1, 0)"
 
 
 def _entries(entries: Entries, table: Table, lanes: tuple[Var, Var]) -> Iterator[str]:
@@ -395,15 +482,20 @@ def _entries(entries: Entries, table: Table, lanes: tuple[Var, Var]) -> Iterator
 
 def _expressions(program: BlockProgram, direction: Direction) -> Iterator[Expr]:
     """What the listing computes of a program."""
-    yield from expressions(program.sweeps(direction))
+    if not ranked(program):
+        yield from expressions(program.sweeps(direction))
     yield program.tiling.k_class
     for clause in program.listed:
-        for entries in clause:
-            yield Member(entries.table, tuple(bounds.lo for bounds in entries.ranges))
-            yield from (bounds.hi for bounds in entries.ranges)
+        for literal in clause:
+            yield from asked(literal)
 
 
-def list_leaves(program: BlockProgram, direction: Direction) -> list[Var | Param]:
+def list_tables(program: BlockProgram, direction: Direction = "forward") -> tuple[Table, ...]:
+    """The tables that the listing reads."""
+    return tables_read(_expressions(program, direction))
+
+
+def list_leaves(program: BlockProgram, direction: Direction = "forward") -> list[Var | Param]:
     """The scalars of what the listing computes, by name."""
     found = {
         leaf

@@ -40,7 +40,15 @@ from patterncc.codegen.gpu.launches import (
 )
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
+from patterncc.codegen.gpu.run_list_source import RUNS_AT_ONCE, emit_run_lists
+from patterncc.codegen.gpu.table_sum_source import (
+    PLACES_AT_ONCE,
+    emit_table_sums,
+    sum_name,
+    summed_tables,
+)
 from patterncc.codegen.ir import DENSE, BlockProgram, Passes
+from patterncc.codegen.listing import ranked
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.schedule import evaluate, extents
 from patterncc.dsl.errors import ConfigError, UnsupportedError
@@ -52,6 +60,10 @@ assumes nothing last."""
 
 MOST_LISTED = 2 << 30
 """Most bytes of lists of tiles at once."""
+
+MOST_GATHERED = 1 << 30
+"""Bytes of lists of runs that are made at once, for some of the query tiles, where those of all
+would take more."""
 
 _LEAST_SCALE = 1.0e-35
 """Stands for 0: so small that scaled scores vanish beside the logarithm of a count of keys."""
@@ -160,6 +172,8 @@ class PassPlanner:
         self._tuned = tuned
         self._alternatives: dict[tuple[int, int], Sequence[Passes]] = {}
         self._sources = Sources()
+        # By identity of the program, which is kept beside: programs are slow to hash.
+        self._suited: dict[tuple[Any, ...], tuple[BlockProgram, KernelConfig]] = {}
 
     def launches(self, call: Call) -> tuple[Launch, ...]:
         """The launches of all passes, in the order in which they must run.
@@ -178,10 +192,18 @@ class PassPlanner:
         for number, program in enumerate(passes):
             own = config
             if adaptable:
-                own = kind.suited(config, call.problem, call.target, program)
+                own = self._adapted(config, call, program)
             one = Pass(program, own, number > 0, number < last)
             launches += kind.launches(one, call, self._sources)
         return tuple(launches)
+
+    def _adapted(self, config: KernelConfig, call: Call, program: BlockProgram) -> KernelConfig:
+        """A default config as it suits a program."""
+        place = (id(program), config, call.problem, call.target)
+        if place not in self._suited:
+            own = self._kind.suited(config, call.problem, call.target, program)
+            self._suited[place] = program, own
+        return self._suited[place][1]
 
     def _choose(self, call: Call) -> tuple[KernelConfig, Passes, bool]:
         """Config and passes of a call, by descriptors if nothing stands against them; and whether
@@ -252,31 +274,49 @@ def query_tile_launches(
     program, problem, config = one.program, call.problem, one.config
     step = program.tiling.q_step
     tiles = step * ceildiv(ceildiv(call.q_len, step), config.block_q)
-    numbers: dict[str, int] = {}
-    if program.listed:
-        capacity = 1 + _most_tiles(program, call)
-        numbers["tile_capacity"] = capacity
-        grid = (tiles, *list_axes(program).grid(call.heads, problem.group, call.batch))
-        check_lists(prod(grid), capacity)
-        rows = (Buffer("tiles", (prod(grid), capacity)), Buffer("tile_counts", (prod(grid), 2)))
-        lists = sources.get(emit_lists, program, problem, config)
-        yield planned_launch(lists, grid, call, numbers=numbers, buffers=rows)
     between = {"resumes": one.resumes, "hands_on": one.hands_on}
     source = sources.get(emit, program, problem, config, **between)
-    grid = (tiles, call.heads, call.batch)
     k_step = program.tiling.k_step
-    buffers += spoiled_buffer(source, grid)
-    yield planned_launch(source, grid, call, step=k_step, numbers=numbers, buffers=buffers)
-    if spoiled_buffer(source, grid):
-        source = sources.get(repair, program, problem, config, **between)
-        yield repair_launch(source, grid, call, numbers)
+
+    def kernel(tiles: int, numbers: Mapping[str, int]) -> Iterator[Launch]:
+        grid = (tiles, call.heads, call.batch)
+        room = (*buffers, *spoiled_buffer(source, grid))
+        yield planned_launch(source, grid, call, step=k_step, numbers=numbers, buffers=room)
+        if may_spoil(source):
+            repairing = sources.get(repair, program, problem, config, **between)
+            yield repair_launch(repairing, grid, call, numbers)
+
+    yield from sum_launches(program, config, call, sources)
+    if ranked(program):
+        yield _run_lists(program, problem, config, call, sources)
+        yield from kernel(tiles, {})
+    elif program.gathered > 1 or program.listed:
+        lists = sources.get(emit_lists, program, problem, config)
+        capacity = 1 + _most_tiles(program, call)
+        by_head, by_batch = list_axes(program).grid(call.heads, problem.group, call.batch)
+        turns = _turns(program, config, tiles, 4 * capacity * by_head * by_batch)
+        rows = max(count for _, count in turns) * by_head * by_batch
+        check_lists(rows, capacity)
+        room: tuple[Buffer, ...]
+        room = (Buffer("tiles", (rows, capacity)), Buffer("tile_counts", (rows, 2)))
+        for first, count in turns:
+            numbers = {"tile_capacity": capacity, "first_tile": first}
+            grid = (count, by_head, by_batch)
+            yield planned_launch(lists, grid, call, numbers=numbers, buffers=room)
+            yield from kernel(count, numbers)
+            room, buffers = (), ()  # the first turn's are there
+    else:
+        yield from kernel(tiles, {})
 
 
 def spoiled_buffer(source: KernelSource, grid: tuple[int, int, int]) -> tuple[Buffer, ...]:
     """Where the programs of a kernel leave whether their sums are spoiled, if they can be."""
-    if SPOILED not in source.parameters:
-        return ()
-    return (Buffer("spoiled", (prod(grid),)),)
+    return (Buffer("spoiled", (prod(grid),)),) if may_spoil(source) else ()
+
+
+def may_spoil(source: KernelSource) -> bool:
+    """Is there a kernel that repairs what this one may spoil?"""
+    return SPOILED in source.parameters
 
 
 def repair_launch(
@@ -292,6 +332,52 @@ def repair_launch(
     """
     numbers = {**numbers, **grid_values(grid)}
     return planned_launch(source, repair_grid(grid), call, numbers=numbers)
+
+
+def sum_launches(
+    program: BlockProgram, config: KernelConfig, call: Call, sources: Sources
+) -> Iterator[Launch]:
+    """The launches that count the true entries of the tables whose counts listing reads."""
+    for name in summed_tables(program):
+        source = sources.get(emit_table_sums, program, call.problem, config, name=name)
+        *front, last = call.shapes.get(name, (0,))  # a missing one is named when arguments are
+        rows = prod(front)
+        grid = (rows * (last // PLACES_AT_ONCE + 1), 1, 1)
+        room = (Buffer(sum_name(name), (rows, last + 1)),)
+        yield planned_launch(source, grid, call, buffers=room)
+
+
+def _run_lists(
+    program: BlockProgram, problem: Problem, config: KernelConfig, call: Call, sources: Sources
+) -> Launch:
+    """The launch that lists the runs of a program, once for all query tiles."""
+    runs = ceildiv(call.kv_len, program.block_k)
+    by_head, by_batch = list_axes(program).grid(call.heads, problem.group, call.batch)
+    rows = by_head * by_batch
+    check_lists(rows, runs + 1)
+    source = sources.get(emit_run_lists, program, problem, config)
+    grid = (ceildiv(runs + 1, RUNS_AT_ONCE), by_head, by_batch)
+    room = (Buffer("runs", (rows, runs)), Buffer("run_ranks", (rows, runs + 1)))
+    return planned_launch(source, grid, call, buffers=room)
+
+
+def _turns(
+    program: BlockProgram, config: KernelConfig, tiles: int, size: int
+) -> list[tuple[int, int]]:
+    """The first of the query tiles that are launched together, and their number. Runs of keys are
+    many: the lists of all query tiles at once could take more memory than there is.
+
+    Args:
+        program: What is listed.
+        config: How to build its kernel.
+        tiles: All query tiles.
+        size: Bytes of the lists of each.
+    """
+    count = tiles
+    if program.gathered > 1:
+        count = min(tiles, max(MOST_GATHERED // size, 1))
+    turns = [(first, min(count, tiles - first)) for first in range(0, tiles, count)]
+    return turns if config.order == "forward" else turns[::-1]
 
 
 def query_tile_obstacle(

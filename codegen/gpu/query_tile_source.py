@@ -15,6 +15,7 @@ from patterncc.codegen.gpu.class_source import (
     head_and_tile_lines,
     row_lines,
 )
+from patterncc.codegen.gpu.gather_source import any_gathered_runs, gathered_keys, gathered_loops
 from patterncc.codegen.gpu.isolation_source import all_tiles_lines, step_text, tile_text
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.list_source import listed_loops
@@ -27,6 +28,7 @@ from patterncc.codegen.gpu.sweep_source import (
 )
 from patterncc.codegen.gpu.tile_source import Computed
 from patterncc.codegen.ir import DENSE
+from patterncc.codegen.listing import ranked, unlisted_mask
 from patterncc.dsl.score.nodes import coordinates_read
 
 if TYPE_CHECKING:
@@ -74,12 +76,17 @@ class QueryTile:
         self._config = config
         self._group = problem.group
         self._access = access
-        self._listed = bool(program.listed)
-        self._nest = (
-            listed_loops(program, problem.group) if self._listed else emit_loops(program.forward)
-        )
+        self._gathered = program.gathered > 1
+        self._listed = (bool(program.listed) or self._gathered) and not ranked(program)
+        if self._gathered:
+            self._nest = gathered_loops(program, problem.group)
+        elif self._listed:
+            self._nest = listed_loops(program, problem.group)
+        else:
+            self._nest = emit_loops(program.forward)
         self.loops = self._nest.loops
-        self._mask = emit_mask(program.mask, self._nest.documents)
+        mask = unlisted_mask(program) if self._gathered else program.mask
+        self._mask = emit_mask(mask, self._nest.documents)
         self._masked = any(loop.kind == "partial" for loop in self.loops)
         self._bounds = () if self._listed else scalars_read(program.forward)
         terms = (*tile_terms, *row_terms)
@@ -109,6 +116,8 @@ class QueryTile:
         config, group, tiling = self._config, self._group, self._program.tiling
         yield ""
         yield from head_and_tile_lines(tiling, config.order, config.neighbours)
+        if self._gathered and self._listed:
+            yield "q_tile += first_tile"
         yield "batch = tl.program_id(2)"
         yield "kv_head = head" if group == 1 else f"kv_head = head // {group}"
         names = {scalar_name(leaf) for leaf in self._computed.leaves}
@@ -120,7 +129,8 @@ class QueryTile:
         yield from row_lines(tiling)
         yield ""
         if self._listed:
-            yield "# Where the lists of the tile's key tiles are."
+            what = "runs of keys" if self._gathered else "key tiles"
+            yield f"# Where the lists of the tile's {what} are."
         else:
             yield "# Bounds of the sweeps, in 64 bits so that no sum of numbers wraps."
         yield from (f"{wide_name(leaf)} = {widened(leaf)}" for leaf in self._bounds)
@@ -140,9 +150,8 @@ class QueryTile:
         """A loop's first lines, down to the one that its body is indented under."""
         yield ""
         yield "# Partial tiles, with the mask." if loop.kind == "partial" else "# Full tiles."
-        if loop.first:
-            yield loop.first
-        yield f"for step in range(0, {self._count(loop)}):"
+        yield from loop.first
+        yield f"for {'turn' if self._gathered else 'step'} in range(0, {self._count(loop)}):"
 
     def _count(self, loop: TileLoop) -> str:
         """The number of a loop's tiles."""
@@ -152,9 +161,11 @@ class QueryTile:
 
     def tile_start(self, loop: TileLoop) -> Iterator[str]:
         """Where a tile starts and, if it is masked, which of its keys exist."""
-        yield f"k_first = ({loop.tile}) * BLOCK_K"
-        if loop.following:
-            yield loop.following
+        if self._gathered:
+            yield from gathered_keys(self._program)
+        else:
+            yield f"k_first = ({loop.tile}) * BLOCK_K"
+        yield from loop.following
         yield from self._access.tile_start(loop.kind == "partial")
 
     def counter(self) -> Iterator[str]:
@@ -163,8 +174,12 @@ class QueryTile:
 
     def any_tile_start(self) -> Iterator[str]:
         """As `tile_start`, for the tile at `turn` of all loops one after another; with the mask."""
-        yield f"step = {step_text(self.loops, 'turn')}"
-        yield f"k_first = ({tile_text(self.loops, 'turn')}) * BLOCK_K"
+        if self._gathered:
+            yield from any_gathered_runs(self.loops, "turn")
+            yield from gathered_keys(self._program)
+        else:
+            yield f"step = {step_text(self.loops, 'turn')}"
+            yield f"k_first = ({tile_text(self.loops, 'turn')}) * BLOCK_K"
         yield from self._access.tile_start(True)
 
     def tile_keys(self, masked: bool) -> Iterator[str]:

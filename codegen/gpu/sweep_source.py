@@ -56,7 +56,8 @@ class TileLoop:
         classes: How many times the loop is run, `residue_wide` counting from 0: more than once only
             where no lanes were asked for, and `setup` then is of one time.
         first, following: Lines that load the number of the first tile before the loop, and that of
-            the next one in it, where the numbers are in memory.
+            the next one in it, where the numbers are in memory; of a gathered tile the numbers of
+            its runs.
         place: Where in the row of `tiles` the number of the tile at `step` is, if it is in memory.
     """
 
@@ -65,8 +66,8 @@ class TileLoop:
     count: str
     tile: str
     classes: int = 1
-    first: str = ""
-    following: str = ""
+    first: tuple[str, ...] = ()
+    following: tuple[str, ...] = ()
     place: str = ""
 
 
@@ -125,7 +126,9 @@ class _Piece:
         return f"# {sweep.kind} {which}: {tiles}"
 
 
-def emit_loops(sweeps: Sequence[Sweep], *, lanes: bool = True, held: Held = ROWS) -> LoopNest:
+def emit_loops(
+    sweeps: Sequence[Sweep], *, lanes: bool = True, held: Held = ROWS, ranked: bool = False
+) -> LoopNest:
     """The loops that run all sweeps: at most two for each kind of tile.
 
     Args:
@@ -133,6 +136,9 @@ def emit_loops(sweeps: Sequence[Sweep], *, lanes: bool = True, held: Held = ROWS
         lanes: May classes be lanes, so that `step` must be a scalar? Otherwise each sweep of many
             classes is a loop that is run for one after the other.
         held: The side of a tile that the kernel keeps.
+        ranked: Tiles are places in a list of tiles: that of tile `n`, visited or not, is
+            `ranks[n]`, for `n` up to `run_count`. Sweeps then have one class and visit consecutive
+            tiles.
     """
     pieces = list(_pieces(sweeps))
     shared = _share([sweep for p in pieces for sweep in (p.sweep, *p.others)], held)
@@ -144,7 +150,7 @@ def emit_loops(sweeps: Sequence[Sweep], *, lanes: bool = True, held: Held = ROWS
         else:
             groups = [[p for p in of_kind if p.sweep.classes == 1]]
             groups += [[p] for p in of_kind if p.sweep.classes > 1]
-        loops += [_loop(shared.writer, group, lanes=lanes) for group in groups if group]
+        loops += [_loop(shared.writer, g, lanes=lanes, ranked=ranked) for g in groups if g]
     return LoopNest(tuple(shared.lines), tuple(loops), shared.documents)
 
 
@@ -320,7 +326,9 @@ def _scalar(expr: Expr) -> Text | None:
 # ------------------------------------------------------------------------------------ one loop
 
 
-def _loop(writer: ExpressionWriter, pieces: Sequence[_Piece], *, lanes: bool) -> TileLoop:
+def _loop(
+    writer: ExpressionWriter, pieces: Sequence[_Piece], *, lanes: bool, ranked: bool
+) -> TileLoop:
     """Lays the pieces end to end."""
     first = pieces[0].sweep
     setup: list[str] = []
@@ -329,21 +337,28 @@ def _loop(writer: ExpressionWriter, pieces: Sequence[_Piece], *, lanes: bool) ->
         setup += (
             _lanes(writer, piece, before)
             if piece.lanes > 1 and lanes
-            else _stretch(writer, piece, before)
+            else _stretch(writer, piece, before, ranked)
         )
         before = f"end_{piece.label}"
     tile = _tile_number(pieces, lanes=lanes)
     return TileLoop(first.kind, tuple(setup), before, tile, 1 if lanes else first.classes)
 
 
-def _stretch(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[str]:
+def _stretch(writer: ExpressionWriter, piece: _Piece, before: str, ranked: bool) -> Iterator[str]:
     """The lines of a piece with scalar bounds."""
     label, sweep = piece.label, piece.sweep
     yield piece.comment
-    yield f"first_{label} = {_integer(writer, sweep.lo)}"
+
+    def bound(expr: IntExpr, plain: str) -> str:
+        if not ranked:
+            return plain
+        return f"tl.load(ranks + tl.minimum(tl.maximum({_integer(writer, expr)}, 0), run_count))"
+
+    yield f"first_{label} = {bound(sweep.lo, _integer(writer, sweep.lo))}"
     lengths = []
     for one in (sweep, *piece.others):
-        length = f"tl.maximum({writer.integer(one.hi).operand()} - first_{label}, 0)"
+        end = bound(one.hi, writer.integer(one.hi).operand())
+        length = f"tl.maximum({end} - first_{label}, 0)"
         guard = separate(one.guard)
         if guard != TRUE:
             length = f"tl.where({writer.predicate(guard)}, {length}, 0)"

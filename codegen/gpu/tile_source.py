@@ -10,11 +10,13 @@ from patterncc.codegen.gpu.access_source import TYPES
 from patterncc.codegen.gpu.class_source import CLASS_NAMES, length_parameters
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.kernel_terms import TermParameters
-from patterncc.codegen.gpu.list_source import CAPACITY, LIST_PARAMETERS
+from patterncc.codegen.gpu.list_source import CAPACITY, FIRST_TILE, LIST_PARAMETERS
 from patterncc.codegen.gpu.mask_source import scalar_name
+from patterncc.codegen.gpu.run_list_source import RUN_PARAMETERS
 from patterncc.codegen.gpu.sweep_source import expressions
 from patterncc.codegen.gpu.table_source import tables_read
 from patterncc.codegen.ir import K_LAST, K_TILE, Q_FIRST, Q_LAST, RESIDUE
+from patterncc.codegen.listing import ranked, unlisted_mask
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import K, Param, Q, Var, walk
 from patterncc.dsl.score.nodes import discrete
@@ -54,10 +56,10 @@ def check_program(program: BlockProgram, problem: Problem, config: KernelConfig)
         ConfigError: The config's tiles are not the program's.
     """
     check_dtype(problem)
-    if (program.block_q, program.block_k) != (config.block_q, config.block_k):
+    if (program.block_q, program.tile_keys) != (config.block_q, config.block_k):
         raise ConfigError(
             f"tiles of {config.block_q}x{config.block_k} for a program lowered for others",
-            (f"{program.block_q}x{program.block_k}",),
+            (f"{program.block_q}x{program.tile_keys}",),
         )
 
 
@@ -101,13 +103,28 @@ class Computed:
     Attributes:
         tables: The pattern's tables that it reads.
         leaves: The scalars that it reads.
+
+    Raises:
+        ConfigError: The program is gathered and the direction transposed.
     """
 
     def __init__(
         self, program: BlockProgram, direction: Direction, masked: bool, terms: Sequence[Real]
     ) -> None:
+        if direction == "transposed" and program.gathered > 1:
+            raise ConfigError(
+                f"key tiles are gathered from runs of {program.block_k}, which no kernel with a "
+                "program for each key tile does",
+                ("a program that was lowered without gathering",),
+            )
         self._tiling = program.tiling
-        self._listed = bool(program.listed)
+        self._lists: tuple[KernelParameter, ...] = ()
+        self._list_numbers: tuple[KernelParameter, ...] = ()
+        if ranked(program):
+            self._lists = RUN_PARAMETERS
+        elif program.listed or program.gathered > 1:
+            self._lists = LIST_PARAMETERS
+            self._list_numbers = (CAPACITY, *([FIRST_TILE] * (program.gathered > 1)))
         self._term_parameters = TermParameters(terms)
         exprs = list(_expressions(program, direction, masked, terms))
         self.tables = tables_read(exprs)
@@ -133,8 +150,7 @@ class Computed:
         yield from access.descriptors()
         yield from access.pointers()
         yield from pointers
-        if self._listed:
-            yield from LIST_PARAMETERS
+        yield from self._lists
         for table in self.tables:
             yield table.pointer
         yield from self._term_parameters.pointers()
@@ -145,8 +161,7 @@ class Computed:
         yield from before_strides
         yield from access.strides()
         yield from after_strides
-        if self._listed:
-            yield CAPACITY
+        yield from self._list_numbers
         for table in self.tables:
             yield from table.sizes
         known = {*_OF_TILE, *_OF_GRID, *_LENGTHS, *CLASS_NAMES, *lengths}
@@ -157,10 +172,10 @@ class Computed:
 def _expressions(
     program: BlockProgram, direction: Direction, masked: bool, terms: Sequence[Real]
 ) -> Iterator[Expr]:
-    if not program.listed:
+    if ranked(program) or not (program.listed or program.gathered > 1):
         yield from expressions(program.sweeps(direction))
     yield program.tiling.k_class
     if masked:
-        yield program.mask
+        yield program.mask if program.gathered == 1 else unlisted_mask(program)
     for term in terms:
         yield from discrete(term)

@@ -140,6 +140,72 @@ def _run(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def _bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="*", metavar="PATTERN", help=_PATTERN)
+    parser.add_argument("--name", help="which pattern of the texts; the last one if not given")
+    _param(parser, "value of a parameter of the patterns; can be given more than once")
+    _table_argument(parser)
+    parser.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="instead of patterns: design, short, d64, gqa, batch, packed, library",
+    )
+    group = parser.add_argument_group("who takes part, and in what")
+    group.add_argument(
+        "--list-peers", action="store_true", help="say who takes part here, and why others do not"
+    )
+    group.add_argument("--peers", metavar="LIST", help="such as flex,fa4; all if not given")
+    group.add_argument(
+        "--phases",
+        metavar="LIST",
+        help="of forward, backward, both, and fresh: mask, forward and backward of packed documents"
+        " (all)",
+    )
+    group = parser.add_argument_group(
+        "the shapes", "of a suite its own; else batch 1, 16 heads, head_dim 128"
+    )
+    group.add_argument(
+        "--shapes",
+        metavar="LIST",
+        help="batch x heads[:kv_heads] x length x head_dim, 1x32:8x32Kx128",
+    )
+    group.add_argument(
+        "--len", type=_lengths, metavar="LIST", help="tokens (2048 on a CPU, 16384 on a GPU)"
+    )
+    for size in ("batch", "heads", "kv_heads", "head_dim"):
+        _size(group, size, size.replace("_", " "), None)
+    _size(group, "layers", "layers of the model", None, "1, or what a pattern needs")
+    group.add_argument("--layer", type=_count_or_zero, default=0, metavar="N", help="layer (0)")
+    group.add_argument(
+        "--dtype", choices=_DTYPES, help="type (float32 on a CPU, bfloat16 on a GPU)"
+    )
+    group.add_argument("--device", help="cpu, cuda or cuda:N; CUDA if there is a device")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the random input (0)")
+    group = parser.add_argument_group("how")
+    group.add_argument(
+        "--repeats", type=_count, metavar="N", help="rounds of each (5 on a CPU, 10 on a GPU)"
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="for one answer of a process, compiling included (300)",
+    )
+    group.add_argument(
+        "--jobs",
+        type=_count,
+        metavar="N",
+        help="processes that get ready at a time (half the CPUs)",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write the JSON document there, besides the tables"
+    )
+    parser.add_argument("--plot", metavar="FILE", help="a .png, .svg or .pdf file of bars")
+    _json(parser)
+    parser.set_defaults(usual_q_len=None, usual_layers=1)
+
+
 def _diff(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", metavar="A", help=_PATTERN)
     parser.add_argument("other", metavar="B", help="the pattern to compare it with, likewise")
@@ -321,6 +387,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "plot": ("Draws the mask of a pattern with its tiles", _plot),
     "compile": ("Prints a stage of compilation", _compile),
     "run": ("Runs attention here, checks it and times it", _run),
+    "bench": ("Times patterns beside other attention libraries", _bench),
     "diff": ("Compares two patterns in all calls at once", _diff),
     "live": ("Says which keys a cache must keep", _live),
     "shard": ("Plans which keys ranks fetch from each other", _shard),
@@ -377,15 +444,7 @@ def _call(parser: argparse.ArgumentParser, *, q_len: int | None, heads: int, lay
         lengths = f"{q_len}, or {min(q_len, TABLE_LENGTH)} for a pattern with tables"
         lengths = lengths if q_len > TABLE_LENGTH else str(q_len)
     parser.set_defaults(usual_q_len=q_len, usual_layers=layers)
-    parser.add_argument(
-        "--table",
-        action="append",
-        default=[],
-        type=_table,
-        metavar="NAME=FILE",
-        help="a table of the pattern: a .npy or .json file, or a list such as doc=0,100,300; a "
-        "library pattern has an example",
-    )
+    _table_argument(parser)
     group = parser.add_argument_group("the call", "lengths can be written 4096, 64K or 1M")
     group.add_argument("--q-len", type=_count, metavar="N", help=f"queries ({lengths})")
     group.add_argument("--kv-len", type=_count, metavar="N", help="keys (as many as queries)")
@@ -398,6 +457,18 @@ def _call(parser: argparse.ArgumentParser, *, q_len: int | None, heads: int, lay
     _size(group, "heads", "query heads", heads)
     _size(group, "kv_heads", "key/value heads", None, "as many as query heads")
     _size(group, "layers", "layers of the model", None, f"{layers}, or what a pattern needs")
+
+
+def _table_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--table",
+        action="append",
+        default=[],
+        type=_table,
+        metavar="NAME=FILE",
+        help="a table of the pattern: a .npy or .json file, or a list such as doc=0,100,300; a "
+        "library pattern has an example",
+    )
 
 
 def _size(

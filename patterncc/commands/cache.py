@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from patterncc.autotune.store import Entry, Origin
+from patterncc.autotune.entries import Entry
+from patterncc.autotune.store import Origin
 from patterncc.commands import console
 from patterncc.commands.run import duration
 from patterncc.dsl.errors import ConfigError

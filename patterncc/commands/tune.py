@@ -115,7 +115,7 @@ def _tune_all(args: argparse.Namespace, works: list[_Work], device: str) -> int:
         folder=Path(kernel_folder()),
     )
     documents: list[dict[str, Any]] = []
-    failures = 0
+    failures, interrupted = 0, False
     with tuner(device, options) as tunes:
         for number, work in enumerate(works):
             try:
@@ -125,6 +125,9 @@ def _tune_all(args: argparse.Namespace, works: list[_Work], device: str) -> int:
                     result = tunes.tune(
                         work.job, work.phase, report=report, then=_next(works[number + 1 :])
                     )
+            except KeyboardInterrupt:  # not while configs were measured: nothing to keep
+                interrupted = True
+                break
             except PatternccError as error:
                 if len(works) == 1:
                     raise
@@ -142,9 +145,12 @@ def _tune_all(args: argparse.Namespace, works: list[_Work], device: str) -> int:
             if args.plot:
                 tuning_plot.plot_search(work.name, result, args.plot)
             if result.search.stopped == "interrupted":
-                raise KeyboardInterrupt
+                interrupted = True
+                break
     if args.json:
         console.print_json(documents)
+    if interrupted:
+        raise KeyboardInterrupt
     return 1 if failures else 0
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from patterncc.autotune.entries import Entry
 from patterncc.autotune.key import ConfigKey
-from patterncc.autotune.store import Entry, TunedStore
+from patterncc.autotune.store import TunedStore
 
 KEY = ConfigKey(
     device="NVIDIA H200",

@@ -27,6 +27,7 @@ class Planted:
     def __init__(self, notes: str) -> None:
         self.notes = Path(notes)
         self.spoilt = False
+        self.spoilings = 0
 
     def measure(self, config: KernelConfig, best: float) -> Measurement:
         if self.spoilt:
@@ -66,6 +67,14 @@ class Planted:
 
     def add(self, one: int, other: int) -> int:
         return one + other
+
+    def spoil(self, crash: int) -> None:
+        if crash:
+            os._exit(5)
+        self.spoilings += 1
+
+    def spoils(self) -> int:
+        return self.spoilings
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)

@@ -149,6 +149,9 @@ class FakePool:
     def __init__(self, target: str, *others: object) -> None:
         assert target == "cuda:90"
 
+    def start(self) -> None:
+        return
+
     def close(self) -> None:
         return
 

@@ -131,3 +131,32 @@ def ended(process: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def test_an_interrupted_question_leaves_no_answer(worker: Worker) -> None:
+    """Ctrl-C while a config is measured: what the child says of it later answers nothing else."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    assert works(worker)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            worker.ask("sleep", 0.6)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    time.sleep(0.6)
+    assert worker.ask("add", 2, 3) == 5
+    assert worker.starts == 2
+
+
+def test_a_set_up_outlives_the_child(worker: Worker) -> None:
+    worker.set_up("spoil", 0)
+    assert works(worker)
+    assert worker.measure(config(planted.EXITS)).state == "crashed"
+    assert worker.ask("spoils") == 1  # of the second child
+    with pytest.raises(TuningError, match="in spoil"):
+        worker.set_up("spoil", 1)
+    assert worker.ask("spoils") == 0  # what failed sets nothing up

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +69,7 @@ class Call:
 
     With `passes`, texts and their variables, these are run instead of the text; with `every_tile`,
     all tiles are visited and masked; `chosen` takes the passes that counting tiles chooses, in both
-    directions if `transposed`.
+    directions if `transposed`. With `lists_at_once` lists of runs take no more bytes than that.
     """
 
     text: str
@@ -88,6 +89,7 @@ class Call:
     every_tile: bool = False
     chosen: bool = False
     transposed: bool = False
+    lists_at_once: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,12 +159,14 @@ def random_tensors(call: Call) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
 def attend(call: Call) -> Errors:
     """The kernel's errors against float64; memory past the keys and of the outputs is poisoned."""
+    from patterncc.codegen.gpu import plan
     from patterncc.codegen.gpu.forward import Forward
     from tests.codegen.attention import errors, expected
 
     it = prepared(call)
     tensors = (it.query, it.key, it.value)
-    with tempfile.TemporaryDirectory() as folder:
+    most = call.lists_at_once or plan.MOST_GATHERED
+    with tempfile.TemporaryDirectory() as folder, patch.object(plan, "MOST_GATHERED", most):
         forward = Forward(it.lower, config=call.config, folder=Path(folder))
         got = forward(*tensors, env=it.env, scale=call.scale, tables=it.tables)
     return errors(got, expected(it.pattern, *tensors, it.scope, call.scale, call.tables))
@@ -196,7 +200,7 @@ def lists(call: Call, head: int) -> tuple[list[list[int]], list[list[int]]]:
     ]
     offset = call.kv_len - call.q_len if call.offset is None else call.offset
     tables = {name: _table(rows) for name, rows in call.tables.items()}
-    launch, _ = Planner(lowered(load(call.text)), call.config).plan(
+    *sums, launch, _, _ = Planner(lowered(load(call.text)), call.config).plan(
         Problem("float32", width, width, heads // kv_heads),
         "interpreter",
         layouts,
@@ -204,12 +208,13 @@ def lists(call: Call, head: int) -> tuple[list[list[int]], list[list[int]]]:
         call.scale,
         {name: tuple(table.shape) for name, table in tables.items()},
     )
-    operands = {
-        name: torch.full(shape, -7, dtype=torch.int32) for name, shape, _ in launch.buffers
-    } | {f"table_{name}": table.view(torch.uint8) for name, table in tables.items()}
+    operands = {f"table_{name}": table.view(torch.uint8) for name, table in tables.items()}
     with tempfile.TemporaryDirectory() as folder:
-        kernel = _imported(launch.source.text, Path(folder)).list_tiles
-        kernel[launch.grid](*(operands[name] for name in launch.pointers), *launch.rest)
+        for one in (*sums, launch):
+            for name, shape, _ in one.buffers:
+                operands[name] = torch.full(shape, -7, dtype=torch.int32)
+            kernel = getattr(_imported(one.source.text, Path(folder)), one.source.name)
+            kernel[one.grid](*(operands[name] for name in one.pointers), *one.rest)
     query_tiles, by_head, _ = launch.grid
     place = head * by_head // heads
     rows = slice(place * query_tiles, (place + 1) * query_tiles)
@@ -222,6 +227,39 @@ def lists(call: Call, head: int) -> tuple[list[list[int]], list[list[int]]]:
         full.append(tiles[len(tiles) - plain :])
         assert set(tiles[masked : len(tiles) - plain]) <= {-7}
     return partial, full
+
+
+def run_lists(call: Call, head: int) -> tuple[list[int], list[int]]:
+    """The runs that the kernel lists for all query tiles of a head of the first batch entry in the
+    last pass, and the ranks of all runs; memory that it does not write is poisoned."""
+    import torch
+
+    from patterncc.codegen.gpu.forward_source import emit_forward, emit_forward_repair
+    from patterncc.codegen.gpu.launches import call_of
+    from patterncc.codegen.gpu.layout import Layout
+    from patterncc.codegen.gpu.plan import Pass, Sources, query_tile_launches
+    from patterncc.codegen.problem import Problem
+
+    it = prepared(call)
+    assert call.config is not None
+    program = it.lower(call.config.block_q, call.config.block_k)[-1][-1]
+    named = {"query": it.query, "key": it.key, "value": it.value, "out": it.query}
+    layouts = [
+        Layout(name, 0, tuple(tensor.shape), tensor.stride(), 4) for name, tensor in named.items()
+    ]
+    problem = Problem("float32", call.head_dim, call.head_dim, call.heads[0] // call.heads[1])
+    shapes = {name: tuple(table.shape) for name, table in it.tables.items()}
+    planned = call_of(problem, "interpreter", layouts, it.env, {"scale": 1.0}, shapes)
+    one = Pass(program, call.config, False, False)
+    launch, *_ = query_tile_launches(emit_forward, emit_forward_repair, one, planned, Sources())
+    operands = {
+        name: torch.full(shape, -7, dtype=torch.int32) for name, shape, _ in launch.buffers
+    } | {f"table_{name}": table.view(torch.uint8) for name, table in it.tables.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        kernel = _imported(launch.source.text, Path(folder)).list_runs
+        kernel[launch.grid](*(operands[name] for name in launch.pointers), *launch.rest)
+    place = head * launch.grid[1] // call.heads[0]
+    return operands["runs"][place].tolist(), operands["run_ranks"][place].tolist()
 
 
 # ------------------------------------------------------------------------------------ probes

@@ -134,11 +134,11 @@ def isolate(isolation: Isolation) -> Reached:
 
 
 def _planted(inputs: _Inputs, plants: Sequence[Plant]) -> _Inputs:
-    tensors = dict(zip(NAMES, (tensor.clone() for tensor in inputs.tensors), strict=True))
+    query, key, value, grad_out = (tensor.clone() for tensor in inputs.tensors)
     tables = {name: table.clone() for name, table in inputs.values.tables.items()}
+    named = {"query": query, "key": key, "value": value, "grad_out": grad_out, **tables}
     for plant in plants:
-        plant.into({**tensors, **tables}[plant.name])
-    query, key, value, grad_out = tensors.values()
+        plant.into(named[plant.name])
     return _Inputs((query, key, value, grad_out), ScoreValues(inputs.values.numbers, tables))
 
 

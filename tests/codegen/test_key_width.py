@@ -8,8 +8,10 @@ import patterncc
 from patterncc import pipeline
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu.config import KernelConfig, narrowed
+from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.key_width import key_width
+from patterncc.codegen.problem import Problem
 from patterncc.compilation import Compilation
 from patterncc.dsl import load
 
@@ -55,6 +57,20 @@ def test_a_call_and_what_is_printed_agree() -> None:
     assert "config: tile 64x32," in compilation.text("triton")
 
 
+def test_calls_on_a_gpu_start_so() -> None:
+    """Through the launcher that an operator asks for, with sizes as of an H100."""
+    layouts = [
+        Layout(name, 0, (1, 8, 512, 128), (8 * 512 * 128, 512 * 128, 128, 1), 2)
+        for name in ("query", "key", "value", "out")
+    ]
+    structure = pipeline.signature_of("sparse_fixed").structure
+    planner = pipeline.launcher(structure, ()).planner
+    env = {"q_offset": 0, "head": 0}
+    launch, _ = planner.plan(Problem("bfloat16", 128, 128), "cuda:90", layouts, env, 1.0)
+    config = launch.source.config
+    assert (config.block_q, config.block_k, config.num_stages) == (64, 32, 3)
+
+
 def test_a_config_that_was_given_is_kept() -> None:
     config = KernelConfig(64, 64, 4, 3)
     assert Compilation("sparse_fixed", config=config).config == config
@@ -68,6 +84,6 @@ def test_no_call_lowers_twice() -> None:
     structure = attn.pattern.structure
     assert pipeline.starting_width(structure, 64, 64, ()) == 32
     before = pipeline.cache_counts()
-    pipeline.passes(structure, 64, 32, (), within=True)
+    pipeline.passes(structure, 64, 32, (), within=True, gather=True)
     pipeline.starting_width(structure, 64, 64, ())
     assert pipeline.cache_counts() == before

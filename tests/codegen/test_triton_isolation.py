@@ -175,9 +175,7 @@ def test_chunks(worker: ProcessPoolExecutor, resumes: bool) -> None:
 
 TERMS = {
     "softcap": ScoreCall(Call("window(9)", 70, 70), "softcap(score, 5)"),
-    "bias by key": ScoreCall(
-        Call("window(9)", 70, 70), "pattern: score + bias[k]", shapes={"bias": (70,)}
-    ),
+    "bias by key": ScoreCall(Call("window(9)", 70, 70), "score + bias[k]", shapes={"bias": (70,)}),
     "sink": ScoreCall(Call("window(9)", 70, 70), sink="0.5"),
 }
 

@@ -351,7 +351,7 @@ def test_a_float_table_is_refused() -> None:
 def test_what_the_operator_is_given() -> None:
     query, key, value = tensors()
     out, lse = WINDOW(query, key, value, return_lse=True)
-    rest: tuple[Any, ...] = (WINDOW.pattern.structure, None, None, 0, None, [], [])
+    rest: tuple[Any, ...] = (WINDOW.pattern.structure, [], [], None, None, 0, None)
     operator = torch.ops.patterncc.attn_bwd.default
     wrong: list[tuple[tuple[Tensor, ...], str]] = [
         (

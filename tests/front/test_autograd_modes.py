@@ -17,7 +17,7 @@ from torch.utils.checkpoint import (
 )
 
 import patterncc
-from patterncc import UnsupportedError, operators
+from patterncc import UnsupportedError, gpu_calls
 from patterncc.codegen import cpu
 from tests.front.inputs import assert_right_gradients, expected_gradients, tensors
 from tests.front.test_compile import fresh_process
@@ -368,7 +368,7 @@ def test_third_derivatives_are_refused() -> None:
 
 def test_second_derivatives_elsewhere_are_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"second derivatives on .*\n.*on the CPU"):
-        operators._attn_bwd_bwd_cuda(torch.zeros(1))
+        gpu_calls.attn_bwd_bwd(torch.zeros(1))
 
 
 def test_forward_mode_is_refused() -> None:
@@ -397,7 +397,7 @@ def operands(**options: Any) -> tuple[Any, ...]:
     inputs = tensors(**options)
     out, lse = WINDOW(*inputs, return_lse=True)
     grads = torch.randn_like(out), torch.randn_like(lse)
-    return (*grads, *inputs, out, lse, WINDOW.pattern.structure, None, None, 0, None, [], [])
+    return (*grads, *inputs, out, lse, WINDOW.pattern.structure, [], [], None, None, 0, None)
 
 
 CASES: list[dict[str, Any]] = [
@@ -450,3 +450,30 @@ def test_fake_gradients_have_the_real_layout(layout: str) -> None:
         fake = torch.ops.patterncc.attn_bwd.default(*fakes, *rest)
     for one, other in zip(real, fake, strict=True):
         assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
+
+
+@pytest.mark.parametrize("needs", [[True, False, False], [False, True, True], [False] * 3])
+def test_the_operator_computes_what_is_asked_for(needs: list[bool]) -> None:
+    arguments = operands()
+    whole = torch.ops.patterncc.attn_bwd.default(*arguments)
+    asked = (*arguments, None, [], needs)
+    torch.library.opcheck(torch.ops.patterncc.attn_bwd.default, asked)
+    found = torch.ops.patterncc.attn_bwd.default(*asked)
+    wanted = [grad for grad, yes in zip(whole, needs, strict=True) if yes]
+    assert len(found) == sum(needs) and all(map(torch.equal, found, wanted))
+
+
+def test_needs_that_do_not_fit_are_refused() -> None:
+    operator = torch.ops.patterncc.attn_bwd.default
+    for needs in ([True], [True] * 4):
+        with pytest.raises(patterncc.ArgumentError, match=r"`needs` is .* it must have 3 values"):
+            operator(*operands(), None, [], needs)
+
+
+def test_second_derivatives_of_some_inputs() -> None:
+    query, key, value = (tensor.double() for tensor in tensors(6))
+    query.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda q: WINDOW(q, key, value), (query,))
+    key.requires_grad_()
+    query = query.detach()
+    assert torch.autograd.gradgradcheck(lambda k: WINDOW(query, k, value), (key,))

@@ -330,9 +330,9 @@ def test_the_operator_counts_its_tables() -> None:
     structure = patterncc.compile(TABLE).pattern.structure
     operator = torch.ops.patterncc.attn_fwd.default
     with refused("`tables` has 0 tensors; the pattern takes 1: w"):
-        operator(query, key, value, structure, None, None, 0, None, [], [])
+        operator(query, key, value, structure, [], [], None, None, 0, None)
     with refused("`tables` has 1 tensors; the pattern takes 0: none"):
-        operator(query, key, value, "k <= q", None, None, 0, None, [], [torch.ones(4).int()])
+        operator(query, key, value, "k <= q", [torch.ones(4).int()], [], None, None, 0, None)
 
 
 def test_a_missing_table() -> None:

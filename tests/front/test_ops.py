@@ -23,7 +23,7 @@ def arguments(**options: Any) -> tuple[Any, ...]:
         query, key, value = (
             tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in (query, key, value)
         )
-    return (query, key, value, WINDOW.pattern.structure, None, None, 0, None, [8], [])
+    return (query, key, value, WINDOW.pattern.structure, [], [8], None, None, 0, None)
 
 
 CASES: list[dict[str, Any]] = [
@@ -72,11 +72,11 @@ def test_the_operator_checks_for_itself() -> None:
     with pytest.raises(
         patterncc.ArgumentError, match="`numbers` has 2 values; the pattern takes 1: n"
     ):
-        operator(query, key, value, structure, None, None, 0, None, [8, 8], [])
+        operator(query, key, value, structure, [], [8, 8], None, None, 0, None)
     with pytest.raises(patterncc.ArgumentError, match="`value` has length 40 but `key` has 3"):
         operator(query, key[:, :, :3], value, structure, *rest)
     with pytest.raises(patterncc.PatternError, match="casual"):
-        operator(query, key, value, "casual", None, None, 0, None, [], [])
+        operator(query, key, value, "casual", [], [], None, None, 0, None)
 
 
 # --------------------------------------------------------------------------------------------- vmap

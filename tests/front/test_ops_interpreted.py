@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import patterncc
-from patterncc import operators
+from patterncc import gpu_calls
 from tests.codegen.interpreter import interpreter
 from tests.front.inputs import assert_right, assert_right_gradients, expected, expected_gradients
 from tests.front.inputs import tensors as draw
@@ -39,20 +39,20 @@ def work(text: str, tables: dict[str, Any], with_lse: bool) -> None:
     numbers = [number.value for number in attn.pattern.numbers]
     rest: tuple[Any, ...] = (
         structure,
+        [tables[t.name] for t in attn.pattern.tables],
+        numbers,
         None,
         None,
         1,
         3,
-        numbers,
-        [tables[t.name] for t in attn.pattern.tables],
     )
-    out, lse = operators._attn_fwd_cuda(query, key, value, *rest)
+    out, lse = gpu_calls.attn_fwd(query, key, value, *rest)
     options: dict[str, Any] = {"layer": 1, "layers": 3, **tables}
     assert_right((out, lse), expected(attn, query, key, value, **options), query)
     grad_out = torch.randn_like(out)
     grad_lse = torch.randn_like(lse) if with_lse else None
     arguments = (query, key, value)
-    grads = operators._attn_bwd_cuda(grad_out, grad_lse, *arguments, out, lse, *rest)
+    grads = gpu_calls.attn_bwd(grad_out, grad_lse, *arguments, out, lse, *rest)
     answers = expected_gradients(attn, arguments, grad_out, grad_lse, **options)
     assert_right_gradients(grads, answers, arguments)
 
@@ -67,8 +67,8 @@ def test_nothing_to_do_needs_no_kernel() -> None:
     structure = patterncc.compile("causal").pattern.structure
     for q_len, kv_len in ((0, 5), (5, 0)):
         inputs = draw(q_len, kv_len)
-        rest: tuple[Any, ...] = (structure, None, None, 0, None, [], [])
-        out, lse = operators._attn_fwd_cuda(*inputs, *rest)
+        rest: tuple[Any, ...] = (structure, [], [], None, None, 0, None)
+        out, lse = gpu_calls.attn_fwd(*inputs, *rest)
         assert bool((out == 0).all()) and bool((lse == -torch.inf).all())
-        for grad in operators._attn_bwd_cuda(out, None, *inputs, out, lse, *rest):
+        for grad in gpu_calls.attn_bwd(out, None, *inputs, out, lse, *rest):
             assert bool((grad == 0).all())

@@ -143,13 +143,14 @@ def test_opcheck() -> None:
     terms = load_terms(SCORE, SINK)
     tables = [given["sinks"], given["slopes"]]
     pattern = patterncc.compile("window(30)").pattern.structure
-    options: tuple[Any, ...] = (terms.text, [2.0], pattern, None, None, 0, None, [], [])
+    options: tuple[Any, ...] = (pattern, tables, [], None, None, 0, None, terms.text, [2.0])
     inputs = (given["query"], given["key"], given["value"])
-    torch.library.opcheck(torch.ops.patterncc.scored_fwd, (*inputs, tables, *options))
-    out, lse = torch.ops.patterncc.scored_fwd(*inputs, tables, *options)
+    torch.library.opcheck(torch.ops.patterncc.attn_fwd, (*inputs, *options))
+    out, lse = torch.ops.patterncc.attn_fwd(*inputs, *options)
     with torch.no_grad():
-        args = (out.clone(), None, *inputs, out, lse, tables, [True, False], *options)
-        torch.library.opcheck(torch.ops.patterncc.scored_bwd, args)
+        for needs in (None, [True, False, True, True, False]):
+            args = (out.clone(), None, *inputs, out, lse, *options, needs)
+            torch.library.opcheck(torch.ops.patterncc.attn_bwd, args)
 
 
 def test_func_grad() -> None:

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import patterncc
-from patterncc import operators, prepared
+from patterncc import gpu_calls, prepared
 from tests.front.inputs import assert_right, expected, tensors
 
 WINDOWS = patterncc.compile("pattern p(w: int[head]): 0 <= q - k < w[head]")
@@ -76,7 +76,7 @@ def operands(case: str) -> tuple[Any, ...]:
     attn, tables = TABLES[case]
     listed = [tables[parameter.name] for parameter in attn.pattern.tables]
     numbers = [parameter.value for parameter in attn.pattern.numbers]
-    return (*tensors(), attn.pattern.structure, None, None, 1, None, numbers, listed)
+    return (*tensors(), attn.pattern.structure, listed, numbers, None, None, 1, None)
 
 
 @pytest.mark.parametrize("case", TABLES)
@@ -85,16 +85,17 @@ def test_opcheck(case: str) -> None:
 
 
 def test_fake_tables_are_checked_as_far_as_they_are_known() -> None:
-    *rest, listed = operands("packed")
+    *inputs, structure, listed, numbers = operands("packed")[:6]
+    operator = torch.ops.patterncc.attn_fwd.default
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fakes = [mode.from_tensor(tensor) for tensor in rest[:3]]
+        fakes = [mode.from_tensor(tensor) for tensor in inputs]
         tables = [mode.from_tensor(table) for table in listed]
-        out, _ = torch.ops.patterncc.attn_fwd.default(*fakes, *rest[3:], tables)
-        assert out.shape == rest[0].shape
+        out, _ = operator(*fakes, structure, tables, numbers)
+        assert out.shape == inputs[0].shape
         with pytest.raises(patterncc.ArgumentError, match="`window` is float32"):
-            torch.ops.patterncc.attn_fwd.default(*fakes, *rest[3:], [tables[0], tables[1].float()])
+            operator(*fakes, structure, [tables[0], tables[1].float()], numbers)
         with pytest.raises(patterncc.ArgumentError, match="the pattern takes 2: doc, window"):
-            torch.ops.patterncc.attn_fwd.default(*fakes, *rest[3:], tables[:1])
+            operator(*fakes, structure, tables[:1], numbers)
 
 
 def test_compiled_calls_take_other_tables_without_compiling_again() -> None:
@@ -132,13 +133,13 @@ def test_vmap_over_tables() -> None:
 
 def test_kernels_get_narrow_tables() -> None:
     wide = torch.arange(12).view(3, 4).mT
-    narrow = operators.narrow(wide)
+    narrow = gpu_calls.narrow(wide)
     assert narrow.dtype == torch.int32
     assert narrow.is_contiguous()
     assert torch.equal(narrow, wide.int())
     right = torch.arange(4, dtype=torch.int32)
-    assert operators.narrow(right) is right
-    assert operators.narrow(torch.ones(3).bool()).dtype == torch.bool
+    assert gpu_calls.narrow(right) is right
+    assert gpu_calls.narrow(torch.ones(3).bool()).dtype == torch.bool
 
 
 def test_entries_elsewhere_are_looked_at_once_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:

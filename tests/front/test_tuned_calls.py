@@ -14,8 +14,9 @@ import torch
 import patterncc
 from patterncc import pipeline, tuned, tuning
 from patterncc.autotune.device import describe
+from patterncc.autotune.entries import Entry
 from patterncc.autotune.key import ConfigKey, Device, Subject, key_of
-from patterncc.autotune.store import Entry, Found, TunedStore
+from patterncc.autotune.store import Found, TunedStore
 from patterncc.codegen.problem import Problem
 from patterncc.settings import Settings, settings
 from tests.front.conftest import Run

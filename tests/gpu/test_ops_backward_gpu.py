@@ -281,7 +281,7 @@ def test_nothing_waits_for_the_device() -> None:
 
 def test_opcheck() -> None:
     structure = patterncc.compile(STREAMING).pattern.structure
-    rest: tuple[Any, ...] = (structure, None, None, 0, None, [4, 100], [])
+    rest: tuple[Any, ...] = (structure, [], [4, 100], None, None, 0, None)
     inputs = [tensor.detach() for tensor in leaves()]
     out, lse = torch.ops.patterncc.attn_fwd.default(*inputs, *rest)
     operator = torch.ops.patterncc.attn_bwd.default

@@ -9,11 +9,14 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import patterncc
-from patterncc import UnsupportedError, pipeline
+from patterncc import UnsupportedError, eager, pipeline
 from patterncc.codegen.gpu import launch
+from patterncc.codegen.gpu.bound_launch import DirectLaunch
 from tests.front.inputs import assert_right, expected, tensors
 
 pytestmark = pytest.mark.gpu
+
+_launch: Any = launch  # triton has no types
 
 STREAMING = "pattern streaming(sinks = 4, window = 100): causal and (k < sinks or q - k < window)"
 TEXTS = [
@@ -80,7 +83,7 @@ def test_nothing_to_do(q_len: int, kv_len: int) -> None:
 
 def test_opcheck() -> None:
     structure = patterncc.compile(STREAMING).pattern.structure
-    arguments: tuple[Any, ...] = (*inputs(), structure, None, None, 0, None, [4, 100], [])
+    arguments: tuple[Any, ...] = (*inputs(), structure, [], [4, 100], None, None, 0, None)
     torch.library.opcheck(torch.ops.patterncc.attn_fwd.default, arguments)
 
 
@@ -183,3 +186,106 @@ def test_autocast() -> None:
     assert out.dtype == torch.bfloat16
     halves = (tensor.bfloat16() for tensor in (query, key.half(), value))
     assert torch.equal(out, attn(*halves))
+
+
+# ------------------------------------------------------------------------------ the way of a call
+
+
+def launched(run: Any) -> list[str]:
+    """Names of the kernels that something launches through Triton."""
+    names: list[str] = []
+    chain = _launch.triton.knobs.runtime.launch_enter_hook
+
+    def note(metadata: Any) -> None:
+        names.append(metadata.get()["name"])
+
+    chain.add(note)
+    try:
+        run()
+    finally:
+        chain.remove(note)
+    return names
+
+
+def test_all_ways_give_the_same() -> None:
+    attn = patterncc.compile(STREAMING)
+    query, key, value = inputs(300)
+    answer = attn(query, key, value, return_lse=True)
+    assert eager.bare(query, key, value)
+    ways: dict[str, Any] = {}
+    with torch.no_grad():
+        ways["short"] = attn(query, key, value, return_lse=True)
+    with torch.inference_mode():
+        ways["inference mode"] = attn(query, key, value, return_lse=True)
+    with torch.profiler.profile() as profile:
+        ways["operator"] = attn(query, key, value, return_lse=True)
+    assert any(event.key == "patterncc::attn_fwd" for event in profile.key_averages())
+    ways["graph"] = attn(query.clone().requires_grad_(), key, value, return_lse=True)
+    names = launched(lambda: ways.update(watched=attn(query, key, value, return_lse=True)))
+    assert len(names) == 1 and names[0].startswith("forward")
+    for way, results in ways.items():
+        assert all(map(torch.equal, results, answer)), way
+
+
+@pytest.mark.skipif(
+    not _launch.triton.__version__.startswith("3.6."), reason="other versions launch by themselves"
+)
+@pytest.mark.parametrize("q_len", [64, 301])
+def test_kernels_are_launched_beneath_triton_s_launcher(q_len: int) -> None:
+    attn = patterncc.compile("window(77)")
+    attn(*inputs(q_len))
+    ready = next(reversed(eager.calls.values())).ready
+    assert ready.steps is not None
+    assert all(isinstance(step, DirectLaunch) for step in ready.steps)
+
+
+def test_many_addresses() -> None:
+    attn = patterncc.compile(STREAMING)
+    query, key, value = inputs(130)
+    answer = attn(query, key, value)
+    kept = []
+    for _ in range(150):
+        kept.append(tuple(tensor.clone() for tensor in (query, key, value)))
+        assert torch.equal(attn(*kept[-1]), answer)
+
+
+def test_wrong_arguments_after_right_ones() -> None:
+    attn = patterncc.compile(STREAMING)
+    query, key, value = inputs(130)
+    attn(query, key, value)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"layer": True}, "`layer` is bool True"),
+        ({"window": 9.0}, "`window` is float 9.0"),
+        ({"scale": math.nan}, "`scale` is nan"),
+        ({"q_offset": False}, "`q_offset` is bool False"),
+    ]
+    for change, message in wrong:
+        for _ in range(2):
+            with pytest.raises(patterncc.ArgumentError, match=message):
+                attn(query, key, value, **change)
+    with pytest.raises(patterncc.ArgumentError, match="`value` has length 100 but `key` has 130"):
+        attn(query, key, value[:, :, :100])
+
+
+@pytest.mark.parametrize(
+    ("needed", "kernels"),
+    [
+        ((0,), {"delta", "grad_query"}),
+        ((1,), {"delta", "grad_key_value"}),
+        ((2,), {"delta", "grad_key_value"}),
+        ((0, 2), {"delta", "grad_query", "grad_key_value"}),
+    ],
+)
+def test_gradients_that_nobody_needs_launch_nothing(
+    needed: tuple[int, ...], kernels: set[str]
+) -> None:
+    attn = patterncc.compile("window(70)")
+    tensors = inputs(300)
+    for place in needed:
+        tensors[place].requires_grad_()
+    out = attn(*tensors)
+    grad = torch.randn_like(out)
+    wanted = [tensors[place] for place in needed]
+    torch.autograd.grad(out, wanted, grad, retain_graph=True)
+    names = launched(lambda: torch.autograd.grad(out, wanted, grad, retain_graph=True))
+    assert set(names) == kernels

@@ -1,0 +1,468 @@
+"""Gathered keys beside listed tiles, for patterns whose tables decide key by key.
+
+    python benchmarks/gpu_gathered.py --out FOLDER
+
+Each case is lowered twice, with key tiles gathered where counted work says so and with tiles of
+consecutive keys alone. Kernels are compiled in other processes first. Some rows of some heads are
+checked against float64, the two results against each other; then calls are timed, and in calls of
+their own the kernels that list and those that compute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patterncc.codegen.choice import lower_passes, tiling_names
+from patterncc.codegen.gpu import forward as forward_module
+from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.forward import Forward
+from patterncc.codegen.gpu.launch import compile_for
+from patterncc.codegen.gpu.launches import Launch
+from patterncc.codegen.gpu.layout import Layout
+from patterncc.codegen.gpu.plan import Lowered, Planner
+from patterncc.codegen.gpu.steps import Step, run
+from patterncc.codegen.ir import Passes
+from patterncc.codegen.problem import Problem
+from patterncc.dsl import load
+from patterncc.dsl.library import source
+
+Tables = dict[str, torch.Tensor]
+DEVICE, DTYPE = "cuda", torch.bfloat16
+WIDE = KernelConfig(128, 64, 8, 3, "descriptor")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call.
+
+    Attributes:
+        name: In the results.
+        pattern: Of the library.
+        length, rows, heads: Keys, queries (the last positions) and heads.
+        tables: Makes its tables.
+        allowed: Its mask, written by hand: of tables, head, positions of rows and of keys.
+        numbers: Its run-time numbers.
+        config: Of all kernels; None for the default.
+    """
+
+    name: str
+    pattern: str
+    length: int
+    rows: int
+    heads: int
+    tables: Callable[[Case], Tables]
+    allowed: Callable[[Tables, int, torch.Tensor, torch.Tensor], torch.Tensor]
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    config: KernelConfig | None = None
+
+
+def generator(seed: int) -> torch.Generator:
+    """Of random numbers on the GPU."""
+    return torch.Generator(DEVICE).manual_seed(seed)
+
+
+def chosen(case: Case, count: int, length: int, seed: int = 0) -> torch.Tensor:
+    """So many places of each head, bool `[heads, length]`."""
+    scores = torch.rand(case.heads, length, device=DEVICE, generator=generator(seed))
+    kept = torch.zeros(case.heads, length, dtype=torch.bool, device=DEVICE)
+    return kept.scatter_(1, scores.topk(count, 1).indices, True)
+
+
+def random_lines(case: Case) -> Tables:
+    """1% of all keys and distances, each alone."""
+    count = case.length // 100
+    return {
+        "verticals": chosen(case, count, case.length, 1),
+        "slashes": chosen(case, count, case.length, 2),
+    }
+
+
+def minference_lines(case: Case) -> Tables:
+    """MInference's published counts: 1000 keys, the first 30 among them; 6096 distances, the first
+    1024 and 50 clusters of about 101 others."""
+    verticals = chosen(case, 970, case.length, 1)
+    verticals[:, :30] = True
+    slashes = torch.zeros_like(verticals)
+    slashes[:, :1024] = True
+    draw = torch.rand(case.heads, 50, device=DEVICE, generator=generator(2))
+    first = (1024 + draw * (case.length - 1200)).long()
+    places = first[:, :, None] + torch.arange(101, device=DEVICE)
+    slashes.scatter_(1, places.flatten(1), True)
+    return {"verticals": verticals, "slashes": slashes}
+
+
+def minference_blocks(case: Case) -> Tables:
+    """The keys that each block of 64 rows loads for those: of every distance the 64 keys that its
+    rows see, and all listed keys."""
+    lines = minference_lines(case)
+    verticals, slashes = lines["verticals"], lines["slashes"]
+    length = case.length
+    counts = slashes.int().cumsum(1)
+    before = torch.cat([torch.zeros_like(counts[:, :64]), counts[:, :-64]], 1)
+    wide = counts > before  # some distance in (d - 64, d]
+    keep = torch.empty((case.heads, length // 64, length), dtype=torch.bool, device=DEVICE)
+    key = torch.arange(length, device=DEVICE)
+    for block in range(length // 64):
+        last = 64 * block + 63 - key
+        keep[:, block] = verticals | (wide[:, last.clamp(min=0)] & (last >= 0))
+    return {"keep": keep}
+
+
+def heavy(case: Case) -> Tables:
+    """A tenth of the keys."""
+    return {"heavy": chosen(case, case.length // 10, case.length)[None]}
+
+
+def context(case: Case) -> Tables:
+    """A tenth of the context."""
+    return {"kept": chosen(case, case.numbers["context"] // 10, case.numbers["context"])}
+
+
+def prompt(case: Case) -> Tables:
+    """2048 keys of a prompt."""
+    length = case.length - case.rows // 2
+    return {
+        "prompt": torch.tensor([length], dtype=torch.int32, device=DEVICE),
+        "kept": chosen(case, 2048, length)[None],
+    }
+
+
+def lives(case: Case) -> Tables:
+    """A tenth of the keys stay, the others for 256 positions."""
+    key = torch.arange(case.length, device=DEVICE, dtype=torch.int32)
+    stays = chosen(case, case.length // 10, case.length)[0]
+    return {"until": torch.where(stays, case.length, key + 256)}
+
+
+def at(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Entries of a table of one axis; false outside of it."""
+    inside = (index >= 0) & (index < len(table))
+    return inside & table[index.clamp(0, len(table) - 1)]
+
+
+CASES = (
+    Case(
+        "minference, 32K",
+        "minference",
+        1 << 15,
+        1 << 15,
+        16,
+        minference_blocks,
+        lambda t, h, q, k: (k <= q) & t["keep"][h, (q // 64).flatten()][:, k.flatten()],
+    ),
+    Case(
+        "vertical_slash, 32K",
+        "vertical_slash",
+        1 << 15,
+        1 << 15,
+        16,
+        minference_lines,
+        lambda t, h, q, k: (k <= q) & (at(t["verticals"][h], k) | at(t["slashes"][h], q - k)),
+    ),
+    Case(
+        "vertical_slash, 16K, random lines",
+        "vertical_slash",
+        1 << 14,
+        1 << 14,
+        16,
+        random_lines,
+        lambda t, h, q, k: (k <= q) & (at(t["verticals"][h], k) | at(t["slashes"][h], q - k)),
+    ),
+    Case(
+        "h2o, 32K",
+        "h2o",
+        1 << 15,
+        1 << 15,
+        16,
+        heavy,
+        lambda t, h, q, k: (k <= q) & ((q - k < 3277) | at(t["heavy"][0, h], k)),
+        {"recent": 3277},
+    ),
+    Case(
+        "vertical_slash, 128K",
+        "vertical_slash",
+        1 << 17,
+        1 << 17,
+        8,
+        minference_lines,
+        lambda t, h, q, k: (k <= q) & (at(t["verticals"][h], k) | at(t["slashes"][h], q - k)),
+    ),
+    Case(
+        "minference, 128K",
+        "minference",
+        1 << 17,
+        1 << 17,
+        4,
+        minference_blocks,
+        lambda t, h, q, k: (k <= q) & t["keep"][h, (q // 64).flatten()][:, k.flatten()],
+    ),
+    Case(
+        "eviction, 32K",
+        "eviction",
+        1 << 15,
+        1 << 15,
+        16,
+        lives,
+        lambda t, h, q, k: (k <= q) & (q < t["until"][k]),
+    ),
+    Case(
+        "squeezed, 4K rows of 32K",
+        "squeezed",
+        1 << 15,
+        1 << 12,
+        16,
+        context,
+        lambda t, h, q, k: (k <= q) & ((k >= 28672) | at(t["kept"][h], k)),
+        {"context": 28672},
+    ),
+    Case(
+        "snapkv, 4K rows of 32K",
+        "snapkv",
+        1 << 15,
+        1 << 12,
+        16,
+        prompt,
+        lambda t, h, q, k: (k <= q) & ((q < 30720) | (k >= 30720 - 32) | at(t["kept"][0, h], k)),
+        {"window": 32},
+    ),
+    Case(
+        "minference, 32K, 128x64 w8",
+        "minference",
+        1 << 15,
+        1 << 15,
+        16,
+        minference_blocks,
+        lambda t, h, q, k: (k <= q) & t["keep"][h, (q // 64).flatten()][:, k.flatten()],
+        config=WIDE,
+    ),
+    Case(
+        "h2o, 32K, 128x64 w8",
+        "h2o",
+        1 << 15,
+        1 << 15,
+        16,
+        heavy,
+        lambda t, h, q, k: (k <= q) & ((q - k < 3277) | at(t["heavy"][0, h], k)),
+        {"recent": 3277},
+        config=WIDE,
+    ),
+)
+PROBLEM = Problem("bfloat16", 128, 128)
+_LOWERED: dict[tuple[str, int, int, bool], Passes] = {}
+
+
+def lowered(case: Case, gather: bool) -> Lowered:
+    """The passes of a case for a tile shape."""
+
+    def passes(block_q: int, block_k: int) -> tuple[Passes]:
+        place = (case.pattern, block_q, block_k, gather)
+        if place not in _LOWERED:
+            pattern = load(source(case.pattern).text)
+            _LOWERED[place] = lower_passes(
+                pattern, block_q, block_k, within=True, transposed=False, gather=gather
+            )
+        return (_LOWERED[place],)
+
+    return passes
+
+
+def table_shapes(case: Case) -> dict[str, tuple[int, ...]]:
+    """The shapes of a case's tables, for plans without them."""
+    length, heads = case.length, case.heads
+    return {
+        "minference": {"keep": (heads, length // 64, length)},
+        "vertical_slash": {"verticals": (heads, length), "slashes": (heads, length)},
+        "h2o": {"heavy": (1, heads, length)},
+        "eviction": {"until": (length,)},
+        "squeezed": {"kept": (heads, case.numbers.get("context", 1))},
+        "snapkv": {"prompt": (1,), "kept": (1, heads, length - case.rows // 2)},
+    }[case.pattern]
+
+
+def launches(case: Case, gather: bool, target: str) -> tuple[Launch, ...]:
+    """What a call of a case launches."""
+    sizes = {"query": case.rows, "key": case.length, "value": case.length, "out": case.rows}
+    layouts = [
+        Layout(name, 0, (1, case.heads, n, 128), (case.heads * n * 128, n * 128, 128, 1), 2)
+        for name, n in sizes.items()
+    ]
+    env = {"q_offset": case.length - case.rows, "layer": 0, **case.numbers}
+    planner = Planner(lowered(case, gather), case.config)
+    return planner.plan(PROBLEM, target, layouts, env, 128**-0.5, table_shapes(case))
+
+
+def compile_one(job: tuple[Launch, str]) -> tuple[str, int, int]:
+    """Fills Triton's cache with a kernel; runs in another process."""
+    launch, target = job
+    kernel = compile_for(launch.source, target, aligned=launch.aligned)
+    return launch.source.digest, kernel.registers, kernel.spilled
+
+
+def compile_all(cases: Iterable[Case], target: str, workers: int) -> dict[str, Any]:
+    """Compiles the kernels of all cases, each once."""
+    found = {
+        launch.source.digest: launch
+        for case in cases
+        for gather in (False, True)
+        for launch in launches(case, gather, target)
+    }
+    jobs = [(launch, target) for launch in found.values()]
+    with multiprocessing.get_context("fork").Pool(min(workers, len(jobs))) as pool:
+        resources = pool.map(compile_one, jobs, chunksize=1)
+    return {
+        digest: {"kernel": found[digest].source.name, "registers": registers, "spilled": spilled}
+        for digest, registers, spilled in resources
+    }
+
+
+def milliseconds(call: Callable[[], Any], budget: float = 0.25) -> float:
+    """The median time of a call on the GPU."""
+    call()
+    torch.cuda.synchronize()
+    times: list[float] = []
+    started = time.monotonic()
+    while len(times) < 3 or (len(times) < 15 and time.monotonic() - started < budget):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def kernel_milliseconds(call: Callable[[], Any]) -> dict[str, float]:
+    """The times of a call's kernels by their names, each kernel waited for."""
+    times: dict[str, float] = defaultdict(float)
+
+    def timed(
+        steps: Iterable[Step], operands: dict[str, Any], tables: Mapping[str, Any], device: Any
+    ) -> None:
+        for number, step in enumerate(steps):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run((step,), operands, tables, device)
+            end.record()
+            torch.cuda.synchronize()
+            name = step[0].source.name
+            place = f"{name} of launch {number}" if name == "forward" else name
+            times[place] += start.elapsed_time(end)
+
+    before = forward_module.run
+    forward_module.run = timed
+    try:
+        call()
+    finally:
+        forward_module.run = before
+    return dict(times)
+
+
+def errors(
+    case: Case, tensors: tuple[torch.Tensor, ...], tables: Tables, got: tuple[torch.Tensor, ...]
+) -> tuple[float, float]:
+    """The largest errors of output and lse in some rows, against float64."""
+    query, key, value = tensors
+    out, lse = got
+    k = torch.arange(case.length, device=DEVICE)[None]
+    worst = [0.0, 0.0]
+    for head in (0, case.heads - 1):
+        for first in (0, case.rows // 3 // 64 * 64 + 7, case.rows - 64):
+            rows = slice(first, first + 64)
+            q = case.length - case.rows + torch.arange(first, first + 64, device=DEVICE)[:, None]
+            mask = case.allowed(tables, head, q, k)
+            scores = query[0, head, rows].double() @ key[0, head].double().T * 128**-0.5
+            scores = scores.masked_fill(~mask, -torch.inf)
+            wanted = scores.softmax(1).nan_to_num(0.0) @ value[0, head].double()
+            sums = scores.logsumexp(1)
+            assert torch.equal(lse[0, head, rows].isneginf(), sums.isneginf())
+            alive = sums.isfinite()
+            difference = (lse[0, head, rows].double() - sums)[alive].abs().max()
+            worst[0] = max(worst[0], float((out[0, head, rows].double() - wanted).abs().max()))
+            worst[1] = max(worst[1], float(difference))
+    return worst[0], worst[1]
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """One case, tiles and gathered."""
+    torch.manual_seed(0)
+    tables = case.tables(case)
+    shape = (1, case.heads)
+    query = torch.randn(*shape, case.rows, 128, device=DEVICE, dtype=DTYPE)
+    key, value = (
+        torch.randn(*shape, case.length, 128, device=DEVICE, dtype=DTYPE) for _ in range(2)
+    )
+    env = {"q_offset": case.length - case.rows, "layer": 0, **case.numbers}
+    result: dict[str, Any] = {"case": case.name, "heads": case.heads, "length": case.length}
+    outs = []
+    for gather in (False, True):
+        forward = Forward(lowered(case, gather), config=case.config)
+
+        def call(forward: Forward = forward) -> tuple[torch.Tensor, torch.Tensor]:
+            return forward(query, key, value, env=env, scale=128**-0.5, tables=tables)
+
+        got = call()
+        outs.append(got[0])
+        out_error, lse_error = errors(case, (query, key, value), tables, got)
+        block_q, block_k = (64, 64) if case.config is None else (128, 64)
+        result["gathered" if gather else "tiles"] = {
+            "passes": tiling_names(lowered(case, gather)(block_q, block_k)[0]),
+            "ms": milliseconds(call),
+            "kernels": kernel_milliseconds(call),
+            "out_error": out_error,
+            "lse_error": lse_error,
+        }
+    result["difference"] = float((outs[0].float() - outs[1].float()).abs().max())
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--target", default="cuda:90")
+    parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--compile-only", action="store_true")
+    args = parser.parse_args()
+    started = time.monotonic()
+    kernels = compile_all(CASES, args.target, args.workers)
+    print(f"{len(kernels)} kernels compiled in {time.monotonic() - started:.1f} s", flush=True)
+    for each in kernels.values():
+        if each["spilled"]:
+            print("  spills:", each, flush=True)
+    if args.compile_only:
+        return
+    results: list[dict[str, Any]] = []
+    for case in CASES:
+        result = measure(case)
+        results.append(result)
+        for kind in ("tiles", "gathered"):
+            one = result[kind]
+            parts = ", ".join(f"{name} {ms:.3f}" for name, ms in one["kernels"].items())
+            print(
+                f"{case.name:<36}{one['passes']:<24}{one['ms']:>8.2f} ms   errors "
+                f"{one['out_error']:.4f} {one['lse_error']:.1e}   ({parts})",
+                flush=True,
+            )
+        document = {
+            "device": torch.cuda.get_device_name(),
+            "torch": torch.__version__,
+            "kernels": list(kernels.values()),
+            "results": results,
+        }
+        (args.out / "gpu_gathered.json").write_text(json.dumps(document, indent=1))
+        torch.cuda.empty_cache()
+    print(f"{time.monotonic() - started:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

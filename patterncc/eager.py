@@ -1,0 +1,134 @@
+"""The short way of a call: plain tensors on a GPU that nothing looks at on their way to kernels.
+
+The dispatcher would hand such a call on to the operator's kernel for GPUs as it is, and would take
+longer for that than the launch does. A call that anything takes part in, be it autograd, a mode, a
+transform, a graph that is traced, autocast or the profiler, is given to the operator.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from patterncc.codegen.gpu.signature import Kept, inputs_signature, table_kind
+from patterncc.codegen.score.values import NO_VALUES, ScoreValues
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from patterncc.codegen.gpu.signature import Signature
+    from patterncc.gpu_calls import Planned
+    from patterncc.pipeline import Signature as PatternSignature
+    from patterncc.score_call import ScoreSignature
+
+_torch: Any = torch  # the parts of torch that have no types
+_profiling: Callable[[], bool] = _torch.autograd._profiler_enabled
+_function_mode: Callable[[], bool] = _torch._C._is_torch_function_mode_enabled
+_included: Callable[[], Any] = _torch._C._dispatch_tls_local_include_set
+
+# What the dispatcher looks at besides what tensors ask for: nothing that could do something here.
+_key_set: Any = _torch._C.DispatchKeySet
+_NOTHING = frozenset(
+    keys.raw_repr()
+    for keys in (
+        _key_set(_torch._C.DispatchKey.BackendSelect),
+        _key_set(_torch._C.DispatchKey.BackendSelect)
+        | _key_set(_torch._C.DispatchKey.ADInplaceOrView),
+    )
+)
+
+_PLAIN = (Tensor, torch.nn.Parameter)  # types whose operations nobody has changed
+_NO_TABLES: dict[str, Tensor] = {}
+
+calls: Kept[Planned] = Kept()
+"""The plans of the calls that went the short way, by `call_signature`."""
+
+
+def bare(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """May a call with these tensors go the short way?"""
+    return (
+        type(query) is Tensor
+        and type(key) is Tensor
+        and type(value) is Tensor
+        and query.is_cuda
+        and not (
+            torch.is_grad_enabled()
+            and (query.requires_grad or key.requires_grad or value.requires_grad)
+        )
+        and _included().raw_repr() in _NOTHING
+        and not _profiling()
+        and not _function_mode()
+        and forward_ad._current_level < 0
+        and not torch.is_autocast_enabled("cuda")
+        # Their numbers are not those in memory.
+        and not (query.is_neg() or key.is_neg() or value.is_neg())
+    )
+
+
+def call_signature(
+    signature: PatternSignature,
+    score: ScoreSignature | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    numbers: tuple[object, ...],
+    values: Mapping[str, object],
+) -> Signature | None:
+    """All that the checks and the plan of a call depend on; None where an argument is of a type
+    that has to be looked at each time.
+
+    Numbers of different types are equal, as `True` and 1 are, and not all are legal: only `int` and
+    `float` go the short way, and their types are part of what is returned.
+    """
+    found: list[Any] = []
+    for name, given in values.items():
+        kind = type(given)
+        if kind is int or kind is float:
+            found += (name, kind, given)
+        elif isinstance(given, Tensor) and kind in _PLAIN and not _watched(given):
+            found += (name, table_kind(given))
+        else:
+            return None
+    for number in numbers:
+        if number is not None and type(number) is not int and type(number) is not float:
+            return None
+    return (
+        inputs_signature(query, key, value),
+        signature.structure,
+        signature.defaults,
+        None if score is None else score.text,
+        *numbers,
+        *map(type, numbers),
+        *found,
+    )
+
+
+def run(
+    planned: Planned, query: Tensor, key: Tensor, value: Tensor, values: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Runs a call of a plan.
+
+    Args:
+        planned: The plan.
+        query, key, value: The tensors.
+        values: What the call gives by name.
+    """
+    call = planned.call
+    if not (call.declared or call.score_tables):
+        return planned.ready(query, key, value, _NO_TABLES, planned.values)
+    tables = {table.name: values[table.name] for table in call.declared}
+    read = NO_VALUES
+    if call.score_numbers or call.score_tables:
+        read = ScoreValues(
+            {name: float(values[name]) for name in call.score_numbers},
+            {name: values[name] for name in call.score_tables},
+        )
+    return planned.with_tables(query, key, value, tables, read)
+
+
+def _watched(table: Tensor) -> bool:
+    """Does autograd take part in what happens to a table, or is it not as it lies in memory?"""
+    return (table.requires_grad and torch.is_grad_enabled()) or table.is_neg()

@@ -1,0 +1,230 @@
+"""What the operators run on GPUs: checked and planned once for all calls that are alike.
+
+What calls have in common is read off their arguments, so each one is as good as checked itself. A
+table's entries are the exception: they may change, and are looked at where that is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from patterncc import pipeline
+from patterncc.arguments import check_backward_tensors
+from patterncc.codegen.gpu.signature import Kept, inputs_signature, layout_signature
+from patterncc.codegen.score.values import NO_VALUES
+from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.score.terms import PLAIN
+from patterncc.prepared import Options, Prepared, look_into, prepare, wanted_gradients
+from patterncc.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from patterncc.codegen.gpu.backward import ReadyBackward
+    from patterncc.codegen.gpu.forward import ReadyForward
+    from patterncc.codegen.gpu.signature import Signature
+    from patterncc.codegen.score.values import ScoreValues
+
+_NO_TABLES: dict[str, Tensor] = {}
+_FIRST = Options._fields.index("numbers") + 1  # the options that most calls are given
+
+
+class Planned(NamedTuple):
+    """Calls that are alike.
+
+    Attributes:
+        call: What they are.
+        ready: Runs them.
+        values: What their score terms read where they have no tables.
+    """
+
+    call: Prepared
+    ready: ReadyForward
+    values: ScoreValues
+
+    def with_tables(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        tables: Mapping[str, Tensor],
+        values: ScoreValues,
+    ) -> tuple[Tensor, Tensor]:
+        """Runs a call with the tables of its pattern and what its score terms read."""
+        return self.ready(query, key, value, _narrow_all(self.call, tables), values)
+
+
+class _Backward(NamedTuple):
+    """Backward calls that are alike.
+
+    Attributes:
+        call: What they are.
+        ready: Runs them.
+        values: What their score terms read where they have no tables.
+        inputs: Which of the gradients of query, key and value are asked for.
+        tables: The tables of the score terms of which gradients are.
+    """
+
+    call: Prepared
+    ready: ReadyBackward
+    values: ScoreValues
+    inputs: tuple[int, ...]
+    tables: tuple[str, ...]
+
+
+_forwards: Kept[Planned] = Kept()
+_backwards: Kept[_Backward] = Kept()
+
+# By all but the shapes of the pattern's tables, of which plans have the sizes alone: documents are
+# others in number at each step.
+_forwards_by_kind: Kept[ReadyForward] = Kept()
+_backwards_by_kind: Kept[ReadyBackward] = Kept()
+
+
+def attn_fwd(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """Attention; arguments as of the operator."""
+    found = planned(query, key, value, rest)
+    if not rest[1]:  # no tables, so nothing that the plan does not have
+        return found.ready(query, key, value, _NO_TABLES, found.values)
+    options = Options(*rest)
+    tables = found.call.named(options)
+    return found.with_tables(query, key, value, tables, found.call.score_values(options))
+
+
+def planned(query: Tensor, key: Tensor, value: Tensor, rest: tuple[Any, ...]) -> Planned:
+    """The plan of a call that has these arguments."""
+    signature = (inputs_signature(query, key, value), *_signature(rest))
+    found = _forwards.get(signature)
+    if found is None:
+        found = _forwards.keep(signature, _plan_forward(query, key, value, Options(*rest)))
+    return found
+
+
+def _plan_forward(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Planned:
+    call = prepare(query, key, value, options)
+    values = call.score_values(options)
+    tables = _narrow_all(call, call.named(options))
+    forward = pipeline.launcher(options.pattern, call.sizes, options.score or PLAIN.text)
+    kind = (inputs_signature(query, key, value), *_kind(call, options))
+    known = _forwards_by_kind.get(kind)
+    if known is not None:
+        ready = forward.resized(known, tables)
+    else:
+        ready = forward.ready(
+            query,
+            key,
+            value,
+            env=call.env,
+            scale=call.scale,
+            tables=tables,
+            score_values=values,
+        )
+        if tables:
+            _forwards_by_kind.keep(kind, ready)
+    return Planned(call, ready, NO_VALUES if options.tables else values)
+
+
+def attn_bwd(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *rest: Any,
+) -> list[Tensor]:
+    """The gradients of attention; arguments as of the operator."""
+    tensors = (grad_out, grad_lse, query, key, value, out, lse)
+    signature = (layout_signature(tensors), *_signature(rest))
+    options = Options(*rest)
+    found = _backwards.get(signature)
+    if found is None:
+        found = _backwards.keep(signature, _plan_backward(tensors, options))
+    if not options.tables:
+        grads = found.ready(*tensors, _NO_TABLES, found.values)
+        return [grads[place] for place in found.inputs]  # type: ignore[misc]
+    call = found.call
+    values = call.score_values(options)
+    sums = {
+        name: torch.zeros(values.tables[name].shape, dtype=torch.float32, device=query.device)
+        for name in found.tables
+    }
+    tables = _narrow_all(call, call.named(options))
+    grads = found.ready(*tensors, tables, values, sums)
+    results = [grads[place] for place in found.inputs]
+    results += [sums[name].to(values.tables[name].dtype) for name in found.tables]
+    return results  # type: ignore[return-value]  # those that are asked for are not None
+
+
+def _plan_backward(tensors: tuple[Any, ...], options: Options) -> _Backward:
+    grad_out, grad_lse, query, key, value, out, lse = tensors
+    call = prepare(query, key, value, options)
+    check_backward_tensors(query, value, grad_out, grad_lse, out, lse)
+    tables = call.wanted_tables(options)
+    needs = wanted_gradients(options, len(call.declared))
+    values = call.score_values(options)
+    own = _narrow_all(call, call.named(options))
+    backward = pipeline.backward_launcher(options.pattern, call.sizes, options.score or PLAIN.text)
+    kind = (layout_signature(tensors), *_kind(call, options))
+    known = _backwards_by_kind.get(kind)
+    if known is not None:
+        ready = backward.resized(known, own)
+    else:
+        ready = backward.ready(
+            *tensors,
+            env=call.env,
+            scale=call.scale,
+            tables=own,
+            needs_query=needs[0],
+            needs_key_value=needs[1] or needs[2],
+            score_values=values,
+            with_gradients=tables,
+        )
+        if own:
+            _backwards_by_kind.keep(kind, ready)
+    inputs = tuple(place for place in range(3) if needs[place])
+    return _Backward(call, ready, values, inputs, tables)
+
+
+def attn_bwd_bwd(grad_grad_query: Tensor, *_: Any) -> NoReturn:
+    """Second derivatives.
+
+    Raises:
+        UnsupportedError: Always.
+    """
+    raise UnsupportedError(
+        f"attention has no second derivatives on {grad_grad_query.device}",
+        "take them on the CPU, or from dense attention under `mask(...)`",
+    )
+
+
+def narrow(table: Tensor) -> Tensor:
+    """What kernels read: contiguous, numbers as int32. It is made anew at each call, as what a
+    table holds may change between calls, or between replays of a graph."""
+    return (table.int() if table.dtype == torch.int64 else table).contiguous()
+
+
+def _narrow_all(call: Prepared, tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tables of the pattern by name, as kernels read them; looked into where that is wanted."""
+    if tables and settings().verify:
+        look_into(call, list(tables.values()))
+    return {name: narrow(table) for name, table in tables.items()}
+
+
+def _kind(call: Prepared, options: Options) -> Signature:
+    """What plans ask of the options of a call that was checked, without the shapes of the pattern's
+    tables."""
+    count = len(call.declared)
+    own = ((table.dim(), table.dtype) for table in options.tables[:count])
+    return (*own, options._replace(tables=options.tables[count:]).signature)
+
+
+def _signature(rest: tuple[Any, ...]) -> Signature:
+    """What checks and plans ask of the options of a call."""
+    if len(rest) <= _FIRST and not rest[1]:  # spelled out, as this is in the way of every call
+        return (rest[0], *rest[2]) if len(rest) == _FIRST else (rest[0],)
+    return Options(*rest).signature

@@ -1,0 +1,44 @@
+"""Kernels that gather keys, compiled for devices that are not here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu.config import default_config, suited
+from patterncc.codegen.gpu.forward_source import emit_forward
+from patterncc.codegen.gpu.launch import compile_for
+from patterncc.codegen.gpu.run_list_source import emit_listing
+from patterncc.codegen.problem import Problem
+from patterncc.dsl import load
+from patterncc.dsl.library import source
+
+
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
+@pytest.mark.parametrize("name", ["eviction", "h2o", "minference", "vertical_slash"])
+def test_every_target(name: str, target: str, tmp_path: Path) -> None:
+    problem = Problem("bfloat16", 128, 128)
+    config = default_config(problem, target)
+    passes = lower_passes(
+        load(source(name).text), config.block_q, config.block_k, within=True, transposed=False
+    )
+    program = passes[-1]
+    config = suited(config, problem, target, program)
+    assert compile_for(emit_listing(program, problem, config), target, folder=tmp_path).spilled == 0
+    kernel = emit_forward(program, problem, config, resumes=len(passes) > 1)
+    compiled = compile_for(kernel, target, folder=tmp_path)
+    if target != "cuda:90":
+        return
+    layouts = str(compiled.stages["ttgir"])
+    loops = layouts[layouts.index("scf.for") :]
+    count = len({sweep.kind for sweep in program.forward})
+    assert "local_load" not in loops  # keys go from shared memory into the products
+    assert loops.count("isAsync = true") == 2 * count
+    # Keys and values of each loop, in the loop and ahead of it: the numbers of the next tile's runs
+    # are there early enough to load at full depth.
+    copies = layouts.count("ttg.async_copy_global_to_local")
+    assert copies == 2 * count * config.num_stages
+    if name != "minference":
+        assert compiled.spilled == 0
