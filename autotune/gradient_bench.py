@@ -45,6 +45,7 @@ def gradient_bench(
         TuningError: The forward, from whose output gradients start, is wrong.
     """
     tensors = random_tensors(job, device)
+    device = tensors["query"].device  # with its number
     tables = {name: narrow(tensors[name]) for name in job.tables}
     tensors["out"], tensors["lse"] = _forward(job, tensors, tables, folder)
     tensors["grad_out"] = random_like_output(job, device)

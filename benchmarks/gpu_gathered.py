@@ -17,21 +17,20 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from patterncc.codegen.choice import lower_passes, tiling_names
-from patterncc.codegen.gpu import forward as forward_module
+from patterncc.codegen.gpu.bound_launch import BoundLaunch
 from patterncc.codegen.gpu.config import KernelConfig
-from patterncc.codegen.gpu.forward import Forward
+from patterncc.codegen.gpu.forward import Forward, ReadyForward
 from patterncc.codegen.gpu.launch import compile_for
 from patterncc.codegen.gpu.launches import Launch
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.plan import Lowered, Planner
-from patterncc.codegen.gpu.steps import Step, run
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
@@ -40,6 +39,7 @@ from patterncc.dsl.library import source
 Tables = dict[str, torch.Tensor]
 DEVICE, DTYPE = "cuda", torch.bfloat16
 WIDE = KernelConfig(128, 64, 8, 3, "descriptor")
+DEEP = KernelConfig(64, 64, 4, 3, "descriptor")
 
 
 @dataclass(frozen=True)
@@ -237,6 +237,16 @@ CASES = (
         {"window": 32},
     ),
     Case(
+        "three stages: minference, 32K",
+        "minference",
+        1 << 15,
+        1 << 15,
+        16,
+        minference_blocks,
+        lambda t, h, q, k: (k <= q) & t["keep"][h, (q // 64).flatten()][:, k.flatten()],
+        config=DEEP,
+    ),
+    Case(
         "minference, 32K, 128x64 w8",
         "minference",
         1 << 15,
@@ -342,29 +352,31 @@ def milliseconds(call: Callable[[], Any], budget: float = 0.25) -> float:
     return statistics.median(times)
 
 
-def kernel_milliseconds(call: Callable[[], Any]) -> dict[str, float]:
+class TimedLaunch:
+    """A launch that waits for its kernel, and how long that took."""
+
+    def __init__(self, step: BoundLaunch) -> None:
+        self.planned, self.rooms, self._step = step.planned, step.rooms, step
+        self.milliseconds = 0.0
+
+    def __call__(self, operands: Any, stream: int) -> None:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        self._step(operands, stream)
+        end.record()
+        torch.cuda.synchronize()
+        self.milliseconds = start.elapsed_time(end)
+
+
+def kernel_milliseconds(ready: ReadyForward, tensors: Any, tables: Tables) -> dict[str, float]:
     """The times of a call's kernels by their names, each kernel waited for."""
+    steps = tuple(map(TimedLaunch, ready.steps or ()))
+    replace(ready, steps=steps)(*tensors, tables)
     times: dict[str, float] = defaultdict(float)
-
-    def timed(
-        steps: Iterable[Step], operands: dict[str, Any], tables: Mapping[str, Any], device: Any
-    ) -> None:
-        for number, step in enumerate(steps):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            run((step,), operands, tables, device)
-            end.record()
-            torch.cuda.synchronize()
-            name = step[0].source.name
-            place = f"{name} of launch {number}" if name == "forward" else name
-            times[place] += start.elapsed_time(end)
-
-    before = forward_module.run
-    forward_module.run = timed
-    try:
-        call()
-    finally:
-        forward_module.run = before
+    for step in steps:
+        source = step.planned.source
+        resumes = " of a later pass" if "starts from an earlier one" in source.text else ""
+        times[source.name + resumes] += step.milliseconds
     return dict(times)
 
 
@@ -387,7 +399,7 @@ def errors(
             sums = scores.logsumexp(1)
             assert torch.equal(lse[0, head, rows].isneginf(), sums.isneginf())
             alive = sums.isfinite()
-            difference = (lse[0, head, rows].double() - sums)[alive].abs().max()
+            difference = torch.where(alive, lse[0, head, rows].double() - sums, 0.0).abs().max()
             worst[0] = max(worst[0], float((out[0, head, rows].double() - wanted).abs().max()))
             worst[1] = max(worst[1], float(difference))
     return worst[0], worst[1]
@@ -408,17 +420,22 @@ def measure(case: Case) -> dict[str, Any]:
     for gather in (False, True):
         forward = Forward(lowered(case, gather), config=case.config)
 
-        def call(forward: Forward = forward) -> tuple[torch.Tensor, torch.Tensor]:
-            return forward(query, key, value, env=env, scale=128**-0.5, tables=tables)
+        tensors = (query, key, value)
+        ready = forward.ready(*tensors, env=env, scale=128**-0.5, tables=tables)
+
+        def call(
+            ready: ReadyForward = ready, tensors: Any = tensors
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return ready(*tensors, tables)
 
         got = call()
         outs.append(got[0])
-        out_error, lse_error = errors(case, (query, key, value), tables, got)
+        out_error, lse_error = errors(case, tensors, tables, got)
         block_q, block_k = (64, 64) if case.config is None else (128, 64)
         result["gathered" if gather else "tiles"] = {
             "passes": tiling_names(lowered(case, gather)(block_q, block_k)[0]),
             "ms": milliseconds(call),
-            "kernels": kernel_milliseconds(call),
+            "kernels": kernel_milliseconds(ready, tensors, tables),
             "out_error": out_error,
             "lse_error": lse_error,
         }
@@ -432,9 +449,13 @@ def main() -> None:
     parser.add_argument("--target", default="cuda:90")
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--compile-only", action="store_true")
+    parser.add_argument(
+        "--only", default="", help="cases whose names start so, separated by semicolons"
+    )
     args = parser.parse_args()
     started = time.monotonic()
-    kernels = compile_all(CASES, args.target, args.workers)
+    cases = [case for case in CASES if case.name.startswith(tuple(args.only.split(";")))]
+    kernels = compile_all(cases, args.target, args.workers)
     print(f"{len(kernels)} kernels compiled in {time.monotonic() - started:.1f} s", flush=True)
     for each in kernels.values():
         if each["spilled"]:
@@ -442,7 +463,7 @@ def main() -> None:
     if args.compile_only:
         return
     results: list[dict[str, Any]] = []
-    for case in CASES:
+    for case in cases:
         result = measure(case)
         results.append(result)
         for kind in ("tiles", "gathered"):

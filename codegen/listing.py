@@ -28,7 +28,7 @@ from patterncc.codegen.ir import (
     Range,
 )
 from patterncc.codegen.scalars import is_scalar
-from patterncc.dsl.build import all_of, substitute
+from patterncc.dsl.build import all_of, branch, compare, substitute
 from patterncc.dsl.mask import (
     And,
     Compare,
@@ -138,15 +138,42 @@ def ranked(program: BlockProgram) -> bool:
     )
 
 
-def unlisted_mask(program: BlockProgram) -> Predicate:
-    """The mask of a gathered program without what its lists say of every row and key of a run."""
+def kernel_mask(program: BlockProgram) -> Predicate:
+    """The mask that kernels with a program for each query tile evaluate in partial tiles.
+
+    Of a gathered program what its lists say of every row and key of a run is left out. And where a
+    table has at most two entries for the rows of a tile, `keep[head, q // 64, k]`, its first and
+    its last row read it for all others: an entry for each key, not for each pair.
+    """
+    if program.gathered == 1:
+        return program.mask
 
     def is_known(term: Predicate) -> bool:
         _, listed = split_listed(term, program.block_q, program.block_k, gathered=True)
         return bool(listed) and all(map(_is_exact, listed[0]))
 
     terms = program.mask.args if isinstance(program.mask, And) else (program.mask,)
-    return all_of(*(term for term in terms if not is_known(term)))
+    return _by_row_ends(all_of(*(term for term in terms if not is_known(term))), program.block_q)
+
+
+def _by_row_ends(mask: Predicate, block_q: int) -> Predicate:
+    replaced: dict[Expr, Predicate] = {}
+    for node in walk(mask):
+        if not isinstance(node, Member):
+            continue
+        of_rows = [index for index in node.indexes if Q in walk(index)]
+        if len(of_rows) != 1 or K in walk(of_rows[0]) or _direction(of_rows[0], Q) is None:
+            continue
+        if _span(of_rows[0], block_q, 1) > 1:
+            continue
+        (index,) = of_rows
+        first, last = (substitute(index, {Q: row}) for row in (Q_FIRST, Q_LAST))
+        at = [
+            Member(node.table, tuple(end if i == index else i for i in node.indexes))
+            for end in (first, last)
+        ]
+        replaced[node] = branch(compare("==", index, first), *at)
+    return substitute(mask, replaced)
 
 
 def _is_exact(literal: Entries | Comparison) -> bool:

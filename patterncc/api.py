@@ -137,16 +137,7 @@ def attention(
         if terms is not None:
             terms.check_apart(signature)
     results = ops.attend(
-        signature,
-        query,
-        key,
-        value,
-        scale=scale,
-        q_offset=q_offset,
-        layer=layer,
-        layers=layers,
-        values=values,
-        score=terms,
+        signature, query, key, value, scale, q_offset, layer, layers, values, terms
     )
     return results if return_lse else results[0]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from patterncc import pipeline, tuned
+from patterncc import pipeline, prepared, tuned
 from patterncc.autotune.device import describe
 from patterncc.autotune.entries import Entry
 from patterncc.autotune.job import Job
@@ -23,7 +23,6 @@ from patterncc.codegen.dtypes import DTYPE_NAMES
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ArgumentError
 from patterncc.parameters import as_array, bind
-from patterncc.prepared import prepare
 from patterncc.ranks import agreed
 
 if TYPE_CHECKING:
@@ -51,8 +50,8 @@ def job_of_tensors(
         UnsupportedError: The dtype has no kernel.
     """
     numbers, tables = bind(signature, values)
-    arguments = (None, q_offset, layer, layers, numbers, tables)
-    call = prepare(query, key, value, signature.structure, *arguments)
+    given = (signature.structure, tables, numbers, None, q_offset, layer, layers)
+    call = prepared.prepare(query, key, value, prepared.Options(*given))
     if query.numel() == 0 or key.numel() == 0:
         raise ArgumentError("a call without rows or keys has nothing to tune")
     batch, heads, q_len, head_dim = query.shape

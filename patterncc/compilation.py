@@ -6,7 +6,6 @@ Holds no tensor and imports no torch; what a stage means is in `codegen`.
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from patterncc.codegen.choice import candidates
@@ -17,7 +16,8 @@ from patterncc.codegen.gpu.config import (
     narrowed,
     suited,
 )
-from patterncc.codegen.gpu.forward_source import emit_forward
+from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter, emitter_of
+from patterncc.codegen.gpu.gluon.reasons import HOPPER
 from patterncc.codegen.key_width import key_width
 from patterncc.codegen.lower import initial_transposed
 from patterncc.codegen.passes import PASSES, after_each
@@ -168,12 +168,28 @@ class Compilation:
         return config
 
     @functools.cached_property
+    def emitter(self) -> EmitterChoice:
+        """What writes the forward kernels where no config is given, and why.
+
+        Raises:
+            UnsupportedError: For a term that has no lowering.
+        """
+
+        def lowered(block_q: int, block_k: int) -> Passes:
+            return self._passes(block_q, block_k)[pass_names()[-1]]
+
+        return choose_emitter(self.pattern, self.problem, self.target, lowered, self.sizes)
+
+    @functools.cached_property
     def _base(self) -> KernelConfig:
         """The default before each kernel adapts it: the tile shape is that of all."""
+        special = self.emitter.config
+        if special is not None:
+            return special
         base = default_config(self.problem, self.target)
 
         def lowered(block_k: int) -> Passes:
-            return self._lowered(replace(base, block_k=block_k))[pass_names()[-1]]
+            return self._passes(base.block_q, block_k)[pass_names()[-1]]
 
         return narrowed(base, key_width(self.pattern, lowered, base.block_k, self.sizes))
 
@@ -190,7 +206,10 @@ class Compilation:
         return self._lowered(self.config)[after or names[-1]]
 
     def _lowered(self, config: KernelConfig) -> dict[str, Passes]:
-        tile = (config.block_q, config.block_k)
+        return self._passes(config.block_q, config.block_k)
+
+    def _passes(self, block_q: int, block_k: int) -> dict[str, Passes]:
+        tile = (block_q, block_k)
         if tile not in self._programs:
             ways = candidates(self.pattern, *tile, sizes=self.sizes, within=self.within)
             chosen = min(ways, key=lambda way: way.cost)
@@ -212,7 +231,7 @@ class Compilation:
         """
         programs = self.programs()
         return tuple(
-            emit_forward(
+            emitter_of(self.config)(
                 program,
                 self.problem,
                 self._config or suited(self._base, self.problem, self.target, program),
@@ -267,8 +286,10 @@ class Compilation:
 
     def stages(self) -> tuple[str, ...]:
         """The stages that the target has, in their order."""
-        other = "ptx" if self.target.startswith("hip") else "amdgcn"
-        return tuple(name for name in STAGE_NAMES if name != other)
+        without = {"ptx" if self.target.startswith("hip") else "amdgcn"}
+        if self.target == HOPPER and self.config.emitter == "gluon":
+            without.add("ttir")  # Gluon starts at the next stage
+        return tuple(name for name in STAGE_NAMES if name not in without)
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Every stage of the target as the name and the text of a file, in order.

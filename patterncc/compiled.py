@@ -164,12 +164,12 @@ class Attention(Facts, Tunable):
             query,
             key,
             value,
-            scale=scale,
-            q_offset=q_offset,
-            layer=layer,
-            layers=layers,
-            values=values,
-            score=self._score,
+            scale,
+            q_offset,
+            layer,
+            layers,
+            values,
+            self._score,
         )
         return results if return_lse else results[0]
 

@@ -41,6 +41,7 @@ _NOTHING = frozenset(
 )
 
 _PLAIN = (Tensor, torch.nn.Parameter)  # types whose operations nobody has changed
+_DEFAULTS = (None, None, 0, None)  # of scale, q_offset, layer and layers
 _NO_TABLES: dict[str, Tensor] = {}
 
 calls: Kept[Planned] = Kept()
@@ -82,7 +83,22 @@ def call_signature(
 
     Numbers of different types are equal, as `True` and 1 are, and not all are legal: only `int` and
     `float` go the short way, and their types are part of what is returned.
+
+    Args:
+        signature: Of the pattern.
+        score: Of the score terms.
+        query, key, value: The tensors.
+        numbers: `scale`, `q_offset`, `layer` and `layers`.
+        values: Run-time numbers and tables by name, those of the score terms among them.
     """
+    first = (
+        inputs_signature(query, key, value),
+        signature.structure,
+        signature.defaults,
+        None if score is None else score.text,
+    )
+    if not values and numbers == _DEFAULTS and type(numbers[2]) is int:
+        return first  # the most usual call
     found: list[Any] = []
     for name, given in values.items():
         kind = type(given)
@@ -95,15 +111,7 @@ def call_signature(
     for number in numbers:
         if number is not None and type(number) is not int and type(number) is not float:
             return None
-    return (
-        inputs_signature(query, key, value),
-        signature.structure,
-        signature.defaults,
-        None if score is None else score.text,
-        *numbers,
-        *map(type, numbers),
-        *found,
-    )
+    return (*first, *numbers, *map(type, numbers), *found)
 
 
 def run(

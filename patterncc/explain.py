@@ -18,6 +18,8 @@ from patterncc.codegen.choice import Candidate, tiling_name, tiling_names
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.facts.counts import Work, count_tiles, work
 from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
+from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter
+from patterncc.codegen.gpu.gluon.reasons import HOPPER
 from patterncc.codegen.ir import BlockProgram, Passes
 from patterncc.codegen.lower import lower, with_transposed
 from patterncc.codegen.printer import format_clauses
@@ -145,6 +147,7 @@ class Explanation:
         groups: The heads of the layers looked at; none in an outline.
         live: Which keys a cache must keep, counted at the last row of the call; or why that is not
             known.
+        emitter: What writes the forward kernels of untuned calls on `HOPPER`, and why.
     """
 
     call: Call
@@ -157,6 +160,7 @@ class Explanation:
     ways: tuple[Way, ...]
     groups: tuple[Group, ...]
     live: LiveReport | str
+    emitter: EmitterChoice | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All of it as what `json.dumps` takes."""
@@ -179,6 +183,9 @@ class Explanation:
                 "block_q": self.block_q,
                 "block_k": self.block_k,
             },
+            "emitter": None
+            if self.emitter is None
+            else {"target": HOPPER, "name": self.emitter.name, "reason": self.emitter.reason},
             "tilings": [asdict(way) for way in self.ways],
             "groups": [
                 {
@@ -253,7 +260,15 @@ def explain(
         ways=tuple(_way(way, way is chosen) for way in ways),
         groups=tuple(_group(call, passes, groups[key], first[key]) for key in groups),
         live=_live(call, layers, heads),
+        emitter=_emitter(call, problem),
     )
+
+
+def _emitter(call: Call, problem: Problem) -> EmitterChoice:
+    def lowered(block_q: int, block_k: int) -> Passes:
+        return min(call.candidates(block_q, block_k), key=lambda way: way.cost).passes
+
+    return choose_emitter(call.pattern, problem, HOPPER, lowered, call.sizes)
 
 
 def _live(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from patterncc.codegen.choice import LISTED_SHARE, REFERENCE_LENGTH
+from patterncc.codegen.gpu.gluon.reasons import HOPPER
 from patterncc.explain import Explanation, Group, PassLoops, Way
 from patterncc.live import LiveReport
 from patterncc.live_text import form_lines, growth_text
@@ -172,6 +173,9 @@ def _call(explanation: Explanation) -> Iterator[str]:
     share = f"the mask reads {' and '.join(reads)}" if reads else "all share one mask"
     yield f"  layers  {call.layers}; {share}"
     yield f"  tiles   {explanation.block_q} rows × {explanation.block_k} keys"
+    if explanation.emitter is not None:
+        emitter = explanation.emitter
+        yield f"  kernel  {emitter.name.capitalize()} on {HOPPER}: {emitter.reason}"
 
 
 def _overview(explanation: Explanation) -> Iterator[str]:

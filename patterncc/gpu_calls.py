@@ -18,7 +18,6 @@ from patterncc.codegen.score.values import NO_VALUES
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.score.terms import PLAIN
 from patterncc.prepared import Options, Prepared, look_into, prepare, wanted_gradients
-from patterncc.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -210,7 +209,7 @@ def narrow(table: Tensor) -> Tensor:
 
 def _narrow_all(call: Prepared, tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tables of the pattern by name, as kernels read them; looked into where that is wanted."""
-    if tables and settings().verify:
+    if tables:
         look_into(call, list(tables.values()))
     return {name: narrow(table) for name, table in tables.items()}
 

@@ -29,13 +29,12 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    *,
-    scale: float | None = None,
-    q_offset: int | None = None,
-    layer: int = 0,
-    layers: int | None = None,
+    scale: float | None,
+    q_offset: int | None,
+    layer: int,
+    layers: int | None,
     values: Mapping[str, object],
-    score: ScoreSignature | None = None,
+    score: ScoreSignature | None,
 ) -> tuple[Tensor, Tensor]:
     """Attention under a pattern: everything of a call that is not the operator itself.
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter
+from patterncc.codegen.gpu.signature import forget_all
 from patterncc.codegen.key_width import key_width
 from patterncc.codegen.lower import DIVIDING_SIZES, lower, with_transposed
 from patterncc.dsl import load
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.launches import Call
     from patterncc.codegen.gpu.plan import Tuned
     from patterncc.codegen.ir import BlockProgram, Passes
+    from patterncc.codegen.problem import Problem
     from patterncc.dsl.pattern import Pattern
 
 PATTERNS_KEPT = 256  # parsed texts
@@ -191,6 +194,21 @@ def starting_width(
 
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
+def emitter_choice(
+    structure: str, problem: Problem, target: str, sizes: tuple[tuple[str, int], ...]
+) -> EmitterChoice:
+    """What writes the forward kernels of untuned calls on a target, and why.
+
+    Arguments and errors as in `passes`.
+    """
+
+    def lowered(block_q: int, block_k: int) -> Passes:
+        return passes(structure, block_q, block_k, sizes, within=True)
+
+    return choose_emitter(resolve(structure).pattern, problem, target, lowered, dict(sizes))
+
+
+@functools.lru_cache(maxsize=PROGRAMS_KEPT)
 def program(
     structure: str, block_q: int, block_k: int, sizes: tuple[tuple[str, int], ...], within: bool
 ) -> BlockProgram:
@@ -242,9 +260,17 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "s
     def width(block_q: int, block_k: int) -> int:
         return starting_width(structure, block_q, block_k, sizes)
 
-    terms = terms_of(score)
-    tuned = tuned_for(structure, "forward")
-    return Forward(lowered, folder=kernel_folder(), tuned=tuned, key_width=width, terms=terms)
+    def special(problem: Problem, target: str) -> KernelConfig | None:
+        return emitter_choice(structure, problem, target, sizes).config
+
+    return Forward(
+        lowered,
+        folder=kernel_folder(),
+        tuned=tuned_for(structure, "forward"),
+        key_width=width,
+        special=special,
+        terms=terms_of(score),
+    )
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
@@ -286,6 +312,7 @@ def forget_plans() -> None:
     """Lets calls be planned again; kernels that were compiled are kept."""
     launcher.cache_clear()
     backward_launcher.cache_clear()
+    forget_all()
 
 
 def kernel_folder() -> Path:

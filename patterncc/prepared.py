@@ -246,10 +246,15 @@ _looked_into: Any = WeakIdKeyDictionary()
 def look_into(call: Prepared, tables: Sequence[Tensor]) -> None:
     """Checks the entries of tables: on the CPU at every call; elsewhere, as the host has to wait
     for them, only where `PATTERNCC_VERIFY` is set, and each tensor once."""
+    if not tables:
+        return
+    on_host = tables[0].device.type == "cpu"
+    if not on_host and not settings().verify:
+        return
     positions = max(call.env["kv_len"], call.env["q_offset"] + call.env["q_len"])
-    if not tables or tables[0].device.type == "cpu":
+    if on_host:
         check_entries(call.declared, tables, positions)
-    elif settings().verify and not torch.cuda.is_current_stream_capturing():
+    elif not torch.cuda.is_current_stream_capturing():
         for parameter, table in zip(call.declared, tables, strict=True):
             state = (None if table.is_inference() else table._version, positions)
             if _looked_into.get(table) != state:

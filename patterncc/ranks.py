@@ -45,8 +45,7 @@ def share_tuned(group: Any = None) -> int:
         return len(store.entries())
     text = None
     if _dist.get_rank(group) == 0:
-        entries = [(entry.as_json(), origin) for entry, origin in store.entries()]
-        text = json.dumps(entries)
+        text = json.dumps([(entry.as_json(), origin) for entry, origin in store.entries()])
     found = json.loads(_from_first(text, group))
     try:
         entries = [(Entry.from_json(document), origin) for document, origin in found]

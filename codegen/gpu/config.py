@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from patterncc.codegen.gpu.gluon.reasons import config_reason, problem_reason
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
+from patterncc.codegen.listing import kernel_mask
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import Entry, Member, variables, walk
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 Load: TypeAlias = Literal["descriptor", "pointer"]
 Order: TypeAlias = Literal["forward", "reverse"]
 Neighbours: TypeAlias = Literal["tiles", "heads"]
+Emitter: TypeAlias = Literal["triton", "gluon"]
 SharedBytes: TypeAlias = "Callable[[KernelConfig, Problem], int]"
 """Bytes of shared memory of a kind of kernel."""
 
@@ -38,7 +41,9 @@ class KernelConfig:
             heads of one query tile, so that the long tiles of all heads start before short ones. A
             head's keys then share the cache with other heads': it rarely pays (docs/kernels.md).
         max_registers: Registers per thread at most, to fit more programs on a multiprocessor; None
-            leaves it to the compiler.
+            leaves it to the compiler. Of a Gluon kernel, those of a thread that computes.
+        emitter: What writes the kernel: `triton`, which does everything everywhere, or `gluon`
+            (docs/gluon.md).
     """
 
     block_q: int = 128
@@ -49,6 +54,7 @@ class KernelConfig:
     order: Order = "forward"
     neighbours: Neighbours = "tiles"
     max_registers: int | None = None
+    emitter: Emitter = "triton"
 
 
 INTERPRETER = "interpreter"
@@ -88,11 +94,16 @@ def check_config(
         ("load", config.load, loads(target)),
         ("order", config.order, ("forward", "reverse")),
         ("neighbours", config.neighbours, ("tiles", "heads")),
+        ("emitter", config.emitter, ("triton", "gluon")),
     ):
         if value not in legal:
             raise ConfigError(f"{name}={value!r} is no choice on {target}", tuple(map(str, legal)))
     if config.max_registers is not None and not 32 <= config.max_registers <= 255:
         raise ConfigError(f"max_registers={config.max_registers} is no choice", ("32 to 255",))
+    if config.emitter == "gluon":
+        reason = problem_reason(problem) or config_reason(config, target)
+        if reason is not None:
+            raise ConfigError(f"emitter='gluon' is impossible: {reason}", ("emitter='triton'",))
     limit = shared_limit(target)
     if limit is not None and (needed := (shared or shared_bytes)(config, problem)) > limit:
         raise ConfigError(
@@ -172,7 +183,7 @@ def suited(
     config = replace(config, order=tile_order(program))
     if not any(
         isinstance(node, (Entry, Member)) and {"q", "k"} <= variables(node)
-        for node in walk(program.mask)
+        for node in walk(kernel_mask(program))
     ):
         return config
     pairs, shared = config.block_q * config.block_k, shared or shared_bytes

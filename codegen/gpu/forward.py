@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from patterncc.codegen.gpu.bound_launch import BoundLaunch
     from patterncc.codegen.gpu.config import KernelConfig
-    from patterncc.codegen.gpu.plan import KeyWidth, Lowered, Tuned
+    from patterncc.codegen.gpu.plan import KeyWidth, Lowered, Special, Tuned
 
 
 class Forward:
@@ -53,6 +53,7 @@ class Forward:
         folder: Where generated sources are written; the user's cache by default.
         tuned: The config that was tuned for a call, asked once for each that is planned.
         key_width: Narrows the key tiles of a default config.
+        special: Asked for the default before that, for one target.
         terms: Which logits enter the softmax.
 
     Raises:
@@ -67,9 +68,10 @@ class Forward:
         folder: Path | None = None,
         tuned: Tuned | None = None,
         key_width: KeyWidth | None = None,
+        special: Special | None = None,
         terms: ScoreTerms = PLAIN,
     ) -> None:
-        self.planner = Planner(lower, config, tuned, key_width)
+        self.planner = Planner(lower, config, tuned, key_width, special)
         require_triton()
         self._folder = folder
         self._terms = terms

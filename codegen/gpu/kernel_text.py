@@ -37,7 +37,7 @@ def described_fields(
     program: BlockProgram,
     problem: Problem,
     config: KernelConfig,
-    emitter: int,
+    emitter: int | str,
     *,
     resumes: bool,
     hands_on: bool,
@@ -92,14 +92,25 @@ def module_text(
         lines: Its body, not yet indented.
         functions: Source of what it calls, besides the functions that all kernels share.
     """
-    body = "\n".join(f"{INDENT}{line}" if line else "" for line in lines)
+    body = indented(lines)
     signature = "".join(f"{INDENT}{parameter.name},\n" for parameter in parameters)
-    divides = "floor_divide(" in body or "floor_modulo(" in body
-    functions = [*([HELPERS] if divides else []), *helpers(body), *functions]
-    if "hyperbolic_tangent(" in body:
-        functions.append(TANH)
+    functions = [*called_functions(body), *functions]
     return (
         f"{header}\nimport triton\nimport triton.language as tl\n\n\n"
         f"{''.join(f'{function}{chr(10)}{chr(10)}' for function in functions)}"
         f"@triton.jit\ndef {name}(\n{signature}):\n{body}\n"
     )
+
+
+def indented(lines: Iterable[str]) -> str:
+    """The body of a function."""
+    return "\n".join(f"{INDENT}{line}" if line else "" for line in lines)
+
+
+def called_functions(body: str) -> list[str]:
+    """Sources of the functions that all kernels share, those that a body calls."""
+    divides = "floor_divide(" in body or "floor_modulo(" in body
+    functions = [*([HELPERS] if divides else []), *helpers(body)]
+    if "hyperbolic_tangent(" in body:
+        functions.append(TANH)
+    return functions

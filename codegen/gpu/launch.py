@@ -24,6 +24,7 @@ import platformdirs
 import torch
 
 from patterncc.codegen.gpu.config import INTERPRETER, shared_limit
+from patterncc.codegen.gpu.gluon.warps import warps_of
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ try:
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia import driver as nvidia_driver
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
     from triton.runtime.interpreter import InterpretedFunction
     from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError as error:  # no wheel for this platform
@@ -125,7 +127,12 @@ def _compile(source: KernelSource, target: str, aligned: bool, folder: Path | No
     }
     if source.config.max_registers is not None and target.startswith("cuda"):
         options["maxnreg"] = source.config.max_registers
-    ast = ASTSource(function, signature, attrs=attributes)
+    language = ASTSource
+    if source.config.emitter == "gluon":
+        # The kernel is started as one warpgroup and adds the others itself.
+        options |= {"num_warps": 4, "maxnreg": warps_of(source.config).at_start}
+        language = GluonASTSource
+    ast = language(function, signature, attrs=attributes)
     kernel = triton.compile(ast, target=_gpu_target(target), options=options)
     limit = shared_limit(target)
     if limit is not None and kernel.metadata.shared > limit:

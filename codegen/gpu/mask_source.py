@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Literal
 
 from patterncc.codegen.gpu.interval import interval
 from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text, is_predicate
@@ -19,6 +20,7 @@ from patterncc.codegen.gpu.separate import ROWS, Held, Side, separate
 from patterncc.codegen.gpu.table_source import ANSWERS, find_document_text, rises_with
 from patterncc.dsl.build import all_of, any_of, compare, maximum, minimum, substitute, subtract
 from patterncc.dsl.mask import (
+    TRUE,
     And,
     Branch,
     Compare,
@@ -47,10 +49,37 @@ class MaskSource:
     expression: str
 
 
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A comparison of what passes, a vector of int32 of which `k` is one, with a limit of what is
+    held: `passing < limit`, `limit <= passing`, `passing == limit` or `passing != limit`."""
+
+    op: Literal["<", "<=", "==", "!="]
+    passing: str
+    limit: str
+
+
 def scalar_name(leaf: Var | Param) -> str:
     """What the kernel calls a scalar of the call; run-time numbers get a prefix, so that none hides
     a Python name."""
     return f"number_{leaf.name}" if isinstance(leaf, Param) else leaf.name
+
+
+def emit_bounded_mask(
+    mask: Predicate,
+    documents: Mapping[tuple[str, IntExpr], str] = MappingProxyType({}),
+) -> tuple[MaskSource, tuple[Bound, ...]]:
+    """Writes the mask, and that the key exists, as comparisons that must all hold and an expression
+    for the rest, which is empty where nothing is left; for a program that keeps rows.
+
+    Raises:
+        UnsupportedError: The mask reads a cover.
+    """
+    exists = compare("<", K, Var("kv_len"))
+    writer = _MaskWriter(documents, ROWS)
+    bounds, rest = writer.bounds(separate(all_of(mask, exists)))
+    expression = "" if rest == TRUE else writer.element(rest)
+    return MaskSource(tuple(writer.row_lines), tuple(writer.key_lines), expression), bounds
 
 
 def emit_mask(
@@ -111,6 +140,20 @@ class _MaskWriter:
                 choices = (self.element(part) for part in (condition, then, otherwise))
                 return f"tl.where({', '.join(choices)})"
         return self._tile.predicate(mask)  # refuses it by name
+
+    def bounds(self, mask: Predicate) -> tuple[tuple[Bound, ...], Predicate]:
+        """The comparisons with limits of a conjunction, and what it asks besides."""
+        bounds: list[Bound] = []
+        rest: list[Predicate] = []
+        for arg in mask.args if isinstance(mask, And) else (mask,):
+            match arg:
+                case Compare("<" | "==" | "!=" as op, passing, limit) | Compare(
+                    "<=" as op, limit, passing
+                ) if self._held.is_bound(passing, limit) and _within_32_bits(passing):
+                    bounds.append(Bound(op, self._passing(passing), self._limit(passing, limit)))
+                case _:
+                    rest.append(arg)
+        return tuple(bounds), all_of(*rest)
 
     def _ranges(self, args: tuple[Predicate, ...]) -> tuple[list[str], tuple[Predicate, ...]]:
         """Pairs of bounds on the same term, one comparison each, and the other arguments.
@@ -255,6 +298,12 @@ class _MaskWriter:
         return any(
             isinstance(node, (Entry, Segment)) and self._held.stays(node) for node in walk(limit)
         )
+
+
+def _within_32_bits(passing: IntExpr) -> bool:
+    """Are its values int32, and the next ones beyond as well, which limits are clamped to?"""
+    values = interval(passing)
+    return values.low > -(2**31) and values.high < 2**31 - 1
 
 
 def _spans_31_bits(passing: IntExpr) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.gpu.config import (
+    Emitter,
     KernelConfig,
     SharedBytes,
     check_config,
@@ -26,7 +27,8 @@ from patterncc.codegen.gpu.config import (
     shared_bytes,
     suited,
 )
-from patterncc.codegen.gpu.forward_source import emit_forward, emit_forward_repair
+from patterncc.codegen.gpu.emitter_choice import emitter_of
+from patterncc.codegen.gpu.forward_source import emit_forward_repair
 from patterncc.codegen.gpu.isolation_source import SPOILED, grid_values, repair_grid
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.kernel_terms import SCALE
@@ -72,6 +74,10 @@ _LEAST_SCALE = 1.0e-35
 KeyWidth: TypeAlias = Callable[[int, int], int]
 """How wide key tiles start out, for the `(block_q, block_k)` of a default: what
 `codegen.key_width` counts."""
+
+Special: TypeAlias = Callable[[Problem, str], KernelConfig | None]
+"""The config of a kernel for one target that goes before the default there; None where it does not
+pay, or cannot be."""
 
 Tuned: TypeAlias = Callable[[Call], KernelConfig | None]
 """The config that was tuned for a call, or for one like it; None where there is none."""
@@ -134,6 +140,7 @@ class Kind:
         shared_bytes: Shared memory of a config.
         obstacle: Why tensor descriptors are impossible for some pass, or None.
         launches: The launches of one pass, in order.
+        emitters: What can write its kernels.
     """
 
     default: _Default
@@ -141,6 +148,7 @@ class Kind:
     shared_bytes: SharedBytes
     obstacle: Callable[[Passes, Mapping[str, Layout]], str | None]
     launches: Callable[[Pass, Call, Sources], Iterator[Launch]]
+    emitters: tuple[Emitter, ...] = ("triton",)
 
 
 class PassPlanner:
@@ -155,6 +163,7 @@ class PassPlanner:
         tuned: Asked where no config is given. One that loads by descriptors is not taken where the
             layout of the tensors does not allow them.
         key_width: Narrows the key tiles of a default config; None leaves them.
+        special: Asked for the default before that; None has none.
     """
 
     def __init__(
@@ -164,9 +173,11 @@ class PassPlanner:
         config: KernelConfig | None = None,
         tuned: Tuned | None = None,
         key_width: KeyWidth | None = None,
+        special: Special | None = None,
     ) -> None:
         self._lower = lower
         self._key_width = key_width
+        self._special = special
         self._kind = kind
         self._config = config
         self._tuned = tuned
@@ -187,6 +198,8 @@ class PassPlanner:
         kind = self._kind
         config, passes, adaptable = self._choose(call)
         check_config(config, call.problem, call.target, kind.shared_bytes)
+        if config.emitter not in kind.emitters:
+            raise ConfigError(f"emitter={config.emitter!r} writes no such kernels", kind.emitters)
         last = len(passes) - 1
         launches: list[Launch] = []
         for number, program in enumerate(passes):
@@ -213,6 +226,12 @@ class PassPlanner:
             passes = self._passes(tuned, call.env)
             if tuned.load != "descriptor" or self._kind.obstacle(passes, call.layouts) is None:
                 return tuned, passes, False
+        if self._config is None and self._special is not None:
+            special = self._special(call.problem, call.target)
+            if special is not None:
+                passes = self._passes(special, call.env)
+                if self._kind.obstacle(passes, call.layouts) is None:
+                    return special, passes, True
         config = self._config or self._default(call)
         passes = self._passes(config, call.env)
         obstacle = None
@@ -443,8 +462,11 @@ def _longest(program: BlockProgram, env: Mapping[str, int]) -> int:
 
 
 def _forward_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
+    obstacle = call.layouts["out"].descriptor_obstacle()
+    if one.config.emitter == "gluon" and obstacle is not None:
+        raise ConfigError(f"emitter='gluon' is impossible: {obstacle}", ("triton",))
     return query_tile_launches(
-        emit_forward,
+        emitter_of(one.config),
         emit_forward_repair,
         one,
         call,
@@ -466,14 +488,21 @@ def _forward_obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | No
     return query_tile_obstacle(("query",), passes, layouts)
 
 
-FORWARD = Kind(default_config, suited, shared_bytes, _forward_obstacle, _forward_launches)
+FORWARD = Kind(
+    default_config,
+    suited,
+    shared_bytes,
+    _forward_obstacle,
+    _forward_launches,
+    ("triton", "gluon"),
+)
 
 
 class Planner:
     """Plans the forward calls of one pattern.
 
     Args:
-        lower, config, tuned, key_width: As of `PassPlanner`.
+        lower, config, tuned, key_width, special: As of `PassPlanner`.
     """
 
     def __init__(
@@ -482,8 +511,9 @@ class Planner:
         config: KernelConfig | None = None,
         tuned: Tuned | None = None,
         key_width: KeyWidth | None = None,
+        special: Special | None = None,
     ) -> None:
-        self._kernels = PassPlanner(lower, FORWARD, config, tuned, key_width)
+        self._kernels = PassPlanner(lower, FORWARD, config, tuned, key_width, special)
 
     def plan(
         self,

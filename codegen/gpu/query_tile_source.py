@@ -27,8 +27,9 @@ from patterncc.codegen.gpu.sweep_source import (
     widened,
 )
 from patterncc.codegen.gpu.tile_source import Computed
-from patterncc.codegen.ir import DENSE
-from patterncc.codegen.listing import ranked, unlisted_mask
+from patterncc.codegen.ir import DENSE, Q_FIRST, Q_LAST
+from patterncc.codegen.listing import kernel_mask, ranked
+from patterncc.dsl.mask import walk
 from patterncc.dsl.score.nodes import coordinates_read
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ class QueryTile:
         else:
             self._nest = emit_loops(program.forward)
         self.loops = self._nest.loops
-        mask = unlisted_mask(program) if self._gathered else program.mask
+        mask = kernel_mask(program)
+        self._row_ends = [leaf for leaf in (Q_FIRST, Q_LAST) if leaf in walk(mask)]
         self._mask = emit_mask(mask, self._nest.documents)
         self._masked = any(loop.kind == "partial" for loop in self.loops)
         self._bounds = () if self._listed else scalars_read(program.forward)
@@ -142,6 +144,7 @@ class QueryTile:
         if self._masked or self._reads_row:
             yield "q = q_offset + rows[:, None]"
         if self._masked:
+            yield from (f"{leaf.name} = ({widened(leaf)}).to(tl.int32)" for leaf in self._row_ends)
             yield from self._mask.row_lines
 
     # -------------------------------------------------------------------------------- in the loops

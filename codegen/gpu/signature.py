@@ -6,6 +6,7 @@ Loads neither torch nor triton.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -37,6 +38,7 @@ class Kept(dict[Signature, _T]):
         super().__init__()
         self._most = most
         self._lock = Lock()
+        _all.append(weakref.ref(self, _all.remove))
 
     def keep(self, signature: Signature, value: _T) -> _T:
         """Remembers a value, and returns it."""
@@ -45,6 +47,17 @@ class Kept(dict[Signature, _T]):
                 del self[next(iter(self))]
             self[signature] = value
         return value
+
+
+_all: list[weakref.ref[Kept[Any]]] = []
+
+
+def forget_all() -> None:
+    """Lets every call be planned again, as after something was tuned."""
+    for reference in tuple(_all):
+        kept = reference()
+        if kept is not None:
+            kept.clear()
 
 
 def call_signature(

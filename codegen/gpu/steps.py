@@ -97,10 +97,11 @@ def run_here(
     steps: Iterable[BoundLaunch], operands: dict[str, torch.Tensor], device: torch.device
 ) -> None:
     """As `run`, on what is the current device if it is a GPU."""
-    stream = current_stream(device.index) if device.type == "cuda" else 0
+    stream = 0 if device.index is None else current_stream(device.index)
     for step in steps:
-        for name, room in step.rooms:
-            operands[name] = room()
+        if step.rooms:
+            for name, room in step.rooms:
+                operands[name] = room()
         step(operands, stream)
 
 

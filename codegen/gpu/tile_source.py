@@ -16,7 +16,7 @@ from patterncc.codegen.gpu.run_list_source import RUN_PARAMETERS
 from patterncc.codegen.gpu.sweep_source import expressions
 from patterncc.codegen.gpu.table_source import tables_read
 from patterncc.codegen.ir import K_LAST, K_TILE, Q_FIRST, Q_LAST, RESIDUE
-from patterncc.codegen.listing import ranked, unlisted_mask
+from patterncc.codegen.listing import kernel_mask, ranked
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import K, Param, Q, Var, walk
 from patterncc.dsl.score.nodes import discrete
@@ -176,6 +176,6 @@ def _expressions(
         yield from expressions(program.sweeps(direction))
     yield program.tiling.k_class
     if masked:
-        yield program.mask if program.gathered == 1 else unlisted_mask(program)
+        yield kernel_mask(program) if direction == "forward" else program.mask
     for term in terms:
         yield from discrete(term)

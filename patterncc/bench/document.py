@@ -79,6 +79,7 @@ def document(report: Report) -> dict[str, Any]:
         "started": report.started,
         "ceilings": report.ceilings,
         "options": {"phases": options.phases, "rounds": options.rounds_on(report.device)},
+        "interrupted": report.interrupted,
         "results": [_result(report, result) for result in report.results],
     }
 
@@ -133,6 +134,7 @@ def _reading(report: Report, result: Result, name: str) -> dict[str, Any]:
             phase: {
                 **asdict(found),
                 "least": min(reading.seconds[phase]),
+                "host_seconds": median(reading.host[phase]),
                 "calls": len(reading.seconds[phase]),
             }
             for phase in result.phases

@@ -87,6 +87,7 @@ class Report:
         ceilings: FLOP/s of a matrix product of each type, before, between and after all requests.
         options: How it ran.
         results: In the order of the requests.
+        interrupted: Whether Ctrl-C ended it; then only some requests have a result.
     """
 
     machine: Machine
@@ -95,6 +96,7 @@ class Report:
     ceilings: dict[str, list[float]]
     options: Options
     results: list[Result]
+    interrupted: bool = False
 
 
 @dataclass(slots=True)
@@ -169,6 +171,9 @@ def run(
         options: How.
         report: Told how far it is.
 
+    Returns:
+        What was found; after Ctrl-C what was found before.
+
     Raises:
         UnsupportedError: A pattern cannot be counted.
         TuningError: The device itself does not work.
@@ -183,10 +188,15 @@ def run(
         machine: Machine = probe.ask("machine")
         missing: dict[str, str] = probe.ask("missing", tuple(peers))
         _measure_ceilings(probe, ceilings)
-        for group in _groups(requests, len(peers), options.jobs):
-            results += _run_group(group, peers, missing, options, steps)
-            _measure_ceilings(probe, ceilings)
-    return Report(machine, device, started, ceilings, options, results)
+        interrupted = False
+        try:
+            for group in _groups(requests, len(peers), options.jobs):
+                for result in _run_group(group, peers, missing, options, steps):
+                    results.append(result)
+                _measure_ceilings(probe, ceilings)
+        except KeyboardInterrupt:
+            interrupted = True
+    return Report(machine, device, started, ceilings, options, results, interrupted)
 
 
 def _measure_ceilings(probe: Worker, ceilings: dict[str, list[float]]) -> None:
@@ -207,7 +217,8 @@ def _run_group(
     missing: dict[str, str],
     options: Options,
     steps: _Steps,
-) -> list[Result]:
+) -> Iterator[Result]:
+    """Gets all processes of some requests ready, then times one request after the other."""
     with contextlib.ExitStack() as stack:
         lanes: dict[str, list[_Lane]] = {}
         for number, request in enumerate(requests):
@@ -218,15 +229,19 @@ def _run_group(
         steps.skip(len(requests) * len(peers) - len(waiting))
         with ThreadPoolExecutor(max(options.jobs, 1)) as pool:
             ready = {pool.submit(lane.prepare): lane for lane in waiting}
-            for future in as_completed(ready):
-                future.result()
-                steps.done(f"{ready[future].name}: {ready[future].reading.state}")
-        results = []
+            try:
+                for future in as_completed(ready):
+                    future.result()
+                    steps.done(f"{ready[future].name}: {ready[future].reading.state}")
+            except BaseException:  # nobody waits for the others any more
+                for lane in waiting:
+                    lane.worker.close()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         for request, row in zip(requests, lanes.values(), strict=True):
             _time(request, row, options, steps)
             readings = {lane.spec.name: lane.reading for lane in row}
-            results.append(Result(request, readings, options.phases_of(request)))
-        return results
+            yield Result(request, readings, options.phases_of(request))
 
 
 def _lane(

@@ -56,6 +56,7 @@ class Reading:
         peak_bytes: By phase: what a call allocates at most at one time, inputs apart; on GPUs.
         phases: What it can do of what was asked.
         seconds: By phase: every timed call.
+        host: By phase: what the host took to issue each of them.
         clocks: MHz of the multiprocessors, read while calls were running; on GPUs that tell.
     """
 
@@ -69,6 +70,7 @@ class Reading:
     peak_bytes: Mapping[Phase, int] = field(default_factory=dict)
     phases: tuple[Phase, ...] = ()
     seconds: Mapping[Phase, tuple[float, ...]] = field(default_factory=dict)
+    host: Mapping[Phase, tuple[float, ...]] = field(default_factory=dict)
     clocks: tuple[int, ...] = ()
 
     def median(self, phase: Phase) -> float | None:
@@ -79,8 +81,9 @@ class Reading:
     def timed(self, phase: Phase, round_: Round) -> Reading:
         """With another round of a phase."""
         seconds = {**self.seconds, phase: self.seconds.get(phase, ()) + round_.seconds}
+        host = {**self.host, phase: self.host.get(phase, ()) + round_.host}
         clocks = self.clocks if round_.clock is None else (*self.clocks, round_.clock)
-        return replace(self, state="timed", seconds=seconds, clocks=clocks)
+        return replace(self, state="timed", seconds=seconds, host=host, clocks=clocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +91,11 @@ class Round:
     """Calls of one phase, timed one after another.
 
     Attributes:
-        seconds: Of each of them.
+        seconds: Of each of them, on the device.
+        host: What the host took to issue each.
         clock: MHz of the multiprocessors meanwhile; `None` where nobody tells.
     """
 
     seconds: tuple[float, ...]
+    host: tuple[float, ...]
     clock: int | None = None

@@ -1,9 +1,9 @@
-"""Times calls on a device: on a GPU by its events, with cold caches, the host well ahead."""
+"""Times calls on a device: on a GPU by its events, with cold caches, all of them issued before."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from patterncc.bench.readings import Round
 _FLUSHED = 1 << 28  # bytes that are overwritten before a call, more than any cache holds
 _ROUND = 0.02  # seconds of calls in a round, unless one takes longer
 _MOST = 5  # calls in a round
+_CYCLES = 2e9  # of a device in a second, or fewer
+_SLACK, _WAIT = 1.5, 1e-3  # of the time that the host needs; seconds besides
 
 
 class Stopwatch:
@@ -41,12 +43,21 @@ class Stopwatch:
         calls = max(1, min(_MOST, int(_ROUND / max(expected, 1e-6))))
         if self._flushed is None:
             run(prepare())
-            return Round(tuple(_on_host(run, prepare()) for _ in range(calls)))
-        events = [self._on_device(run, prepare()) for _ in range(calls + 1)]
+            seconds = tuple(_on_host(run, prepare()) for _ in range(calls))
+            return Round(seconds, seconds)
+        begin = time.perf_counter()
+        self._on_device(run, prepare())
+        issued = time.perf_counter() - begin
+        # The device waits until the host has issued all calls, so that no time of the host is in
+        # theirs, however long it takes to launch one.
+        torch.cuda._sleep(int(_CYCLES * (calls * _SLACK * issued + _WAIT)))  # type: ignore[no-untyped-call]
+        found = [self._on_device(run, prepare()) for _ in range(calls)]
         clock = _clock(self._device)  # the calls are queued, not done
         torch.cuda.synchronize(self._device)
         return Round(
-            tuple(float(start.elapsed_time(end)) / 1000 for start, end in events[1:]), clock
+            tuple(float(start.elapsed_time(end)) / 1000 for start, end, _ in found),
+            tuple(host for _, _, host in found),
+            clock,
         )
 
     def wall(self, run: Callable[[], object]) -> float:
@@ -57,17 +68,20 @@ class Stopwatch:
 
     def _on_device(
         self, run: Callable[[object], object], prepared: object
-    ) -> Sequence[torch.cuda.Event]:
+    ) -> tuple[torch.cuda.Event, torch.cuda.Event, float]:
+        """Events around a call, and how long the host took to issue it."""
         assert self._flushed is not None
         start, end = (
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             for _ in range(2)
         )
-        self._flushed.zero_()  # takes longer than the host needs to launch what follows
+        self._flushed.zero_()
         start.record()
+        begin = time.perf_counter()
         run(prepared)
+        host = time.perf_counter() - begin
         end.record()
-        return start, end
+        return start, end, host
 
 
 def elapsed(run: Callable[[], object], device: torch.device) -> float:

@@ -56,7 +56,8 @@ class Subject:
     def time(self, phase: Phase) -> Round:
         """A round of calls of a phase."""
         if phase == "fresh":
-            return Round((self._watch.wall(self._fresh),))
+            seconds = (self._watch.wall(self._fresh),)
+            return Round(seconds, seconds)
         run, prepare = self._work(phase)
         return self._watch.round(run, prepare, self._expected[phase])
 

@@ -34,7 +34,7 @@ _TITLES = {"forward": "forward", "backward": "backward", "both": "both", "fresh"
 
 def run(args: argparse.Namespace) -> int:
     """Times and prints; 1 if a result of patterncc is missing or wrong, or a peer's is no result of
-    its kernel."""
+    its kernel; 130 after Ctrl-C, with what was found before it."""
     if args.list_peers:
         return _list_peers(args)
     if bool(args.files) == (args.suite is not None):
@@ -57,13 +57,15 @@ def run(args: argparse.Namespace) -> int:
         found = race.run(requests, peers, str(device), options, report)
     if args.json:
         console.print_json(document(found))
-    else:
+    elif found.results:
         print_report(found)
     if args.output:
         text = json.dumps(document(found), indent=1, ensure_ascii=False, allow_nan=False)
         Path(args.output).write_text(text + "\n", encoding="utf-8")
-    if args.plot:
+    if args.plot and found.results:
         chart.plot_report(found, args.plot)
+    if found.interrupted:
+        raise KeyboardInterrupt
     return 0 if is_sound(found) else 1
 
 

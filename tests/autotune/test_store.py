@@ -13,15 +13,10 @@ from typing import Any
 import pytest
 
 from patterncc.autotune import records
+from patterncc.autotune.entries import Entry, read_collection, write_collection
 from patterncc.autotune.key import FARTHEST, ConfigKey, distance
 from patterncc.autotune.records import StoreWarning
-from patterncc.autotune.store import (
-    SHIPPED,
-    Entry,
-    TunedStore,
-    read_collection,
-    write_collection,
-)
+from patterncc.autotune.store import SHIPPED, TunedStore
 from patterncc.dsl.errors import ConfigError
 from tests.autotune.entries import KEY, entry
 
@@ -287,3 +282,21 @@ def test_keys_of_another_version_are_refused() -> None:
         ConfigKey.from_json(document | {"head_dim": "128"})
     with pytest.raises(ConfigError, match="the field 'seconds'"):
         Entry.from_json({k: v for k, v in entry().as_json().items() if k != "seconds"})
+
+
+def test_entries_given_to_a_process(tmp_path: Path) -> None:
+    """They come before those of files; alone, files are not looked at any more."""
+    store = TunedStore(tmp_path, None)
+    store.put(entry(seconds=1.0))
+    store.put(entry(q_len=1024))
+    store.give([(entry(seconds=5.0), "user")])
+    assert store.lookup(KEY).entry == entry(seconds=5.0)
+    assert len(store.entries()) == 2
+    assert TunedStore(tmp_path, None).lookup(KEY).entry == entry(seconds=1.0)
+    store.give([(entry(seconds=6.0), "shipped")], alone=True)
+    assert [(e.seconds, origin) for e, origin in store.entries()] == [(6.0, "shipped")]
+    TunedStore(tmp_path, None).put(entry(seconds=2.0))
+    assert store.lookup(KEY).entry == entry(seconds=6.0)
+    assert not store.lookup(replace(KEY, q_len=1024)).exact
+    store.put(entry(seconds=3.0))  # what this process itself finds
+    assert store.lookup(KEY).entry == entry(seconds=3.0)

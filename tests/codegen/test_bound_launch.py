@@ -18,7 +18,12 @@ from patterncc.codegen.gpu.bound_launch import DirectLaunch, TritonLaunch
 from patterncc.codegen.gpu.launches import Launch, resized
 from patterncc.codegen.gpu.memory import Room
 from patterncc.codegen.gpu.plan import Planner
-from patterncc.codegen.gpu.signature import Kept, inputs_signature, layout_signature
+from patterncc.codegen.gpu.signature import (
+    Kept,
+    forget_all,
+    inputs_signature,
+    layout_signature,
+)
 from patterncc.codegen.gpu.steps import layout_of
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
@@ -224,6 +229,17 @@ def test_the_oldest_is_forgotten_first() -> None:
         assert kept.keep((number,), number) == number
     assert list(kept.values()) == [2, 3, 4]
     assert kept.get((0,)) is None
+
+
+def test_all_is_forgotten_when_something_was_tuned() -> None:
+    first, second = Kept[int](), Kept[int]()
+    first.keep((1,), 1)
+    second.keep((2,), 2)
+    gone = Kept[int]()
+    gone.keep((3,), 3)
+    del gone
+    forget_all()
+    assert not first and not second
 
 
 # ------------------------------------------------------------------------------------- signatures

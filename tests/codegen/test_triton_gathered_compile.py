@@ -29,7 +29,7 @@ def test_every_target(name: str, target: str, tmp_path: Path) -> None:
     assert compile_for(emit_listing(program, problem, config), target, folder=tmp_path).spilled == 0
     kernel = emit_forward(program, problem, config, resumes=len(passes) > 1)
     compiled = compile_for(kernel, target, folder=tmp_path)
-    if target != "cuda:90":
+    if target != "cuda:90" or name == "eviction":  # what the mask reads for keys is copied, too
         return
     layouts = str(compiled.stages["ttgir"])
     loops = layouts[layouts.index("scf.for") :]
@@ -40,5 +40,6 @@ def test_every_target(name: str, target: str, tmp_path: Path) -> None:
     # are there early enough to load at full depth.
     copies = layouts.count("ttg.async_copy_global_to_local")
     assert copies == 2 * count * config.num_stages
-    if name != "minference":
-        assert compiled.spilled == 0
+    assert compiled.spilled == 0
+    # Two programs fit on a multiprocessor.
+    assert compiled.shared <= (232448 + 1024) // 2 - 1024 or name == "vertical_slash"

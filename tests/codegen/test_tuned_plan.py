@@ -3,8 +3,12 @@ tensors does not allow it."""
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import pytest
 
+from patterncc.codegen.gpu.backward_config import BackwardConfig
+from patterncc.codegen.gpu.backward_plan import BackwardPlanner, TunedGradients
 from patterncc.codegen.gpu.config import KernelConfig, default_config
 from patterncc.codegen.gpu.launches import Call
 from patterncc.codegen.gpu.layout import Layout
@@ -69,3 +73,24 @@ def test_a_layout_without_descriptors() -> None:
 def test_an_illegal_tuned_config_is_refused() -> None:
     with pytest.raises(ConfigError, match="bytes of shared memory"):
         planned(lambda call: KernelConfig(128, 128, 8, 8, "descriptor"))
+
+
+def gradient_configs(tuned: TunedGradients, config: BackwardConfig) -> dict[str, KernelConfig]:
+    """The configs of the kernels of a backward."""
+    planner = BackwardPlanner(lowered(load("causal")), config, tuned)
+    named = [Layout("grad_out", *where[1:]) for where in map(astuple, layouts()[:1])]
+    launches = planner.plan(PROBLEM, "cuda:90", [*named, *layouts()], {"q_offset": 0}, 1.0)
+    return {launch.source.name: launch.source.config for launch in launches}
+
+
+def test_each_gradient_takes_its_own() -> None:
+    one, other = KernelConfig(32, 64, 4, 1, "pointer"), KernelConfig(64, 32, 4, 3, "descriptor")
+    none = gradient_configs(TunedGradients(), BackwardConfig())
+    both = gradient_configs(TunedGradients(lambda call: one, lambda call: other), BackwardConfig())
+    assert (both["grad_query"], both["grad_key_value"]) == (one, other)
+    half = gradient_configs(TunedGradients(lambda call: one, lambda call: None), BackwardConfig())
+    assert half["grad_query"] == one
+    assert half["grad_key_value"] == none["grad_key_value"]
+    asked = BackwardConfig(grad_query=other)  # the caller's comes first
+    given = gradient_configs(TunedGradients(lambda call: one, lambda call: one), asked)
+    assert (given["grad_query"], given["grad_key_value"]) == (other, one)

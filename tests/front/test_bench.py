@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,7 @@ def test_report_of_faults(fakes: race.Report, capsys: pytest.CaptureFixture[str]
     assert result["peers"]["unwritten"]["errors"]["output"] == "infinite"
     good = result["peers"]["good"]["phases"]["forward"]
     assert good["flops"] == pytest.approx(result["flops"]["forward"] / good["seconds"])
+    assert 0 < good["least"] <= good["seconds"] and good["host_seconds"] > 0
     assert good["of_ceiling"] == pytest.approx(good["flops"] / result["ceiling"])
     assert {result["advantage"][phase]["over"] for phase in ("backward", "both")} == {"good"}
 
@@ -135,6 +137,41 @@ def test_command_line(run: Run, tmp_path: Path) -> None:
         assert peer["state"] == "timed" and list(peer["phases"]) == ["forward", "both"]
     assert len(found.json["ceilings"]["float32"]) == 2
     assert "<svg" in picture.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_interrupted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while the second request gets ready, though one of its processes hangs."""
+    real = race._run_group
+    groups = 0
+
+    def group(requests: Any, peers: Any, *rest: Any) -> Any:
+        nonlocal groups
+        groups += 1
+        hangs = (*peers, fake_peers.spec("hangs")) if groups == 2 else peers
+        missing, options, steps = rest
+        missing = {**missing, "hangs": ""}
+        if groups == 2:
+            monkeypatch.setattr(steps, "done", interrupt)
+        yield from real(requests, hangs, missing, options, steps)
+
+    def interrupt(stage: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(race, "_run_group", group)
+    begin = time.monotonic()
+    found = run(
+        "bench", "causal", "window(9)", "--len", "64", "--heads", "2", "--head-dim", "16",
+        "--peers", "patterncc", "--repeats", "1", "--device", "cpu", "--jobs", "1", "--timeout",
+        "400", "-o", str(tmp_path / "found.json"),
+    )  # fmt: skip
+    assert found.code == 130 and groups == 2
+    assert time.monotonic() - begin < 200
+    assert "causal  B1 H2 S64 D16" in found.out
+    document = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert document["interrupted"] and len(document["results"]) == 1
 
 
 @pytest.mark.slow
@@ -195,7 +232,9 @@ def test_packed_documents_fill_the_text() -> None:
 
 def test_advantage_is_over_the_fastest_peer() -> None:
     def reading(seconds: float) -> Reading:
-        return Reading("ready").timed("forward", Round((seconds, 9.0, seconds / 2)))
+        return Reading("ready").timed(
+            "forward", Round((seconds, 9.0, seconds / 2), (1.0, 2.0, 3.0))
+        )
 
     readings = {OWN: reading(2.0), "slow": reading(8.0), "fast": reading(3.0)}
     readings["wrong"] = Reading("wrong", seconds={"forward": (0.1,)})

@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import patterncc
+import patterncc.ops  # gives the operators their derivatives
 from patterncc import UnsupportedError, operators
 from tests.front.inputs import assert_right, expected, tensors
 

@@ -1,0 +1,153 @@
+"""Which emitter writes the forward kernels of a pattern where nothing was tuned, and why.
+
+By counted work, as the choice among passes and of the width of key tiles: it depends on the pattern
+and the problem alone, never on a call. What a pair of a visited tile takes, and what a query tile
+takes besides, was fitted to times on one H200 (docs/gluon.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from patterncc.codegen.choice import REFERENCE_LENGTH, counted_work
+from patterncc.codegen.gpu.config import Emitter, KernelConfig, default_config
+from patterncc.codegen.gpu.forward_source import emit_forward
+from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
+from patterncc.codegen.gpu.gluon.reasons import HOPPER, problem_reason, reason_against
+from patterncc.codegen.key_width import COSTS, key_width
+from patterncc.dsl.mask import Const, FloorDiv, Mod, Predicate, variables, walk
+
+if TYPE_CHECKING:
+    from patterncc.codegen.gpu.kernel_source import KernelSource
+    from patterncc.codegen.ir import Passes
+    from patterncc.codegen.problem import Problem
+    from patterncc.dsl.pattern import Pattern
+
+Lower: TypeAlias = "Callable[[int, int], Passes]"
+"""Gives the passes for a tile shape `(block_q, block_k)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmitterChoice:
+    """What writes the forward kernels of untuned calls.
+
+    Attributes:
+        config: Of Gluon's kernels; None: Triton's, with its own default.
+        reason: Why, in words.
+    """
+
+    config: KernelConfig | None
+    reason: str
+
+    @property
+    def name(self) -> Emitter:
+        """The emitter."""
+        return "triton" if self.config is None else self.config.emitter
+
+
+@dataclass(frozen=True, slots=True)
+class _Speed:
+    """What a kernel takes, in units of no meaning: `pair` for each pair of a visited tile, and for
+    each row as much as `start` pairs."""
+
+    pair: float
+    start: float
+
+    def cost(self, pairs: float, rows: float) -> float:
+        return self.pair * (pairs + self.start * rows)
+
+
+_TRITON: Mapping[int, _Speed] = {128: _Speed(1 / 473, 120), 64: _Speed(1 / 406, 140)}
+"""Of Triton's 64x64 tiles, by head dimension."""
+
+_GLUON: Mapping[int, tuple[tuple[KernelConfig, _Speed], ...]] = {
+    128: (
+        (KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon"), _Speed(1 / 655, 270)),
+        (KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon"), _Speed(1 / 565, 145)),
+    ),
+    64: ((KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon"), _Speed(1 / 478, 258)),),
+}
+"""What was measured, by head dimension."""
+
+
+def choose_emitter(
+    pattern: Pattern,
+    problem: Problem,
+    target: str,
+    lower: Lower,
+    sizes: Mapping[str, int] | None = None,
+) -> EmitterChoice:
+    """The emitter with the least counted work.
+
+    Args:
+        pattern: The pattern.
+        problem: The shape class.
+        target: As in `check_config`.
+        lower: Gives its programs.
+        sizes: Sizes by which the pattern divides.
+    """
+    if target != HOPPER:
+        return EmitterChoice(None, f"Gluon kernels are written for {HOPPER} alone")
+    reason = problem_reason(problem)
+    if reason is not None:
+        return EmitterChoice(None, f"no Gluon kernel: {reason}")
+
+    base = default_config(problem, target)
+    width = key_width(
+        pattern, lambda block_k: lower(base.block_q, block_k), base.block_k, dict(sizes or {})
+    )
+    passes = lower(base.block_q, width)
+    own = _TRITON[problem.head_dim]
+    pair = own.pair * COSTS.get(width, 1.0) * base.block_k / width
+    least = _counted(pattern, passes, _Speed(pair, own.start), sizes)
+    best = None
+    reason = _obstacle(passes, problem)
+    for config, speed in _GLUON[problem.head_dim]:
+        passes = lower(config.block_q, config.block_k)
+        reason = reason or _obstacle(passes, problem)
+        if reason is not None:
+            return EmitterChoice(None, f"no Gluon kernel: {reason}")
+        cost = _counted(pattern, passes, speed, sizes)
+        if cost < least:
+            best, least = config, cost
+    tiles = " or ".join(f"{c.block_q}x{c.block_k}" for c, _ in _GLUON[problem.head_dim])
+    if best is None:
+        return EmitterChoice(None, f"by counted work Gluon's {tiles} tiles take longer")
+    return EmitterChoice(best, f"the least counted work in {best.block_q}x{best.block_k} tiles")
+
+
+def emitter_of(config: KernelConfig) -> Callable[..., KernelSource]:
+    """What writes the forward kernels of a config."""
+    return emit_gluon_forward if config.emitter == "gluon" else emit_forward
+
+
+def _obstacle(passes: Passes, problem: Problem) -> str | None:
+    """Why no Gluon kernel should compute some pass, or None."""
+    for program in passes:
+        reason = reason_against(program, problem) or _costly(program.mask)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _counted(
+    pattern: Pattern, passes: Passes, speed: _Speed, sizes: Mapping[str, int] | None
+) -> float:
+    work = counted_work(pattern, passes, sizes)
+    pairs = (work.full + work.partial) * passes[0].block_q * passes[0].block_k
+    return speed.cost(pairs, REFERENCE_LENGTH * len(passes))
+
+
+def _costly(mask: Predicate) -> str | None:
+    """Why the registers of a warpgroup would not suffice for a mask, or None."""
+    divisors: Iterator[object] = (
+        node.divisor
+        for node in walk(mask)
+        if isinstance(node, (FloorDiv, Mod)) and "k" in variables(node.value)
+    )
+    for divisor in divisors:
+        if not (isinstance(divisor, Const) and divisor.value & (divisor.value - 1) == 0):
+            return "its mask divides keys by what is no power of two, which takes many registers"
+    return None

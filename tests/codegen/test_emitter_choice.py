@@ -1,0 +1,157 @@
+"""Which emitter writes the kernels of a pattern where nothing was tuned, and what is said of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+
+import pytest
+
+from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu.config import KernelConfig, check_config, default_config
+from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter, emitter_of
+from patterncc.codegen.gpu.forward_source import emit_forward
+from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
+from patterncc.codegen.gpu.layout import Layout
+from patterncc.codegen.gpu.plan import Planner
+from patterncc.codegen.ir import Passes
+from patterncc.codegen.problem import Problem
+from patterncc.compilation import Compilation
+from patterncc.dsl import load
+from patterncc.dsl.errors import ConfigError
+
+D128 = Problem("bfloat16", 128, 128)
+D64 = Problem("float16", 64, 64)
+SIZES = {"heads": 16, "kv_heads": 16}
+
+
+def _choice(text: str, problem: Problem = D128, target: str = "cuda:90") -> EmitterChoice:
+    pattern = load(text)
+
+    def lowered(block_q: int, block_k: int) -> Passes:
+        return lower_passes(pattern, block_q, block_k, sizes=SIZES, within=True, transposed=False)
+
+    return choose_emitter(pattern, problem, target, lowered, SIZES)
+
+
+# The shape that was the fastest on an H200 (docs/gluon.md); None: the Triton kernel.
+MEASURED = (
+    ("causal", (128, 128), (64, 128)),
+    ("full", (128, 128), (64, 128)),
+    ("window(4096)", (128, 128), (64, 128)),
+    ("window(1024)", (128, 128), (64, 128)),
+    ("window(256)", (64, 64), None),
+    ("streaming(64, 4096)", (128, 128), (64, 128)),
+    ("dilated(512, 8)", (64, 64), None),
+    ("window(512) or dilated(512, 8)", (64, 64), None),
+    ("ladder(4, 1024, 128, 8)", (128, 128), (64, 128)),
+    ("local_strided(64, 16, 8)", (64, 64), None),
+    ("causal and chunked(256)", (64, 64), None),
+    ("if head < 8 then causal else window(512)", (128, 128), (64, 128)),
+)
+
+
+@pytest.mark.parametrize(("text", "at_128", "at_64"), MEASURED, ids=[row[0] for row in MEASURED])
+def test_what_was_fastest_is_chosen(
+    text: str, at_128: tuple[int, int] | None, at_64: tuple[int, int] | None
+) -> None:
+    for problem, shape in ((D128, at_128), (D64, at_64)):
+        choice = _choice(text, problem)
+        assert choice.name == ("triton" if shape is None else "gluon")
+        if choice.config is None:
+            assert "take longer" in choice.reason
+        else:
+            assert (choice.config.block_q, choice.config.block_k) == shape
+            assert "x".join(map(str, shape or ())) in choice.reason
+            check_config(choice.config, problem, "cuda:90")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem", "target", "words"),
+    [
+        ("causal", D128, "cuda:100", "for cuda:90 alone"),
+        ("causal", D128, "hip:gfx942", "for cuda:90 alone"),
+        ("causal", replace(D128, dtype="float32"), "cuda:90", "16-bit numbers"),
+        ("causal", replace(D128, head_dim=96), "cuda:90", "not 96 and 128"),
+        (
+            "pattern p(keep: bool[*, *]): causal and keep[q // 64, k // 64]",
+            D128,
+            "cuda:90",
+            "tables decide",
+        ),
+        ("local_strided(16, 4, 3)", D128, "cuda:90", "no power of two"),
+    ],
+)
+def test_reasons_for_triton(text: str, problem: Problem, target: str, words: str) -> None:
+    choice = _choice(text, problem, target)
+    assert choice.config is None
+    assert choice.name == "triton"
+    assert words in choice.reason
+
+
+def test_an_emitter_for_each_config() -> None:
+    config = _choice("causal").config
+    assert config is not None
+    assert emitter_of(config) is emit_gluon_forward
+    assert emitter_of(default_config(D128, "cuda:90")) is emit_forward
+
+
+# ------------------------------------------------------------------------------------ plans
+
+
+def _layouts(stride: int = 128) -> list[Layout]:
+    sizes = (1, 2, 300, 128)
+    strides = (2 * 300 * stride, 300 * stride, stride, 1)
+    packed = (2 * 300 * 128, 300 * 128, 128, 1)
+    named = ((name, strides) for name in ("query", "key", "value"))
+    return [Layout(n, 0, sizes, s, 2) for n, s in (*named, ("out", packed))]
+
+
+def _planner(config: KernelConfig | None = None, special: KernelConfig | None = None) -> Planner:
+    def lowered(block_q: int, block_k: int) -> tuple[Passes]:
+        return (lower_passes(load("causal"), block_q, block_k, within=True, transposed=False),)
+
+    return Planner(lowered, config, special=lambda problem, target: special)
+
+
+ENV = MappingProxyType({"q_offset": 0})
+
+
+def test_plans_take_what_is_special() -> None:
+    special = _choice("causal").config
+    (launch,) = _planner(special=special).plan(D128, "cuda:90", _layouts(), ENV, 0.1)
+    assert launch.source.config.emitter == "gluon"
+    assert launch.source.config.order == "reverse"  # adapted to the program, as defaults are
+    assert launch.grid == (3, 2, 1)
+    assert [each.tensor for each in launch.described] == ["query", "key", "value", "out"]
+    (plain,) = _planner().plan(D128, "cuda:90", _layouts(), ENV, 0.1)
+    assert plain.source.config.emitter == "triton"
+
+
+def test_layouts_that_no_descriptor_describes_go_by_triton() -> None:
+    special = _choice("causal").config
+    (launch,) = _planner(special=special).plan(D128, "cuda:90", _layouts(129), ENV, 0.1)
+    assert launch.source.config.emitter == "triton"
+    assert launch.source.config.load == "pointer"
+
+
+def test_a_config_that_is_given_is_never_replaced() -> None:
+    config = _choice("causal").config
+    with pytest.raises(ConfigError, match="impossible"):
+        _planner(config).plan(D128, "cuda:90", _layouts(129), ENV, 0.1)
+    with pytest.raises(ConfigError, match="cuda:90 alone"):
+        _planner(config).plan(D128, "cuda:100", _layouts(), ENV, 0.1)
+
+
+# ------------------------------------------------------------------------------------ compilations
+
+
+def test_compilations_say_and_show_it() -> None:
+    compilation = Compilation("causal")
+    assert compilation.emitter.name == "gluon"
+    assert compilation.config.emitter == "gluon"
+    assert "# emitter: gluon" in compilation.text("triton")
+    assert "ttir" not in compilation.stages()
+    other = Compilation("causal", target="cuda:80")
+    assert other.config.emitter == "triton"
+    assert "ttir" in other.stages()

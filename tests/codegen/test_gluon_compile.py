@@ -1,0 +1,130 @@
+"""Gluon kernels compiled without a GPU: they compile, and to good code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu.config import KernelConfig, shared_bytes, shared_limit
+from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
+from patterncc.codegen.gpu.gluon.reasons import reason_against
+from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
+from patterncc.codegen.problem import DType, Problem
+from patterncc.dsl import library, load
+from patterncc.dsl.errors import UnsupportedError
+from tests.codegen.crossing import each_with_one
+
+SIZES = {"heads": 8, "kv_heads": 2, "layers": 4}
+WIDE = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
+SMALL = KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon")
+LONG = KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon")
+
+HOISTED = 32
+"""Bytes of local memory that nobody minds: numbers of a thread that are stored once, before the
+warps part, where a warpgroup that fills its registers reads them."""
+
+
+def _compiled(
+    text: str,
+    config: KernelConfig,
+    folder: Path,
+    head_dim: int = 128,
+    dtype: DType = "bfloat16",
+    within: bool = True,
+) -> list[CompiledKernel]:
+    problem = Problem(dtype, head_dim, head_dim)
+    passes = lower_passes(
+        load(text), config.block_q, config.block_k, sizes=SIZES, within=within, transposed=False
+    )
+    last = len(passes) - 1
+    return [
+        compile_for(
+            emit_gluon_forward(program, problem, config, resumes=n > 0, hands_on=n < last),
+            "cuda:90",
+            folder=folder,
+        )
+        for n, program in enumerate(passes)
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("config", "head_dim"), [(WIDE, 128), (SMALL, 128), (LONG, 64), (WIDE, 64), (SMALL, 64)]
+)
+def test_warps_part(config: KernelConfig, head_dim: int, dtype: DType, tmp_path: Path) -> None:
+    """One warp copies, whole warpgroups multiply, and no product waits for the one before it."""
+    (kernel,) = _compiled("causal", config, tmp_path, head_dim, dtype)
+    assert kernel.spilled <= (HOISTED if config == WIDE and head_dim == 128 else 0)
+    needed = shared_bytes(config, Problem(dtype, head_dim, head_dim))
+    assert 0 <= kernel.shared - needed <= 1024
+    assert kernel.shared <= (shared_limit("cuda:90") or 0)
+    ptx = str(kernel.stages["ptx"])
+    assert "setmaxnreg.inc.sync.aligned.u32" in ptx
+    # Of each warpgroup: one wait for all before the loops, in each loop one that leaves the values
+    # running and one for them, one at the end.
+    computing = config.block_q // 64
+    waits = re.findall(r"wgmma\.wait_group\.sync\.aligned (\d);", ptx)
+    assert sorted(waits) == sorted(["0", "1", "0", "1", "0", "0"] * computing)
+    # A query tile for each warpgroup, keys and values before the loops and in both, each copy 128
+    # bytes wide.
+    copies = ptx.count("cp.async.bulk.tensor.4d.shared::cluster.global")
+    wide = head_dim // 64
+    assert copies == wide * (computing + 3 * 2)
+    assert ptx.count("cp.async.bulk.tensor.4d.global.shared::cta") == computing
+
+
+def test_two_programs_fit_a_multiprocessor(tmp_path: Path) -> None:
+    """Where one warpgroup computes, another program must fit beside it."""
+    for config, head_dim in ((SMALL, 128), (LONG, 64)):
+        (kernel,) = _compiled("window(1024)", config, tmp_path, head_dim)
+        assert 2 * (kernel.shared + 1024) <= (shared_limit("cuda:90") or 0) + 1024
+        assert kernel.registers * 256 * 2 <= 65536
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "window(512) or dilated(512, 8)",
+        "dilated(512, 8)",
+        "local_strided(16, 4, 4)",
+        "ladder(4, 64, 128, 8)",
+        "pattern p(doc: segments): causal and doc[q] == doc[k]",
+        "pattern p(w: int[head]): window(w[head])",
+        "pattern p(image: int[token]): causal or image[q] == image[k]",
+        "if head in {0, 3} then causal else streaming(4, 50)",
+        "causal and chunked(256)",
+    ],
+)
+def test_sweeps_and_masks(text: str, tmp_path: Path) -> None:
+    for within in (True, False):
+        for kernel in _compiled(text, SMALL, tmp_path, within=within):
+            assert kernel.spilled <= HOISTED
+            assert kernel.shared <= (shared_limit("cuda:90") or 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "config"),
+    each_with_one([n for n in library.names() if n != "neighborhood_1d"], [SMALL, WIDE, LONG]),
+)
+def test_library(name: str, config: KernelConfig, tmp_path: Path) -> None:
+    pattern = load(name, n=64) if name == "prefix" else load(name)
+    problem = Problem("bfloat16", 64, 64) if config == LONG else Problem("bfloat16", 128, 128)
+    try:
+        passes = lower_passes(
+            pattern, config.block_q, config.block_k, sizes=SIZES, within=True, transposed=False
+        )
+    except UnsupportedError:
+        pytest.skip("no lowering yet")
+    for program in passes:
+        if reason_against(program, problem) is not None:
+            pytest.skip("no Gluon kernel")
+        kernel = compile_for(
+            emit_gluon_forward(program, problem, config), "cuda:90", folder=tmp_path
+        )
+        assert kernel.shared <= (shared_limit("cuda:90") or 0)
+        if config != WIDE:
+            assert kernel.spilled <= HOISTED

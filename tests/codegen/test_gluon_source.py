@@ -1,0 +1,183 @@
+"""What the Gluon emitter writes, and what it refuses, without a compiler."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import replace
+
+import pytest
+
+from patterncc.codegen.gpu.config import KernelConfig, check_config
+from patterncc.codegen.gpu.gluon.dialect import PRELUDE, gluon_text, kept_where
+from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
+from patterncc.codegen.gpu.gluon.reasons import reason_against
+from patterncc.codegen.gpu.gluon.warps import warps_of
+from patterncc.codegen.gpu.kernel_source import KernelSource
+from patterncc.codegen.lower import lower
+from patterncc.codegen.problem import Problem
+from patterncc.codegen.tiling import residue_tiling
+from patterncc.dsl import load
+from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.score.terms import PLAIN
+
+WIDE = Problem("bfloat16", 128, 128)
+CONFIG = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
+
+
+def _source(text: str, config: KernelConfig = CONFIG, problem: Problem = WIDE) -> KernelSource:
+    program = lower(load(text), config.block_q, config.block_k, within=True)
+    return emit_gluon_forward(program, problem, config)
+
+
+def _functions(source: KernelSource) -> dict[str, ast.FunctionDef]:
+    nodes = ast.walk(ast.parse(source.text))
+    return {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
+
+
+def test_three_functions() -> None:
+    """The warp that loads gets the descriptors of what it loads, the others that of the output."""
+    functions = _functions(_source("causal"))
+    assert {"load_tiles", "attend", "forward"} <= set(functions)
+    loads = [argument.arg for argument in functions["load_tiles"].args.args]
+    attends = [argument.arg for argument in functions["attend"].args.args]
+    assert {"query_desc_0", "key_desc_0", "value_desc_0"} <= set(loads)
+    assert "out_desc_0" not in loads
+    assert [name for name in attends if "_desc_" in name] == ["out_desc_0"]
+
+
+def test_both_sides_visit_the_same_tiles() -> None:
+    """Bounds and loops stand twice in the text, and must not come apart."""
+    for text in (
+        "causal",
+        "streaming(64, 1024)",
+        "ladder(4, 64, 100, 7)",
+        "local_strided(16, 4, 3)",
+    ):
+        functions = _functions(_source(text))
+        of_both = []
+        for name in ("load_tiles", "attend"):
+            lines = ast.unparse(functions[name]).splitlines()
+            wanted = r"\s*(for step in |k_first = |count_\d+ = |(first|end|shift)_\w+ = )"
+            of_both.append([line.strip() for line in lines if re.match(wanted, line)])
+        load, attend = of_both
+        # A warpgroup asks for the place of masked tiles alone.
+        assert [line for line in load if line in attend] == attend
+
+
+def test_full_tiles_have_no_mask() -> None:
+    text = _source("causal").text
+    partial, full = text.split("    # Full tiles.\n")
+    assert "setp.lt.s32" in partial
+    assert "setp" not in full
+
+
+@pytest.mark.parametrize(
+    ("text", "bounds"),
+    [("causal", 1), ("window(100)", 2), ("streaming(4, 100)", 2), ("full", 1), ("around(50)", 2)],
+)
+def test_masks_are_comparisons(text: str, bounds: int) -> None:
+    source = _source(text).text
+    found = re.findall(r'inline_asm_elementwise\("([^"]*)"', source)
+    assert {assembly.count("setp") for assembly in found} == {bounds}
+    assert "allowed" not in source
+
+
+def test_moved_boxes_are_masked() -> None:
+    """A box that is moved back brings in keys that an earlier tile had."""
+    config = replace(CONFIG, block_q=64, block_k=64, num_warps=4, num_stages=3)
+    program = lower(load("dilated(64, 8)"), 64, 64, within=True, tiling=residue_tiling(8))
+    text = emit_gluon_forward(program, WIDE, config).text
+    assert text.count("k_box = tl.minimum(k_first, kv_len - BLOCK_K)") >= 3
+    assert "setp.le.and.s32" in text
+
+
+def test_kept_where() -> None:
+    text = kept_where("scores", [("<", "a", "b"), ("<=", "c", "d")])
+    assert "setp.lt.s32 p, $2, $3; setp.le.and.s32 p, $4, $5, p;" in text
+    assert '"=f,f,r,r,r,r"' in text
+    assert "[scores, a, b, c, d]" in text
+
+
+def test_lanes_have_a_layout() -> None:
+    lines = ["residue_wide = tl.arange(0, 32).to(tl.int64)", "x = tl.cumsum(y, 0) + end_0"]
+    assert list(gluon_text(lines)) == [
+        "residue_wide = tl.arange(0, 32, layout=LANES).to(tl.int64)",
+        "x = running_sum(y) + end_0",
+    ]
+
+
+def test_names_of_gluon_stand_in_the_prelude_alone() -> None:
+    """Its interface changes: no other line may call what is not the language's core."""
+    for text in ("causal", "ladder(4, 64, 100, 7)"):
+        source = _source(text).text
+        rest = source.replace(PRELUDE, "")
+        assert "hopper" not in rest
+        assert not re.search(r"mbarrier|tma\b|warpgroup_mma|warp_specialize|allocate_shared", rest)
+
+
+# ------------------------------------------------------------------------------------ warps
+
+
+@pytest.mark.parametrize(
+    ("block_q", "most", "wanted"),
+    [(128, None, (168, 240)), (64, None, (128, 232)), (64, 136, (80, 136)), (128, 200, (144, 200))],
+)
+def test_registers(block_q: int, most: int | None, wanted: tuple[int, int]) -> None:
+    """What threads get in the end is no more than what they were started with."""
+    config = replace(CONFIG, block_q=block_q, num_warps=block_q // 16, max_registers=most)
+    warps = warps_of(config)
+    assert (warps.at_start, warps.computing_registers) == wanted
+    shared = warps.computing * warps.computing_registers + warps.loading_registers
+    assert shared <= warps.at_start * (warps.computing + 1)
+    programs = 65536 // (128 * (warps.computing + 1) * warps.at_start)
+    assert programs >= (2 if block_q == 64 else 1)
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"load": "pointer"}, "loads by descriptors"),
+        ({"block_q": 256, "num_warps": 16}, "query tiles have 64 or 128 rows"),
+        ({"block_k": 32}, "key tiles have 64 or 128 keys"),
+        ({"num_warps": 4}, "128 rows take 8 warps"),
+        ({"num_stages": 1}, "at least 2 stages"),
+        ({"max_registers": 100}, "registers come in eights"),
+    ],
+)
+def test_configs_are_refused_in_words(change: dict[str, object], words: str) -> None:
+    config = replace(CONFIG, **change)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=words):
+        check_config(config, WIDE, "cuda:90")
+
+
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:100", "hip:gfx942", "interpreter"])
+def test_other_targets_are_refused(target: str) -> None:
+    with pytest.raises(ConfigError):
+        check_config(CONFIG, WIDE, target)
+    check_config(CONFIG, WIDE, "cuda:90")
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        (Problem("float32", 64, 64), "16-bit numbers, not of float32"),
+        (Problem("bfloat16", 96, 96), "not 96 and 96"),
+        (Problem("bfloat16", 128, 64), "not 128 and 64"),
+    ],
+)
+def test_problems_are_refused_in_words(problem: Problem, words: str) -> None:
+    program = lower(load("causal"), 128, 128, within=True)
+    assert words in (reason_against(program, problem) or "")
+    with pytest.raises(ConfigError, match=words):
+        emit_gluon_forward(program, problem, CONFIG)
+
+
+def test_listed_tiles_are_refused() -> None:
+    pattern = load("pattern p(keep: bool[*, *]): causal and keep[q // 64, k // 64]")
+    program = lower(pattern, 128, 128, within=True)
+    assert reason_against(program, WIDE) == "tables decide which tiles are visited"
+    assert reason_against(lower(load("causal"), 128, 128), replace(WIDE, terms=PLAIN)) is None

@@ -1,0 +1,199 @@
+"""The Gluon kernels on a real GPU, against float64: ragged ends, rows without keys, poisoned
+memory, repeated runs, grouped heads, all kinds of sweeps, passes and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import patterncc
+from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.forward import Forward
+from patterncc.codegen.ir import Passes
+from patterncc.dsl import load
+from patterncc.dsl.pattern import Pattern
+from tests.codegen.attention import errors, expected, poisoned
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+        reason="Gluon kernels are for compute capability 9.0",
+    ),
+]
+
+WIDE = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
+SMALL = KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon")
+LONG = KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon")
+CONFIGS = {"128x128": WIDE, "64x64": SMALL, "64x128": LONG}
+
+SIZES = {"heads": 4, "kv_heads": 2, "layers": 4}
+LENGTHS = ((300, 300, 0), (77, 391, 314), (391, 77, -314), (130, 700, 20), (1, 1025, 1024))
+TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
+PATTERNS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("full", {}),
+    ("causal", {}),
+    ("pattern p(n): window(n)", {"n": 100}),
+    ("around", {"n": 50}),
+    ("streaming", {"sinks": 5, "window": 70}),
+    ("local_strided(16, 4, 4)", {}),
+    ("local_strided(16, 4, 3)", {}),
+    ("ladder(4, 64, 48, 3)", {"layer": 2}),
+    ("ladder(4, 20, 10, 11)", {"layer": 2}),
+    ("dilated(20, 5)", {}),
+    ("dilated(40, 8)", {}),
+    ("window(100) or dilated(40, 8)", {}),
+    ("chunked(100)", {}),
+    ("k % 5 != q % 7", {}),
+    ("if head in {0, 3} then causal else streaming(4, 50)", {}),
+    ("k > q", {}),
+    ("q > 100000 and k < 5", {}),
+    ("prefix", {"n": 77}),
+)
+
+
+def _lowered(pattern: Pattern) -> Any:
+    def both(block_q: int, block_k: int) -> tuple[Passes, Passes]:
+        within, anywhere = (
+            lower_passes(pattern, block_q, block_k, sizes=SIZES, within=within, transposed=False)
+            for within in (True, False)
+        )
+        return within, anywhere
+
+    return both
+
+
+def _tensors(
+    dtype: torch.dtype, q_len: int, kv_len: int, head_dim: int, heads: tuple[int, int] = (4, 2)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    like = torch.empty(0, dtype=dtype, device="cuda")
+    torch.manual_seed(0)
+    return (
+        poisoned((2, heads[0], q_len, head_dim), like),
+        poisoned((2, heads[1], kv_len, head_dim), like),
+        poisoned((2, heads[1], kv_len, head_dim), like),
+    )
+
+
+def _poison_free_memory(like: torch.Tensor) -> None:
+    """What outputs are made of next holds NaN, so that an element nobody writes is seen."""
+    torch.full((4 * like.numel(),), float("nan"), dtype=like.dtype, device=like.device)
+    torch.full((4 * like.numel(),), float("nan"), dtype=torch.float32, device=like.device)
+
+
+def _check(
+    pattern: Pattern,
+    forward: Forward,
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    env: Mapping[str, int],
+    tables: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    scale = float(tensors[0].shape[3] ** -0.5)
+    given = dict(tables or {})
+    _poison_free_memory(tensors[0])
+    out, lse = forward(*tensors, env=env, scale=scale, tables=given)
+    again, lse_again = forward(*tensors, env=env, scale=scale, tables=given)
+    assert torch.equal(out, again)
+    assert torch.equal(lse, lse_again)
+    lists = {name: table.tolist() for name, table in given.items()}
+    found = errors((out, lse), expected(pattern, *tensors, env, scale, lists or None))
+    assert found.out < TOLERANCE[tensors[0].dtype], found
+    assert found.lse < 3e-3, found
+    assert found.empty
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize(("text", "values"), PATTERNS, ids=[text for text, _ in PATTERNS])
+def test_patterns(text: str, values: dict[str, int], shape: str, tmp_path: Path) -> None:
+    pattern = load(text)
+    forward = Forward(_lowered(pattern), config=CONFIGS[shape], folder=tmp_path)
+    defaults = {p.name: p.value for p in pattern.numbers if p.value is not None}
+    head_dim = 64 if shape == "64x128" else 128
+    for number, (q_len, kv_len, offset) in enumerate(LENGTHS):
+        if "dilated" in text and kv_len < 8 * CONFIGS[shape].block_k:
+            continue  # fewer keys of a class than a tile: no descriptor
+        dtype = (torch.bfloat16, torch.float16)[number % 2]
+        env = {"q_offset": offset, "layer": 0, **defaults, **values}
+        _check(pattern, forward, _tensors(dtype, q_len, kv_len, head_dim), env)
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("text", ["dilated(20, 5)", "window(100) or dilated(40, 8)"])
+def test_long_enough_for_classes(text: str, shape: str, tmp_path: Path) -> None:
+    pattern = load(text)
+    forward = Forward(_lowered(pattern), config=CONFIGS[shape], folder=tmp_path)
+    for q_len, kv_len, offset in ((1100, 1101, 1), (70, 1133, 1063), (1100, 1100, -600)):
+        tensors = _tensors(torch.bfloat16, q_len, kv_len, 64)
+        _check(pattern, forward, tensors, {"q_offset": offset})
+
+
+@pytest.mark.parametrize("heads", [(8, 8), (8, 2), (8, 1)])
+def test_grouped_heads(heads: tuple[int, int], tmp_path: Path) -> None:
+    pattern = load("streaming(5, 200)")
+    forward = Forward(_lowered(pattern), config=WIDE, folder=tmp_path)
+    tensors = _tensors(torch.bfloat16, 500, 500, 128, heads)
+    _check(pattern, forward, tensors, {"q_offset": 0})
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+def test_documents_and_tables(shape: str, tmp_path: Path) -> None:
+    bounds = torch.tensor([0, 100, 101, 290, 300], dtype=torch.int32, device="cuda")
+    widths = torch.tensor([10, 300, 77, 1], dtype=torch.int32, device="cuda")
+    head_dim = 64 if shape == "64x128" else 128
+    tensors = _tensors(torch.bfloat16, 300, 300, head_dim)
+    for text, name, table in (
+        ("pattern p(doc: segments): causal and doc[q] == doc[k]", "doc", bounds),
+        ("pattern p(w: int[head]): window(w[head])", "w", widths),
+    ):
+        pattern = load(text)
+        forward = Forward(_lowered(pattern), config=CONFIGS[shape], folder=tmp_path)
+        _check(pattern, forward, tensors, {"q_offset": 0}, {name: table})
+
+
+def test_strided_and_broadcast_inputs(tmp_path: Path) -> None:
+    """Queries as they come out of a projection, `[batch, length, heads, head_dim]`."""
+    pattern = load("causal")
+    forward = Forward(_lowered(pattern), config=WIDE, folder=tmp_path)
+    query, key, value = (
+        tensor.transpose(1, 2).contiguous().transpose(1, 2)
+        for tensor in _tensors(torch.bfloat16, 300, 300, 128)
+    )
+    _check(pattern, forward, (query, key, value), {"q_offset": 0})
+
+
+def test_graphs(tmp_path: Path) -> None:
+    pattern = load("causal")
+    forward = Forward(_lowered(pattern), config=WIDE, folder=tmp_path)
+    tensors = _tensors(torch.bfloat16, 300, 300, 128)
+    wanted = forward(*tensors, env={"q_offset": 0}, scale=0.1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, lse = forward(*tensors, env={"q_offset": 0}, scale=0.1)
+    out.fill_(float("nan"))
+    lse.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, wanted[0])
+    assert torch.equal(lse, wanted[1])
+
+
+def test_calls_and_gradients_take_it_by_themselves() -> None:
+    """The public call runs the Gluon kernel forward and Triton's backward."""
+    attend = patterncc.compile("causal")
+    query, key, value = (t.requires_grad_() for t in _tensors(torch.bfloat16, 300, 300, 128))
+    out = attend(query, key, value)
+    gradients = torch.autograd.grad(out.float().square().sum(), (query, key, value))
+    exact = [t.detach().double().requires_grad_() for t in (query, key, value)]
+    grown = [t.repeat_interleave(2, 1) for t in exact[1:]]
+    scores = exact[0] @ grown[0].transpose(2, 3) * 128**-0.5
+    hidden = torch.ones(300, 300, dtype=torch.bool, device="cuda").triu(1)
+    wanted = scores.masked_fill(hidden, float("-inf")).softmax(3) @ grown[1]
+    wanted_gradients = torch.autograd.grad(wanted.square().sum(), exact)
+    assert (out - wanted).abs().max() < 3e-2
+    for found, exactly in zip(gradients, wanted_gradients, strict=True):
+        assert (found - exactly).abs().max() < 0.03 * exactly.abs().max()
