@@ -18,6 +18,7 @@ from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.ir import DENSE, Q_CLASS, Tiling
 from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl.mask import Const
+from tests.codegen.crossing import each_with_one
 from tests.codegen.interpreter import Call, interpreter
 from tests.codegen.isolation import NAMES, Isolation, Plant, Reached, isolate
 from tests.codegen.score_calls import ScoreCall
@@ -114,6 +115,24 @@ CALLS = {
         heads=(4, 2),
         value_head_dim=24,
     ),
+    "runs of all rows": Call(
+        "pattern p(v: bool[kv_head, *]): causal and v[kv_head, k]",
+        60,
+        60,
+        tables={"v": (np.random.default_rng(1).random((1, 60)) < 0.4).tolist()},
+        chosen=True,
+        transposed=True,
+        config=SMALL_BOXES,
+    ),
+    "runs of a query tile": Call(
+        "pattern p(keep: bool[kv_head, *, *]): causal and keep[kv_head, q // 16, k // 4]",
+        60,
+        60,
+        tables={"keep": (np.random.default_rng(1).random((1, 4, 15)) < 0.5).tolist()},
+        chosen=True,
+        transposed=True,
+        config=KernelConfig(16, 16, 4, 1),
+    ),
     "ragged": Call("around(11)", 45, 61, offset=7, heads=(6, 2), head_dim=24, value_head_dim=40),
     "rows without keys": Call("q % 7 != 3 and window(30)", 70, 50, config=WIDE),
     "keys without rows": Call("causal", 40, 70, offset=0, config=BY_DESCRIPTOR, dtype=HALF),
@@ -123,12 +142,12 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("plants", [GARBAGE, MIXED], ids=["garbage", "mixed"])
-@pytest.mark.parametrize("name", CALLS)
-def test_it_reaches_what_sees_it(
-    worker: ProcessPoolExecutor, name: str, plants: tuple[Plant, ...]
-) -> None:
-    found = _stays(worker, Isolation(ScoreCall(CALLS[name]), plants))
+PLANTS = {"garbage": GARBAGE, "mixed": MIXED}
+
+
+@pytest.mark.parametrize(("name", "planted"), each_with_one(CALLS, [*PLANTS]))
+def test_it_reaches_what_sees_it(worker: ProcessPoolExecutor, name: str, planted: str) -> None:
+    found = _stays(worker, Isolation(ScoreCall(CALLS[name]), PLANTS[planted]))
     assert found.wild
     assert found.tame or name == "full"
 
@@ -220,7 +239,7 @@ _plants = st.builds(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     text=st.sampled_from(TEXTS),
     lengths=st.tuples(st.integers(1, 80), st.integers(1, 80)),
