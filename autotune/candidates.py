@@ -28,7 +28,8 @@ _COMPILED_FOR_EACH = 3  # candidates that are compiled for each trial
 _COMPILE_SHARE = 0.4  # of the timeout
 _UNSEEN = 1.03
 _ALIGNMENT = 16  # bytes that a row of a tensor with a descriptor is a multiple of
-_USUAL_MULTIPROCESSORS = 132  # of a device that is not here
+ABSENT_MULTIPROCESSORS = 132
+"""Of a device that is not here."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ def survey(
         ConfigError: The target is none.
         UnsupportedError: The call has no kernel there.
     """
-    device = Device(target, target, "", _USUAL_MULTIPROCESSORS)
+    device = Device(target, target, "", ABSENT_MULTIPROCESSORS)
     space = space_for(job, phase, device)
     default = default_of(job, phase, device)
     model = CostModel(job, target, usual_constants(target, phase), phase)

@@ -30,7 +30,8 @@ _KEPT = 1024  # bytes of shared memory that the device keeps of each program
 _EXTRA = 1024  # bytes of barriers and of the exchange of layouts at the end
 _FILE_REGISTERS = 65536
 _MOST_WARPS = 64
-_WIDE_ROWS = 64  # of the widest matrix instructions, for each warp group
+WIDE_ROWS = 64
+"""Of the widest matrix instructions, for each warp group."""
 _OTHER_REGISTERS = 60
 """Registers of a thread besides its shares of the accumulators: 58 to 64 in kernels that were
 compiled for `cuda:90`."""
@@ -293,9 +294,9 @@ def predict_gpu(
     work = tile_work(config, phase, problem)
     pairs = config.block_q * config.block_k
     products = work.operations / constants.products
-    if work.held < _WIDE_ROWS * max(1, config.num_warps // 4):
+    if work.held < WIDE_ROWS * max(1, config.num_warps // 4):
         products /= constants.small
-    hidden = _hidden(resident, config.num_warps // 4, constants)
+    _, hidden = hidden_share(resident, config.num_warps // 4, constants)
     softmax = pairs / constants.softmax + work.held / constants.rows
     visible = max(0.0, 1 - hidden) * softmax
     if config.load == "pointer":
@@ -323,14 +324,21 @@ def predict_gpu(
     return Prediction(sum(parts.values()), parts, resident)
 
 
-def _hidden(resident: int, groups: int, constants: GpuConstants) -> float:
-    """The share of the softmax that hides, by programs on a multiprocessor and warp groups of each
-    (less than four warps count as none)."""
+def hidden_share(resident: int, groups: int, constants: GpuConstants) -> tuple[str, float]:
+    """The share of the softmax that hides, and its name among the constants.
+
+    Args:
+        resident: Programs on a multiprocessor.
+        groups: Warp groups of each; less than four warps count as none.
+        constants: Of the device.
+    """
     if resident * groups <= 1:
-        return constants.hidden_one
+        return "hidden_one", constants.hidden_one
     if resident * groups > 2:
-        return constants.hidden_more
-    return constants.hidden_within if resident == 1 else constants.hidden_two
+        return "hidden_more", constants.hidden_more
+    if resident == 1:
+        return "hidden_within", constants.hidden_within
+    return "hidden_two", constants.hidden_two
 
 
 def _tail(

@@ -59,6 +59,7 @@ def planned(
             grad_query=config if phase == GRAD_QUERY else None,
             grad_key_value=config if phase == GRAD_KEY_VALUE else None,
         ),
+        lower_rows=lambda block_q, block_k: (job.passes(block_q, block_k, gather=True),),
     )
     return gradients.plan(
         job.problem,

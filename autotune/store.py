@@ -189,6 +189,9 @@ class TunedStore:
 
     def _miss(self, wanted: ConfigKey) -> Found:
         """No entry shares the family: says in which of its fields the closest one differs."""
+        if all(known.target != wanted.target for known in self._index):
+            reason = f"nothing has been tuned for {wanted.target} yet"
+            return Found(wanted, None, None, math.inf, reason)
 
         def mismatches(known: ConfigKey) -> int:
             return sum(one != other for one, other in zip(wanted.family, known.family, strict=True))

@@ -70,7 +70,7 @@ def tile_facts(
         job: The call, with its tables.
         block_q, block_k: The tile shape.
         phase: What is computed.
-        gather: The forward's key tiles may be gathered.
+        gather: Key tiles may be gathered, but those of the gradients of key and value.
 
     Raises:
         UnsupportedError: The pattern has a term that has no lowering.
@@ -78,7 +78,7 @@ def tile_facts(
     if phase == GRAD_KEY_VALUE:
         passes = job.passes(block_q, block_k, transposed=True)
         return tuple(_key_tile_facts(job, program) for program in passes)
-    passes = job.passes(block_q, block_k, gather=gather and phase == FORWARD)
+    passes = job.passes(block_q, block_k, gather=gather)
     return tuple(_facts(job, program) for program in passes)
 
 

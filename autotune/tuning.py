@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +132,7 @@ class Tuner:
         *,
         report: Report = silent,
         then: tuple[Job, Phase] | None = None,
+        before: Callable[[], None] = lambda: None,
     ) -> TuneResult:
         """Finds the fastest config of a phase of a call and keeps it.
 
@@ -142,6 +143,7 @@ class Tuner:
             phase: What is tuned.
             report: Told what is being done.
             then: What will be tuned next.
+            before: Called when the search is about to begin, and the device idle.
 
         Raises:
             TuningError: No config worked; it lists why.
@@ -155,6 +157,7 @@ class Tuner:
         ready = time.monotonic()
         if then is not None:
             self.announce(*then)
+        before()
         worker.set_up("turn_to", job, phase.name)
         default, limits = candidates.default, options.limits
         spent = candidates.seconds + time.monotonic() - ready

@@ -9,9 +9,9 @@ from typing import Any
 def config_words(values: Mapping[str, Any]) -> str:
     """A config in few words: `64x128, 4 warps, 3 stages, descriptor, reverse`."""
     words = [f"{values['block_q']}x{values['block_k']}"]
-    for name, unit in (("num_warps", "warps"), ("num_stages", "stages")):
+    for name, unit in (("num_warps", "warp"), ("num_stages", "stage")):
         if name in values:
-            words.append(f"{values[name]} {unit}")
+            words.append(f"{values[name]} {unit}{'s' * (values[name] != 1)}")
     words += [str(values[name]) for name in ("load", "order") if name in values]
     if values.get("neighbours") == "heads":
         words.append("heads side by side")

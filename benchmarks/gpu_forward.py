@@ -28,8 +28,9 @@ import triton
 from gpu_cases import CASES, Case, Mask, Shape, lowered, passes, pattern
 
 from patterncc.codegen.gpu.config import KernelConfig, check_config, default_config, tile_order
+from patterncc.codegen.gpu.emitter_choice import emitter_of
 from patterncc.codegen.gpu.forward import Forward
-from patterncc.codegen.gpu.forward_source import emit_forward
+from patterncc.codegen.gpu.gluon.reasons import reason_against
 from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
 from patterncc.codegen.gpu.run_list_source import emit_listing
 from patterncc.codegen.problem import Problem
@@ -47,6 +48,9 @@ CONFIGS = (
     KernelConfig(128, 128, 8, 2, "pointer"),
     KernelConfig(128, 64, 8, 3, "pointer"),
     KernelConfig(64, 64, 4, 3, "pointer"),
+    KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon"),
+    KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon"),
+    KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon"),
 )
 
 
@@ -60,7 +64,7 @@ def compile_one(
             compile_for(emit_listing(program, problem, config), target)
     return [
         compile_for(
-            emit_forward(
+            emitter_of(config)(
                 program, problem, config, resumes=number > 0, hands_on=number < len(parts) - 1
             ),
             target,
@@ -80,6 +84,9 @@ def configs_of(case: Case, problem: Problem, target: str) -> list[KernelConfig]:
         try:
             check_config(candidate, problem, target)
         except ConfigError:
+            continue
+        parts = passes(case.name, config.block_q, config.block_k)
+        if config.emitter == "gluon" and any(reason_against(p, problem) for p in parts):
             continue
         if candidate not in found:
             found.append(candidate)
@@ -279,7 +286,9 @@ def run_case(
 
 def print_row(result: dict[str, Any]) -> None:
     default, best = result["runs"][0], max(result["runs"], key=lambda run: run["tflops"])
-    config = "{block_q}x{block_k} w{num_warps} s{num_stages} {load} {order}".format(**best)
+    config = "{emitter} {block_q}x{block_k} w{num_warps} s{num_stages} {load} {order}".format(
+        **best
+    )
     print(f"{result['case']:44}{result['density']:8.3f}{default['tflops']:9.0f}", end="")
     print(f"{best['tflops']:7.0f}  {config:28}", end="")
     print(f"  ({result['seconds']:.0f} s)", flush=True)

@@ -1,7 +1,7 @@
 """What a call costs the host: microseconds until it returns, for a problem too small for the device
 to be the limit.
 
-    python benchmarks/host_overhead.py [--rounds N] [--json]
+    python benchmarks/host_overhead.py [--rounds N] [--case NAME] [--json]
 
 Each case is timed in short loops, one case after the other, round by round, so that whatever slows
 the machine down slows all of them; the device is idle when a loop begins and its queue is never
@@ -35,7 +35,7 @@ LIMIT = 12.0  # us of an eager call in inference above an operator that does not
 EMPTY, DECORATED = "an operator that does nothing", "the same by torch.library.custom_op"
 INFERENCE = "inference"
 BATCH, HEADS, LENGTH, HEAD_DIM = 1, 4, 128, 64
-CALLS = 50  # in a loop: three launches each fit into the device's queue
+FORWARDS, BACKWARDS = 100, 25  # in a loop: their launches all fit into the device's queue
 
 _torch: Any = torch  # the parts of torch that have no types
 _library = _torch.library.Library("host_overhead", "DEF")
@@ -90,8 +90,9 @@ def empty_operators(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Run]
     }
 
 
-def cases(device: str) -> dict[str, Run]:
-    """What is timed, by name; all of it without a graph unless it says so."""
+def cases(device: str) -> dict[str, Callable[[], Run]]:
+    """What makes each case ready to be timed, by name; all of it without a graph unless it says
+    so."""
 
     def draw(heads: int = HEADS) -> Tensor:
         shape = (BATCH, heads, LENGTH, HEAD_DIM)
@@ -101,38 +102,49 @@ def cases(device: str) -> dict[str, Run]:
     leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
     window = patterncc.compile("pattern w(n = 64): 0 <= q - k < n")
     streaming = patterncc.compile("streaming(sinks = 4, window = 64)")
-    union = patterncc.compile("window(32) or dilated(16, 4)")
+    union = patterncc.compile("window(512) or dilated(512, 8)")
     by_head = patterncc.compile("pattern by_head(w: int[head]): 0 <= q - k < w[head]")
     packed = patterncc.compile("packed")
-    scored = patterncc.compile(
+    scored: Any = patterncc.compile(
         "causal", score="softcap(score, 20) + slopes[head] * (k - q)", sink="sinks[head]"
     )
     widths = torch.full((HEADS,), 64, dtype=torch.int32, device=device)
     wide = widths.long()
     doc = torch.tensor([0, 30, 100, LENGTH], dtype=torch.int32, device=device)
-    slopes, sinks = torch.zeros(HEADS, device=device), torch.zeros(HEADS, device=device)
-    learned = {"slopes": slopes.clone().requires_grad_(), "sinks": sinks.clone().requires_grad_()}
-    options: dict[str, Any] = {
-        "pattern": streaming.pattern.structure,
-        "scale": None,
-        "q_offset": None,
-        "layer": 0,
-        "layers": None,
-        "numbers": [],
-        "tables": [],
-    }
+    read = {"slopes": torch.zeros(HEADS, device=device), "sinks": torch.zeros(HEADS, device=device)}
+    learned = {name: table.clone().requires_grad_() for name, table in read.items()}
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    out, lse = streaming(*leaves, return_lse=True)
-    scored_out: Any = scored(*leaves, **learned)
-    grad_out, grad_lse = torch.randn_like(out), torch.randn_like(lse)
-    operator = torch.ops.patterncc.attn_fwd.default  # there is one since the first call
 
-    def differentiated(results: Any, inputs: list[Tensor], grads: Any) -> Run:
-        return lambda: torch.autograd.grad(results, inputs, grads, retain_graph=True)
+    def by_operator() -> Run:
+        streaming(query, key, value)  # there is an operator since the first call
+        operator = torch.ops.patterncc.attn_fwd.default
+        options: dict[str, Any] = {
+            "pattern": streaming.pattern.structure,
+            "scale": None,
+            "q_offset": None,
+            "layer": 0,
+            "layers": None,
+            "numbers": [],
+            "tables": [],
+        }
+        return lambda: operator(query, key, value, **options)
 
-    of_scored = [*leaves, *learned.values()]
-    return {
-        **empty_operators(query, key, value),
+    def backward(
+        attn: Any,
+        inputs: list[Tensor],
+        tables: dict[str, Tensor] | None = None,
+        *,
+        lse: bool = False,
+    ) -> Run:
+        tables = tables or {}
+        with torch.enable_grad():
+            found = attn(*inputs, return_lse=True, **tables)
+        results = tuple(found) if lse else (found[0],)
+        grads = tuple(map(torch.randn_like, results))
+        needing = [each for each in (*inputs, *tables.values()) if each.requires_grad]
+        return lambda: torch.autograd.grad(results, needing, grads, retain_graph=True)
+
+    simple: dict[str, Run] = {
         INFERENCE: lambda: streaming(query, key, value),
         "and the lse": lambda: streaming(query, key, value, return_lse=True),
         "a run-time number": lambda: window(query, key, value, n=50),
@@ -140,15 +152,18 @@ def cases(device: str) -> dict[str, Run]:
         "a table of heads, int32": lambda: by_head(query, key, value, w=widths),
         "a table of heads, int64": lambda: by_head(query, key, value, w=wide),
         "packed documents": lambda: packed(query, key, value, doc=doc),
-        "score terms": lambda: scored(query, key, value, slopes=slopes, sinks=sinks),
-        "the operator, all arguments": lambda: operator(query, key, value, **options),
+        "score terms": lambda: scored(query, key, value, **read),
         "torch's own attention": lambda: sdpa(query, key, value),
         "forward of a graph": enabled(lambda: streaming(*leaves)),
         "forward of a graph, score terms": enabled(lambda: scored(*leaves, **learned)),
-        "backward": differentiated(out, leaves, grad_out),
-        "backward of out and lse": differentiated((out, lse), leaves, (grad_out, grad_lse)),
-        "backward, the query's gradient": query_alone(streaming, query, key, value),
-        "backward, score terms": differentiated(scored_out, of_scored, grad_out),
+    }
+    return {
+        **{name: lambda run=run: run for name, run in simple.items()},  # type: ignore[misc]
+        "the operator, all arguments": by_operator,
+        "backward": lambda: backward(streaming, leaves),
+        "backward of out and lse": lambda: backward(streaming, leaves, lse=True),
+        "backward, the query's gradient": lambda: backward(streaming, [leaves[0], key, value]),
+        "backward, score terms": lambda: backward(scored, leaves, learned),
     }
 
 
@@ -160,14 +175,6 @@ def enabled(run: Run) -> Run:
             return run()
 
     return recorded
-
-
-def query_alone(attn: Any, query: Tensor, key: Tensor, value: Tensor) -> Run:
-    """A backward of which nothing but the query's gradient is wanted."""
-    leaf = query.clone().requires_grad_()
-    out = attn(leaf, key, value)
-    grad = torch.randn_like(out)
-    return lambda: torch.autograd.grad(out, leaf, grad, retain_graph=True)
 
 
 def without_device() -> None:
@@ -193,6 +200,8 @@ def without_device() -> None:
         module.target_of = lambda device: "cuda:90"
     modules[0].kernel_of = lambda source, device, **_: Kernel(source)
     modules[0].direct_launcher = direct_launcher
+    gpu: Any = gpu_calls
+    gpu.look_into = lambda call, tables: None  # a GPU's tables are not read
     library = _torch.library.Library("patterncc", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it overrides what runs on CPUs
@@ -204,29 +213,34 @@ def without_device() -> None:
     eager.bare = short
 
 
-def timed(run: Run, device: str) -> float:
-    """Microseconds of one call, the mean of a short loop."""
+def timed(name: str, run: Run, device: str) -> float:
+    """Microseconds of one call of a case, the mean of a short loop."""
+    calls = BACKWARDS if name.startswith("backward") else FORWARDS
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    for _ in range(CALLS):
+    for _ in range(calls):
         run()
-    return 1e6 * (time.perf_counter() - start) / CALLS
+    return 1e6 * (time.perf_counter() - start) / calls
 
 
-def measure(rounds: int, device: str) -> list[Row]:
-    """Times all cases, round by round."""
-    runs = cases(device)
+def measure(rounds: int, device: str, wanted: list[str]) -> list[Row]:
+    """Times the cases that are wanted, round by round; all of them if none are named."""
+    small = torch.zeros(BATCH, HEADS, LENGTH, HEAD_DIM, device=device, dtype=torch.bfloat16)
+    runs = empty_operators(small, small, small)
+    for name, make in cases(device).items():
+        if not wanted or name in wanted or name == INFERENCE:
+            runs[name] = make()
     found: dict[str, list[float]] = {name: [] for name in runs}
     with torch.no_grad():
         for number in range(rounds + 2):  # the first two compile and warm up
             for name, run in runs.items():
-                took = timed(run, device)
+                took = timed(name, run, device)
                 if number >= 2:
                     found[name].append(took)
         with torch.inference_mode():
             name = "inference, in inference_mode"
-            found[name] = [timed(runs[INFERENCE], device) for _ in range(rounds)]
+            found[name] = [timed(name, runs[INFERENCE], device) for _ in range(rounds)]
     medians = {name: statistics.median(times) for name, times in found.items()}
     return [
         Row(
@@ -258,6 +272,7 @@ def main() -> int:
     """Measures and prints. Returns 1 if a call costs a GPU's host more than the limit."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=40, help="loops of each case (default 40)")
+    parser.add_argument("--case", action="append", default=[], help="time this one; repeatable")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if options.rounds < 1:
@@ -270,7 +285,7 @@ def main() -> int:
     }
     if device == "cpu":
         without_device()
-    rows = measure(options.rounds, device)
+    rows = measure(options.rounds, device, options.case)
     if options.json:
         print(json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=1))
     else:

@@ -24,6 +24,7 @@ from patterncc.autotune.space import SearchSpace, phase_named
 from patterncc.autotune.study import SAMPLERS, Sampler
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.problem import Problem
+from patterncc.dsl.score.terms import PLAIN
 
 AFTER = (5, 10, 20, 40, 60)
 
@@ -31,8 +32,7 @@ AFTER = (5, 10, 20, 40, 60)
 class Recorded:
     """A sweep as a space to search and a timer to search it with."""
 
-    def __init__(self, path: Path) -> None:
-        document = json.loads(path.read_text())
+    def __init__(self, document: dict[str, Any]) -> None:
         self.name = f"{document['pattern']}, D{document['problem']['head_dim']}"
         self.default = KernelConfig(**document["default"])
         self.times: dict[KernelConfig, float] = {}
@@ -42,14 +42,15 @@ class Recorded:
             right = run["state"] in ("timed", "slow")
             self.times[config] = run["seconds"] if right else math.inf
             self.predicted[config] = run["predicted"]
-        first = next(iter(self.times))
         fixed: dict[str, Any] = {}
         if document["device"]["target"] != "cpu":
-            fixed = {"order": first.order, "max_registers": first.max_registers}
-        problem = Problem(**document["problem"])
-        self.space = SearchSpace(
-            phase_named("forward"), problem, document["device"]["target"], fixed
-        )
+            first = next(iter(self.times))
+            for name in ("order", "neighbours", "max_registers"):
+                fixed[name] = getattr(first, name)
+        terms = {"terms": PLAIN}
+        problem = Problem(**{**document["problem"], **terms})
+        phase = phase_named(document.get("phase", "forward"))
+        self.space = SearchSpace(phase, problem, document["device"]["target"], fixed)
         self.best = min(self.times.values())
 
     def measure(self, config: KernelConfig, best: float) -> Measurement:
@@ -91,8 +92,11 @@ def main() -> None:
     options = parser.parse_args()
     samplers: list[Sampler] = [each for each in SAMPLERS if each in options.samplers.split(",")]
     rows = []
+    documents: list[dict[str, Any]] = []
     for path in options.sweeps:
-        recorded = Recorded(path)
+        found = json.loads(path.read_text())
+        documents += found if isinstance(found, list) else [found]
+    for recorded in map(Recorded, documents):
         default = recorded.times.get(recorded.default, math.nan) / recorded.best
         print(f"{recorded.name}: {len(recorded.times)} configs, default {default:.3f}x the best")
         for cold in (False, True):

@@ -31,7 +31,7 @@ REFERENCE_LENGTH = 16384
 REFERENCE_NUMBER = 1024  # for a run-time number without a default
 PASS_COST = 2.0  # tiles that merging a row tile of a further pass into the result is worth
 PARTIAL_COST = 1.2  # of a full tile
-GATHERED_COST = 1.5  # of a tile of consecutive keys
+GATHERED_COST = 1.9  # of a full tile of consecutive keys (docs/kernels.md, gathered keys)
 LISTED_SHARE = 0.1
 """Of what a table may list, which is not known before a call: of tiles, or of the runs of keys that
 it decides one by one. Such runs are taken to lie apart, so that all tiles hold some."""

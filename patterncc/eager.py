@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _torch: Any = torch  # the parts of torch that have no types
 _profiling: Callable[[], bool] = _torch.autograd._profiler_enabled
 _function_mode: Callable[[], bool] = _torch._C._is_torch_function_mode_enabled
+_autocasting: Callable[[], bool] = _torch._C._is_any_autocast_enabled  # on whatever device
 _included: Callable[[], Any] = _torch._C._dispatch_tls_local_include_set
 
 # What the dispatcher looks at besides what tensors ask for: nothing that could do something here.
@@ -42,7 +43,6 @@ _NOTHING = frozenset(
 
 _PLAIN = (Tensor, torch.nn.Parameter)  # types whose operations nobody has changed
 _DEFAULTS = (None, None, 0, None)  # of scale, q_offset, layer and layers
-_NO_TABLES: dict[str, Tensor] = {}
 
 calls: Kept[Planned] = Kept()
 """The plans of the calls that went the short way, by `call_signature`."""
@@ -63,7 +63,7 @@ def bare(query: Tensor, key: Tensor, value: Tensor) -> bool:
         and not _profiling()
         and not _function_mode()
         and forward_ad._current_level < 0
-        and not torch.is_autocast_enabled("cuda")
+        and not _autocasting()
         # Their numbers are not those in memory.
         and not (query.is_neg() or key.is_neg() or value.is_neg())
     )
@@ -114,10 +114,10 @@ def call_signature(
     return (*first, *numbers, *map(type, numbers), *found)
 
 
-def run(
+def run_with_tables(
     planned: Planned, query: Tensor, key: Tensor, value: Tensor, values: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """Runs a call of a plan.
+    """Runs a call of a plan that has tables.
 
     Args:
         planned: The plan.
@@ -125,8 +125,6 @@ def run(
         values: What the call gives by name.
     """
     call = planned.call
-    if not (call.declared or call.score_tables):
-        return planned.ready(query, key, value, _NO_TABLES, planned.values)
     tables = {table.name: values[table.name] for table in call.declared}
     read = NO_VALUES
     if call.score_numbers or call.score_tables:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.signature import Signature
     from patterncc.codegen.score.values import ScoreValues
 
-_NO_TABLES: dict[str, Tensor] = {}
+NO_TABLES: dict[str, Tensor] = {}
 _FIRST = Options._fields.index("numbers") + 1  # the options that most calls are given
 
 
@@ -38,11 +38,13 @@ class Planned(NamedTuple):
         call: What they are.
         ready: Runs them.
         values: What their score terms read where they have no tables.
+        tabled: Whether they have tables, the pattern's or the terms'.
     """
 
     call: Prepared
     ready: ReadyForward
     values: ScoreValues
+    tabled: bool
 
     def with_tables(
         self,
@@ -86,8 +88,8 @@ _backwards_by_kind: Kept[ReadyBackward] = Kept()
 def attn_fwd(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """Attention; arguments as of the operator."""
     found = planned(query, key, value, rest)
-    if not rest[1]:  # no tables, so nothing that the plan does not have
-        return found.ready(query, key, value, _NO_TABLES, found.values)
+    if not found.tabled:  # nothing that the plan does not have
+        return found.ready(query, key, value, NO_TABLES, found.values)
     options = Options(*rest)
     tables = found.call.named(options)
     return found.with_tables(query, key, value, tables, found.call.score_values(options))
@@ -123,7 +125,8 @@ def _plan_forward(query: Tensor, key: Tensor, value: Tensor, options: Options) -
         )
         if tables:
             _forwards_by_kind.keep(kind, ready)
-    return Planned(call, ready, NO_VALUES if options.tables else values)
+    tabled = bool(options.tables)
+    return Planned(call, ready, NO_VALUES if tabled else values, tabled)
 
 
 def attn_bwd(
@@ -144,7 +147,7 @@ def attn_bwd(
     if found is None:
         found = _backwards.keep(signature, _plan_backward(tensors, options))
     if not options.tables:
-        grads = found.ready(*tensors, _NO_TABLES, found.values)
+        grads = found.ready(*tensors, NO_TABLES, found.values)
         return [grads[place] for place in found.inputs]  # type: ignore[misc]
     call = found.call
     values = call.score_values(options)

@@ -65,7 +65,9 @@ def attend(
         place = eager.call_signature(signature, score, query, key, value, given, values)
         known = None if place is None else eager.calls.get(place)
         if known is not None:
-            return eager.run(known, query, key, value, values)
+            if known.tabled:
+                return eager.run_with_tables(known, query, key, value, values)
+            return known.ready(query, key, value, gpu_calls.NO_TABLES, known.values)
     if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
         refuse_types(query, key, value)
     if scale is not None:
@@ -85,8 +87,8 @@ def attend(
     tables += score_tables
     options = (signature.structure, tables, numbers, scale, q_offset, layer, layers, *terms)
     if place is not None:
-        planned = eager.calls.keep(place, gpu_calls.planned(query, key, value, options))
-        return eager.run(planned, query, key, value, values)
+        eager.calls.keep(place, gpu_calls.planned(query, key, value, options))
+        return gpu_calls.attn_fwd(query, key, value, *options)
     device = query.device.type
     if device in DEVICES and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.forward import Forward
     from patterncc.codegen.gpu.launches import Call
-    from patterncc.codegen.gpu.plan import Tuned
+    from patterncc.codegen.gpu.plan import Special, Tuned
     from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.codegen.problem import Problem
     from patterncc.dsl.pattern import Pattern
@@ -164,7 +164,9 @@ def passes(
     """
     check = settings().verify
     if transposed:  # besides the forward direction, which a call has found before
-        forward = passes(structure, block_q, block_k, sizes, within)
+        forward = passes(structure, block_q, block_k, sizes, within, False, gather=True)
+        if any(program.gathered > 1 for program in forward):
+            forward = passes(structure, block_q, block_k, sizes, within)
         return tuple(with_transposed(program, check=check) for program in forward)
     return lower_passes(
         resolve(structure).pattern,
@@ -188,7 +190,8 @@ def starting_width(
     """
 
     def lowered(width: int) -> Passes:
-        return passes(structure, block_q, width, sizes, within=True, gather=True)
+        # In the words of `_Alternatives`, which the cache goes by.
+        return passes(structure, block_q, width, sizes, True, False, gather=True)
 
     return key_width(resolve(structure).pattern, lowered, block_k, dict(sizes))
 
@@ -203,7 +206,7 @@ def emitter_choice(
     """
 
     def lowered(block_q: int, block_k: int) -> Passes:
-        return passes(structure, block_q, block_k, sizes, within=True)
+        return passes(structure, block_q, block_k, sizes, within=True, gather=True)
 
     return choose_emitter(resolve(structure).pattern, problem, target, lowered, dict(sizes))
 
@@ -266,7 +269,7 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "s
     return Forward(
         lowered,
         folder=kernel_folder(),
-        tuned=tuned_for(structure, "forward"),
+        tuned=tuned_for(structure, "forward", special),
         key_width=width,
         special=special,
         terms=terms_of(score),
@@ -289,21 +292,39 @@ def backward_launcher(
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         return _Alternatives(structure, block_q, block_k, sizes, transposed=True)
 
+    def of_rows(block_q: int, block_k: int) -> Sequence[Passes]:
+        return _Alternatives(structure, block_q, block_k, sizes, transposed=False)
+
     tuned = TunedGradients(
         tuned_for(structure, "grad_query"), tuned_for(structure, "grad_key_value")
     )
-    return Backward(lowered, folder=kernel_folder(), tuned=tuned, terms=terms_of(score))
+    return Backward(
+        lowered,
+        lower_rows=of_rows,
+        folder=kernel_folder(),
+        tuned=tuned,
+        terms=terms_of(score),
+    )
 
 
-def tuned_for(structure: str, phase: str) -> Tuned:
-    """What asks for the config that was tuned for a phase of a call of a structure."""
+def tuned_for(structure: str, phase: str, special: Special | None = None) -> Tuned:
+    """What asks for the config that was tuned for a phase of a call of a structure.
+
+    Args:
+        structure: Canonical text.
+        phase: Name of the phase.
+        special: Names the calls for which only what this user tuned will do: what came with
+            patterncc was tuned among Triton's kernels alone.
+    """
 
     def tuned(call: Call) -> KernelConfig | None:
         names = resolve(structure).numbers
         # What a backward is called with has no numbers of heads: its tensors have.
         heads = {"heads": call.heads, "kv_heads": call.heads // call.problem.group}
         env = {**call.env, **heads}
-        return config_for(subject_of(structure, call.problem, phase, env, names), call.target)
+        subject = subject_of(structure, call.problem, phase, env, names)
+        own = special is not None and special(call.problem, call.target) is not None
+        return config_for(subject, call.target, own=own)
 
     return tuned
 

@@ -37,19 +37,20 @@ def store() -> TunedStore:
     return TunedStore(settings().cache_dir)
 
 
-def config_for(subject: Subject, target: str) -> KernelConfig | None:
+def config_for(subject: Subject, target: str, *, own: bool = False) -> KernelConfig | None:
     """The config that was tuned for a phase of a call, or for one near enough; None where there is
     none, or the settings want none.
 
     Args:
         subject: The phase and the call.
         target: What it runs on: `cpu`, or as in `codegen.gpu.config.check_config`.
+        own: Whether only what this user tuned will do.
     """
     if not settings().tuned or target == INTERPRETER or subject.problem.terms != PLAIN:
         return None
     if min(subject.q_len, subject.kv_len) <= 0:
         return None
-    return _config(subject.bucketed, target)
+    return _config(subject.bucketed, target, own)
 
 
 def subject_of(
@@ -78,7 +79,7 @@ def subject_of(
 
 
 @functools.lru_cache(maxsize=ANSWERS_KEPT)
-def _config(subject: Subject, target: str) -> KernelConfig | None:
+def _config(subject: Subject, target: str, own: bool) -> KernelConfig | None:
     problem = subject.problem
     family = (subject.phase, target, problem.dtype, problem.head_dim, problem.value_head_dim)
     if not store().has_family(family):
@@ -87,7 +88,9 @@ def _config(subject: Subject, target: str) -> KernelConfig | None:
     if device.target != target:
         return None
     found = lookup(subject, device)
-    return None if found is None else config_of(found)
+    if found is None or (own and found.origin != "user"):
+        return None
+    return config_of(found)
 
 
 def lookup(subject: Subject, device: Device) -> Found | None:

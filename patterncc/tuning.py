@@ -9,9 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from patterncc.autotune.candidates import Surveyed, default_of, key_for, survey
+from patterncc.autotune.candidates import (
+    ABSENT_MULTIPROCESSORS,
+    Surveyed,
+    default_of,
+    key_for,
+    survey,
+)
 from patterncc.autotune.device import describe
 from patterncc.autotune.job import Job
+from patterncc.autotune.key import Device
 from patterncc.autotune.microbenchmarks import Calibration, calibrate
 from patterncc.autotune.options import Options, Progress
 from patterncc.autotune.search import Limits
@@ -20,10 +27,13 @@ from patterncc.autotune.study import Trial
 from patterncc.autotune.tuning import Tuner, TuneResult
 from patterncc.autotune.words import config_words
 from patterncc.call import Call
+from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter
+from patterncc.codegen.ir import Passes
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
 from patterncc.pipeline import kernel_folder
 from patterncc.settings import settings
+from patterncc.trial import choose_device
 from patterncc.tuned import NEAR, WRITTEN_BY, config_of, store
 
 
@@ -76,8 +86,7 @@ def survey_call(
         ConfigError: There is no such phase or target, or a table is missing.
         UnsupportedError: The call has no kernel there.
     """
-    if re.fullmatch(r"cuda:\d+|hip:gfx\w+", target) is None:
-        raise ConfigError(f"there is no target {target!r}", ("cuda:80", "cuda:90", "hip:gfx942"))
+    check_target(target)
     return survey(
         job_of(call, problem),
         phase_named(phase),
@@ -86,6 +95,31 @@ def survey_call(
         options=Options(Limits(timeout=timeout), folder=kernel_folder()),
         report=report,
     )
+
+
+def check_target(target: str) -> None:
+    """Refuses what is no target of GPU kernels.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if re.fullmatch(r"cuda:\d+|hip:gfx\w+", target) is None:
+        raise ConfigError(f"there is no target {target!r}", ("cuda:80", "cuda:90", "hip:gfx942"))
+
+
+def device_of(name: str | None, target: str | None) -> Device:
+    """A device that is here, or one of a target that need not be, with as many multiprocessors as
+    an H200.
+
+    Raises:
+        ConfigError: There is no such device or target, or both are named.
+    """
+    if target is None:
+        return describe(str(choose_device(name)))
+    if name is not None:
+        raise ConfigError("--target is a GPU that is not here; leave out --device")
+    check_target(target)
+    return Device(target, target, "", ABSENT_MULTIPROCESSORS)
 
 
 def survey_document(found: tuple[Surveyed, ...]) -> dict[str, Any]:
@@ -145,7 +179,8 @@ class Why:
     def lines(self) -> list[str]:
         """As text."""
         origin = "tuned" if self.tuned else "default"
-        head = f"{origin} config on {self.device}: {config_words(self.config)}"
+        emitter = "Gluon kernel, " if self.config.get("emitter") == "gluon" else ""
+        head = f"{origin} config on {self.device}: {emitter}{config_words(self.config)}"
         return [head, f"why: {self.reason}", *(f"  {text}" for text in self.differences)]
 
     def as_json(self) -> dict[str, Any]:
@@ -169,10 +204,29 @@ def why_config(call: Call, problem: Problem, device_name: str, phase: str) -> Wh
         reason += f", too far to be used untried (at most {NEAR:g})"
     if not settings().tuned:
         config, tuned, reason = None, False, f"PATTERNCC_TUNED is off; else: {reason}"
+    gluon = _gluon(job, wanted.name, device.target)
+    if gluon.config is not None and (config is None or found.origin != "user"):
+        if tuned:
+            reason = f"{gluon.reason}; what came tuned is for Triton's kernels: {reason}"
+        else:
+            reason = f"{gluon.reason}; {reason}"
+        values = config_values(gluon.config, wanted, device.target) | {"emitter": "gluon"}
+        return Why(device.name, values, False, reason, found.differences)
     if config is None:
         config = default_of(job, wanted, device)
     values = config_values(config, wanted, device.target)
     return Why(device.name, values, tuned, reason, found.differences)
+
+
+def _gluon(job: Job, phase: str, target: str) -> EmitterChoice:
+    """The emitter of untuned calls, the forward ones of which Gluon may have."""
+    if phase != "forward":
+        return EmitterChoice(None, "Gluon writes forward kernels alone")
+
+    def lowered(block_q: int, block_k: int) -> Passes:
+        return job.passes(block_q, block_k, gather=True)
+
+    return choose_emitter(job.pattern, job.problem, target, lowered, job.sizes)
 
 
 def counts(result: TuneResult) -> dict[str, int]:

@@ -35,6 +35,7 @@ def plot_search(name: str, result: TuneResult, path: str) -> None:
         OSError: It cannot be written.
     """
     from matplotlib.figure import Figure  # here, because it takes a second to load
+    from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     trials, knobs = figure.subplots(1, 2, width_ratios=(2, 1))
@@ -52,9 +53,16 @@ def plot_search(name: str, result: TuneResult, path: str) -> None:
     default = result.entry.default_seconds
     if default is not None:
         trials.axhline(default * 1e3, color=_GREY, linewidth=1)
-        trials.annotate("default", (len(steps), default * 1e3), ha="right", va="bottom")
+        # Beside the axes, where no trial is.
+        place = trials.get_yaxis_transform()
+        trials.text(1.01, default * 1e3, "default", transform=place, va="center", fontsize=8)
     trials.set_yscale("log")
-    trials.set_xlabel("trial (orange: seeds; dotted: bad configs)")
+    for axis_formatter in (trials.yaxis.set_major_formatter, trials.yaxis.set_minor_formatter):
+        axis_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    trials.tick_params(axis="y", which="both", labelsize=8)
+    bad = any(trial.seconds == float("inf") for trial in result.search.trials)
+    trials.set_xlabel("trial (orange: seeds" + "; dotted: bad configs)" * bad + ")" * (not bad))
+    trials.set_xlim(0.4, len(steps) + 0.6)
     trials.set_ylabel("ms of a call")
     trials.set_title(f"{name}, {result.entry.key.phase} on {result.device.name}", fontsize=10)
     shares = importances(result)

@@ -19,7 +19,8 @@ from patterncc.codegen.gpu.signature import Kept, call_signature
 from patterncc.codegen.gpu.steps import (
     NO_TABLES,
     bind_all,
-    elsewhere,
+    current_device,
+    index_of,
     layout_of,
     named_operands,
     problem_of,
@@ -61,6 +62,7 @@ class Backward:
         folder: Where generated sources are written; the user's cache by default.
         tuned: The configs that were tuned for a call, asked once for each that is planned.
         terms: Which logits entered the softmax.
+        lower_rows: As of `BackwardPlanner`.
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -70,13 +72,16 @@ class Backward:
         self,
         lower: Lowered,
         *,
+        lower_rows: Lowered | None = None,
         config: BackwardConfig | None = None,
         folder: Path | None = None,
         tuned: TunedGradients | None = None,
         terms: ScoreTerms = PLAIN,
     ) -> None:
         self._terms = terms
-        self.planner = BackwardPlanner(lower, config or BackwardConfig(), tuned)
+        self.planner = BackwardPlanner(
+            lower, config or BackwardConfig(), tuned, lower_rows=lower_rows
+        )
         require_triton()
         self._folder = folder
         self._kept: Kept[ReadyBackward] = Kept()
@@ -227,6 +232,7 @@ class Backward:
             Rows.of(query, key, env),
             {name: room for name, room in rooms.items() if room is not None},
             query.device,
+            index_of(query.device),
             needs_query,
         )
 
@@ -249,6 +255,7 @@ class ReadyBackward:
         rows: Of the call.
         rooms: Memory for the gradients and for `delta`, by name.
         device: Where all tensors are.
+        index: Its number, if it is a GPU; -1 if not.
         needs_query: Is the query's gradient asked for?
     """
 
@@ -258,6 +265,7 @@ class ReadyBackward:
     rows: Rows
     rooms: Mapping[str, Room]
     device: torch.device
+    index: int
     needs_query: bool
 
     def __call__(
@@ -274,8 +282,9 @@ class ReadyBackward:
         table_gradients: Mapping[str, torch.Tensor] = NO_TABLES,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Runs the call, as `Backward` does."""
-        if elsewhere(self.device):
-            with torch.cuda.device(self.device):
+        index = self.index
+        if index >= 0 and index != current_device():
+            with torch.cuda.device(index):
                 return self(
                     grad_out,
                     grad_lse,
@@ -306,7 +315,7 @@ class ReadyBackward:
                 operands |= named_operands(tables)
             if score_values.tables:
                 operands |= term_operands(score_values)
-            run_here(self.steps, operands, self.device)
+            run_here(self.steps, operands, index)
         if table_gradients:
             sums = self.sums if self.steps else WantedSums()
             add_table_gradients(

@@ -152,14 +152,22 @@ class BackwardPlanner:
         config: Of the kernels.
         tuned: Asked where `config` has none. Kernels that also sum gradients of tables are not
             tuned, and take their defaults.
+        lower_rows: The passes of the kernels of the query's gradient, which read the forward
+            direction alone and may gather; None takes those of `lower`.
     """
 
     def __init__(
-        self, lower: Lowered, config: BackwardConfig, tuned: TunedGradients | None = None
+        self,
+        lower: Lowered,
+        config: BackwardConfig,
+        tuned: TunedGradients | None = None,
+        *,
+        lower_rows: Lowered | None = None,
     ) -> None:
         tuned = tuned or TunedGradients()
-        self._grad_query = PassPlanner(lower, GRAD_QUERY, config.grad_query, tuned.grad_query)
-        self._entries = PassPlanner(lower, GRAD_QUERY_ENTRIES, config.grad_query)
+        rows = lower_rows or lower
+        self._grad_query = PassPlanner(rows, GRAD_QUERY, config.grad_query, tuned.grad_query)
+        self._entries = PassPlanner(rows, GRAD_QUERY_ENTRIES, config.grad_query)
         self._grad_key_value = PassPlanner(
             lower, GRAD_KEY_VALUE, config.grad_key_value, tuned.grad_key_value
         )

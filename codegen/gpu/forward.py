@@ -19,7 +19,8 @@ from patterncc.codegen.gpu.signature import Kept, call_signature
 from patterncc.codegen.gpu.steps import (
     NO_TABLES,
     bind_all,
-    elsewhere,
+    current_device,
+    index_of,
     layout_of,
     named_operands,
     problem_of,
@@ -173,7 +174,8 @@ class Forward:
                 given,
             )
             steps = bind_all(launches, tables, device, self._folder)
-        return ReadyForward(steps, terms, rows, out_room, lse_room, device, negated, copied)
+        index = index_of(device)
+        return ReadyForward(steps, terms, rows, out_room, lse_room, device, index, negated, copied)
 
     def resized(self, ready: ReadyForward, tables: Mapping[str, torch.Tensor]) -> ReadyForward:
         """The same calls with tables of other shapes, which is much quicker than to plan them."""
@@ -193,6 +195,7 @@ class ReadyForward:
         rows: Of the call.
         out_room, lse_room: Memory for the results.
         device: Where all tensors are.
+        index: Its number, if it is a GPU; -1 if not.
         negated: Whether the kernels take the query with the other sign.
         copied: Whether a tensor has steps in its last axis.
     """
@@ -203,6 +206,7 @@ class ReadyForward:
     out_room: Room
     lse_room: Room
     device: torch.device
+    index: int
     negated: bool
     copied: bool
 
@@ -215,9 +219,9 @@ class ReadyForward:
         score_values: ScoreValues = NO_VALUES,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Runs the call, as `Forward` does."""
-        device = self.device
-        if elsewhere(device):
-            with torch.cuda.device(device):
+        index = self.index
+        if index >= 0 and index != current_device():
+            with torch.cuda.device(index):
                 return self(query, key, value, tables, score_values)
         out, lse = self.out_room(), self.lse_room()
         if self.steps is None:
@@ -240,5 +244,5 @@ class ReadyForward:
             operands |= named_operands(tables)
         if score_values.tables:
             operands |= term_operands(score_values)
-        run_here(self.steps, operands, device)
+        run_here(self.steps, operands, index)
         return out, lse

@@ -323,7 +323,7 @@ class _RepairWriter(_ForwardWriter):
         yield from access.row_tile_lines()
         yield from access.key_lines()
         yield from self._rows.counter()
-        yield from columns_lines(width, "part")
+        yield from columns_lines(width)
         yield from self._state_address()
         yield from self._start()
         if self._resumes:
@@ -347,7 +347,7 @@ class _RepairWriter(_ForwardWriter):
             yield access.store_out_columns("sums")
         if self._resumes:
             yield from self._lse()
-            yield f"row_exists = row_exists & (part == {parts - 1})"
+            yield f"row_exists = row_exists & (spoiled_part == {parts - 1})"
             yield access.store_row_numbers("lse")
 
     def _careful_tile(self) -> Iterator[str]:

@@ -300,7 +300,7 @@ class _RepairWriter(_Writer):
         yield ""
         yield from access.held_lines()
         yield ""
-        yield from access.column_lines("part")
+        yield from access.column_lines()
         yield from self._start_rows()
         if self._resumes:
             yield from access.load_state_columns("gradient", "key_starts")

@@ -137,7 +137,16 @@ class _GradQueryWriter:
         self._config = config
         self._resumes = resumes
         self._hands_on = hands_on
-        self._access = Access(problem, config, program.tiling, ROW_TENSORS, (), boxes=boxes)
+        gathered = program.gathered > 1
+        self._access = Access(
+            problem,
+            config,
+            program.tiling,
+            ROW_TENSORS,
+            (),
+            gathered=gathered,
+            boxes=boxes and not gathered,
+        )
         terms, tiling = problem.terms, program.tiling
         self._logit = tile_logit(terms, tiling)
         self._slope = tile_slope(terms, tiling)
@@ -146,7 +155,8 @@ class _GradQueryWriter:
         written += [entry.slope for entry in self._entries]
         self._rows = QueryTile(program, problem, config, self._access, written)
         # Written once for all loops: lines before them, lines in a tile, and operands.
-        corners = corners_of(tiling, "[BLOCK_Q, BLOCK_K]")
+        # Of gathered keys `k_first` is no position.
+        corners = "" if gathered else corners_of(tiling, "[BLOCK_Q, BLOCK_K]")
         self._writer = TermWriter(written, "k", corners=corners)
         self._texts = [self._writer.write(expr) for expr in written]
         self._precision = dot_precision(problem)
@@ -321,7 +331,7 @@ class _RepairWriter(_GradQueryWriter):
         yield from self._writer.program_lines
         yield from self._operands()
         yield from self._rows.counter()
-        yield from columns_lines(width, "part")
+        yield from columns_lines(width)
         if self._resumes:
             yield access.load_packed_columns(STATE, "sums", "query")
         else:

@@ -104,9 +104,9 @@ def any_number(sums, exists):
 
 
 @triton.jit
-def next_spoiled(spoiled, places, place, end):
-    """The first spoiled place after one, or the end."""
-    return tl.min(tl.where((spoiled != 0) & (places > place), places, end), 0)
+def next_spoiled(spoiled, looked_at, program, end):
+    """The first spoiled program after one, or the end."""
+    return tl.min(tl.where((spoiled != 0) & (looked_at > program), looked_at, end), 0)
 '''
 """Source of the functions that kernels which repair call."""
 
@@ -163,10 +163,10 @@ def column_mask(rows: str, width: int) -> str:
     return f"({rows}) & column_exists" if width % columns_at_once(width) else rows
 
 
-def columns_lines(width: int, part: str) -> Iterator[str]:
-    """The columns of a part of a result of that width."""
+def columns_lines(width: int) -> Iterator[str]:
+    """The columns of the part `spoiled_part` of a result of that width."""
     some = columns_at_once(width)
-    yield f"columns = {part} * {some} + tl.arange(0, {some})[None, :]"
+    yield f"columns = spoiled_part * {some} + tl.arange(0, {some})[None, :]"
     if width % some:
         yield f"column_exists = columns < {width}"
 
@@ -190,32 +190,34 @@ def repair_lines(blocks: Iterable[str], parts: int, work: Iterable[str]) -> Iter
     Args:
         blocks: Lines that name the tile's sizes.
         parts: How many parts a result is computed in.
-        work: Lines that compute and store the part `part` of what the program of a place computes.
-            Where they ask for its place in the grid, they get that of the spoiled one.
+        work: Lines that compute and store the part `spoiled_part` of what a spoiled program
+            computes. Where they ask for the program's place in the grid, they get that one's.
     """
     yield from blocks
-    yield "end = spoiled_tiles * spoiled_heads * spoiled_batch"
-    yield f"places = tl.program_id(0) + tl.num_programs(0) * tl.arange(0, {PLACES})"
-    yield "spoiled = tl.load(spoiled_ptr + places, mask=places < end, other=0)"
-    yield "place = next_spoiled(spoiled, places, -1, end)"
-    yield "part = 0"
-    yield "while place < end:"
+    yield "# The programs whose sums are spoiled; what they computed is computed in parts."
+    yield "spoiled_programs = spoiled_tiles * spoiled_heads * spoiled_batch"
+    yield f"looked_at = tl.program_id(0) + tl.num_programs(0) * tl.arange(0, {PLACES})"
+    yield "spoiled = tl.load(spoiled_ptr + looked_at, mask=looked_at < spoiled_programs, other=0)"
+    yield "spoiled_program = next_spoiled(spoiled, looked_at, -1, spoiled_programs)"
+    yield "spoiled_part = 0"
+    yield "while spoiled_program < spoiled_programs:"
     lines = [
-        "program_0 = place % spoiled_tiles",
-        "program_1 = place // spoiled_tiles % spoiled_heads",
-        "program_2 = place // (spoiled_tiles * spoiled_heads)",
+        "program_0 = spoiled_program % spoiled_tiles",
+        "program_1 = spoiled_program // spoiled_tiles % spoiled_heads",
+        "program_2 = spoiled_program // (spoiled_tiles * spoiled_heads)",
     ]
     for line in work:
         for number, name in enumerate(_AXES):
             line = line.replace(f"tl.program_id({number})", f"program_{number}")
             line = line.replace(f"tl.num_programs({number})", f"spoiled_{name}")
         lines.append(line)
+    following = "next_spoiled(spoiled, looked_at, spoiled_program, spoiled_programs)"
     lines += [
         "",
-        "part += 1",
-        f"if part == {parts}:",
-        f"{INDENT}part = 0",
-        f"{INDENT}place = next_spoiled(spoiled, places, place, end)",
+        "spoiled_part += 1",
+        f"if spoiled_part == {parts}:",
+        f"{INDENT}spoiled_part = 0",
+        f"{INDENT}spoiled_program = {following}",
     ]
     yield from indented(lines)
 

@@ -284,9 +284,9 @@ class KeyAccess:
         """Columns of a part, of either gradient."""
         return max(columns_at_once(self._width(name)) for name in RESULTS)
 
-    def column_lines(self, part: str) -> Iterator[str]:
-        """The columns of a part: first come those of the gradient of the key."""
-        of_key, _ = self.column_parts
+    def column_lines(self) -> Iterator[str]:
+        """The columns of the part `spoiled_part`: first come those of the gradient of the key."""
+        part, (of_key, _) = "spoiled_part", self.column_parts
         some, widths = self.columns_at_once, [self._width(name) for name in RESULTS]
         yield f"of_value = {part} >= {of_key}"
         yield f"columns = tl.where(of_value, {part} - {of_key}, {part}) * {some}"

@@ -29,6 +29,7 @@ from patterncc.codegen.gpu.config import (
 )
 from patterncc.codegen.gpu.emitter_choice import emitter_of
 from patterncc.codegen.gpu.forward_source import emit_forward_repair
+from patterncc.codegen.gpu.gluon.reasons import reason_against
 from patterncc.codegen.gpu.isolation_source import SPOILED, grid_values, repair_grid
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.kernel_terms import SCALE
@@ -230,7 +231,8 @@ class PassPlanner:
             special = self._special(call.problem, call.target)
             if special is not None:
                 passes = self._passes(special, call.env)
-                if self._kind.obstacle(passes, call.layouts) is None:
+                able = all(reason_against(program, call.problem) is None for program in passes)
+                if able and self._kind.obstacle(passes, call.layouts) is None:
                     return special, passes, True
         config = self._config or self._default(call)
         passes = self._passes(config, call.env)

@@ -86,18 +86,17 @@ def run(
             by the buffers.
         device: Where all of that is.
     """
-    if elsewhere(device):
+    index = index_of(device)
+    if index >= 0 and index != current_device():
         with torch.cuda.device(device):
-            run_here(steps, operands, device)
+            run_here(steps, operands, index)
     else:
-        run_here(steps, operands, device)
+        run_here(steps, operands, index)
 
 
-def run_here(
-    steps: Iterable[BoundLaunch], operands: dict[str, torch.Tensor], device: torch.device
-) -> None:
-    """As `run`, on what is the current device if it is a GPU."""
-    stream = 0 if device.index is None else current_stream(device.index)
+def run_here(steps: Iterable[BoundLaunch], operands: dict[str, torch.Tensor], index: int) -> None:
+    """As `run`, on the current device if it is a GPU; `index` as from `index_of`."""
+    stream = current_stream(index) if index >= 0 else 0
     for step in steps:
         if step.rooms:
             for name, room in step.rooms:
@@ -105,9 +104,9 @@ def run_here(
         step(operands, stream)
 
 
-def elsewhere(device: torch.device) -> bool:
-    """Is it a GPU, and another one is the current device?"""
-    return device.type == "cuda" and device.index != current_device()
+def index_of(device: torch.device) -> int:
+    """The number of a GPU; -1 for what is none."""
+    return -1 if device.type != "cuda" or device.index is None else device.index
 
 
 def named_operands(tables: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

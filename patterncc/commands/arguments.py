@@ -59,6 +59,14 @@ def _explain(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="say which configuration the call would run with here, and why, instead",
     )
+    group.add_argument(
+        "--cost",
+        action="store_true",
+        help="print what the cost model expects of the call, as formulas with numbers, instead",
+    )
+    group.add_argument(
+        "--target", help="with --cost: a GPU that is not here, such as cuda:90, taken for an H200"
+    )
     group.add_argument("--device", help="with --why-config or --cost: cpu, cuda or cuda:N")
     group.add_argument(
         "--phase", default="forward", help="with --why-config or --cost: the phase (forward)"
@@ -352,6 +360,12 @@ def _tune(parser: argparse.ArgumentParser) -> None:
         help="journal file, or address of a database, of a study that several processes share",
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of input and search (0)")
+    parser.add_argument(
+        "--flex",
+        action=argparse.BooleanOptionalAction,
+        help="time compiled FlexAttention once, for comparison; unless told otherwise where one "
+        "forward is tuned on a GPU",
+    )
     parser.add_argument("--plot", metavar="FILE", help="a .png, .svg or .pdf file of the search")
     _json(parser)
 

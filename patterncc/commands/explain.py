@@ -23,6 +23,8 @@ def run(args: argparse.Namespace) -> int:
     call = call_of(pattern_of(args), args)
     if args.why_config:
         return _why_config(args, call)
+    if args.cost:
+        return _cost(args, call)
     problem, block_q, block_k = problem_of(args), args.block_q or 128, args.block_k or 128
     try:
         require_tables(call)
@@ -59,6 +61,23 @@ def _why_config(args: argparse.Namespace, call: Call) -> int:
 
     problem = replace(problem_of(args), group=call.heads // call.kv_heads)
     found = why_config(call, problem, str(choose_device(args.device)), args.phase)
+    if args.json:
+        console.print_json(found.as_json())
+    else:
+        print("\n".join(found.lines()))
+    return 0
+
+
+def _cost(args: argparse.Namespace, call: Call) -> int:
+    """Prints what the cost model expects of the call, as formulas with their numbers."""
+    require_tables(call)
+    from patterncc.autotune.space import phase_named  # these load torch and sympy
+    from patterncc.cost_text import cost_of
+    from patterncc.tuning import device_of, job_of
+
+    problem = replace(problem_of(args), group=call.heads // call.kv_heads)
+    device = device_of(args.device, args.target)
+    found = cost_of(job_of(call, problem), phase_named(args.phase), device)
     if args.json:
         console.print_json(found.as_json())
     else:

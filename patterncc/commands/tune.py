@@ -3,7 +3,7 @@
 import argparse
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,10 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from patterncc.commands import console
@@ -32,6 +31,10 @@ if TYPE_CHECKING:
     from patterncc.autotune.tuning import TuneResult
     from patterncc.call import Call
     from patterncc.codegen.problem import Problem
+    from patterncc.tuning_rival import FlexAttention
+
+_FLEX_SHARE = 0.3
+"""Of the time for a pattern, that a search waits for FlexAttention to be compiled."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         request.q_len = request.q_len or lengths[device.type]
         request.dtype = request.dtype or trial.DEFAULT_DTYPE[device.type]
         name = pattern.name or request.pattern
-        works += [_Work(name, phase, _job(request, pattern)) for phase in phases]
+        works += _works(request, name, pattern, phases)
     return _tune_all(args, works, str(device))
 
 
@@ -88,16 +91,46 @@ class _Work:
     name: str
     phase: "Phase"
     job: "Job | PatternccError"
+    call: "Call | None"
 
 
-def _job(args: argparse.Namespace, pattern: Any) -> "Job | PatternccError":
+def _works(
+    args: argparse.Namespace, name: str, pattern: Any, phases: tuple["Phase", ...]
+) -> list[_Work]:
+    """The phases of one pattern."""
     from patterncc.tuning import job_of
 
     try:
         call, problem = _call_and_problem(args, pattern)
-        return job_of(call, problem, batch=args.batch, layer=args.layer, seed=args.seed)
+        job = job_of(call, problem, batch=args.batch, layer=args.layer, seed=args.seed)
     except PatternccError as error:
-        return error
+        return [_Work(name, phase, error, None) for phase in phases]
+    return [_Work(name, phase, job, call) for phase in phases]
+
+
+def _flex(
+    args: argparse.Namespace, work: _Work, device: str, alone: bool
+) -> "FlexAttention | None":
+    """FlexAttention beside a search, where it is asked for or usual.
+
+    Raises:
+        ConfigError: It is asked for where it cannot be compared.
+    """
+    comparable = work.phase.name == "forward" and device != "cpu"
+    if args.flex and not comparable:
+        raise ConfigError(
+            "--flex compares the forward on a GPU; FlexAttention computes all gradients in one "
+            "kernel, and on a CPU `patterncc bench` times it"
+        )
+    wanted = comparable and alone if args.flex is None else args.flex
+    if not wanted or isinstance(work.job, PatternccError) or work.call is None:
+        return None
+    from patterncc.bench.request import Request
+    from patterncc.tuning_rival import FlexAttention
+
+    job = work.job
+    request = Request(work.name, work.call, job.problem, device, job.batch, job.layer, job.seed)
+    return FlexAttention(request, _FLEX_SHARE * args.timeout)
 
 
 def _tune_all(args: argparse.Namespace, works: list[_Work], device: str) -> int:
@@ -121,9 +154,14 @@ def _tune_all(args: argparse.Namespace, works: list[_Work], device: str) -> int:
             try:
                 if isinstance(work.job, PatternccError):
                     raise work.job
-                with _bar(work.name) as report:
+                flex = _flex(args, work, device, len(works) == 1)
+                with closing(flex) if flex else nullcontext(), _bar(work.name, flex) as report:
                     result = tunes.tune(
-                        work.job, work.phase, report=report, then=_next(works[number + 1 :])
+                        work.job,
+                        work.phase,
+                        report=report,
+                        then=_next(works[number + 1 :]),
+                        before=flex.settle if flex else lambda: None,
                     )
             except KeyboardInterrupt:  # not while configs were measured: nothing to keep
                 interrupted = True
@@ -140,8 +178,10 @@ def _tune_all(args: argparse.Namespace, works: list[_Work], device: str) -> int:
                     console.output().print(text)
                 continue
             documents.append(document(work.name, result))
+            if flex is not None:
+                documents[-1]["flex"] = {"seconds": flex.seconds, "why_not": flex.why_not}
             if not args.json:
-                _print(work.name, result)
+                _print(work.name, result, flex)
             if args.plot:
                 tuning_plot.plot_search(work.name, result, args.plot)
             if result.search.stopped == "interrupted":
@@ -261,18 +301,20 @@ def _call_and_problem(args: argparse.Namespace, pattern: Any) -> tuple["Call", "
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[Any]:
+def _bar(name: str, flex: "FlexAttention | None" = None) -> Iterator[Any]:
     """A bar on the terminal, and what tells it how far the search is."""
     columns = (
-        TextColumn("{task.fields[name]}: {task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[name]}: {task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        # What a narrow terminal has no room for is the end of this.
+        TextColumn(
+            "{task.fields[note]}",
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+        ),
     )
-    with Bar(*columns, console=console.progress(), transient=True) as bar:
+    with Bar(*columns, console=console.progress(), transient=True, expand=True) as bar:
         task = bar.add_task("starting", name=name, note="", total=None)
 
         def report(progress: "Progress") -> None:
@@ -281,24 +323,26 @@ def _bar(name: str) -> Iterator[Any]:
                 description=progress.stage,
                 completed=progress.done,
                 total=progress.total or None,
-                note=_note(progress),
+                note=_note(progress, flex),
             )
 
         yield report
 
 
-def _note(progress: "Progress") -> str:
-    """The best so far, and by how much it beats the default."""
+def _note(progress: "Progress", flex: "FlexAttention | None") -> str:
+    """The best so far, and by how much it beats the default and FlexAttention."""
     if progress.best is None:
         return ""
     config, seconds = progress.best
-    note = f"best {duration(seconds)} ({config.block_q}x{config.block_k})"
+    note = f"best {duration(seconds)}"
     if progress.default < float("inf"):
-        note += f", {progress.default / seconds:.2f}x the default's speed"
-    return note
+        note += f", {progress.default / seconds:.2f}x the default"
+    if flex is not None:
+        note += f", {flex.words(seconds)}"
+    return f"{note} ({config.block_q}x{config.block_k})"
 
 
-def _print(name: str, result: "TuneResult") -> None:
+def _print(name: str, result: "TuneResult", flex: "FlexAttention | None") -> None:
     from patterncc.autotune.prune import survivors
     from patterncc.autotune.words import config_words
     from patterncc.tuning import counts
@@ -309,6 +353,8 @@ def _print(name: str, result: "TuneResult") -> None:
     size = f"batch {call['batch']}, {call['heads']} heads, {call['q_len']:,} tokens"
     out.print(Text(f"{key.dtype}, {size}, head_dim {key.head_dim}"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for _ in range(3):
+        table.add_column(overflow="fold")
     table.add_row("best", duration(entry.seconds), config_words(entry.config))
     values = {knob: getattr(result.default, knob) for knob in entry.config}
     if entry.default_seconds is None:
@@ -316,12 +362,19 @@ def _print(name: str, result: "TuneResult") -> None:
     else:
         speed = f"{config_words(values)}; the best is {entry.speedup:.2f}x as fast"
         table.add_row("default", duration(entry.default_seconds), speed)
+    if flex is not None and flex.seconds is not None:
+        speed = f"FlexAttention; the best is {flex.seconds / entry.seconds:.2f}x as fast"
+        table.add_row("flex", duration(flex.seconds), speed)
+    elif flex is not None:
+        table.add_row("flex", "-", f"FlexAttention was not timed: {flex.why_not}")
     states = ", ".join(f"{count} {state}" for state, count in counts(result).items())
     table.add_row("trials", str(entry.trials), f"{states}; of {entry.legal:,} legal configs")
     if result.compiled:
         worth = f"{len(survivors(result.compiled))} of them worth running"
         table.add_row("compiled", str(len(result.compiled)), worth)
-    table.add_row("stopped", duration(result.seconds), f"after {result.search.stopped}")
+    interrupted = result.search.stopped == "interrupted"
+    why = "by Ctrl-C; the same command goes on" if interrupted else f"after {result.search.stopped}"
+    table.add_row("stopped", duration(result.seconds), why)
     table.add_row("before", "", _before(result))
     table.add_row("kept in", "", str(result.path))
     out.print(table)

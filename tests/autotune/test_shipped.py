@@ -65,7 +65,10 @@ def test_an_h100_takes_its_neighbours(tmp_path: Path, phase: str) -> None:
     other = replace(key_of(subject, H100), target="cuda:80", device="NVIDIA A100")
     miss = TunedStore(tmp_path).lookup(other)
     assert miss.entry is None
-    assert miss.reason == "no tuned key agrees in target"
+    assert miss.reason == "nothing has been tuned for cuda:80 yet"
+    half = TunedStore(tmp_path).lookup(replace(key_of(subject, H100), dtype="float16"))
+    assert half.reason == "no tuned key agrees in dtype"
+    assert half.differences == ("dtype: float16 wanted, bfloat16 tuned",)
 
 
 def test_this_users_come_first(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def _differentiate(
     wanted = reference(it.pattern, tensors, grad_out, grad_lse, it.scope, call.scale, call.tables)
     config = case.config or BackwardConfig(call.config)
     with tempfile.TemporaryDirectory() as folder:
-        backward = Backward(it.lower, config=config, folder=Path(folder))
+        backward = Backward(it.lower, lower_rows=it.lower_rows, config=config, folder=Path(folder))
         got = backward(
             grad_out,
             grad_lse,

@@ -108,6 +108,7 @@ class Prepared:
     scope: Mapping[str, int]
     tables: Mapping[str, torch.Tensor]
     lower: Lowered
+    lower_rows: Lowered | None = None
 
 
 def prepared(call: Call) -> Prepared:
@@ -125,6 +126,7 @@ def prepared(call: Call) -> Prepared:
     sizes = {"heads": heads, "kv_heads": kv_heads, "layers": env.get("layers", 4)}
     tables = {name: _table(rows) for name, rows in call.tables.items()}
     lower: Lowered
+    lower_rows: Lowered | None = None
     if call.chosen:
 
         def chosen(block_q: int, block_k: int) -> Sequence[Passes]:
@@ -132,12 +134,16 @@ def prepared(call: Call) -> Prepared:
                 lower_passes(pattern, block_q, block_k, sizes=sizes, transposed=call.transposed)
             ]
 
-        lower = chosen
+        def gathered(block_q: int, block_k: int) -> Sequence[Passes]:
+            return [lower_passes(pattern, block_q, block_k, sizes=sizes, transposed=False)]
+
+        lower, lower_rows = chosen, gathered
     elif call.passes:
         lower = in_passes([(load(text), tiling) for text, tiling in call.passes], sizes)
     else:
         lower = all_partial(pattern.body) if call.every_tile else lowered(pattern, sizes)
-    return Prepared(pattern, query, key, value, env, {**env, **sizes}, tables, lower)
+    scope = {**env, **sizes}
+    return Prepared(pattern, query, key, value, env, scope, tables, lower, lower_rows)
 
 
 def random_tensors(call: Call) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -150,12 +150,17 @@ def _run(isolation: Isolation, it: Prepared, inputs: _Inputs) -> _Results:
     query, key, value, grad_out = inputs.tensors
     scale = case.call.scale
     with tempfile.TemporaryDirectory() as folder:
-        forward = Forward(it.lower, config=config, folder=Path(folder), terms=case.terms)
+        lower = it.lower_rows or it.lower
+        forward = Forward(lower, config=config, folder=Path(folder), terms=case.terms)
         out, lse = forward(
             query, key, value, env=it.env, scale=scale, tables=it.tables, score_values=inputs.values
         )
         backward = Backward(
-            it.lower, config=BackwardConfig(config, config), folder=Path(folder), terms=case.terms
+            it.lower,
+            lower_rows=it.lower_rows,
+            config=BackwardConfig(config, config),
+            folder=Path(folder),
+            terms=case.terms,
         )
 
         def differentiate() -> tuple[torch.Tensor | None, ...]:

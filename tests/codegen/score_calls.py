@@ -111,7 +111,9 @@ def differentiate_terms(case: ScoreCall, wanted: tuple[str, ...] | None = None) 
     expected = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        backward = Backward(it.lower, folder=Path(folder), terms=case.terms)
+        backward = Backward(
+            it.lower, lower_rows=it.lower_rows, folder=Path(folder), terms=case.terms
+        )
         for _ in range(2):
             sums = {name: torch.zeros(values.tables[name].shape) for name in names}
             found = backward(

@@ -15,6 +15,7 @@ from patterncc.codegen.gpu import launch
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
 from patterncc.codegen.gpu.bound_launch import DirectLaunch, TritonLaunch
+from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.launches import Launch, resized
 from patterncc.codegen.gpu.memory import Room
 from patterncc.codegen.gpu.plan import Planner
@@ -42,9 +43,9 @@ TABLES = {
 }
 
 
-def tensors() -> dict[str, torch.Tensor]:
+def tensors(head_dim: int = 64) -> dict[str, torch.Tensor]:
     return {
-        name: torch.zeros(1, 2, 100, 64, dtype=torch.bfloat16)
+        name: torch.zeros(1, 2, 100, head_dim, dtype=torch.bfloat16)
         for name in ("query", "key", "value", "out", "grad_out")
     }
 
@@ -144,6 +145,22 @@ def test_the_driver_is_given_what_triton_gives_it(
     assert short[10:13] == (None, None, None)  # nobody to call
     assert short[:10] == by_triton[:10] and short[13:] == by_triton[13:]
     assert short[:5] == (*planned.grid, 99, 1234)
+
+
+def test_so_it_is_with_kernels_of_gluon(driver: Driver, hooks: Any, tmp_path: Path) -> None:
+    given = {**tensors(128), "lse": torch.zeros(1, 2, 100)}
+    layouts = [layout_of(name, given[name]) for name in ("query", "key", "value", "out")]
+    config = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
+    planner = Planner(lowered(load("causal")), config)
+    problem = Problem("bfloat16", 128, 128)
+    (planned,) = planner.plan(problem, "cuda:90", layouts, {"q_offset": 0}, 1.0)
+    direct, noted = bound(planned, tmp_path)
+    direct(given, 99)
+    hooks.add(lambda _: None)
+    direct(given, 99)
+    short, by_triton = noted
+    assert planned.described and planned.source.config.emitter == "gluon"
+    assert short[:10] == by_triton[:10] and short[13:] == by_triton[13:]
 
 
 def test_tensor_maps_are_made_once_for_each_address(driver: Driver, tmp_path: Path) -> None:

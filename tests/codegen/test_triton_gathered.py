@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.library import source
 from patterncc.dsl.pattern import TableType
+from tests.codegen.gradients import Case, differentiate
 from tests.codegen.interpreter import Call, attend, interpreter, run_lists
+from tests.codegen.score_calls import ScoreCall, attend_with_terms, differentiate_terms
 from tests.codegen.test_gathered import NUMBERS, STRIDES, TEXTS
 
 SMALL = KernelConfig(16, 16, 4, 1)
@@ -106,6 +109,56 @@ def test_attention(
     assert found.out < 3e-6, found
     assert found.lse < 1e-5, found
     assert found.empty
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    text=st.sampled_from([*(text for text in TEXTS if text != STRIDES), *NUMBERS, *MORE]),
+    lengths=st.tuples(st.integers(1, 70), st.integers(1, 90)),
+    share=st.sampled_from([0.0, 0.1, 1.0]),
+    heads=st.sampled_from([(1, 1), (4, 2)]),
+    seed=st.integers(0, 1 << 16),
+    config=st.sampled_from([SMALL, DESCRIPTOR]),
+)
+def test_gradient_of_the_query(
+    worker: ProcessPoolExecutor,
+    text: str,
+    lengths: tuple[int, int],
+    share: float,
+    heads: tuple[int, int],
+    seed: int,
+    config: KernelConfig,
+) -> None:
+    """Its kernels gather the same keys."""
+    tables: Any = _tables(text, 100, share, seed)
+    values = {"n": 30}
+    call = Call(text, *lengths, values=values, batch=2, heads=heads, config=config, tables=tables)
+    found = worker.submit(differentiate, Case(replace(call, chosen=True))).result()
+    assert found.query < 3e-6 and found.hidden, found
+
+
+@pytest.mark.parametrize(
+    ("score", "shapes"),
+    [
+        ("score + slope[head] * (k - q)", {"slope": (2,)}),
+        ("score + bias[clamp(q - k, 0, 40)]", {"bias": (41,)}),  # by distance
+        ("score + of_key[k]", {"of_key": (80,)}),
+    ],
+)
+def test_score_terms(
+    worker: ProcessPoolExecutor, score: str, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """They are computed at the gathered keys; the gradients of their tables, too."""
+    text = "pattern p(v: bool[*]): causal and (window(9) or v[k])"
+    tables: Any = {"v": [n % 5 == 0 for n in range(80)]}
+    call = Call(text, 70, 90, config=SMALL, tables=tables, chosen=True)
+    case = ScoreCall(call, score, shapes=shapes)
+    found = worker.submit(attend_with_terms, case).result()
+    assert found.out < 1e-5 and found.lse < 1e-5 and found.empty, found
+    both = replace(case, call=replace(call, transposed=True, config=None))
+    gradients = worker.submit(differentiate_terms, both).result()
+    errors = (gradients.query, gradients.key, gradients.value, *gradients.tables.values())
+    assert max(errors) < 1e-4, gradients
 
 
 @pytest.mark.parametrize("config", [SMALL, DESCRIPTOR], ids=["pointer", "descriptor"])

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu.backward_config import default_grad_query_config, suited_grad_query
 from patterncc.codegen.gpu.config import default_config, suited
 from patterncc.codegen.gpu.forward_source import emit_forward
+from patterncc.codegen.gpu.grad_query_source import emit_grad_query
 from patterncc.codegen.gpu.launch import compile_for
 from patterncc.codegen.gpu.run_list_source import emit_listing
+from patterncc.codegen.gpu.table_sum_source import emit_table_sums, summed_tables
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
 from patterncc.dsl.library import source
@@ -43,3 +46,30 @@ def test_every_target(name: str, target: str, tmp_path: Path) -> None:
     assert compiled.spilled == 0
     # Two programs fit on a multiprocessor.
     assert compiled.shared <= (232448 + 1024) // 2 - 1024 or name == "vertical_slash"
+
+
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
+def test_gradient_of_the_query(target: str, tmp_path: Path) -> None:
+    problem = Problem("bfloat16", 128, 128)
+    config = default_grad_query_config(problem, target)
+    program = lower_passes(
+        load("h2o"), config.block_q, config.block_k, within=True, transposed=False
+    )[-1]
+    assert program.gathered > 1
+    config = suited_grad_query(config, problem, target, program)
+    kernel = emit_grad_query(program, problem, config, resumes=True)
+    # Addresses of eight rows of keys and of values fill the registers beside four tiles.
+    most = 64 if target == "cuda:90" else 0
+    assert compile_for(kernel, target, folder=tmp_path).spilled <= most
+
+
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
+def test_counts_of_entries(target: str, tmp_path: Path) -> None:
+    problem = Problem("bfloat16", 128, 128)
+    config = default_config(problem, target)
+    program = lower_passes(
+        load("vertical_slash"), config.block_q, config.block_k, within=True, transposed=False
+    )[0]
+    assert summed_tables(program) == ("slashes",)
+    kernel = emit_table_sums(program, problem, config, name="slashes")
+    assert compile_for(kernel, target, folder=tmp_path).spilled == 0

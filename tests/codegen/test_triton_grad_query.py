@@ -225,18 +225,20 @@ def test_tables(worker: ProcessPoolExecutor, call: Call) -> None:
     _differentiates(worker, Case(call))
 
 
-@pytest.mark.parametrize("name", ["bigbird", "vertical_slash"])
+@pytest.mark.parametrize(
+    "name", ["bigbird", "eviction", "h2o", "minference", "snapkv", "vertical_slash"]
+)
 def test_library(worker: ProcessPoolExecutor, name: str) -> None:
-    """Patterns of several passes, one of them from a table."""
+    """Patterns of several passes, one of them from a table; most have keys that are gathered."""
     text = re.sub(r"block = \d+", "block = 12", source(name).text)
+    text = re.sub(r"(recent|window) = \d+", r"\1 = 9", text)
     sizes = {"batch": 1, "head": 2, "kv_head": 1}
-    tables = {
-        table.name: (
-            _random.random([sizes.get(str(a), 100) for a in table.type.axes]) < 0.1
-        ).tolist()
-        for table in load(text).tables
-        if isinstance(table.type, TableType)
-    }
+    tables = {}
+    for table in load(text).tables:
+        assert isinstance(table.type, TableType)
+        drawn = _random.random([sizes.get(str(axis), 100) for axis in table.type.axes])
+        whole = table.type.element == "int"
+        tables[table.name] = ((100 * drawn).astype(int) if whole else drawn < 0.1).tolist()
     config = KernelConfig(16, 16, 4, 1)
     _differentiates(worker, Case(Call(text, 70, 90, config=config, tables=tables, chosen=True)))
 

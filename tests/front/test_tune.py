@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +10,12 @@ import pytest
 
 from patterncc import tuning
 from patterncc.autotune.store import TunedStore
+from patterncc.bench.request import Request
+from patterncc.call import Call
+from patterncc.codegen.problem import Problem
 from patterncc.commands import cache
+from patterncc.dsl import load
+from patterncc.tuning_rival import FlexAttention
 from tests.front.conftest import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +133,8 @@ def test_calibrate(run: Run, own_store: TunedStore) -> None:
         (["tune", "causal", "full", "--plot", "x.png"], "--plot draws one search"),
         (["tune", "causal", *SMALL, "--phase", "backwards"], "there is no phase 'backwards'"),
         (["tune", "causal", *SMALL, "--plot", "x.bmp"], "no suffix of a picture"),
+        (["tune", "causal", *SMALL, "--phase", "forward,grad_query"], "all gradients together"),
+        (["tune", "causal", *SMALL, "--flex"], "--flex compares the forward on a GPU"),
         (["cache", "export"], "cache export takes a file"),
         (["cache", "clear", "x"], "cache clear takes no file"),
         (["cache", "show", "nothing"], "no entry's pattern or device has 'nothing' in it"),
@@ -136,6 +144,28 @@ def test_wrong_usage(run: Run, argv: list[str], message: str) -> None:
     found = run(*argv)
     assert found.code == 2
     assert message in found.err
+
+
+def test_all_phases_that_there_are(run: Run) -> None:
+    (found,) = run("tune", "causal", *SMALL, "--phase", "all", "--json").json
+    assert found["phase"] == "forward"
+
+
+@pytest.mark.slow
+def test_flex_attention_beside() -> None:
+    """On a CPU, where it can be compiled, too; and where nobody waits for it."""
+    call = Call.of(load("window(64)"), 256, None, None, heads=2)
+    request = Request("window", call, Problem("float32", 16, 16), "cpu")
+    with closing(FlexAttention(request, 0.0)) as flex:
+        flex.settle()
+        assert flex.seconds is None
+        assert flex.words(1.0) == "FlexAttention: it was not compiled within 0 s"
+    with closing(FlexAttention(request, 200.0)) as flex:
+        assert "not ready yet" in flex.words(1.0)
+        flex.settle()
+        assert (flex.seconds is None) == bool(flex.why_not)
+        if flex.seconds is not None:
+            assert flex.words(flex.seconds / 2) == "2.00x FlexAttention"
 
 
 def test_what_cannot_be_imported(run: Run, tmp_path: Path) -> None:

@@ -137,6 +137,25 @@ def test_a_call_on_a_gpu(own_store: TunedStore, monkeypatch: pytest.MonkeyPatch)
     assert tuned.config_for(subject, "cuda:90") is None
 
 
+def test_what_came_tuned_is_no_answer_beside_another_emitter(
+    own_store: TunedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was tuned among Triton's kernels alone; what this user tuned counts."""
+    monkeypatch.setattr(tuned, "_device_here", lambda target: H200)
+    problem = Problem("bfloat16", 128, 128)
+    wanted = key(H200, problem, q_len=16384)
+    own_store.put(entry(wanted, block_q=64, block_k=64))
+    env = {"q_len": 16384, "kv_len": 16384, "heads": 2, "kv_heads": 2, "n": 64}
+    subject = tuned.subject_of(STRUCTURE, problem, "forward", env, ("n",))
+    assert tuned.config_for(subject, "cuda:90", own=True) is not None
+    shipped = Found(wanted, entry(wanted, block_q=64, block_k=64), "shipped", 0.0, "")
+    monkeypatch.setattr(tuned, "lookup", lambda subject, device: shipped)
+    tuned.forget()
+    assert tuned.config_for(subject, "cuda:90") is not None
+    assert tuned.config_for(subject, "cuda:90", own=True) is None
+    tuned.forget()
+
+
 def test_order_of_another_pattern() -> None:
     """The order of tiles is the pattern's own, whatever its neighbour's was."""
     wanted = key(H200, Problem("bfloat16", 128, 128), pattern_class="dense, growing")
@@ -177,6 +196,30 @@ def test_why_config(run: Run, own_store: TunedStore) -> None:
     assert "32x128\nwhy: the nearest tuned key (user), 3.5 away" in second.out
     assert "  q_len: 256 wanted, 512 tuned" in second.out
     assert run(*argv, "--json").json["config"] == {"block_q": 32, "block_k": 128}
+
+
+def test_cost(run: Run, own_store: TunedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patterncc.cost_text.store", lambda: own_store)
+    argv = ("explain", "window(64)", "--heads", "2", "--q-len", "4096", "--cost")
+    found = run(*argv, "--target", "cuda:90")
+    assert found.code == 0
+    assert found.out.startswith("forward on cuda:90, default config: 64x64, 4 warps, 3 stages")
+    assert "constants: usual ones, not calibrated here" in found.out
+    assert "F*V/(M*products)" in found.out
+    assert "M =          132  multiprocessors" in found.out
+    document = run(*argv, "--target", "cuda:90", "--phase", "grad_key_value", "--json").json
+    assert document["phase"] == "grad_key_value"
+    (one,) = document["passes"]
+    assert sum(part["seconds"] for part in one["parts"]) == pytest.approx(document["seconds"])
+    here = run(*argv, "--device", "cpu", "--dtype", "float32")
+    assert "H*V*row" in here.out
+    wrong = run(*argv, "--device", "cpu", "--target", "cuda:90")
+    assert wrong.code == 2
+    assert "leave out --device" in wrong.err
+    assert "there is no target" in run(*argv, "--target", "h200").err
+    gradients = run(*argv, "--device", "cpu", "--phase", "grad_query")
+    assert gradients.code == 2
+    assert "computes all gradients together" in gradients.err
 
 
 def test_looking_at_tuned_configs_loads_no_optuna() -> None:
