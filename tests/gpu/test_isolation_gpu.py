@@ -4,6 +4,7 @@ gradients of the public interface."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 import patterncc
+from patterncc import pipeline
+from patterncc.codegen.gpu.emitter_choice import EmitterChoice
 from tests.front.inputs import tensors
 
 pytestmark = pytest.mark.gpu
@@ -33,6 +36,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 NAMES = ("query", "key", "value", "grad_out")
 
 Results = tuple[Tensor, ...]
+
+
+@pytest.fixture(autouse=True)
+def kernels_of_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Gluon's kernels do not note what they spoil."""
+    choice = EmitterChoice(None, "asked for")
+    monkeypatch.setattr(pipeline, "emitter_choice", lambda *_: choice)
+    pipeline.launcher.cache_clear()
+    yield
+    pipeline.launcher.cache_clear()
 
 
 def _inputs(options: dict[str, Any]) -> dict[str, Tensor]:
