@@ -15,8 +15,9 @@ from patterncc.autotune.measurement import Resources
 from patterncc.codegen.gpu.config import KernelConfig
 
 _SHARES = ("small", "hidden_one", "hidden_within", "hidden_two", "hidden_more")  # between 0 and 1
-_GIVEN = ("multiprocessors", "launch")
-"""Not fitted: the first is known, the second too small a part of any call that is worth timing."""
+_GIVEN = ("multiprocessors", "launch", "gluon", "gluon_start")
+"""Not fitted: the first is known, the second too small a part of any call that is worth timing, and
+calibrating times Triton's kernels alone."""
 _STEPS = (0.5, 0.2, 0.08, 0.03, 0.01)  # in the logarithm of a constant
 _ROUNDS = 6  # of each step
 _SLOW_POWER = 4  # twice the best time counts a sixteenth

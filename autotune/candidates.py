@@ -22,6 +22,7 @@ from patterncc.autotune.space import CPU, Phase, SearchSpace
 from patterncc.autotune.store import Found, TunedStore
 from patterncc.codegen import cpu
 from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.gluon.reasons import reason_against
 
 _MODEL_SEEDS = 5  # of the cost model's favourites
 _COMPILED_FOR_EACH = 3  # candidates that are compiled for each trial
@@ -80,15 +81,19 @@ def descriptors_possible(job: Job) -> bool:
 
 
 def space_for(job: Job, phase: Phase, device: Device) -> SearchSpace:
-    """The legal configs of a call: by pointers alone where descriptors are impossible, and with a
-    choice of which programs are neighbours where heads may visit different tiles."""
+    """The legal configs of a call: by pointers alone where descriptors are impossible, with a
+    choice of which programs are neighbours where heads may visit different tiles, and of the
+    emitter where there are two that can write the kernels."""
     fixed: dict[str, Any] = {}
     if device.target != CPU:
         default = default_of(job, phase, device)
         if not descriptors_possible(job):
             fixed["load"] = "pointer"
-        if not any(map(reads_head, job.passes(default.block_q, default.block_k))):
+        passes = job.passes(default.block_q, default.block_k)
+        if not any(map(reads_head, passes)):
             fixed["neighbours"] = default.neighbours
+        if any(reason_against(program, job.problem) for program in passes):
+            fixed["emitter"] = "triton"
     return SearchSpace(phase, job.problem, device.target, fixed)
 
 

@@ -60,6 +60,9 @@ class GpuConstants:
         start: Seconds of a program besides its tiles.
         drain: Seconds that filling and draining the pipeline of a loop takes.
         launch: Seconds of a launch.
+        gluon: What a tile takes in a Gluon kernel, whose exponentials and loads hide, besides its
+            rows, in units of what its products take in one of Triton's.
+        gluon_start: What a program of such a kernel takes besides, in the same way.
     """
 
     multiprocessors: float
@@ -80,6 +83,8 @@ class GpuConstants:
     start: float
     drain: float
     launch: float
+    gluon: float
+    gluon_start: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,8 @@ H200 = GpuConstants(
     start=1.8e-6,
     drain=1.1e-6,
     launch=6.0e-6,
+    gluon=0.52,
+    gluon_start=1.0,
 )
 """The forward's on an H200; a guess for other GPUs until `patterncc tune --calibrate` has run
 there."""
@@ -303,13 +310,20 @@ def predict_gpu(
         visible += work.loaded * constants.pointer
     waiting = {1: constants.exposed_one, 2: constants.exposed_two}.get(config.num_stages, 0.0)
     waiting /= resident  # the others work meanwhile
+    start = constants.start
+    gluon = config.emitter == "gluon"
+    if gluon:
+        products *= constants.gluon
+        visible, waiting = work.held / constants.rows, 0.0
+        start *= constants.gluon_start
     mask = pairs / constants.mask
-    each = max(products + visible + waiting, work.loaded / constants.load)
+    least = 0.0 if gluon else work.loaded / constants.load
+    each = max(products + visible + waiting, least)
     parts = dict.fromkeys(
         ("products", "softmax", "loads", "mask", "programs", "tail", "launch"), 0.0
     )
     for one in facts:
-        once = (constants.start + one.loops * constants.drain) / resident
+        once = (start + one.loops * constants.drain) / resident
         masked = mask + (pairs / constants.lookup if one.looked_up else 0.0)
         tiles = one.visited * one.heads / constants.multiprocessors
         partial = one.visited_partial * one.heads / constants.multiprocessors

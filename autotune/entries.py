@@ -84,6 +84,12 @@ class Entry:
                 raise ConfigError(f"the field {name} of an entry is {value!r}")
         key = ConfigKey.from_json(document["key"])
         space = space_of(key)
+        missing = {knob.name for knob in space.knobs} - set(document["config"])
+        if missing:
+            # Something that was no choice then may be better now, and the default with it.
+            raise ConfigError(
+                f"it was tuned by a version that had no choice of {sorted(missing)[0]}"
+            )
         config = space.config(document["config"])
         config_from(document["config"])  # for the types
         refusal = space.refusal(config)

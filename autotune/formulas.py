@@ -75,15 +75,24 @@ def gpu_formulas(
     if work.held < WIDE_ROWS * max(1, config.num_warps // 4):
         rate = rate * sympy.Symbol("small")
     products = f / rate
+    gluon = config.emitter == "gluon"
+    if gluon:
+        products *= sympy.Symbol("gluon")
     hidden, share = hidden_share(resident, config.num_warps // 4, constants)
     visible = (1 - sympy.Symbol(hidden)) * (a / sympy.Symbol("softmax") + h / sympy.Symbol("rows"))
     if config.load == "pointer":
         visible += b * sympy.Symbol("pointer")
     waits = {1: "exposed_one", 2: "exposed_two"}.get(config.num_stages)
     waiting = sympy.Symbol(waits) / r if waits else sympy.Integer(0)
+    start = sympy.Symbol("start")
+    if gluon:
+        visible, waiting = h / sympy.Symbol("rows"), sympy.Integer(0)
+        start *= sympy.Symbol("gluon_start")
     loads = sympy.Max(waiting, b / sympy.Symbol("load") - products - visible)
+    if gluon:
+        loads = sympy.Integer(0)
     mask = a / sympy.Symbol("mask") + (a / sympy.Symbol("lookup") if one.looked_up else 0)
-    once = (sympy.Symbol("start") + loops * sympy.Symbol("drain")) / r
+    once = (start + loops * sympy.Symbol("drain")) / r
     expressions = {
         "products": (v / m * products, "products on the matrix units"),
         "softmax": (v / m * visible, "what of the softmax hides under no products"),

@@ -10,11 +10,13 @@ from patterncc.autotune.space import FORWARD, GRAD_KEY_VALUE, GRAD_QUERY, Phase
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
 from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.emitter_choice import choose_emitter
 from patterncc.codegen.gpu.launches import Launch
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.plan import Planner
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.key_width import key_width
+from patterncc.codegen.problem import Problem
 
 _BYTES = {"float32": 4, "float64": 8}  # of an element; others have 2
 _OF_QUERIES = ("query", "grad_out", "out")
@@ -50,6 +52,7 @@ def planned(
             lambda block_q, block_k: (job.passes(block_q, block_k, gather=True),),
             config,
             key_width=lambda block_q, block_k: _key_width(job, block_q, block_k),
+            special=lambda problem, target: _special(job, problem, target),
         )
         return forward.plan(job.problem, target, layouts, job.env, job.scale, shapes)
     layouts = [_layout(job, name) for name in ("grad_out", "query", "key", "value", "out")]
@@ -88,6 +91,10 @@ def _key_width(job: Job, block_q: int, block_k: int) -> int:
         return job.passes(block_q, width, gather=True)
 
     return key_width(job.pattern, lowered, block_k, job.sizes)
+
+
+def _special(job: Job, problem: Problem, target: str) -> KernelConfig | None:
+    return choose_emitter(job.pattern, problem, target, job.passes, job.sizes).config
 
 
 def _layout(job: Job, name: str) -> Layout:

@@ -24,6 +24,7 @@ from patterncc.codegen.gpu.config import (
     loads,
     shared_bytes,
 )
+from patterncc.codegen.gpu.gluon.reasons import HOPPER
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
@@ -97,6 +98,8 @@ def _choices(knob: Knob, target: str) -> tuple[Any, ...]:
     """The choices of a knob that differ on a target."""
     if knob.name == "load":
         return loads(target)
+    if knob.name == "emitter" and target != HOPPER:
+        return ("triton",)
     if knob.name == "max_registers" and not target.startswith("cuda"):
         return (None,)  # nobody else's compiler is told
     return (*knob.choices, *(knob.tensor_memory if has_tensor_memory(target) else ()))
@@ -141,6 +144,7 @@ FORWARD = Phase(
         _NEIGHBOURS,
         # Elsewhere than in tensor memory the assembler goes up to 255 untold.
         Knob("max_registers", (None, 128, 168), ordered=False, tensor_memory=(255,)),
+        Knob("emitter", ("triton", "gluon"), ordered=False),
     ),
     cpu=(Knob("block_q", _TILES), Knob("block_k", _TILES)),
     shared_bytes=shared_bytes,
@@ -259,7 +263,7 @@ class SearchSpace:
     def known_config(self, values: Mapping[str, Any]) -> KernelConfig | None:
         """The config of values that another version may have written; None where it has not these
         knobs."""
-        if set(values) - {knob.name for knob in self.knobs}:
+        if set(values) != {knob.name for knob in self.knobs}:
             return None
         return KernelConfig(**values)
 

@@ -13,6 +13,8 @@ def config_words(values: Mapping[str, Any]) -> str:
         if name in values:
             words.append(f"{values[name]} {unit}{'s' * (values[name] != 1)}")
     words += [str(values[name]) for name in ("load", "order") if name in values]
+    if values.get("emitter") == "gluon":
+        words.append("Gluon")
     if values.get("neighbours") == "heads":
         words.append("heads side by side")
     if values.get("max_registers") is not None:

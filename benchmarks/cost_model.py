@@ -1,10 +1,12 @@
 """How well the cost model orders configs, on times that were recorded on an H200.
 
     python benchmarks/cost_model.py --out benchmarks/results/cost_model_h200.json
+    python benchmarks/cost_model.py --judge benchmarks/results/tune_sweeps_h200.json
 
 Reads the sweeps in `benchmarks/results`. The patterns are dealt out to five folds; the constants of
 the device are fitted to four of them and the model is judged on the fifth; then they are fitted to
-all. Needs no GPU. About five minutes.
+all. Needs no GPU. About five minutes. `--judge` takes the constants as they are and says how well
+they do on the sweeps of a file.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ import numpy as np
 from gpu_cases import CASES
 
 from patterncc.autotune.calibrate import Observation, fit, mean_quality, quality
-from patterncc.autotune.cost import H200, Constants, CostModel
+from patterncc.autotune.cost import H200, Constants, CostModel, usual_constants
 from patterncc.autotune.job import Job
 from patterncc.autotune.measurement import Resources
+from patterncc.autotune.space import phase_named
 from patterncc.codegen.gpu.config import KernelConfig, default_config
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
@@ -109,6 +112,25 @@ def recorded() -> dict[str, list[Observation]]:
     return dict(found)
 
 
+def judge(path: Path) -> None:
+    """How well the present constants order the configs of recorded sweeps."""
+    for sweep in json.loads(path.read_text()):
+        phase = phase_named(sweep["phase"])
+        job = job_of(sweep["pattern"], sweep["problem"]["head_dim"])
+        model = CostModel(job, TARGET, usual_constants(TARGET, phase), phase)
+        found = [
+            Observation(
+                model,
+                KernelConfig(**{name: run["config"][name] for name in FIELDS}),
+                run["seconds"],
+                Resources(**run["resources"]) if run["resources"] else None,
+            )
+            for run in sweep["runs"]
+            if run["seconds"]
+        ]
+        print(f"{sweep['pattern']:28}", *(f"{v:7.3f}" for v in asdict(quality(found)).values()))
+
+
 def _most(number: int | list[int]) -> int:
     """Of several kernels the most."""
     return max(number) if isinstance(number, list) else number
@@ -117,7 +139,11 @@ def _most(number: int | list[int]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--judge", type=Path, help="a file of tune_sweep.py")
     options = parser.parse_args()
+    if options.judge:
+        judge(options.judge)
+        return
     calls = recorded()
     everything = [one for observations in calls.values() for one in observations]
     rows: list[dict[str, Any]] = []

@@ -45,7 +45,7 @@ class Recorded:
         fixed: dict[str, Any] = {}
         if document["device"]["target"] != "cpu":
             first = next(iter(self.times))
-            for name in ("order", "neighbours", "max_registers"):
+            for name in ("order", "neighbours", "max_registers", "emitter"):
                 fixed[name] = getattr(first, name)
         terms = {"terms": PLAIN}
         problem = Problem(**{**document["problem"], **terms})

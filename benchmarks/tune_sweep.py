@@ -71,13 +71,15 @@ class Sweep:
             self.job, device.target, usual_constants(device.target, phase), phase
         )
         space = space_for(self.job, phase, device)
+        emitters = options.emitters.split(",")
         loads, stages = options.loads.split(","), tuple(map(int, options.stages.split(",")))
         self.configs = [
             config
             for _, config in self.model.ranked(space.configs)
             if device.target == CPU
             or (
-                config.order == self.default.order
+                config.emitter in emitters
+                and config.order == self.default.order
                 and config.neighbours == self.default.neighbours
                 and config.max_registers == self.default.max_registers
                 and config.load in loads
@@ -159,6 +161,7 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--loads", default="descriptor,pointer")
+    parser.add_argument("--emitters", default="triton,gluon")
     parser.add_argument("--stages", default="1,2,3,4,5,6")
     parser.add_argument("--seconds", type=float, default=600.0, help="of all patterns together")
     parser.add_argument("--budget", type=float, default=0.1, help="seconds of timing a config")

@@ -189,7 +189,8 @@ def _plan_backward(tensors: tuple[Any, ...], options: Options) -> _Backward:
         if own:
             _backwards_by_kind.keep(kind, ready)
     inputs = tuple(place for place in range(3) if needs[place])
-    return _Backward(call, ready, values, inputs, tables)
+    kept = NO_VALUES if options.tables else values  # no tensor of a call outlives it here
+    return _Backward(call, ready, kept, inputs, tables)
 
 
 def attn_bwd_bwd(grad_grad_query: Tensor, *_: Any) -> NoReturn:

@@ -7,7 +7,7 @@ takes besides, was fitted to times on one H200 (docs/gluon.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,6 +16,7 @@ from patterncc.codegen.gpu.config import Emitter, KernelConfig, default_config
 from patterncc.codegen.gpu.forward_source import emit_forward
 from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
 from patterncc.codegen.gpu.gluon.reasons import HOPPER, problem_reason, reason_against
+from patterncc.codegen.gpu.mask_source import beyond_limits, is_limit
 from patterncc.codegen.key_width import COSTS, key_width
 from patterncc.dsl.mask import Const, FloorDiv, Mod, Predicate, variables, walk
 
@@ -70,6 +71,10 @@ _GLUON: Mapping[int, tuple[tuple[KernelConfig, _Speed], ...]] = {
     64: ((KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon"), _Speed(1 / 478, 258)),),
 }
 """What was measured, by head dimension."""
+
+
+_MOST_COMPARISONS = 2
+"""Of keys, besides limits that must all hold: three spill hundreds of bytes."""
 
 
 def choose_emitter(
@@ -141,13 +146,14 @@ def _counted(
 
 
 def _costly(mask: Predicate) -> str | None:
-    """Why the registers of a warpgroup would not suffice for a mask, or None."""
-    divisors: Iterator[object] = (
-        node.divisor
-        for node in walk(mask)
-        if isinstance(node, (FloorDiv, Mod)) and "k" in variables(node.value)
-    )
-    for divisor in divisors:
-        if not (isinstance(divisor, Const) and divisor.value & (divisor.value - 1) == 0):
-            return "its mask divides keys by what is no power of two, which takes many registers"
+    """Why the registers of a warpgroup would not suffice for a mask, or None: known from compiling
+    the library."""
+    for node in walk(mask):
+        if isinstance(node, (FloorDiv, Mod)) and "k" in variables(node.value):
+            divisor = node.divisor
+            if not (isinstance(divisor, Const) and divisor.value & (divisor.value - 1) == 0):
+                return "its mask divides keys by what is no power of two, which takes registers"
+    rest = beyond_limits(mask)
+    if len(rest) > _MOST_COMPARISONS or not all(map(is_limit, rest)):
+        return "its mask is more than limits that must all hold, which takes registers"
     return None

@@ -29,6 +29,7 @@ from patterncc.dsl.mask import (
     Expr,
     IntExpr,
     K,
+    Member,
     Or,
     Param,
     Predicate,
@@ -80,6 +81,24 @@ def emit_bounded_mask(
     bounds, rest = writer.bounds(separate(all_of(mask, exists)))
     expression = "" if rest == TRUE else writer.element(rest)
     return MaskSource(tuple(writer.row_lines), tuple(writer.key_lines), expression), bounds
+
+
+def beyond_limits(mask: Predicate) -> tuple[Predicate, ...]:
+    """What a mask asks of the keys of a tile besides limits that must all hold: the other
+    comparisons and lookups, for a program that keeps rows."""
+    exists = compare("<", K, Var("kv_len"))
+    _, rest = _MaskWriter(MappingProxyType({}), ROWS).bounds(separate(all_of(mask, exists)))
+    return tuple(
+        node for node in walk(rest) if isinstance(node, (Compare, Member)) and ROWS.passes(node)
+    )
+
+
+def is_limit(node: Predicate) -> bool:
+    """Is it a comparison of a key's side with a row's, or with a number?"""
+    match node:
+        case Compare(_, left, right):
+            return ROWS.is_bound(left, right) or ROWS.is_bound(right, left)
+    return False
 
 
 def emit_mask(

@@ -64,7 +64,7 @@ assumes nothing last."""
 MOST_LISTED = 2 << 30
 """Most bytes of lists of tiles at once."""
 
-MOST_GATHERED = 1 << 30
+MOST_GATHERED = 3 << 29
 """Bytes of lists of runs that are made at once, for some of the query tiles, where those of all
 would take more."""
 
@@ -396,7 +396,8 @@ def _turns(
     """
     count = tiles
     if program.gathered > 1:
-        count = min(tiles, max(MOST_GATHERED // size, 1))
+        most = max(MOST_GATHERED // size, 1)
+        count = ceildiv(tiles, ceildiv(tiles, most))  # a short turn would leave the device idle
     turns = [(first, min(count, tiles - first)) for first in range(0, tiles, count)]
     return turns if config.order == "forward" else turns[::-1]
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from patterncc.codegen.gpu.clause_source import clause_lines
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import module_text
 from patterncc.codegen.gpu.list_source import (
-    clause_lines,
     emit_lists,
     head_lines,
     list_axes,

@@ -33,7 +33,9 @@ CONFIG = {
     "num_stages": 3,
     "load": "descriptor",
     "order": "reverse",
+    "neighbours": "tiles",
     "max_registers": None,
+    "emitter": "triton",
 }
 
 

@@ -44,6 +44,13 @@ def test_search(sampler: Sampler) -> None:
     assert again.asked == timer.asked
 
 
+def test_a_model_that_is_far_off() -> None:
+    timer = FakeTimer()
+    limits = Limits(trials=60, timeout=1e9, gain=0.0)
+    result = search(SPACE, timer, predicted(0.3), limits=limits, clock=timer.clock)
+    assert gap(result) < 0.1
+
+
 def test_seeds_come_first() -> None:
     timer = FakeTimer()
     seeds = [SPACE.configs[5], SPACE.configs[3], SPACE.configs[5], KernelConfig(16, 16)]

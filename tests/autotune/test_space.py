@@ -70,12 +70,15 @@ def test_shared_memory() -> None:
 
 def test_knobs_by_target() -> None:
     problem = Problem("bfloat16", 64, 64)
-    registers = {
-        target: SearchSpace(FORWARD, problem, target).knobs[-1].choices for target in TARGETS
+    choices = {
+        target: {knob.name: knob.choices for knob in SearchSpace(FORWARD, problem, target).knobs}
+        for target in TARGETS
     }
+    registers = {target: found["max_registers"] for target, found in choices.items()}
     assert registers["cuda:90"] == (None, 128, 168)
     assert registers["cuda:100"] == (None, 128, 168, 255)
     assert registers["hip:gfx942"] == (None,)
+    assert {t for t in TARGETS if choices[t]["emitter"] == ("triton", "gluon")} == {"cuda:90"}
     assert {config.load for config in SearchSpace(FORWARD, problem, "cuda:80").configs} == {
         "pointer"
     }
@@ -117,3 +120,16 @@ def test_phases() -> None:
 def test_stored_values_are_checked(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config_from(values)
+
+
+def test_gluon() -> None:
+    """Of what it has kernels for alone."""
+    space = SearchSpace(FORWARD, Problem("bfloat16", 128, 128), "cuda:90")
+    gluon = [config for config in space.configs if config.emitter == "gluon"]
+    assert {(c.load, c.num_warps, c.block_q) for c in gluon} == {
+        ("descriptor", 4, 64),
+        ("descriptor", 8, 128),
+    }
+    for problem in (Problem("float32", 128, 128), Problem("bfloat16", 192, 192)):
+        configs = SearchSpace(FORWARD, problem, "cuda:90").configs
+        assert {config.emitter for config in configs} == {"triton"}

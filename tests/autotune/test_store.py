@@ -18,7 +18,7 @@ from patterncc.autotune.key import FARTHEST, ConfigKey, distance
 from patterncc.autotune.records import StoreWarning
 from patterncc.autotune.store import SHIPPED, TunedStore
 from patterncc.dsl.errors import ConfigError
-from tests.autotune.entries import KEY, entry
+from tests.autotune.entries import CONFIG, KEY, entry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -226,7 +226,7 @@ def test_import_of_something_else(store: TunedStore, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="its schema is 7, this version reads 1"):
         store.import_(file)
     good = entry().as_json()
-    documents = [good, good | {"config": {"block_q": 3}}]
+    documents = [good, good | {"config": {**CONFIG, "block_q": 3}}]
     records.write(file, "tuned configs", {"entries": documents})
     with pytest.raises(ConfigError, match="entry 1: block_q=3 is no choice"):
         store.import_(file)
@@ -300,3 +300,12 @@ def test_entries_given_to_a_process(tmp_path: Path) -> None:
     assert not store.lookup(replace(KEY, q_len=1024)).exact
     store.put(entry(seconds=3.0))  # what this process itself finds
     assert store.lookup(KEY).entry == entry(seconds=3.0)
+
+
+def test_an_entry_from_before_a_knob(tmp_path: Path) -> None:
+    """Its config may be worse than today's default, so it is named and not used."""
+    store = TunedStore(tmp_path, None)
+    old = entry()
+    store.put(replace(old, config={k: v for k, v in old.config.items() if k != "emitter"}))
+    with pytest.warns(StoreWarning, match="a version that had no choice of emitter"):
+        assert store.lookup(KEY).entry is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -289,6 +291,28 @@ def reference(attn: Any, query: Tensor, key: Tensor, value: Tensor, doc: Tensor)
 
 def test_documents_of_other_numbers(pool: ProcessPoolExecutor) -> None:
     pool.submit(documents_of_other_numbers).result()
+
+
+def tensors_are_let_go() -> None:
+    """Calls forward and backward with all kinds of tables, of which nothing is left but plans."""
+    text = "pattern p(w: int[head]): 0 <= q - k < w[head]"
+    attn = patterncc.compile(text, score="score + slopes[head]", sink="sinks[head]")
+    query, key, value = tensors(20, batch=1, heads=2, kv_heads=1)
+    tables = [torch.tensor([3, 9]), torch.zeros(2), torch.zeros(2)]
+    assert attn._score is not None
+    options: tuple[Any, ...] = ([], None, None, 0, None, attn._score.text, [])
+    rest: tuple[Any, ...] = (attn.pattern.structure, tables, *options)
+    out, lse = gpu_calls.attn_fwd(query, key, value, *rest)
+    grads = gpu_calls.attn_bwd(torch.ones_like(out), None, query, key, value, out, lse, *rest)
+    assert len(grads) == 5
+    known = [weakref.ref(each) for each in (query, key, value, *tables, out, lse, *grads)]
+    del query, key, value, tables, rest, out, lse, grads
+    gc.collect()
+    assert [reference() for reference in known] == [None] * len(known)
+
+
+def test_no_tensor_outlives_its_call(pool: ProcessPoolExecutor) -> None:
+    pool.submit(tensors_are_let_go).result()
 
 
 def test_attend_is_still_traced() -> None:
