@@ -53,7 +53,8 @@ class Compiler:
             raise TuningError("nothing was given to compile")
         job, phase = self._call
         launches = planned(job, phase, self._target, config, multiprocessors=self._multiprocessors)
-        kernels = [self._compiled(each) for each in launches]
+        # What repairs is not on the way of finite numbers, whatever it takes.
+        kernels = [self._compiled(each) for each in launches if not each.source.repairs]
         own = [kernel for kernel in kernels if kernel.source.name == phase.name]
         resources = Resources(
             max(kernel.registers for kernel in own),

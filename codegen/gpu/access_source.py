@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.class_source import rows_of_call
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
+from patterncc.codegen.gpu.isolation_source import column_mask
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.ir import DENSE
 
@@ -36,6 +37,7 @@ class Access:
         rows: The tensors of which a query tile is loaded: `query`, or `query` and `grad_out`.
         strided_results: The tensors of rows that are stored with strides of their own.
         gathered: Key tiles are gathered.
+        boxes: Tiles lie as descriptors would have them, however they are loaded.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class Access:
         rows: tuple[str, ...] = ("query",),
         strided_results: tuple[str, ...] = ("out",),
         gathered: bool = False,
+        *,
+        boxes: bool = False,
     ) -> None:
         self._problem = problem
         self._config = config
@@ -55,6 +59,7 @@ class Access:
         described = config.load == "descriptor"
         self._gathered = gathered
         self._described = described and not gathered
+        self._boxes = self._described or boxes
         # Rows of a class are loaded once, by pointers, which need no complete group of them.
         self._query_described = described and tiling == DENSE
         self._strided = tiling.k_step > 1
@@ -65,7 +70,7 @@ class Access:
     @property
     def moves_boxes(self) -> bool:
         """Are boxes moved back that hang over the last key? Masks must then ask `k_first <= k`."""
-        return self._described and self._strided
+        return self._boxes and self._strided
 
     # -------------------------------------------------------------------------------- signature
 
@@ -191,23 +196,22 @@ class Access:
             return
         if self.moves_boxes:
             yield "k_box = tl.minimum(k_first, kv_len - BLOCK_K)"
-        elif not self._described:
-            yield "key_exists = k_first + key_rows < kv_len"
+        if not self._described:
+            yield f"key_exists = {self._tile_first(masked)} + key_rows < kv_len"
 
     def tile_keys(self, masked: bool) -> str:
         """The numbers of a tile's keys."""
         if self._gathered:
             return "k = gathered[None, :]"
-        first = "k_box" if masked and self.moves_boxes else "k_first"
-        return f"k = {first} + tl.arange(0, BLOCK_K)[None, :]"
+        return f"k = {self._tile_first(masked)} + tl.arange(0, BLOCK_K)[None, :]"
 
     def tile_loads(self, name: str, masked: bool) -> Iterator[str]:
         """Loads a tile of keys or values; past the last key it is 0, for 0 * NaN would be NaN."""
+        first = self._tile_first(masked)
         if not (self._described or self._gathered):
-            yield f"{name}_first = {name}_base + k_first.to(tl.int64) * {self._step(name)}"
+            yield f"{name}_first = {name}_base + {first}.to(tl.int64) * {self._step(name)}"
         for number, part in enumerate(self.parts_of(name)):
             if self._described:
-                first = "k_box" if masked and self.moves_boxes else "k_first"
                 classes = "k_class, " if self._strided else ""
                 place = f"[batch, kv_head, {first}, {classes}{part.start}]"
                 load = f"{name}_desc_{number}.load({place}).reshape(BLOCK_K, {part.width})"
@@ -219,6 +223,44 @@ class Access:
                     place = f"{name}_base + key_rows * {name}_stride_row + {_columns(part)}"
                 load = f"tl.load({place}{guard})"
             yield f"{name}_{number} = {load}"
+
+    def _tile_first(self, masked: bool) -> str:
+        """The first key of a tile as it is loaded."""
+        return "k_box" if masked and self.moves_boxes else "k_first"
+
+    # -------------------------------------------------------------------------------- columns
+
+    def load_columns(self, name: str, target: str) -> Iterator[str]:
+        """Loads `columns` of a masked tile of keys or values; 0 past the last key."""
+        if self._gathered:
+            place = f"{name}_base + key_rows * {name}_stride_row + columns"
+        else:
+            first = self._tile_first(masked=True)
+            yield f"{name}_first = {name}_base + {first}.to(tl.int64) * {self._step(name)}"
+            place = f"{name}_first + key_rows.to(tl.int64) * {self._step(name)} + columns"
+        mask = column_mask("key_exists", self.width_of(name))
+        yield f"{target} = tl.load({place}, mask={mask}, other=0.0)"
+
+    def store_out_columns(self, value: str) -> str:
+        """Stores `columns` of the output, rounded to its dtype."""
+        mask = column_mask("row_exists[:, None]", self.width_of("out"))
+        value = f"{value}.to(tl.{self._problem.dtype})"
+        return f"tl.store(out_base + out_rows + columns, {value}, mask={mask})"
+
+    def load_packed_columns(self, name: str, target: str, like: str) -> str:
+        """Loads `columns` of a tensor without gaps that is as wide as `like`."""
+        mask = column_mask("row_exists[:, None]", self.width_of(like))
+        return f"{target} = tl.load({name}_rows + columns, mask={mask}, other=0.0)"
+
+    def store_packed_columns(self, name: str, value: str, like: str) -> str:
+        """Stores `columns` of such a tensor."""
+        mask = column_mask("row_exists[:, None]", self.width_of(like))
+        return f"tl.store({name}_rows + columns, {value}, mask={mask})"
+
+    def width_of(self, name: str) -> int:
+        """How many columns a tensor of the call has."""
+        problem = self._problem
+        return problem.head_dim if name in ("query", "key") else problem.value_head_dim
 
     # -------------------------------------------------------------------------------- addresses
 

@@ -32,6 +32,7 @@ from patterncc.codegen.gpu.grad_query_source import (
     STATE,
     emit_grad_query,
     emit_grad_query_entries,
+    emit_grad_query_repair,
 )
 from patterncc.codegen.gpu.kernel_terms import SCALE, row_entries
 from patterncc.codegen.gpu.key_tile_plan import GRAD_KEY_VALUE
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 
 def _grad_query_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
     buffers = state_buffer(STATE, one, call, "query")
-    return query_tile_launches(emit_grad_query, one, call, sources, buffers)
+    return query_tile_launches(emit_grad_query, emit_grad_query_repair, one, call, sources, buffers)
 
 
 def _grad_query_obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | None:
@@ -69,7 +70,9 @@ def _grad_query_entries_launches(one: Pass, call: Call, sources: Sources) -> Ite
         shape = (call.batch, call.heads, call.q_len)
         entries = row_entries(call.problem.terms, one.program.tiling)
         buffers += tuple(Buffer(entry.name, shape, "float32") for entry in entries)
-    return query_tile_launches(emit_grad_query_entries, one, call, sources, buffers)
+    return query_tile_launches(
+        emit_grad_query_entries, emit_grad_query_repair, one, call, sources, buffers
+    )
 
 
 GRAD_QUERY = Kind(

@@ -17,6 +17,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.access_source import Access
+from patterncc.codegen.gpu.isolation_source import (
+    GRID_PARAMETERS,
+    REPAIR_HELPERS,
+    SPOILED,
+    SPOILED_HELPERS,
+    all_tiles_loop,
+    columns_at_once,
+    columns_lines,
+    parts_of,
+    repair_config,
+    repair_lines,
+    spoiled_lines,
+    unsettled_text,
+)
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_terms import corners_of, sink_logit, tile_logit
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
@@ -33,7 +47,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
 
-EMITTER = 1
+EMITTER = 2
 """Version of the generated text; it is part of the text, so a change of it separates caches."""
 
 PEAK_FLOOR = -1.0e38
@@ -66,6 +80,18 @@ def emit_forward(
     return _ForwardWriter(program, problem, config, resumes, hands_on).source()
 
 
+def emit_forward_repair(
+    program: BlockProgram,
+    problem: Problem,
+    config: KernelConfig,
+    *,
+    resumes: bool = False,
+    hands_on: bool = False,
+) -> KernelSource:
+    """Writes the kernel that repairs what `emit_forward` with the same arguments has spoiled."""
+    return _RepairWriter(program, problem, config, resumes, hands_on).source()
+
+
 class _ForwardWriter:
     """Writes one kernel; each method writes one stretch of it, in the order of the text."""
 
@@ -76,6 +102,8 @@ class _ForwardWriter:
         config: KernelConfig,
         resumes: bool,
         hands_on: bool,
+        *,
+        boxes: bool = False,
     ) -> None:
         check_program(program, problem, config)
         self._program = program
@@ -83,7 +111,10 @@ class _ForwardWriter:
         self._config = config
         self._resumes = resumes
         self._hands_on = hands_on
-        self._access = Access(problem, config, program.tiling, gathered=program.gathered > 1)
+        gathered = program.gathered > 1
+        self._access = Access(
+            problem, config, program.tiling, gathered=gathered, boxes=boxes and not gathered
+        )
         self._logit = tile_logit(problem.terms, program.tiling)
         # Of several passes the first one starts from the sink, as from an earlier key.
         self._sink = None if resumes else sink_logit(problem.terms, program.tiling)
@@ -101,12 +132,23 @@ class _ForwardWriter:
 
     def source(self) -> KernelSource:
         parameters = tuple(self._parameters())
-        self._write(*self._rows.setup(), *self._term_lines)
-        self._operands()
+        self._write(*self._rows.blocks(), *self._rows.setup(), *self._term_lines)
+        self._write("", *self._access.row_tile_lines(), *self._access.key_lines(), "")
+        self._write(*self._state_address(), *self._start(), *self._start_sums())
         for loop in self._rows.loops:
             self._write(*self._rows.loop_head(loop))
             self._write(*self._tile(loop), depth=1)
         self._finish()
+        helpers = (SPOILED_HELPERS,) if self._rows.masked else ()
+        return self._module("forward", "Attention forward", parameters, helpers)
+
+    def _module(
+        self,
+        name: str,
+        title: str,
+        parameters: tuple[KernelParameter, ...],
+        helpers: tuple[str, ...],
+    ) -> KernelSource:
         fields = described_fields(
             self._program,
             self._problem,
@@ -115,15 +157,16 @@ class _ForwardWriter:
             resumes=self._resumes,
             hands_on=self._hands_on,
         )
-        header = header_text("Attention forward", fields)
-        text = module_text(header, "forward", parameters, self._lines)
+        text = module_text(header_text(title, fields), name, parameters, self._lines, helpers)
         tables = self._rows.tables
-        return KernelSource("forward", text, parameters, self._problem, self._config, tables)
+        return KernelSource(name, text, parameters, self._problem, self._config, tables)
 
     def _parameters(self) -> Iterator[KernelParameter]:
         pointers = [KernelParameter("lse_ptr", "*fp32", 4)]
         if self._resumes or self._hands_on:
             pointers.append(KernelParameter("state_ptr", "*fp32", 16))
+        if self._rows.masked:
+            pointers.append(SPOILED)
         scale = [KernelParameter("scale", "fp32")] if self._logit is None else []
         return self._rows.parameters(pointers, scale)
 
@@ -143,51 +186,60 @@ class _ForwardWriter:
 
     # -------------------------------------------------------------------------------- before loops
 
-    def _operands(self) -> None:
-        self._write("", *self._access.row_tile_lines(), *self._access.key_lines(), "")
+    def _state_address(self) -> Iterator[str]:
         if self._resumes:
-            self._write(
-                "# Where the earlier passes ended: one key of weight 1, unless a row saw none.",
-                self._access.row_numbers_address("lse"),
-                self._access.packed_address("state", self._problem.value_head_dim),
-                f"peak = {self._access.load_row_numbers('lse', _NOTHING)}",
-                'total = tl.where(peak == float("-inf"), 0.0, 1.0)',
-                f"peak = tl.maximum(peak, {PEAK_FLOOR})",
-            )
-            for number, part in enumerate(self._access.value_parts):
-                self._write(self._access.load_packed("state", f"out_{number}", part))
+            yield self._access.row_numbers_address("lse")
+            yield self._access.packed_address("state", self._problem.value_head_dim)
+
+    def _start(self) -> Iterator[str]:
+        """What rows start from: the largest score and the sum of weights."""
+        if self._resumes:
+            yield "# Where the earlier passes ended: one key of weight 1, unless a row saw none."
+            yield f"peak = {self._access.load_row_numbers('lse', _NOTHING)}"
+            # A maximum may drop a NaN; the sum keeps it.
+            yield 'total = tl.where(peak == float("-inf"), 0.0, 1.0 + 0.0 * peak)'
+            yield f"peak = tl.maximum(peak, {PEAK_FLOOR})"
             return
-        self._write(
-            "# The largest score so far (base 2), the sum of weights, the weighted sum of values."
-        )
+        yield "# The largest score so far (base 2), the sum of weights, the weighted sum of values."
         if self._sink is None:
-            self._write(
-                f"peak = tl.full([BLOCK_Q], {PEAK_FLOOR}, tl.float32)",
-                "total = tl.zeros([BLOCK_Q], tl.float32)",
-            )
-        else:
-            writer = TermWriter([self._sink], "", position="row_positions", prefix="sink_")
-            sink = writer.write(self._sink, "program")
-            if "q" in coordinates_read(self._sink):
-                self._write("row_positions = q_offset + rows")
-            self._write(
-                *writer.program_lines,
-                "# The sink is the first key: its weight is 1, its value 0.",
-                f"sink = tl.zeros([BLOCK_Q], tl.float32) + {sink}",
-                f"peak = tl.maximum(sink, {PEAK_FLOOR})",
-                'total = tl.where(sink == float("-inf"), 0.0, 1.0)',
-            )
+            yield f"peak = tl.full([BLOCK_Q], {PEAK_FLOOR}, tl.float32)"
+            yield "total = tl.zeros([BLOCK_Q], tl.float32)"
+            return
+        writer = TermWriter([self._sink], "", position="row_positions", prefix="sink_")
+        sink = writer.write(self._sink, "program")
+        if "q" in coordinates_read(self._sink):
+            yield "row_positions = q_offset + rows"
+        yield from writer.program_lines
+        yield "# The sink is the first key: its weight is 1, its value 0."
+        yield f"sink = tl.zeros([BLOCK_Q], tl.float32) + {sink}"
+        yield f"peak = tl.maximum(sink, {PEAK_FLOOR})"
+        yield 'total = tl.where(sink == float("-inf"), 0.0, 1.0)'
+
+    def _start_sums(self) -> Iterator[str]:
         for number, part in enumerate(self._access.value_parts):
-            self._write(f"out_{number} = tl.zeros([BLOCK_Q, {part.width}], tl.float32)")
+            if self._resumes:
+                yield self._access.load_packed("state", f"out_{number}", part)
+            else:
+                yield f"out_{number} = tl.zeros([BLOCK_Q, {part.width}], tl.float32)"
 
     # -------------------------------------------------------------------------------- in the loops
 
     def _tile(self, loop: TileLoop) -> Iterator[str]:
         masked, access = loop.kind == "partial", self._access
         yield from self._rows.tile_start(loop)
+        yield from self._weights(masked)
+        yield from access.tile_loads("value", masked)
+        yield f"weights = weights.to(tl.{self._problem.dtype})"
+        for number in range(len(access.value_parts)):
+            operands = f"weights, value_{number}, out_{number} * decay[:, None]"
+            yield f"out_{number} = tl.dot({operands}{self._precision})"
+
+    def _weights(self, masked: bool) -> Iterator[str]:
+        """The weights of a tile, and the decay of what earlier ones gave."""
+        access = self._access
         yield from access.tile_loads("key", masked)
         yield from product_lines("scores", "query", "key", len(access.key_parts), self._precision)
-        yield from self._rows.tile_keys(loop)
+        yield from self._rows.tile_keys(masked)
         if masked:
             yield from self._rows.allowed()
         yield from self._logits
@@ -200,42 +252,110 @@ class _ForwardWriter:
         yield "decay = tl.exp2(peak - new_peak)"
         yield "total = total * decay + tl.sum(weights, 1)"
         yield "peak = new_peak"
-        yield from access.tile_loads("value", masked)
-        yield f"weights = weights.to(tl.{self._problem.dtype})"
-        for number in range(len(access.value_parts)):
-            operands = f"weights, value_{number}, out_{number} * decay[:, None]"
-            yield f"out_{number} = tl.dot({operands}{self._precision})"
 
     # -------------------------------------------------------------------------------- after loops
 
     def _finish(self) -> None:
         access = self._access
-        self._write(
-            "",
-            "# Rows without keys: 0, and the logarithm of the sum is -inf.",
-            "empty = total == 0.0",
-            "inverse = 1.0 / tl.where(empty, 1.0, total)",
-        )
+        self._write(*self._norms())
         if not self._hands_on:
             self._write(*access.out_address())
         elif not self._resumes:
             self._write(access.packed_address("state", self._problem.value_head_dim))
+        sums = [f"out_{number}" for number in range(len(access.value_parts))]
+        for name in sums:
+            self._write(f"{name} = tl.where(empty[:, None], 0.0, {name} * inverse[:, None])")
+        if self._rows.masked:
+            # A row whose weights are NaN has nothing but NaN to give, and sees why.
+            self._write(*spoiled_lines(sums, "(total[:, None] > 0.0)", kept=self._resumes))
         for number, part in enumerate(access.value_parts):
-            result = f"tl.where(empty[:, None], 0.0, out_{number} * inverse[:, None])"
-            store = (
+            self._write(
                 access.store_packed("state", f"out_{number}", part)
                 if self._hands_on
                 else access.store_out(number, part)
             )
-            self._write(f"out_{number} = {result}", store)
         if not self._resumes:
             self._write(access.row_numbers_address("lse"))
+        self._write(*self._lse(), access.store_row_numbers("lse"))
+
+    def _norms(self) -> Iterator[str]:
+        yield ""
+        yield "# Rows without keys: 0, and the logarithm of the sum is -inf."
+        yield "empty = total == 0.0"
+        yield "inverse = 1.0 / tl.where(empty, 1.0, total)"
+
+    def _lse(self) -> Iterator[str]:
         unit = "" if self._hands_on else " * 0.6931471805599453"
-        self._write(
-            "log_total = peak + tl.log2(tl.where(empty, 1.0, total))",
-            f'lse = tl.where(empty, float("-inf"), log_total{unit})',
-            access.store_row_numbers("lse"),
-        )
+        yield "log_total = peak + tl.log2(tl.where(empty, 1.0, total))"
+        yield f'lse = tl.where(empty, float("-inf"), log_total{unit})'
 
     def _write(self, *lines: str, depth: int = 0) -> None:
         self._lines += [INDENT * depth + line if line else "" for line in lines]
+
+
+class _RepairWriter(_ForwardWriter):
+    """Writes the kernel that computes once more, with care, what another one has spoiled."""
+
+    def __init__(
+        self,
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        resumes: bool,
+        hands_on: bool,
+    ) -> None:
+        boxes = config.load == "descriptor"
+        super().__init__(program, problem, repair_config(config), resumes, hands_on, boxes=boxes)
+
+    def source(self) -> KernelSource:
+        parameters = (*self._parameters(), *GRID_PARAMETERS)
+        parts = parts_of(self._problem.value_head_dim)
+        self._write(*repair_lines(self._rows.blocks(), parts, self._part(parts)))
+        title = "Attention forward: repair of what is not finite"
+        return self._module("repair_forward", title, parameters, (REPAIR_HELPERS,))
+
+    def _part(self, parts: int) -> Iterator[str]:
+        """Some columns of a query tile."""
+        access, width = self._access, self._problem.value_head_dim
+        yield from self._rows.setup()
+        yield from self._term_lines
+        yield ""
+        yield from access.row_tile_lines()
+        yield from access.key_lines()
+        yield from self._rows.counter()
+        yield from columns_lines(width)
+        yield from self._state_address()
+        yield from self._start()
+        if self._resumes:
+            yield access.load_packed_columns("state", "sums", "value")
+        else:
+            yield f"sums = tl.zeros([BLOCK_Q, {columns_at_once(width)}], tl.float32)"
+        # What earlier passes left has its logarithm overwritten: that needs all tiles.
+        until = "" if self._resumes else unsettled_text(width, "row_exists")
+        yield from all_tiles_loop(len(self._rows.loops), self._careful_tile(), until)
+        yield from self._norms()
+        yield "sums = tl.where(empty[:, None], 0.0, sums * inverse[:, None])"
+        if self._resumes:
+            yield "# What is stored has been read by all threads."
+            yield "tl.debug_barrier()"
+        if self._hands_on:
+            if not self._resumes:
+                yield access.packed_address("state", width)
+            yield access.store_packed_columns("state", "sums", "value")
+        else:
+            yield from access.out_address()
+            yield access.store_out_columns("sums")
+        if self._resumes:
+            yield from self._lse()
+            yield f"row_exists = row_exists & (spoiled_part == {parts - 1})"
+            yield access.store_row_numbers("lse")
+
+    def _careful_tile(self) -> Iterator[str]:
+        yield from self._rows.any_tile_start()
+        yield from self._weights(masked=True)
+        yield from self._access.load_columns("value", "numbers")
+        yield "codes = tl.dot(weight_codes(weights, scores), number_codes(numbers))"
+        yield f"weights = weights.to(tl.{self._problem.dtype})"
+        operands = "weights, finite_numbers(numbers), sums * decay[:, None]"
+        yield f"sums = tl.dot({operands}{self._precision})"
+        yield "sums = with_codes(sums, codes)"

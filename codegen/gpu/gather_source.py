@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from patterncc.codegen.gpu.isolation_source import indented
 from patterncc.codegen.gpu.list_source import list_axes, query_list_row
 from patterncc.codegen.gpu.run_list_source import run_count, run_list_lines
 from patterncc.codegen.gpu.sweep_source import LoopNest, TileLoop, emit_loops
 from patterncc.codegen.listing import ranked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from patterncc.codegen.ir import BlockProgram, Kind
 
@@ -106,6 +107,19 @@ def _partial_runs(places: dict[Kind, str]) -> Iterator[str]:
 def _full_runs(place: str) -> Iterator[str]:
     """`runs`, the numbers of a full tile's runs; no more is asked of those behind the last tile."""
     yield f"runs = tl.load(run_list + {place}, mask=step < whole_count, other=0)"
+
+
+def any_gathered_runs(loops: Sequence[TileLoop], counter: str) -> Iterator[str]:
+    """`runs`, those of the tile at a counter of all loops, as `all_tiles_lines` numbers them."""
+    runs = [loop.first[1:] for loop in loops]
+    if len(loops) == 1:
+        yield f"step = {counter} * RUNS + lane"
+        yield from runs[0]
+        return
+    yield f"if {counter} < until_0:"
+    yield from indented([f"step = {counter} * RUNS + lane", *runs[0]])
+    yield "else:"
+    yield from indented([f"step = ({counter} - until_0) * RUNS + lane", *runs[1]])
 
 
 def gathered_keys(program: BlockProgram) -> Iterator[str]:

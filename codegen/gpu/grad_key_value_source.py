@@ -17,6 +17,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.chunk_source import CHUNK_HELPERS
+from patterncc.codegen.gpu.isolation_source import (
+    GRID_PARAMETERS,
+    REPAIR_HELPERS,
+    SPOILED,
+    SPOILED_HELPERS,
+    indented,
+    repair_config,
+    repair_lines,
+    spoiled_lines,
+)
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_terms import (
     corners_of,
@@ -39,7 +49,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
 
-EMITTER = 1
+EMITTER = 2
 """Version of the generated text; it is part of the text, so a change of it separates caches."""
 
 
@@ -69,6 +79,19 @@ def emit_grad_key_value(
     return _Writer(program, problem, config, resumes, hands_on).source()
 
 
+def emit_grad_key_value_repair(
+    program: BlockProgram,
+    problem: Problem,
+    config: KernelConfig,
+    *,
+    resumes: bool = False,
+    hands_on: bool = False,
+) -> KernelSource:
+    """Writes the kernel that repairs what `emit_grad_key_value` with the same arguments has
+    spoiled."""
+    return _RepairWriter(program, problem, config, resumes, hands_on).source()
+
+
 class _Writer:
     """Writes one kernel; each method writes one stretch of it, in the order of the text."""
 
@@ -79,6 +102,8 @@ class _Writer:
         config: KernelConfig,
         resumes: bool,
         hands_on: bool,
+        *,
+        boxes: bool = False,
     ) -> None:
         check_program(program, problem, config)
         self._program = program
@@ -86,7 +111,7 @@ class _Writer:
         self._config = config
         self._resumes = resumes
         self._hands_on = hands_on
-        self._access = KeyAccess(problem, config, program.tiling)
+        self._access = KeyAccess(problem, config, program.tiling, boxes=boxes)
         self._logit = tile_logit(problem.terms, program.tiling)
         self._slope = tile_slope(problem.terms, program.tiling)
         written = [] if self._logit is None else [self._logit, self._slope]
@@ -100,11 +125,8 @@ class _Writer:
         self._precision = dot_precision(problem)
 
     def source(self) -> KernelSource:
-        pointers = self._access.results(self._resumes, self._hands_on)
-        factors = [] if self._logit is not None else [KernelParameter("score_scale", "fp32")]
-        factors += [] if self._hands_on else [KernelParameter("scale", "fp32")]
-        parameters = tuple(self._keys.parameters(pointers, factors))
         lines = [
+            *self._keys.blocks(),
             *self._keys.setup(),
             "",
             *self._access.held_lines(),
@@ -113,6 +135,24 @@ class _Writer:
             *self._keys.body(self._tile),
             *self._finish(),
         ]
+        helpers = (CHUNK_HELPERS, SPOILED_HELPERS)
+        title = "Gradients of keys and values"
+        return self._module("grad_key_value", title, tuple(self._parameters()), lines, helpers)
+
+    def _parameters(self) -> Iterator[KernelParameter]:
+        pointers = [*self._access.results(self._resumes, self._hands_on), SPOILED]
+        factors = [] if self._logit is not None else [KernelParameter("score_scale", "fp32")]
+        factors += [] if self._hands_on else [KernelParameter("scale", "fp32")]
+        return self._keys.parameters(pointers, factors)
+
+    def _module(
+        self,
+        name: str,
+        title: str,
+        parameters: tuple[KernelParameter, ...],
+        lines: list[str],
+        helpers: tuple[str, ...],
+    ) -> KernelSource:
         fields = described_fields(
             self._program,
             self._problem,
@@ -121,25 +161,26 @@ class _Writer:
             resumes=self._resumes,
             hands_on=self._hands_on,
         )
-        header = header_text("Gradients of keys and values", fields)
-        text = module_text(header, "grad_key_value", parameters, lines, (CHUNK_HELPERS,))
-        return KernelSource(
-            "grad_key_value", text, parameters, self._problem, self._config, self._keys.tables
-        )
+        text = module_text(header_text(title, fields), name, parameters, lines, helpers)
+        tables = self._keys.tables
+        return KernelSource(name, text, parameters, self._problem, self._config, tables)
 
     def _start(self) -> Iterator[str]:
-        if self._resumes:
-            yield "# Where the earlier passes ended; chunks are added to that later."
-            yield self._access.result_rows()
-            yield "key_starts = key_exists & (split == 0) & (idle == 0)"
-        else:
-            yield "# The gradients, of the keys without the scale."
+        yield from self._start_rows()
         for name in RESULTS:
             for number, part in enumerate(self._access.parts_of(name)):
                 start = f"tl.zeros([BLOCK_K, {part.width}], tl.float32)"
                 if self._resumes:
                     start = self._access.load_state(name, part, "key_starts")
                 yield f"{name}_{number} = {start}"
+
+    def _start_rows(self) -> Iterator[str]:
+        if self._resumes:
+            yield "# Where the earlier passes ended; chunks are added to that later."
+            yield self._access.result_rows()
+            yield "key_starts = key_exists & (split == 0) & (idle == 0)"
+        else:
+            yield "# The gradients, of the keys without the scale."
 
     def _tile(self, loop: TileLoop) -> Iterator[str]:
         access, precision, dtype = self._access, self._precision, self._problem.dtype
@@ -169,7 +210,7 @@ class _Writer:
         if loop.kind == "partial":
             # A choice of weights would be moved behind their rounding, by a compiler that then
             # takes a hundred instructions to shuffle truth values for it.
-            yield from self._keys.tile_rows(loop)
+            yield from self._keys.tile_rows(loop.kind == "partial")
             yield from self._keys.allowed()
             yield 'scores = tl.where(allowed, scores, float("-inf"))'
         yield "weights = tl.exp2(scores)"
@@ -184,7 +225,7 @@ class _Writer:
         logits, slope = self._texts
         yield self._access.load_row_numbers("row_lse")
         yield self._access.load_row_numbers("row_delta")
-        yield from self._keys.tile_rows(loop)
+        yield from self._keys.tile_rows(loop.kind == "partial")
         yield from self._writer.tile_lines
         tests = []
         if not self._finite:
@@ -197,9 +238,9 @@ class _Writer:
             return f"tl.where({' & '.join(tests)}, {text}, {other})" if tests else text
 
         hidden = 'float("-inf")'
-        yield f"scores = {counted(logits, hidden)}"
+        yield f"scores = {counted(f'{logits} - row_lse[None, :]', hidden)}"
         yield f"grad_weights = {counted('grad_weights - row_delta[None, :]', '0.0')}"
-        yield "weights = tl.exp2(scores - row_lse[None, :])"
+        yield "weights = tl.exp2(scores)"
         if self._slope == ONE:
             yield "grad_scores = weights * grad_weights"
         else:
@@ -207,6 +248,12 @@ class _Writer:
 
     def _finish(self) -> Iterator[str]:
         access = self._access
+        names = [
+            f"{name}_{number}" for name in RESULTS for number in range(len(access.parts_of(name)))
+        ]
+        # Among which of the keys is not asked: that would take registers that the loops need.
+        yield "row_exists = key_exists"
+        yield from spoiled_lines(names, "", kept=self._resumes)
         yield ""
         yield "if split:"
         yield f"{INDENT}# A chunk: its sums are added up later."
@@ -217,8 +264,93 @@ class _Writer:
                 place = access.sums_place(name, number, "places_in_tile")
                 yield f"{INDENT}tl.store({place}, {name}_{number})"
         yield "else:"
-        yield f"{INDENT}key_ends = key_exists & (idle == 0)"
+        yield f"{INDENT}key_ends = row_exists & (idle == 0)"
         yield from (
             f"{INDENT}{line}"
             for line in access.store_results("key_ends", self._hands_on, addressed=self._resumes)
         )
+
+
+class _RepairWriter(_Writer):
+    """Writes the kernel that computes once more, with care, what another one has spoiled."""
+
+    def __init__(
+        self,
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        resumes: bool,
+        hands_on: bool,
+    ) -> None:
+        boxes = config.load == "descriptor"
+        super().__init__(program, problem, repair_config(config), resumes, hands_on, boxes=boxes)
+
+    def source(self) -> KernelSource:
+        parameters = (*self._parameters(), *GRID_PARAMETERS)
+        parts = sum(self._access.column_parts)
+        lines = [*repair_lines(self._keys.blocks(), parts, self._part())]
+        title = "Gradients of keys and values: repair"
+        helpers = (CHUNK_HELPERS, REPAIR_HELPERS)
+        return self._module("repair_grad_key_value", title, parameters, lines, helpers)
+
+    def _part(self) -> Iterator[str]:
+        """Some columns of one of the gradients of a key tile, or of a chunk's sums."""
+        access = self._access
+        yield from self._keys.setup()
+        yield ""
+        yield from access.held_lines()
+        yield ""
+        yield from access.column_lines()
+        yield from self._start_rows()
+        if self._resumes:
+            yield from access.load_state_columns("gradient", "key_starts")
+        else:
+            yield f"gradient = tl.zeros([BLOCK_K, {access.columns_at_once}], tl.float32)"
+        unsettled = 'any_number(tl.where(column_exists, gradient, float("nan")), key_exists)'
+        yield from self._keys.careful_body(self._careful_tile, unsettled)
+        if self._resumes:
+            yield "# What is stored has been read by all threads."
+            yield "tl.debug_barrier()"
+        yield "if split:"
+        lines = [
+            access.sums_base("tl.program_id(0)"),
+            "places_in_tile = tl.arange(0, BLOCK_K)",
+            *access.store_sums_columns("gradient"),
+        ]
+        yield from indented(lines)
+        yield "else:"
+        lines = ["key_ends = key_exists & (idle == 0)"]
+        if not self._resumes:
+            lines.append(access.result_rows())
+        lines += access.store_columns("gradient", "key_ends", self._hands_on)
+        yield from indented(lines)
+
+    def _careful_tile(self) -> Iterator[str]:
+        access, precision, dtype = self._access, self._precision, self._problem.dtype
+        yield from access.tile_loads("query")
+        keys, values = (len(access.parts_of(name)) for name in ("key", "value"))
+        yield from product_lines("scores", "key", "query", keys, precision)
+        yield from access.tile_loads("grad_out")
+        yield from product_lines("grad_weights", "value", "grad_out", values, precision)
+        yield access.load_row_numbers("row_lse")
+        yield access.load_row_numbers("row_delta")
+        seen = "row_exists[None, :]"
+        yield from self._keys.tile_rows(self._keys.masked)
+        if self._keys.masked:
+            yield from self._keys.allowed()
+            seen += " & allowed"
+        yield from self._writer.tile_lines
+        logits, slope = self._texts or ("scores * score_scale", "")
+        yield f"scores = {logits} - row_lse[None, :]"
+        yield f'scores = tl.where({seen}, scores, float("-inf"))'
+        yield "weights = tl.exp2(scores)"
+        yield "grad_scores = weights * (grad_weights - row_delta[None, :])"
+        if slope and self._slope != ONE:
+            yield f"grad_scores = grad_scores * {slope}"
+        yield 'grad_scores = tl.where(scores == float("-inf"), 0.0, grad_scores)'
+        yield from access.load_columns("numbers")
+        codes = "tl.where(of_value, weight_codes(weights, scores), factor_codes(scores))"
+        yield f"codes = tl.dot({codes}, number_codes(numbers))"
+        yield f"factors = tl.where(of_value, weights, grad_scores).to(tl.{dtype})"
+        yield f"gradient = tl.dot(factors, finite_numbers(numbers), gradient{precision})"
+        yield "gradient = with_codes(gradient, codes)"

@@ -20,6 +20,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.access_source import TYPES, Access
+from patterncc.codegen.gpu.isolation_source import (
+    GRID_PARAMETERS,
+    REPAIR_HELPERS,
+    SPOILED,
+    SPOILED_HELPERS,
+    all_tiles_loop,
+    columns_at_once,
+    columns_lines,
+    parts_of,
+    repair_config,
+    repair_lines,
+    spoiled_lines,
+    unsettled_text,
+)
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_terms import (
     corners_of,
@@ -41,7 +55,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
 
-EMITTER = 1
+EMITTER = 2
 """Version of the generated text; it is part of the text, so a change of it separates caches."""
 
 ROW_TENSORS = ("query", "grad_out")
@@ -90,6 +104,19 @@ def emit_grad_query_entries(
     return _GradQueryWriter(program, problem, config, resumes, hands_on, entries=True).source()
 
 
+def emit_grad_query_repair(
+    program: BlockProgram,
+    problem: Problem,
+    config: KernelConfig,
+    *,
+    resumes: bool = False,
+    hands_on: bool = False,
+) -> KernelSource:
+    """Writes the kernel that repairs what `emit_grad_query`, or `emit_grad_query_entries`, with the
+    same arguments has spoiled; sums for tables are never spoiled."""
+    return _RepairWriter(program, problem, config, resumes, hands_on).source()
+
+
 class _GradQueryWriter:
     """Writes one kernel; each method writes one stretch of it, in the order of the text."""
 
@@ -102,6 +129,7 @@ class _GradQueryWriter:
         hands_on: bool,
         *,
         entries: bool = False,
+        boxes: bool = False,
     ) -> None:
         check_program(program, problem, config)
         self._program = program
@@ -110,7 +138,15 @@ class _GradQueryWriter:
         self._resumes = resumes
         self._hands_on = hands_on
         gathered = program.gathered > 1
-        self._access = Access(problem, config, program.tiling, ROW_TENSORS, (), gathered=gathered)
+        self._access = Access(
+            problem,
+            config,
+            program.tiling,
+            ROW_TENSORS,
+            (),
+            gathered=gathered,
+            boxes=boxes and not gathered,
+        )
         terms, tiling = problem.terms, program.tiling
         self._logit = tile_logit(terms, tiling)
         self._slope = tile_slope(terms, tiling)
@@ -126,12 +162,25 @@ class _GradQueryWriter:
         self._precision = dot_precision(problem)
 
     def source(self) -> KernelSource:
-        parameters = tuple(self._parameters())
-        lines = [*self._rows.setup(), *self._writer.program_lines, *self._operands()]
+        lines = [*self._rows.blocks(), *self._rows.setup(), *self._writer.program_lines]
+        lines += [*self._operands(), *self._start()]
         for loop in self._rows.loops:
             lines += self._rows.loop_head(loop)
             lines += (f"{INDENT}{line}" for line in self._tile(loop))
         lines += self._finish()
+        helpers = (SPOILED_HELPERS,) if self._rows.masked else ()
+        parameters = tuple(self._parameters())
+        title = "Attention backward: gradient of the query"
+        return self._module("grad_query", title, parameters, lines, helpers)
+
+    def _module(
+        self,
+        name: str,
+        title: str,
+        parameters: tuple[KernelParameter, ...],
+        lines: list[str],
+        helpers: tuple[str, ...],
+    ) -> KernelSource:
         fields = described_fields(
             self._program,
             self._problem,
@@ -140,10 +189,9 @@ class _GradQueryWriter:
             resumes=self._resumes,
             hands_on=self._hands_on,
         )
-        header = header_text("Attention backward: gradient of the query", fields)
-        text = module_text(header, "grad_query", parameters, lines)
+        text = module_text(header_text(title, fields), name, parameters, lines, helpers)
         tables = self._rows.tables
-        return KernelSource("grad_query", text, parameters, self._problem, self._config, tables)
+        return KernelSource(name, text, parameters, self._problem, self._config, tables)
 
     def _parameters(self) -> Iterator[KernelParameter]:
         pointers = [
@@ -156,6 +204,8 @@ class _GradQueryWriter:
         if self._resumes or self._hands_on:
             pointers.append(KernelParameter(f"{STATE}_ptr", "*fp32", 16))
         pointers += [KernelParameter(f"{entry.name}_ptr", "*fp32", 4) for entry in self._entries]
+        if self._rows.masked:
+            pointers.append(SPOILED)
         factors = [] if self._logit is not None else [KernelParameter("score_scale", "fp32")]
         factors += [] if self._hands_on else [KernelParameter("scale", "fp32")]
         return self._rows.parameters(pointers, factors)
@@ -177,6 +227,10 @@ class _GradQueryWriter:
         yield f"delta = {access.load_row_numbers('delta', '0.0')}[:, None]"
         if self._resumes:
             yield access.packed_address(STATE, self._problem.head_dim)
+
+    def _start(self) -> Iterator[str]:
+        """What the sums start from."""
+        access = self._access
         for entry in self._entries:
             name = entry.name
             yield access.row_numbers_address(name)
@@ -200,12 +254,12 @@ class _GradQueryWriter:
         if self._logit is None:
             yield "weights = tl.exp2(scores * score_scale - lse)"
             yield "grad_scores = weights * (grad_weights - delta)"
-            yield from self._rows.tile_keys(loop)
+            yield from self._rows.tile_keys(masked)
             if masked:
                 yield from self._rows.allowed()
                 yield "grad_scores = tl.where(allowed, grad_scores, 0.0)"
         else:
-            yield from self._rows.tile_keys(loop)
+            yield from self._rows.tile_keys(masked)
             if masked:
                 yield from self._rows.allowed()
             yield from self._through_terms(masked)
@@ -234,6 +288,12 @@ class _GradQueryWriter:
     def _finish(self) -> Iterator[str]:
         access, name = self._access, STATE if self._hands_on else "grad_query"
         yield ""
+        yield from (access.store_row_numbers(entry.name) for entry in self._entries)
+        if self._rows.masked:
+            # Rows that see a NaN have nothing else, unless they see no key.
+            sound = '((lse == lse) & ((delta == delta) | (lse == float("inf"))))'
+            sums = [f"grad_query_{number}" for number in range(len(access.key_parts))]
+            yield from spoiled_lines(sums, sound, kept=self._resumes)
         if not (self._hands_on and self._resumes):
             yield access.packed_address(name, self._problem.head_dim)
         for number, part in enumerate(access.key_parts):
@@ -241,4 +301,72 @@ class _GradQueryWriter:
             if not self._hands_on:
                 value = f"({value} * scale).to(tl.{self._problem.dtype})"
             yield access.store_packed(name, value, part)
-        yield from (access.store_row_numbers(entry.name) for entry in self._entries)
+
+
+class _RepairWriter(_GradQueryWriter):
+    """Writes the kernel that computes once more, with care, what another one has spoiled."""
+
+    def __init__(
+        self,
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        resumes: bool,
+        hands_on: bool,
+    ) -> None:
+        boxes = config.load == "descriptor"
+        super().__init__(program, problem, repair_config(config), resumes, hands_on, boxes=boxes)
+
+    def source(self) -> KernelSource:
+        parameters = (*self._parameters(), *GRID_PARAMETERS)
+        parts = parts_of(self._problem.head_dim)
+        lines = [*repair_lines(self._rows.blocks(), parts, self._part())]
+        title = "Attention backward: repair of the query's gradient"
+        return self._module("repair_grad_query", title, parameters, lines, (REPAIR_HELPERS,))
+
+    def _part(self) -> Iterator[str]:
+        """Some columns of a query tile."""
+        access, width = self._access, self._problem.head_dim
+        yield from self._rows.setup()
+        yield from self._writer.program_lines
+        yield from self._operands()
+        yield from self._rows.counter()
+        yield from columns_lines(width)
+        if self._resumes:
+            yield access.load_packed_columns(STATE, "sums", "query")
+        else:
+            yield f"sums = tl.zeros([BLOCK_Q, {columns_at_once(width)}], tl.float32)"
+        unsettled = unsettled_text(width, "row_exists")
+        yield from all_tiles_loop(len(self._rows.loops), self._careful_tile(), unsettled)
+        name = STATE if self._hands_on else "grad_query"
+        if not (self._hands_on and self._resumes):
+            yield access.packed_address(name, width)
+        if self._resumes:
+            yield "# What is stored has been read by all threads."
+            yield "tl.debug_barrier()"
+        value = "sums" if self._hands_on else f"(sums * scale).to(tl.{self._problem.dtype})"
+        yield access.store_packed_columns(name, value, "query")
+
+    def _careful_tile(self) -> Iterator[str]:
+        access, precision = self._access, self._precision
+        yield from self._rows.any_tile_start()
+        yield from access.tile_loads("key", masked=True)
+        keys, values = len(access.key_parts), len(access.value_parts)
+        yield from product_lines("scores", "query", "key", keys, precision)
+        yield from access.tile_loads("value", masked=True)
+        yield from product_lines("grad_weights", "grad_out", "value", values, precision)
+        yield from self._rows.tile_keys(masked=True)
+        yield from self._rows.allowed()
+        logits, slope, *_ = [*self._texts, "", ""]
+        yield from self._writer.tile_lines
+        yield f"exponents = {logits or 'scores * score_scale'} - lse"
+        yield 'exponents = tl.where(allowed, exponents, float("-inf"))'
+        yield "grad_scores = tl.exp2(exponents) * (grad_weights - delta)"
+        if logits and self._slope != ONE:
+            yield f"grad_scores = grad_scores * {slope}"
+        yield 'grad_scores = tl.where(exponents == float("-inf"), 0.0, grad_scores)'
+        yield from access.load_columns("key", "numbers")
+        yield "codes = tl.dot(factor_codes(exponents), number_codes(numbers))"
+        yield f"grad_scores = grad_scores.to(tl.{self._problem.dtype})"
+        yield f"sums = tl.dot(grad_scores, finite_numbers(numbers), sums{precision})"
+        yield "sums = with_codes(sums, codes)"

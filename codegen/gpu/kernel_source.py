@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from patterncc.codegen.problem import Problem
 
 
+REPAIR = "repair_"
+"""What the names of kernels start with that repair others."""
+
+
 @dataclass(frozen=True, slots=True)
 class KernelParameter:
     """One run-time parameter of a kernel.
@@ -53,6 +57,11 @@ class KernelSource:
     config: KernelConfig
     tables: tuple[Table, ...] = ()
     digest: str = field(init=False, repr=False, compare=False)
+
+    @property
+    def repairs(self) -> bool:
+        """Does it compute once more what another kernel has spoiled (`isolation_source`)?"""
+        return self.name.startswith(REPAIR)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "digest", hashlib.sha256(self.text.encode()).hexdigest()[:32])

@@ -22,6 +22,7 @@ from patterncc.codegen.gpu.chunk_source import SUMS
 from patterncc.codegen.gpu.class_source import rows_of_call
 from patterncc.codegen.gpu.delta_source import ROW_NUMBERS
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
+from patterncc.codegen.gpu.isolation_source import columns_at_once
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.ir import DENSE
 
@@ -43,12 +44,15 @@ class KeyAccess:
         problem: Dtype and head dimensions.
         config: Tile shape and the way to load.
         tiling: The classes of rows and keys.
+        boxes: Tiles lie as descriptors would have them, however they are loaded.
 
     Attributes:
         element: Triton's name of the dtype.
     """
 
-    def __init__(self, problem: Problem, config: KernelConfig, tiling: Tiling) -> None:
+    def __init__(
+        self, problem: Problem, config: KernelConfig, tiling: Tiling, *, boxes: bool = False
+    ) -> None:
         self._problem = problem
         self._config = config
         self._tiling = tiling
@@ -59,6 +63,7 @@ class KeyAccess:
         self._held_described = described and tiling.k_step == 1
         self._passing_described = described
         self._rows_apart = tiling.q_step > 1
+        self._boxes = described or boxes
         self._numbers_described = described and not self._rows_apart
         self._rows = rows_of_call(tiling)
         self._keys = "keys" if tiling.k_step == 1 else "call_keys"
@@ -75,7 +80,7 @@ class KeyAccess:
 
     @property
     def _moves_boxes(self) -> bool:
-        return self._passing_described and self._rows_apart
+        return self._boxes and self._rows_apart
 
     # -------------------------------------------------------------------------------- signature
 
@@ -176,7 +181,7 @@ class KeyAccess:
     def tile_loads(self, name: str) -> Iterator[str]:
         """Loads a tile of rows; past the last row it is 0, for 0 * NaN would be NaN."""
         if not self._passing_described:
-            yield f"{name}_first = {name}_base + row_first.to(tl.int64) * {self._step(name)}"
+            yield self._tile_first(name)
         for number, part in enumerate(self.parts_of(name)):
             if self._passing_described:
                 first = "row_box, row_class" if self._rows_apart else "row_first"
@@ -248,9 +253,7 @@ class KeyAccess:
                 yield f"tl.store({self._result(tensor, name, part)}, {rounded}, mask={mask})"
 
     def _result(self, tensor: str, name: str, part: Part) -> str:
-        problem = self._problem
-        width = problem.head_dim if name == "grad_key" else problem.value_head_dim
-        return f"{tensor}_ptr + result_rows * {width} + {_columns(part)}"
+        return f"{tensor}_ptr + result_rows * {self._width(name)} + {_columns(part)}"
 
     # -------------------------------------------------------------------------------- chunks
 
@@ -269,7 +272,74 @@ class KeyAccess:
         columns = f"tl.arange(0, {self.parts_of(name)[number].width})[None, :]"
         return f"sums + {rows}[:, None] * {self.columns} + ({before} + {columns})"
 
+    # -------------------------------------------------------------------------------- columns
+
+    @property
+    def column_parts(self) -> tuple[int, int]:
+        """In how many parts the gradients of key and value are computed column by column."""
+        return tuple(-(-self._width(name) // self.columns_at_once) for name in RESULTS)  # type: ignore[return-value]
+
+    @property
+    def columns_at_once(self) -> int:
+        """Columns of a part, of either gradient."""
+        return max(columns_at_once(self._width(name)) for name in RESULTS)
+
+    def column_lines(self) -> Iterator[str]:
+        """The columns of the part `spoiled_part`: first come those of the gradient of the key."""
+        part, (of_key, _) = "spoiled_part", self.column_parts
+        some, widths = self.columns_at_once, [self._width(name) for name in RESULTS]
+        yield f"of_value = {part} >= {of_key}"
+        yield f"columns = tl.where(of_value, {part} - {of_key}, {part}) * {some}"
+        yield f"columns = columns + tl.arange(0, {some})[None, :]"
+        yield f"column_exists = columns < tl.where(of_value, {widths[1]}, {widths[0]})"
+
+    def load_columns(self, target: str) -> Iterator[str]:
+        """Loads `columns` of a tile of rows of the tensor that the gradient is a sum of; 0 past the
+        last row."""
+        for name in PASSING:
+            yield self._tile_first(name)
+            rows = f"tl.arange(0, BLOCK_Q)[:, None].to(tl.int64) * {self._step(name)}"
+            mask = f"row_exists[:, None] & column_exists & {_ours(name)}"
+            place = f"{name}_first + {rows} + columns"
+            yield f"{name}_columns = tl.load({place}, mask={mask}, other=0.0)"
+        yield f"{target} = tl.where(of_value, grad_out_columns, query_columns)"
+
+    def load_state_columns(self, target: str, exists: str) -> Iterator[str]:
+        """Loads `columns` of what earlier passes left, where `exists`."""
+        for name in RESULTS:
+            place = self._result_columns(f"{name}_state", name)
+            mask = f"{exists}[:, None] & column_exists & {_ours(name)}"
+            yield f"{name} = tl.load({place}, mask={mask}, other=0.0)"
+        yield f"{target} = tl.where(of_value, grad_value, grad_key)"
+
+    def store_columns(self, value: str, exists: str, hands_on: bool) -> Iterator[str]:
+        """Stores `columns` of the gradient where `exists`; arguments as of `store_results`."""
+        for name in RESULTS:
+            tensor = f"{name}_state" if hands_on else name
+            factor = " * scale" if name == "grad_key" and not hands_on else ""
+            rounded = value if hands_on else f"({value}{factor}).to(tl.{self._problem.dtype})"
+            mask = f"{exists}[:, None] & column_exists & {_ours(name)}"
+            yield f"tl.store({self._result_columns(tensor, name)}, {rounded}, mask={mask})"
+
+    def store_sums_columns(self, value: str) -> Iterator[str]:
+        """Stores `columns` of what a chunk leaves, from `sums` on."""
+        before = sum(part.width for part in self._key_parts)
+        place = f"places_in_tile[:, None] * {self.columns} + tl.where(of_value, {before}, 0)"
+        yield f"tl.store(sums + {place} + columns, {value}, mask=column_exists)"
+
+    def _result_columns(self, tensor: str, name: str) -> str:
+        return f"{tensor}_ptr + result_rows * {self._width(name)} + columns"
+
+    def _width(self, name: str) -> int:
+        problem = self._problem
+        return problem.head_dim if name == "grad_key" else problem.value_head_dim
+
     # -------------------------------------------------------------------------------- addresses
+
+    def _tile_first(self, name: str) -> str:
+        """Where the tile of rows starts that is loaded."""
+        first = "row_box" if self._moves_boxes else "row_first"
+        return f"{name}_first = {name}_base + {first}.to(tl.int64) * {self._step(name)}"
 
     def _step(self, name: str) -> str:
         """From one row of the class to the next."""
@@ -282,6 +352,11 @@ def _base(name: str, head: str, row: str = "") -> str:
     head_offset = f"{head}.to(tl.int64) * {name}_stride_head"
     row_offset = f" + {row}.to(tl.int64) * {name}_stride_row" if row else ""
     return f"{name}_base = {name}_ptr + {batch_offset} + {head_offset}{row_offset}"
+
+
+def _ours(name: str) -> str:
+    """Are the columns those of a gradient, or of what it is a sum of?"""
+    return "of_value" if name in ("grad_value", "grad_out") else "(of_value == 0)"
 
 
 def _columns(part: Part) -> str:

@@ -18,12 +18,21 @@ from patterncc.codegen.gpu.chunk_source import chunk_values
 from patterncc.codegen.gpu.chunk_sum_source import KEYS_TOGETHER, emit_sum_chunks
 from patterncc.codegen.gpu.class_source import classes_seen
 from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, row_length
-from patterncc.codegen.gpu.grad_key_value_source import emit_grad_key_value
+from patterncc.codegen.gpu.grad_key_value_source import (
+    emit_grad_key_value,
+    emit_grad_key_value_repair,
+)
 from patterncc.codegen.gpu.key_access_source import HELD, PASSING, RESULTS, KeyAccess
 from patterncc.codegen.gpu.launches import Buffer, Launch, ceildiv, planned_launch
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
-from patterncc.codegen.gpu.plan import Kind, check_lists, sum_launches
+from patterncc.codegen.gpu.plan import (
+    Kind,
+    check_lists,
+    repair_launch,
+    spoiled_buffer,
+    sum_launches,
+)
 from patterncc.dsl.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -70,14 +79,11 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
     columns = KeyAccess(problem, config, tiling).columns
     sums = (call.batch, kv_heads, chunks, config.block_k, columns) if chunks else (1,)
     buffers = (*_state_buffers(one, call), Buffer("sums", sums, "float32"))
-    yield planned_launch(
-        source,
-        (chunks + places, kv_heads, call.batch),
-        call,
-        step=tiling.q_step,
-        numbers=numbers,
-        buffers=buffers,
-    )
+    grid = (chunks + places, kv_heads, call.batch)
+    buffers += spoiled_buffer(source, grid)
+    yield planned_launch(source, grid, call, step=tiling.q_step, numbers=numbers, buffers=buffers)
+    source = sources.get(emit_grad_key_value_repair, program, problem, config, **passes)
+    yield repair_launch(source, grid, call, numbers)
     if chunks:
         source = sources.get(emit_sum_chunks, program, problem, config, **passes)
         grid = (tall * (config.block_k // KEYS_TOGETHER), kv_heads, call.batch)

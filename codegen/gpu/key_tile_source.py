@@ -18,8 +18,14 @@ from patterncc.codegen.gpu.class_source import (
     key_lines,
     row_class_lines,
 )
+from patterncc.codegen.gpu.isolation_source import (
+    all_tiles_lines,
+    all_tiles_loop,
+    indented,
+    step_text,
+    tile_text,
+)
 from patterncc.codegen.gpu.kernel_source import KernelParameter
-from patterncc.codegen.gpu.kernel_text import INDENT
 from patterncc.codegen.gpu.list_source import list_leaves, listed_loops
 from patterncc.codegen.gpu.mask_source import emit_mask
 from patterncc.codegen.gpu.separate import keys_of_tiles
@@ -110,11 +116,14 @@ class KeyTile:
 
     # -------------------------------------------------------------------------------- the text
 
+    def blocks(self) -> Iterator[str]:
+        """The sizes of a tile."""
+        yield f"BLOCK_Q: tl.constexpr = {self._config.block_q}"
+        yield f"BLOCK_K: tl.constexpr = {self._config.block_k}"
+
     def setup(self) -> Iterator[str]:
-        """Which keys the program has, and which share of their queries."""
+        """Which keys the program has, and which share of their queries; after `blocks`."""
         config, group, tiling = self._config, self._group, self._program.tiling
-        yield f"BLOCK_Q: tl.constexpr = {config.block_q}"
-        yield f"BLOCK_K: tl.constexpr = {config.block_k}"
         yield ""
         yield from place_lines(config.order)
         yield "kv_head = tl.program_id(1)"
@@ -127,11 +136,38 @@ class KeyTile:
 
     def body(self, tile: Callable[[TileLoop], Iterator[str]]) -> Iterator[str]:
         """The loops over all tiles of rows; `tile` writes what is done for one."""
+
+        def loops() -> Iterator[str]:
+            for number, loop in enumerate(self._nest.loops):
+                yield from self._loop(number, loop, tile)
+
+        yield from self._visits(loops)
+
+    def careful_body(self, tile: Callable[[], Iterator[str]], unsettled: str) -> Iterator[str]:
+        """The same as one loop, as `all_tiles_loop` has it; `tile` writes a masked tile."""
+        loops = self._nest.loops
+
+        def one_loop() -> Iterator[str]:
+            yield ""
+            numbers = range(len(loops))
+            yield from all_tiles_lines(f"stop_{number} - begin_{number}" for number in numbers)
+            begins = [f"begin_{number}" for number in numbers]
+            counter = "step" if self._shared == 1 else "position"
+            lines = [f"{counter} = {step_text(loops, 'turn', begins)}"]
+            lines += self._head_of("position")
+            lines.append(f"row_first = ({tile_text(loops, 'turn')}) * BLOCK_Q")
+            lines += [*self._access.tile_start(), *tile()]
+            yield from all_tiles_loop(len(loops), lines, unsettled)
+
+        yield from self._visits(one_loop)
+
+    def _visits(self, loops: Callable[[], Iterator[str]]) -> Iterator[str]:
+        """What is done for all heads at once, or for each head and class of rows."""
         yield from self._access.passing_lines()
         if not self._nested:
             if self._group == 1:
                 yield "head = kv_head"
-            yield from self._visit(tile)
+            yield from self._visit(loops)
             return
         yield ""
         classes = " and class of rows" if self._classes > 1 else ""
@@ -143,9 +179,9 @@ class KeyTile:
         ]
         if self._classes > 1:
             lines.append(f"row_class = visit % {self._classes}")
-        yield from _indented([*lines, *self._visit(tile)])
+        yield from indented([*lines, *self._visit(loops)])
 
-    def _visit(self, tile: Callable[[TileLoop], Iterator[str]]) -> Iterator[str]:
+    def _visit(self, loops: Callable[[], Iterator[str]]) -> Iterator[str]:
         """Bounds and loops, of all heads at once or of one."""
         tiling = self._program.tiling
         sees = ""
@@ -163,7 +199,7 @@ class KeyTile:
         yield from (f"{wide_name(leaf)} = {widened(leaf)}" for leaf in self._bounds)
         yield from self._nest.common
         yield from (line for loop in self._nest.loops for line in loop.setup)
-        group = 1 if self._one_head else self._group
+        group = self._shared
         for number, loop in enumerate(self._nest.loops):
             yield f"steps = tl.where(has_work, {loop.count}, 0){f' * {group}' * (group > 1)}"
             yield f"begin_{number} = share(steps, chunk, chunks)"
@@ -176,22 +212,30 @@ class KeyTile:
         if self._masked:
             yield from self._mask.key_lines
         yield from self._term_lines
-        for number, loop in enumerate(self._nest.loops):
-            yield from self._loop(number, loop, group, tile)
+        yield from loops()
 
     @property
     def _one_head(self) -> bool:
         """Is the query head known outside of the loops over tiles?"""
         return self._nested or self._group == 1
 
+    @property
+    def _shared(self) -> int:
+        """How many query heads share a loop over tiles, one after the other for each tile."""
+        return 1 if self._one_head else self._group
+
+    def _head_of(self, counter: str) -> Iterator[str]:
+        """The step and the query head, where heads share a loop."""
+        if self._shared > 1:
+            yield f"step = {counter} // {self._shared}"
+            yield f"head = kv_head * {self._shared} + {counter} % {self._shared}"
+            yield from self._access.head_lines()
+
     def _loop(
-        self,
-        number: int,
-        loop: TileLoop,
-        group: int,
-        tile: Callable[[TileLoop], Iterator[str]],
+        self, number: int, loop: TileLoop, tile: Callable[[TileLoop], Iterator[str]]
     ) -> Iterator[str]:
-        """A loop over tiles, of so many heads one after the other for each tile."""
+        """A loop over tiles."""
+        group = self._shared
         yield ""
         yield "# Partial tiles, with the mask." if loop.kind == "partial" else "# Full tiles."
         if loop.first:
@@ -199,28 +243,25 @@ class KeyTile:
             yield from loop.first
         counter = "step" if group == 1 else "turn"
         yield f"for {counter} in range(begin_{number}, stop_{number}):"
-        lines = []
-        if group > 1:
-            lines.append(f"step = turn // {group}")
-            lines.append(f"head = kv_head * {group} + turn % {group}")
-            lines += self._access.head_lines()
+        lines = [*self._head_of("turn")]
         lines.append(f"row_first = ({loop.tile}) * BLOCK_Q")
         if loop.following:
             lines.append(f"next_step = {'step + 1' if group == 1 else f'(turn + 1) // {group}'}")
             lines += loop.following
         lines += self._access.tile_start()
-        yield from _indented([*lines, *tile(loop)])
+        yield from indented([*lines, *tile(loop)])
 
-    def tile_rows(self, loop: TileLoop) -> Iterator[str]:
+    def tile_rows(self, masked: bool) -> Iterator[str]:
         """`q`, the rows of a tile, where its mask or the score terms read them."""
-        if loop.kind == "partial" or self._reads_row:
+        if masked or self._reads_row:
             yield "q = q_offset + rows[None, :]"
+
+    @property
+    def masked(self) -> bool:
+        """Has it tiles with a mask?"""
+        return self._masked
 
     def allowed(self) -> Iterator[str]:
         """`allowed`, the pairs of a masked tile that the pattern allows; after `tile_rows`."""
         yield from self._mask.row_lines
         yield f"allowed = {self._mask.expression}"
-
-
-def _indented(lines: Iterable[str]) -> Iterator[str]:
-    return (INDENT + line if line else "" for line in lines)

@@ -166,6 +166,7 @@ def listed_loops(program: BlockProgram, group: int, direction: Direction = "forw
         "tile",
         first=(f"tile = tl.load(tiles{start[0]})",),
         following=(f"tile = tl.load(tiles{start[1]})",),
+        place="step",
     )
     full = TileLoop(
         "full",
@@ -174,6 +175,7 @@ def listed_loops(program: BlockProgram, group: int, direction: Direction = "forw
         "tile",
         first=(f"tile = tl.load({last}{following[0]})",),
         following=(f"tile = tl.load({last}{following[1]})",),
+        place="tile_capacity - 1 - step",
     )
     some_full = any(sweep.kind == "full" for sweep in program.sweeps(direction))
     common = (

@@ -28,7 +28,9 @@ from patterncc.codegen.gpu.config import (
     suited,
 )
 from patterncc.codegen.gpu.emitter_choice import emitter_of
+from patterncc.codegen.gpu.forward_source import emit_forward_repair
 from patterncc.codegen.gpu.gluon.reasons import reason_against
+from patterncc.codegen.gpu.isolation_source import SPOILED, grid_values, repair_grid
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.kernel_terms import SCALE
 from patterncc.codegen.gpu.launches import (
@@ -273,16 +275,18 @@ def _holds(program: BlockProgram, env: Mapping[str, int]) -> bool:
 
 def query_tile_launches(
     emit: Callable[..., KernelSource],
+    repair: Callable[..., KernelSource],
     one: Pass,
     call: Call,
     sources: Sources,
     buffers: tuple[Buffer, ...] = (),
 ) -> Iterator[Launch]:
     """The launches of a pass whose kernel runs a program for each query tile: the one that lists
-    its tiles, where tables decide them, and the kernel.
+    its tiles, where tables decide them, the kernel, and the one that repairs.
 
     Args:
         emit: Writes the kernel.
+        repair: Writes the one that repairs what it has spoiled.
         one: The pass.
         call: The call.
         sources: Kernels that are written already.
@@ -291,17 +295,22 @@ def query_tile_launches(
     program, problem, config = one.program, call.problem, one.config
     step = program.tiling.q_step
     tiles = step * ceildiv(ceildiv(call.q_len, step), config.block_q)
-    source = sources.get(emit, program, problem, config, resumes=one.resumes, hands_on=one.hands_on)
+    between = {"resumes": one.resumes, "hands_on": one.hands_on}
+    source = sources.get(emit, program, problem, config, **between)
     k_step = program.tiling.k_step
 
-    def kernel(tiles: int, numbers: Mapping[str, int]) -> Launch:
+    def kernel(tiles: int, numbers: Mapping[str, int]) -> Iterator[Launch]:
         grid = (tiles, call.heads, call.batch)
-        return planned_launch(source, grid, call, step=k_step, numbers=numbers, buffers=buffers)
+        room = (*buffers, *spoiled_buffer(source, grid))
+        yield planned_launch(source, grid, call, step=k_step, numbers=numbers, buffers=room)
+        if may_spoil(source):
+            repairing = sources.get(repair, program, problem, config, **between)
+            yield repair_launch(repairing, grid, call, numbers)
 
     yield from sum_launches(program, config, call, sources)
     if ranked(program):
         yield _run_lists(program, problem, config, call, sources)
-        yield kernel(tiles, {})
+        yield from kernel(tiles, {})
     elif program.gathered > 1 or program.listed:
         lists = sources.get(emit_lists, program, problem, config)
         capacity = 1 + _most_tiles(program, call)
@@ -315,10 +324,35 @@ def query_tile_launches(
             numbers = {"tile_capacity": capacity, "first_tile": first}
             grid = (count, by_head, by_batch)
             yield planned_launch(lists, grid, call, numbers=numbers, buffers=room)
-            yield kernel(count, numbers)
+            yield from kernel(count, numbers)
             room, buffers = (), ()  # the first turn's are there
     else:
-        yield kernel(tiles, {})
+        yield from kernel(tiles, {})
+
+
+def spoiled_buffer(source: KernelSource, grid: tuple[int, int, int]) -> tuple[Buffer, ...]:
+    """Where the programs of a kernel leave whether their sums are spoiled, if they can be."""
+    return (Buffer("spoiled", (prod(grid),)),) if may_spoil(source) else ()
+
+
+def may_spoil(source: KernelSource) -> bool:
+    """Is there a kernel that repairs what this one may spoil?"""
+    return SPOILED in source.parameters
+
+
+def repair_launch(
+    source: KernelSource, grid: tuple[int, int, int], call: Call, numbers: Mapping[str, int]
+) -> Launch:
+    """The launch that repairs what a kernel over `grid` has spoiled.
+
+    Args:
+        source: The kernel that repairs.
+        grid: Of the one before it.
+        call: The call.
+        numbers: Values of parameters that the call does not have.
+    """
+    numbers = {**numbers, **grid_values(grid)}
+    return planned_launch(source, repair_grid(grid), call, numbers=numbers)
 
 
 def sum_launches(
@@ -434,8 +468,14 @@ def _forward_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launc
     obstacle = call.layouts["out"].descriptor_obstacle()
     if one.config.emitter == "gluon" and obstacle is not None:
         raise ConfigError(f"emitter='gluon' is impossible: {obstacle}", ("triton",))
-    emit = emitter_of(one.config)
-    return query_tile_launches(emit, one, call, sources, state_buffer("state", one, call, "value"))
+    return query_tile_launches(
+        emitter_of(one.config),
+        emit_forward_repair,
+        one,
+        call,
+        sources,
+        state_buffer("state", one, call, "value"),
+    )
 
 
 def state_buffer(name: str, one: Pass, call: Call, like: str) -> tuple[Buffer, ...]:

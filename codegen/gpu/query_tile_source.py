@@ -15,7 +15,8 @@ from patterncc.codegen.gpu.class_source import (
     head_and_tile_lines,
     row_lines,
 )
-from patterncc.codegen.gpu.gather_source import gathered_keys, gathered_loops
+from patterncc.codegen.gpu.gather_source import any_gathered_runs, gathered_keys, gathered_loops
+from patterncc.codegen.gpu.isolation_source import all_tiles_lines, step_text, tile_text
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.list_source import listed_loops
 from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
@@ -100,13 +101,21 @@ class QueryTile:
         """All parameters of the kernel, `pointers` and `scalars` being its own."""
         return self._computed.parameters(self._access, pointers, scalars)
 
+    @property
+    def masked(self) -> bool:
+        """Has it tiles with hidden pairs?"""
+        return self._masked
+
     # -------------------------------------------------------------------------------- before loops
 
+    def blocks(self) -> Iterator[str]:
+        """The sizes of a tile."""
+        yield f"BLOCK_Q: tl.constexpr = {self._config.block_q}"
+        yield f"BLOCK_K: tl.constexpr = {self._config.block_k}"
+
     def setup(self) -> Iterator[str]:
-        """Which rows and keys the program has, and the bounds of its loops."""
+        """Which rows and keys the program has, and the bounds of its loops; after `blocks`."""
         config, group, tiling = self._config, self._group, self._program.tiling
-        yield f"BLOCK_Q: tl.constexpr = {config.block_q}"
-        yield f"BLOCK_K: tl.constexpr = {config.block_k}"
         yield ""
         yield from head_and_tile_lines(tiling, config.order, config.neighbours)
         if self._gathered and self._listed:
@@ -145,10 +154,13 @@ class QueryTile:
         yield ""
         yield "# Partial tiles, with the mask." if loop.kind == "partial" else "# Full tiles."
         yield from loop.first
-        count = loop.count
+        yield f"for {'turn' if self._gathered else 'step'} in range(0, {self._count(loop)}):"
+
+    def _count(self, loop: TileLoop) -> str:
+        """The number of a loop's tiles."""
         if self._program.tiling != DENSE and not self._listed:
-            count = f"tl.where(has_work, {count}, 0)"
-        yield f"for {'turn' if self._gathered else 'step'} in range(0, {count}):"
+            return f"tl.where(has_work, {loop.count}, 0)"
+        return loop.count
 
     def tile_start(self, loop: TileLoop) -> Iterator[str]:
         """Where a tile starts and, if it is masked, which of its keys exist."""
@@ -159,9 +171,22 @@ class QueryTile:
         yield from loop.following
         yield from self._access.tile_start(loop.kind == "partial")
 
-    def tile_keys(self, loop: TileLoop) -> Iterator[str]:
+    def counter(self) -> Iterator[str]:
+        """What `any_tile_start` needs, before all tiles."""
+        yield from all_tiles_lines(map(self._count, self.loops))
+
+    def any_tile_start(self) -> Iterator[str]:
+        """As `tile_start`, for the tile at `turn` of all loops one after another; with the mask."""
+        if self._gathered:
+            yield from any_gathered_runs(self.loops, "turn")
+            yield from gathered_keys(self._program)
+        else:
+            yield f"step = {step_text(self.loops, 'turn')}"
+            yield f"k_first = ({tile_text(self.loops, 'turn')}) * BLOCK_K"
+        yield from self._access.tile_start(True)
+
+    def tile_keys(self, masked: bool) -> Iterator[str]:
         """`k`, the keys of a tile, where its mask or the score terms read them."""
-        masked = loop.kind == "partial"
         if masked or self._reads_key:
             yield self._access.tile_keys(masked)
 

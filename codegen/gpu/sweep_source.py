@@ -58,6 +58,7 @@ class TileLoop:
         first, following: Lines that load the number of the first tile before the loop, and that of
             the next one in it, where the numbers are in memory; of a gathered tile the numbers of
             its runs.
+        place: Where in the row of `tiles` the number of the tile at `step` is, if it is in memory.
     """
 
     kind: Kind
@@ -67,6 +68,7 @@ class TileLoop:
     classes: int = 1
     first: tuple[str, ...] = ()
     following: tuple[str, ...] = ()
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

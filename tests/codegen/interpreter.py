@@ -206,7 +206,7 @@ def lists(call: Call, head: int) -> tuple[list[list[int]], list[list[int]]]:
     ]
     offset = call.kv_len - call.q_len if call.offset is None else call.offset
     tables = {name: _table(rows) for name, rows in call.tables.items()}
-    *sums, launch, _ = Planner(lowered(load(call.text)), call.config).plan(
+    *sums, launch, _, _ = Planner(lowered(load(call.text)), call.config).plan(
         Problem("float32", width, width, heads // kv_heads),
         "interpreter",
         layouts,
@@ -240,7 +240,7 @@ def run_lists(call: Call, head: int) -> tuple[list[int], list[int]]:
     last pass, and the ranks of all runs; memory that it does not write is poisoned."""
     import torch
 
-    from patterncc.codegen.gpu.forward_source import emit_forward
+    from patterncc.codegen.gpu.forward_source import emit_forward, emit_forward_repair
     from patterncc.codegen.gpu.launches import call_of
     from patterncc.codegen.gpu.layout import Layout
     from patterncc.codegen.gpu.plan import Pass, Sources, query_tile_launches
@@ -257,7 +257,7 @@ def run_lists(call: Call, head: int) -> tuple[list[int], list[int]]:
     shapes = {name: tuple(table.shape) for name, table in it.tables.items()}
     planned = call_of(problem, "interpreter", layouts, it.env, {"scale": 1.0}, shapes)
     one = Pass(program, call.config, False, False)
-    launch, _ = query_tile_launches(emit_forward, one, planned, Sources())
+    launch, *_ = query_tile_launches(emit_forward, emit_forward_repair, one, planned, Sources())
     operands = {
         name: torch.full(shape, -7, dtype=torch.int32) for name, shape, _ in launch.buffers
     } | {f"table_{name}": table.view(torch.uint8) for name, table in it.tables.items()}

@@ -1,0 +1,106 @@
+"""The kernels that repair, compiled for devices that are not here; what noting costs the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu.backward_config import (
+    default_grad_key_value_config,
+    default_grad_query_config,
+)
+from patterncc.codegen.gpu.config import KernelConfig, default_config, shared_limit
+from patterncc.codegen.gpu.forward_source import emit_forward, emit_forward_repair
+from patterncc.codegen.gpu.grad_key_value_source import (
+    emit_grad_key_value,
+    emit_grad_key_value_repair,
+)
+from patterncc.codegen.gpu.grad_query_source import emit_grad_query, emit_grad_query_repair
+from patterncc.codegen.gpu.isolation_source import SPOILED
+from patterncc.codegen.gpu.kernel_source import KernelSource
+from patterncc.codegen.gpu.launch import compile_for
+from patterncc.codegen.lower import lower
+from patterncc.codegen.problem import Problem
+from patterncc.dsl import load
+from patterncc.dsl.score.terms import load_terms
+from tests.codegen.crossing import each_with_one
+
+TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
+SIZES = {"heads": 8, "kv_heads": 2, "layers": 4}
+WIDE = Problem("bfloat16", 128, 128)
+
+Emit = Callable[..., KernelSource]
+Default = Callable[..., KernelConfig]
+KINDS: dict[str, tuple[Emit, Default]] = {
+    "forward": (emit_forward_repair, default_config),
+    "grad_query": (emit_grad_query_repair, default_grad_query_config),
+    "grad_key_value": (emit_grad_key_value_repair, default_grad_key_value_config),
+}
+CASES: dict[str, tuple[str, Problem]] = {
+    "streaming": ("streaming", WIDE),
+    "ladder, lanes": ("ladder(4, 1024, 100, 7)", Problem("bfloat16", 64, 64, 4)),
+    "by head": ("if head % 2 == 0 then causal else window(100)", Problem("float16", 64, 64, 4)),
+    "documents": ("pattern p(doc: segments): causal and doc[q] == doc[k]", WIDE),
+    "lists": (
+        "pattern p(keep: bool[head, *, *]): causal and keep[head, q // 64, k // 64]",
+        Problem("bfloat16", 64, 64, 2),
+    ),
+    "uneven": ("window(100)", Problem("bfloat16", 192, 72)),
+    "float32": ("causal", Problem("float32", 64, 64)),
+    "terms": (
+        "causal",
+        Problem("bfloat16", 64, 64, 2, load_terms("softcap(score, 30) + bias[head, k]")),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "target"), each_with_one(CASES, TARGETS))
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_compile(kind: str, name: str, target: str, tmp_path: Path) -> None:
+    (text, problem), (emit, default) = CASES[name], KINDS[kind]
+    config = default(problem, target)
+    program = lower(load(text), config.block_q, config.block_k, sizes=SIZES, within=True)
+    kernel = compile_for(emit(program, problem, config), target, folder=tmp_path)
+    assert kernel.shared <= (shared_limit(target) or 65536)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_classes_and_passes(kind: str, tmp_path: Path) -> None:
+    """Boxes of classes are placed as descriptors would, and what passes hand on is read again."""
+    emit, default = KINDS[kind]
+    config = default(WIDE, "cuda:90")
+    passes = lower_passes(load("window(512) or dilated(512, 8)"), config.block_q, config.block_k)
+    assert len(passes) == 2
+    for first, program in zip((True, False), passes, strict=True):
+        source = emit(program, WIDE, config, resumes=not first, hands_on=first)
+        compile_for(source, "cuda:90", folder=tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "products"), [("forward", 3), *((k, 4) for k in list(KINDS)[1:])])
+def test_products_are_those_of_the_kernel_that_is_repaired(
+    kind: str, products: int, tmp_path: Path
+) -> None:
+    """By the same instructions, 16 numbers after another: else bits could differ."""
+    emit, default = KINDS[kind]
+    config = default(WIDE, "cuda:90")
+    program = lower(load("causal"), config.block_q, config.block_k, within=True)
+    layouts = str(
+        compile_for(emit(program, WIDE, config), "cuda:90", folder=tmp_path).stages["ttgir"]
+    )
+    assert layouts.count("ttng.warp_group_dot ") == products
+
+
+def test_nothing_is_noted_where_nothing_is_hidden() -> None:
+    """A tile without hidden pairs cannot spoil a row; of a key tile there may be rows past the last
+    one, which no mask knows."""
+    config = default_config(WIDE, "cuda:90")
+    program = lower(load("full"), config.block_q, config.block_k)
+    noted = [
+        SPOILED in emit(program, WIDE, config).parameters
+        for emit in (emit_forward, emit_grad_query, emit_grad_key_value)
+    ]
+    masked = any(sweep.kind == "partial" for sweep in program.forward)
+    assert noted == [masked, masked, True]
