@@ -1,11 +1,11 @@
 """What it costs that numbers which are not finite stay with the rows that see them.
 
-    python benchmarks/gpu_isolation.py --out results [--base OTHER_TREE]
+    python benchmarks/gpu_isolation.py --out results
 
-Times forward and backward of calls whose numbers are all finite, in this checkout and, given
-another one, in that too, turn by turn on the same GPU: each checkout has a process for each
-pattern, so that all compile at once. Then, in this checkout, calls with numbers that are not
-finite. `results/gpu_isolation.json` keeps everything; times are medians of GPU milliseconds.
+Times forward and backward of calls whose numbers are all finite, by Triton's kernels with and
+without `PATTERNCC_ISOLATE`, turn by turn on the same GPU: each of both has a process for each
+pattern, so that all compile at once. Then, isolating, calls with numbers that are not finite.
+`results/gpu_isolation.json` keeps everything; times are medians of GPU milliseconds.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
-import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -59,14 +59,14 @@ def microseconds_of_host(run: Any, turns: int = 300) -> float:
     return (time.perf_counter() - begin) / turns * 1e6
 
 
-def worker(tree: str, text: str, pipe: Connection) -> None:
-    """Times one pattern in one checkout, as it is told to."""
-    sys.path.insert(0, tree)
+def worker(isolates: bool, text: str, pipe: Connection) -> None:
+    """Times one pattern, as it is told to."""
+    os.environ["PATTERNCC_ISOLATE"] = "1" if isolates else "0"
     import patterncc
     from patterncc import pipeline
     from patterncc.codegen.gpu.emitter_choice import EmitterChoice
 
-    # Kernels of Gluon note nothing, in either checkout.
+    # Kernels of Gluon do not isolate: neither process takes them.
     pipeline.emitter_choice = lambda *_: EmitterChoice(None, "asked for")  # type: ignore
     attn = patterncc.compile(text)
     inputs: dict[int, tuple[torch.Tensor, ...]] = {}
@@ -94,7 +94,7 @@ def worker(tree: str, text: str, pipe: Connection) -> None:
         forward(length)()
         backward(length)()
     torch.cuda.synchronize()
-    pipe.send(str(Path(patterncc.__file__).parent.parent))
+    pipe.send("ready")
     while (order := pipe.recv()) != "stop":
         found: dict[str, float] = {}
         if order == "time":
@@ -127,25 +127,23 @@ def worker(tree: str, text: str, pipe: Connection) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--base", type=Path)
     arguments = parser.parse_args()
-    here = Path(__file__).resolve().parents[1]
-    trees = {"here": here} | ({"base": arguments.base.resolve()} if arguments.base else {})
+    labels = {"isolating": True, "usual": False}
     # Forked: none of them imports torch again, and this process never touches the GPU.
     context = multiprocessing.get_context("fork")
     pipes = {}
-    for label, tree in trees.items():
+    for label, isolates in labels.items():
         for name, text in PATTERNS.items():
             ours, theirs = context.Pipe()
-            process = context.Process(target=worker, args=(str(tree), text, theirs), daemon=True)
+            process = context.Process(target=worker, args=(isolates, text, theirs), daemon=True)
             process.start()
             pipes[label, name] = ours
-    for (label, _), pipe in pipes.items():
-        assert Path(pipe.recv()) == trees[label], "another checkout was imported"
+    for pipe in pipes.values():
+        assert pipe.recv() == "ready"
     times: dict[str, dict[str, dict[str, list[float]]]] = {}
     for _ in range(3):
         for name in PATTERNS:
-            for label in trees:
+            for label in labels:
                 pipes[label, name].send("time")
                 for what, one in pipes[label, name].recv().items():
                     times.setdefault(name, {}).setdefault(what, {}).setdefault(label, []).append(
@@ -153,19 +151,19 @@ def main() -> None:
                     )
     wild = {}
     for name in PATTERNS:
-        pipes["here", name].send("wild")
-        wild[name] = pipes["here", name].recv()
+        pipes["isolating", name].send("wild")
+        wild[name] = pipes["isolating", name].recv()
     arguments.out.mkdir(parents=True, exist_ok=True)
     document = {"heads": HEADS, "length": LENGTH, "width": WIDTH, "times": times, "wild": wild}
     (arguments.out / "gpu_isolation.json").write_text(json.dumps(document, indent=1))
     for name, by_kind in times.items():
         for what, by_label in by_kind.items():
             best = {label: min(found) for label, found in by_label.items()}
-            ratio = best["here"] / best["base"] - 1 if "base" in best else 0.0
+            ratio = best["isolating"] / best["usual"] - 1
             print(f"{name:12} {what:26} {best} {ratio:+.2%}", flush=True)
         for what, found in wild[name].items():
             kind = what.rsplit(": ")[-1]
-            factor = found / min(by_kind[kind]["here"])
+            factor = found / min(by_kind[kind]["isolating"])
             print(f"{name:12} {what:34} {found:8.3f} ms, {factor:.2f} times")
 
 

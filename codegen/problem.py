@@ -23,6 +23,8 @@ class Problem:
         value_head_dim: Of value and output.
         group: Query heads per key/value head.
         terms: Which logits enter the softmax.
+        isolates: Whether numbers that are not finite are kept from rows and keys that do not see
+            them: kernels note what they may have spoiled, and others repair it.
     """
 
     dtype: DType
@@ -30,3 +32,4 @@ class Problem:
     value_head_dim: int
     group: int = 1
     terms: ScoreTerms = PLAIN
+    isolates: bool = False

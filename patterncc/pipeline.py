@@ -274,6 +274,7 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "s
         key_width=width,
         special=special,
         terms=terms_of(score),
+        isolates=settings().isolate,
     )
 
 
@@ -305,6 +306,7 @@ def backward_launcher(
         folder=kernel_folder(),
         tuned=tuned,
         terms=terms_of(score),
+        isolates=settings().isolate,
     )
 
 

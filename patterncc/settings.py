@@ -42,6 +42,11 @@ VARIABLES = (
         "the user's cache folder for patterncc",
     ),
     Variable("PATTERNCC_DEBUG", "1: the command line shows tracebacks, as with --debug", "0"),
+    Variable(
+        "PATTERNCC_ISOLATE",
+        "1: on GPUs, too, NaN and infinity reach only rows and keys that see them, as on the CPU",
+        "0",
+    ),
     Variable("PATTERNCC_TUNED", "0: calls take no tuned configurations", "1"),
     Variable(
         "PATTERNCC_VERIFY",
@@ -62,12 +67,15 @@ class Settings:
         verify: Whether block programs are checked after lowering and after every pass, and the
             entries of tables on GPUs.
         tuned: Whether calls take the configurations that were tuned for them.
+        isolate: Whether kernels on GPUs keep numbers that are not finite from rows and keys that do
+            not see them.
     """
 
     cache_dir: Path
     debug: bool = False
     verify: bool = False
     tuned: bool = True
+    isolate: bool = False
 
     @staticmethod
     def read(environment: Mapping[str, str]) -> Settings:
@@ -81,6 +89,7 @@ class Settings:
             debug=_switch("PATTERNCC_DEBUG", environment.get("PATTERNCC_DEBUG", "")),
             verify=_switch("PATTERNCC_VERIFY", environment.get("PATTERNCC_VERIFY", "")),
             tuned=_switch("PATTERNCC_TUNED", environment.get("PATTERNCC_TUNED", "1") or "1"),
+            isolate=_switch("PATTERNCC_ISOLATE", environment.get("PATTERNCC_ISOLATE", "")),
         )
 
 

@@ -63,6 +63,7 @@ class Backward:
         tuned: The configs that were tuned for a call, asked once for each that is planned.
         terms: Which logits entered the softmax.
         lower_rows: As of `BackwardPlanner`.
+        isolates: As of `Problem`.
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -77,6 +78,7 @@ class Backward:
         folder: Path | None = None,
         tuned: TunedGradients | None = None,
         terms: ScoreTerms = PLAIN,
+        isolates: bool = False,
     ) -> None:
         self._terms = terms
         self.planner = BackwardPlanner(
@@ -84,6 +86,7 @@ class Backward:
         )
         require_triton()
         self._folder = folder
+        self._isolates = isolates
         self._kept: Kept[ReadyBackward] = Kept()
 
     def __call__(
@@ -211,7 +214,7 @@ class Backward:
                 if grad_lse is not None:
                     operands["grad_lse"] = grad_lse.unsqueeze(3)
                 launches = self.planner.plan(
-                    problem_of(query, key, value, terms),
+                    problem_of(query, key, value, terms, isolates=self._isolates),
                     target_of(query.device),
                     [layout_of(name, tensor) for name, tensor in operands.items()],
                     env,

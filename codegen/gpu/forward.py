@@ -56,6 +56,7 @@ class Forward:
         key_width: Narrows the key tiles of a default config.
         special: Asked for the default before that, for one target.
         terms: Which logits enter the softmax.
+        isolates: As of `Problem`.
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -71,10 +72,12 @@ class Forward:
         key_width: KeyWidth | None = None,
         special: Special | None = None,
         terms: ScoreTerms = PLAIN,
+        isolates: bool = False,
     ) -> None:
         self.planner = Planner(lower, config, tuned, key_width, special)
         require_triton()
         self._folder = folder
+        self._isolates = isolates
         self._terms = terms
         self._kept: Kept[ReadyForward] = Kept()
 
@@ -165,7 +168,7 @@ class Forward:
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 operands = {"query": query, "key": key, "value": value, "out": out_room()}
             launches = self.planner.plan(
-                problem_of(query, key, value, terms),
+                problem_of(query, key, value, terms, isolates=self._isolates),
                 target_of(device),
                 [layout_of(name, tensor) for name, tensor in operands.items()],
                 env,

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
 
-EMITTER = 2
+EMITTER = 1
 """Version of the generated text; it is part of the text, so a change of it separates caches."""
 
 
@@ -135,12 +135,14 @@ class _Writer:
             *self._keys.body(self._tile),
             *self._finish(),
         ]
-        helpers = (CHUNK_HELPERS, SPOILED_HELPERS)
+        helpers = (CHUNK_HELPERS, *((SPOILED_HELPERS,) if self._problem.isolates else ()))
         title = "Gradients of keys and values"
         return self._module("grad_key_value", title, tuple(self._parameters()), lines, helpers)
 
     def _parameters(self) -> Iterator[KernelParameter]:
-        pointers = [*self._access.results(self._resumes, self._hands_on), SPOILED]
+        pointers = [*self._access.results(self._resumes, self._hands_on)]
+        if self._problem.isolates:
+            pointers.append(SPOILED)
         factors = [] if self._logit is not None else [KernelParameter("score_scale", "fp32")]
         factors += [] if self._hands_on else [KernelParameter("scale", "fp32")]
         return self._keys.parameters(pointers, factors)
@@ -251,9 +253,12 @@ class _Writer:
         names = [
             f"{name}_{number}" for name in RESULTS for number in range(len(access.parts_of(name)))
         ]
-        # Among which of the keys is not asked: that would take registers that the loops need.
-        yield "row_exists = key_exists"
-        yield from spoiled_lines(names, "", kept=self._resumes)
+        exists = "key_exists"
+        if self._problem.isolates:
+            # Among which of the keys is not asked: that would take registers that the loops need.
+            exists = "row_exists"
+            yield f"{exists} = key_exists"
+            yield from spoiled_lines(names, "", kept=self._resumes)
         yield ""
         yield "if split:"
         yield f"{INDENT}# A chunk: its sums are added up later."
@@ -264,7 +269,7 @@ class _Writer:
                 place = access.sums_place(name, number, "places_in_tile")
                 yield f"{INDENT}tl.store({place}, {name}_{number})"
         yield "else:"
-        yield f"{INDENT}key_ends = row_exists & (idle == 0)"
+        yield f"{INDENT}key_ends = {exists} & (idle == 0)"
         yield from (
             f"{INDENT}{line}"
             for line in access.store_results("key_ends", self._hands_on, addressed=self._resumes)

@@ -225,14 +225,13 @@ class PassPlanner:
         tuned = self._tuned(call) if self._config is None and self._tuned is not None else None
         if tuned is not None:
             passes = self._passes(tuned, call.env)
-            if tuned.load != "descriptor" or self._kind.obstacle(passes, call.layouts) is None:
+            if self._fits(tuned, passes, call):
                 return tuned, passes, False
         if self._config is None and self._special is not None:
             special = self._special(call)
             if special is not None:
                 passes = self._passes(special, call.env)
-                able = all(reason_against(program, call.problem) is None for program in passes)
-                if able and self._kind.obstacle(passes, call.layouts) is None:
+                if self._fits(special, passes, call):
                     return special, passes, True
         config = self._config or self._default(call)
         passes = self._passes(config, call.env)
@@ -245,6 +244,12 @@ class PassPlanner:
             raise ConfigError(f"load='descriptor' is impossible: {obstacle}", ("pointer",))
         config = self._default(call, descriptors=False)
         return config, self._passes(config, call.env), True
+
+    def _fits(self, config: KernelConfig, passes: Passes, call: Call) -> bool:
+        """Can a config that nobody asked for by name be had for a call?"""
+        if config.emitter == "gluon" and any(reason_against(one, call.problem) for one in passes):
+            return False
+        return config.load != "descriptor" or self._kind.obstacle(passes, call.layouts) is None
 
     def _default(self, call: Call, *, descriptors: bool = True) -> KernelConfig:
         config = self._kind.default(call.problem, call.target, descriptors=descriptors)

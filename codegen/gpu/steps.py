@@ -127,9 +127,14 @@ def shapes_of(tables: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def problem_of(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, terms: ScoreTerms
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    terms: ScoreTerms,
+    *,
+    isolates: bool,
 ) -> Problem:
-    """The shape class of a call with score terms.
+    """The shape class of a call with score terms; `isolates` as of `Problem`.
 
     Raises:
         UnsupportedError: No kernel computes in its dtype.
@@ -144,7 +149,8 @@ def problem_of(
             "use float16 or float32 there",
         )
     group = query.shape[1] // key.shape[1]
-    return Problem(DTYPE_NAMES[query.dtype], query.shape[3], value.shape[3], group, terms)
+    dims = (query.shape[3], value.shape[3])
+    return Problem(DTYPE_NAMES[query.dtype], *dims, group, terms, isolates)
 
 
 def term_values(terms: ScoreTerms, values: ScoreValues, device: torch.device) -> dict[str, float]:

@@ -206,7 +206,7 @@ def lists(call: Call, head: int) -> tuple[list[list[int]], list[list[int]]]:
     ]
     offset = call.kv_len - call.q_len if call.offset is None else call.offset
     tables = {name: _table(rows) for name, rows in call.tables.items()}
-    *sums, launch, _, _ = Planner(lowered(load(call.text)), call.config).plan(
+    *sums, launch, _ = Planner(lowered(load(call.text)), call.config).plan(
         Problem("float32", width, width, heads // kv_heads),
         "interpreter",
         layouts,

@@ -151,7 +151,9 @@ def _run(isolation: Isolation, it: Prepared, inputs: _Inputs) -> _Results:
     scale = case.call.scale
     with tempfile.TemporaryDirectory() as folder:
         lower = it.lower_rows or it.lower
-        forward = Forward(lower, config=config, folder=Path(folder), terms=case.terms)
+        forward = Forward(
+            lower, config=config, folder=Path(folder), terms=case.terms, isolates=True
+        )
         out, lse = forward(
             query, key, value, env=it.env, scale=scale, tables=it.tables, score_values=inputs.values
         )
@@ -161,6 +163,7 @@ def _run(isolation: Isolation, it: Prepared, inputs: _Inputs) -> _Results:
             config=BackwardConfig(config, config),
             folder=Path(folder),
             terms=case.terms,
+            isolates=True,
         )
 
         def differentiate() -> tuple[torch.Tensor | None, ...]:

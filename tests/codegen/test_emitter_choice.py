@@ -133,13 +133,13 @@ def test_plans_take_what_is_special() -> None:
     assert launch.source.config.order == "reverse"  # adapted to the program, as defaults are
     assert launch.grid == (3, 2, 1)
     assert [each.tensor for each in launch.described] == ["query", "key", "value", "out"]
-    plain, _ = _planner().plan(D128, "cuda:90", _layouts(), ENV, 0.1)
+    (plain,) = _planner().plan(D128, "cuda:90", _layouts(), ENV, 0.1)
     assert plain.source.config.emitter == "triton"
 
 
 def test_layouts_that_no_descriptor_describes_go_by_triton() -> None:
     special = _choice("causal").config
-    launch, _ = _planner(special=special).plan(D128, "cuda:90", _layouts(129), ENV, 0.1)
+    (launch,) = _planner(special=special).plan(D128, "cuda:90", _layouts(129), ENV, 0.1)
     assert launch.source.config.emitter == "triton"
     assert launch.source.config.load == "pointer"
 

@@ -66,7 +66,7 @@ def test_calls_on_a_gpu_start_so() -> None:
     structure = pipeline.signature_of("sparse_fixed").structure
     planner = pipeline.launcher(structure, ()).planner
     env = {"q_offset": 0, "head": 0}
-    launch, _ = planner.plan(Problem("bfloat16", 128, 128), "cuda:90", layouts, env, 1.0)
+    (launch,) = planner.plan(Problem("bfloat16", 128, 128), "cuda:90", layouts, env, 1.0)
     config = launch.source.config
     assert (config.block_q, config.block_k, config.num_stages) == (64, 32, 3)
 

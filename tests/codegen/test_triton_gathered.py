@@ -253,14 +253,13 @@ def _launches(
 
 def test_one_list_serves_all_query_tiles() -> None:
     text = "pattern p(v: bool[kv_head, *]): causal and v[kv_head, k]"
-    lists, kernel, repair = _launches(text, 6400, {"v": (2, 6400)})
+    lists, kernel = _launches(text, 6400, {"v": (2, 6400)})
     assert [(b.name, b.shape) for b in lists.buffers] == [
         ("runs", (2, 6400)),
         ("run_ranks", (2, 6401)),
     ]
     assert lists.grid == (2, 2, 1)
     assert kernel.grid == (100, 4, 2)
-    assert repair.source.name == "repair_forward"
 
 
 @pytest.mark.parametrize("order", ["forward", "reverse"])
@@ -270,20 +269,16 @@ def test_lists_are_made_for_some_query_tiles_at_a_time(
     text = "pattern p(keep: bool[kv_head, *, *]): causal and keep[kv_head, q // 64, k]"
     monkeypatch.setattr(plan, "MOST_GATHERED", 40 * 2 * 4 * 6401)
     launches = _launches(text, 6400, {"keep": (2, 100, 6400)}, order)
-    assert [launch.source.name for launch in launches] == [
-        "list_tiles",
-        "forward",
-        "repair_forward",
-    ] * 3
-    counts = [34, 34, 32] if order == "forward" else [32, 34, 34]
-    assert [launch.grid[0] for launch in launches[::3]] == counts
-    # Memory for the longest turn, once; what a kernel notes is for the one after it.
+    assert [launch.source.name for launch in launches] == ["list_tiles", "forward"] * 3
+    assert [launch.grid[0] for launch in launches[::2]] == (
+        [34, 34, 32] if order == "forward" else [32, 34, 34]
+    )
+    # Memory for the longest turn, once.
     shapes = [[buffer.shape for buffer in launch.buffers] for launch in launches]
-    assert shapes[::3] == [[(68, 6401), (68, 2)], [], []]
-    assert shapes[1::3] == [[(count * 4 * 2,)] for count in counts]
+    assert shapes == [[(68, 6401), (68, 2)], *[[]] * 5]
     place = [p.name for p in launches[0].source.parameters].index("first_tile")
     pointers = len(launches[0].pointers)
-    first = [launch.rest[place - pointers] for launch in launches[::3]]
+    first = [launch.rest[place - pointers] for launch in launches[::2]]
     assert sorted(first) == [0, 34, 68]
 
 

@@ -65,21 +65,17 @@ def _buffers(launches: dict[str, list[Launch]]) -> dict[str, tuple[int, ...]]:
 
 def test_even_work() -> None:
     launches = _launches("causal", 16384)
-    assert [*launches] == ["delta", "grad_key_value", "repair_grad_key_value"]
+    assert [*launches] == ["delta", "grad_key_value"]
     (kernel,) = launches["grad_key_value"]
     assert kernel.grid == (256, 2, 1)
     assert [one.tensor for one in kernel.described] == [
         *("query", "grad_out", "key", "value", "row_lse", "row_delta")
     ]
-    assert kernel.pointers == ("grad_key", "grad_value", "sums", "spoiled")
-    (repair,) = launches["repair_grad_key_value"]
-    assert repair.grid == (264, 1, 1)
-    assert repair.rest[-3:] == (256, 2, 1)
+    assert kernel.pointers == ("grad_key", "grad_value", "sums")
     assert _buffers(launches) == {
         "row_lse": (1, 8, 16384),
         "row_delta": (1, 8, 16384),
         "sums": (1,),
-        "spoiled": (256 * 2,),
     }
 
 
@@ -89,9 +85,7 @@ def test_row_numbers_go_on_after_the_last_row() -> None:
 
 def test_a_tall_column() -> None:
     launches = _launches("streaming(64, 1024)", 16384)
-    # What chunks leave is repaired before it is added up.
-    kernels = ["grad_key_value", "repair_grad_key_value", "sum_chunks"]
-    assert [*launches] == ["delta", *kernels]
+    assert [*launches] == ["delta", "grad_key_value", "sum_chunks"]
     (kernel,), (sums,) = launches["grad_key_value"], launches["sum_chunks"]
     assert kernel.grid == (8 + 256, 2, 1)
     assert sums.grid == (64 // 16, 2, 1)
@@ -109,9 +103,9 @@ def test_passes_share_float32_sums() -> None:
     launches = _launches("window(40) or causal and k % 8 == 3", 2000)
     first, last = launches["grad_key_value"]
     states = ("grad_key_state", "grad_value_state")
-    assert [buffer.name for buffer in first.buffers] == [*states, "sums", "spoiled"]
-    assert [buffer.name for buffer in last.buffers] == ["sums", "spoiled"]
-    assert first.pointers[-4:] == (*states, "sums", "spoiled")
+    assert [buffer.name for buffer in first.buffers] == [*states, "sums"]
+    assert [buffer.name for buffer in last.buffers] == ["sums"]
+    assert first.pointers[-3:] == (*states, "sums")
     assert {*states, "grad_key", "grad_value"} <= {*last.pointers}
 
 
@@ -123,7 +117,7 @@ def test_every_class_of_keys_has_programs() -> None:
 def test_lists() -> None:
     text = "pattern p(keep: bool[head, *, *]): causal and keep[head, q // 64, k // 64]"
     launches = _launches(text, 4096, shapes={"keep": (8, 64, 64)})
-    assert [*launches] == ["delta", "list_tiles", "grad_key_value", "repair_grad_key_value"]
+    assert [*launches] == ["delta", "list_tiles", "grad_key_value"]
     (lists,), (kernel,) = launches["list_tiles"], launches["grad_key_value"]
     assert lists.grid == (64, 8, 1)  # of each query head
     assert kernel.grid == (64, 2, 1)

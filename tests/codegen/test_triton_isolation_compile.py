@@ -30,7 +30,7 @@ from tests.codegen.crossing import each_with_one
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 SIZES = {"heads": 8, "kv_heads": 2, "layers": 4}
-WIDE = Problem("bfloat16", 128, 128)
+WIDE = Problem("bfloat16", 128, 128, isolates=True)
 
 Emit = Callable[..., KernelSource]
 Default = Callable[..., KernelConfig]
@@ -41,18 +41,21 @@ KINDS: dict[str, tuple[Emit, Default]] = {
 }
 CASES: dict[str, tuple[str, Problem]] = {
     "streaming": ("streaming", WIDE),
-    "ladder, lanes": ("ladder(4, 1024, 100, 7)", Problem("bfloat16", 64, 64, 4)),
-    "by head": ("if head % 2 == 0 then causal else window(100)", Problem("float16", 64, 64, 4)),
+    "ladder, lanes": ("ladder(4, 1024, 100, 7)", Problem("bfloat16", 64, 64, 4, isolates=True)),
+    "by head": (
+        "if head % 2 == 0 then causal else window(100)",
+        Problem("float16", 64, 64, 4, isolates=True),
+    ),
     "documents": ("pattern p(doc: segments): causal and doc[q] == doc[k]", WIDE),
     "lists": (
         "pattern p(keep: bool[head, *, *]): causal and keep[head, q // 64, k // 64]",
-        Problem("bfloat16", 64, 64, 2),
+        Problem("bfloat16", 64, 64, 2, isolates=True),
     ),
-    "uneven": ("window(100)", Problem("bfloat16", 192, 72)),
-    "float32": ("causal", Problem("float32", 64, 64)),
+    "uneven": ("window(100)", Problem("bfloat16", 192, 72, isolates=True)),
+    "float32": ("causal", Problem("float32", 64, 64, isolates=True)),
     "terms": (
         "causal",
-        Problem("bfloat16", 64, 64, 2, load_terms("softcap(score, 30) + bias[head, k]")),
+        Problem("bfloat16", 64, 64, 2, load_terms("softcap(score, 30) + bias[head, k]"), True),
     ),
 }
 

@@ -189,11 +189,7 @@ PROBLEM = Problem("bfloat16", 64, 64, 4)
 def test_plan() -> None:
     planner = Planner(lowered(load("streaming")), KernelConfig(128, 64, 4, 2, "descriptor"))
     env = {"q_offset": 0, "sinks": 4, "window": 100}
-    launch, repair = planner.plan(PROBLEM, "cuda:90", _layouts(), env, 0.125)
-    assert launch.buffers == (("spoiled", (3 * 8 * 2,), "int32"),)
-    assert (repair.source.name, repair.grid) == ("repair_forward", (3 * 8 * 2, 1, 1))
-    assert repair.rest[-3:] == launch.grid
-    assert not repair.described
+    (launch,) = planner.plan(PROBLEM, "cuda:90", _layouts(), env, 0.125)
     assert launch.grid == (3, 8, 2)
     assert launch.aligned
     assert [(name, box) for name, _, _, box in launch.described] == [
@@ -214,7 +210,7 @@ def test_rows_past_the_keys_get_the_general_program() -> None:
 
     def digest(q_offset: int) -> str:
         env = {"q_offset": q_offset}
-        launch, _ = planner.plan(PROBLEM, "cuda:90", _layouts(5, 10), env, 1.0)
+        (launch,) = planner.plan(PROBLEM, "cuda:90", _layouts(5, 10), env, 1.0)
         return launch.source.digest
 
     assert digest(5) != digest(6)
@@ -224,9 +220,9 @@ def test_rows_past_the_keys_get_the_general_program() -> None:
 def test_pointers_only_where_descriptors_are_impossible() -> None:
     planner = Planner(lowered(load("causal")))
     env = {"q_offset": 0}
-    even, _ = planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0)
-    odd, _ = planner.plan(PROBLEM, "cuda:90", _layouts(address=4098), env, 1.0)
-    older, _ = planner.plan(PROBLEM, "cuda:80", _layouts(), env, 1.0)
+    (even,) = planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0)
+    (odd,) = planner.plan(PROBLEM, "cuda:90", _layouts(address=4098), env, 1.0)
+    (older,) = planner.plan(PROBLEM, "cuda:80", _layouts(), env, 1.0)
     assert even.source.config.load == "descriptor"
     assert odd.source.config.load == older.source.config.load == "pointer"
     assert (odd.aligned, older.aligned) == (False, True)
@@ -270,7 +266,7 @@ def _dilated(block_q: int, block_k: int) -> tuple[Passes, Passes]:
 
 def test_classes_of_rows() -> None:
     """301 rows: classes of 38 and 37, each a tile of 64 for every head and batch entry."""
-    launch, _ = Planner(_dilated).plan(
+    (launch,) = Planner(_dilated).plan(
         PROBLEM, "cuda:90", _layouts(301, 1111), {"q_offset": 810}, 1.0
     )
     assert launch.grid == (8, 8, 2)
@@ -278,7 +274,7 @@ def test_classes_of_rows() -> None:
     sizes, strides = [2, 2, 139, 8, 64], [2 * 1111 * 64, 1111 * 64, 512, 64, 1]
     box = [1, 1, 64, 1, 64]
     assert list(launch.described) == [(name, sizes, strides, box) for name in ("key", "value")]
-    assert launch.pointers == ("query", "out", "lse", "spoiled")
+    assert launch.pointers == ("query", "out", "lse")
     names = [p.name for p in launch.source.parameters if not p.box and not p.type.startswith("*")]
     given = dict(zip(names, launch.rest, strict=True))
     assert (given["call_q_len"], given["call_kv_len"], given["call_q_offset"]) == (301, 1111, 810)
@@ -289,7 +285,7 @@ def test_assumptions_hold_in_every_class() -> None:
 
     def digest(q_offset: int) -> str:
         env = {"q_offset": q_offset}
-        launch, _ = planner.plan(PROBLEM, "cuda:90", _layouts(20, 600), env, 1.0)
+        (launch,) = planner.plan(PROBLEM, "cuda:90", _layouts(20, 600), env, 1.0)
         return launch.source.digest
 
     assert digest(0) == digest(7) == digest(580)
@@ -298,8 +294,8 @@ def test_assumptions_hold_in_every_class() -> None:
 
 def test_boxes_longer_than_a_class_are_pointers() -> None:
     planner, env = Planner(_dilated), {"q_offset": 0}
-    enough, _ = planner.plan(PROBLEM, "cuda:90", _layouts(512, 512), env, 1.0)
-    less, _ = planner.plan(PROBLEM, "cuda:90", _layouts(511, 511), env, 1.0)
+    (enough,) = planner.plan(PROBLEM, "cuda:90", _layouts(512, 512), env, 1.0)
+    (less,) = planner.plan(PROBLEM, "cuda:90", _layouts(511, 511), env, 1.0)
     assert (enough.source.config.load, less.source.config.load) == ("descriptor", "pointer")
     asked = Planner(_dilated, KernelConfig(64, 64, 4, 2, "descriptor"))
     with pytest.raises(ConfigError, match="of 511 keys every 8th are 63, less than a tile of 64"):
@@ -312,10 +308,10 @@ def test_passes_hand_on_their_state() -> None:
         far = lower(load("dilated(40, 8) and q - k >= 30"), block_q, block_k)
         return ((near, near, far),)
 
-    launches = Planner(lower_both).plan(PROBLEM, "cuda:90", _layouts(), {"q_offset": 0}, 1.0)
-    first, middle, last = launches[::2]
-    assert all(one.source.name == "repair_forward" for one in launches[1::2])
-    assert first.pointers[-3:] == middle.pointers[-3:] == ("lse", "state", "spoiled")
+    first, middle, last = Planner(lower_both).plan(
+        PROBLEM, "cuda:90", _layouts(), {"q_offset": 0}, 1.0
+    )
+    assert first.pointers[-2:] == middle.pointers[-2:] == ("lse", "state")
     assert "load(state_rows" not in first.source.text
     assert "load(state_rows" in middle.source.text
     assert "store(state_rows" in middle.source.text
@@ -331,7 +327,7 @@ def test_tables_of_a_call() -> None:
     planner = Planner(all_partial(mask))
     env = {"q_offset": 0, "layer": 3}
     shapes = {"w": (5, 8), "keep": (2,), "unused": (7,)}
-    launch, _ = planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0, shapes)
+    (launch,) = planner.plan(PROBLEM, "cuda:90", _layouts(), env, 1.0, shapes)
     assert launch.pointers[-2:] == ("table_keep", "table_w")
     names = [p.name for p in launch.source.parameters if not p.box and not p.type.startswith("*")]
     given = dict(zip(names, launch.rest, strict=True))
@@ -359,7 +355,7 @@ def test_tables_beyond_32_bits() -> None:
 def test_lists_of_tiles_come_first() -> None:
     """Rows of 5 key tiles and one more; one list for all heads, for the table does not name any."""
     text = "pattern p(keep: bool[*, *]): causal and keep[q // 64, k // 64]"
-    lists, forward, _ = Planner(lowered(load(text)), KernelConfig(64, 64, 4, 2)).plan(
+    lists, forward = Planner(lowered(load(text)), KernelConfig(64, 64, 4, 2)).plan(
         PROBLEM, "cuda:90", _layouts(), {"q_offset": 0}, 1.0, {"keep": (5, 5)}
     )
     assert (lists.source.name, lists.grid, forward.grid) == ("list_tiles", (5, 1, 1), (5, 8, 2))

@@ -34,7 +34,7 @@ def planned(
     tuned: Tuned, config: KernelConfig | None = None, row: int = 64
 ) -> tuple[KernelConfig, tuple[int, int, int]]:
     planner = Planner(lowered(load("causal")), config, tuned)
-    launch, _ = planner.plan(PROBLEM, "cuda:90", layouts(row), {"q_offset": 0}, 1.0)
+    (launch,) = planner.plan(PROBLEM, "cuda:90", layouts(row), {"q_offset": 0}, 1.0)
     return launch.source.config, launch.grid
 
 

@@ -199,10 +199,10 @@ def test_one_kernel_for_all_lengths_and_numbers(tmp_path: Path) -> None:
     for batch in (1, 2, 16):
         env = {"q_offset": 0, "sinks": 1, "window": 16}
         _check(pattern, forward, _tensors(torch.bfloat16, 40, 40, batch=batch), env)
-    assert kernel_count() - before == 2  # the one that repairs among them
+    assert kernel_count() - before == 1
     env = {"q_offset": 40, "sinks": 1, "window": 16}  # rows past the keys: the general program
     _check(pattern, forward, _tensors(torch.bfloat16, 40, 40), env)
-    assert kernel_count() - before == 4
+    assert kernel_count() - before == 2
 
 
 def test_graph_capture(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import patterncc
 from patterncc import pipeline
-from patterncc.codegen.gpu.emitter_choice import EmitterChoice
+from patterncc.settings import settings
 from tests.front.inputs import tensors
 
 pytestmark = pytest.mark.gpu
@@ -39,13 +40,14 @@ Results = tuple[Tensor, ...]
 
 
 @pytest.fixture(autouse=True)
-def kernels_of_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Gluon's kernels do not note what they spoil."""
-    choice = EmitterChoice(None, "asked for")
-    monkeypatch.setattr(pipeline, "emitter_choice", lambda *_: choice)
-    pipeline.launcher.cache_clear()
+def isolating(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As with `PATTERNCC_ISOLATE=1`."""
+    wanted = replace(settings(), isolate=True)
+    monkeypatch.setattr(pipeline, "settings", lambda: wanted)
+    pipeline.forget_plans()
     yield
-    pipeline.launcher.cache_clear()
+    monkeypatch.undo()
+    pipeline.forget_plans()
 
 
 def _inputs(options: dict[str, Any]) -> dict[str, Tensor]:

@@ -38,6 +38,8 @@ def problem_reason(problem: Problem) -> str | None:
         return f"its head dimensions are 64 or 128, both alike, not {dims[0]} and {dims[1]}"
     if not problem.terms.plain:
         return "it knows no score terms"
+    if problem.isolates:
+        return "it does not isolate numbers that are not finite"
     return None
 
 
