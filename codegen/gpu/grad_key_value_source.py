@@ -140,7 +140,8 @@ class _Writer:
         return self._module("grad_key_value", title, tuple(self._parameters()), lines, helpers)
 
     def _parameters(self) -> Iterator[KernelParameter]:
-        pointers = [*self._access.results(self._resumes, self._hands_on), SPOILED]
+        pointers = [*self._access.results(self._resumes, self._hands_on)]
+        pointers += [SPOILED] * self._keys.visits
         factors = [] if self._logit is not None else [KernelParameter("score_scale", "fp32")]
         factors += [] if self._hands_on else [KernelParameter("scale", "fp32")]
         return self._keys.parameters(pointers, factors)
@@ -253,7 +254,8 @@ class _Writer:
         ]
         # Among which of the keys is not asked: that would take registers that the loops need.
         yield "row_exists = key_exists"
-        yield from spoiled_lines(names, "", kept=self._resumes)
+        if self._keys.visits:
+            yield from spoiled_lines(names, "", kept=self._resumes)
         yield ""
         yield "if split:"
         yield f"{INDENT}# A chunk: its sums are added up later."

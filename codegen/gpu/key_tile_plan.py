@@ -29,6 +29,7 @@ from patterncc.codegen.gpu.list_source import emit_lists, list_axes
 from patterncc.codegen.gpu.plan import (
     Kind,
     check_lists,
+    may_spoil,
     repair_launch,
     spoiled_buffer,
     sum_launches,
@@ -82,8 +83,9 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
     grid = (chunks + places, kv_heads, call.batch)
     buffers += spoiled_buffer(source, grid)
     yield planned_launch(source, grid, call, step=tiling.q_step, numbers=numbers, buffers=buffers)
-    source = sources.get(emit_grad_key_value_repair, program, problem, config, **passes)
-    yield repair_launch(source, grid, call, numbers)
+    if may_spoil(source):
+        source = sources.get(emit_grad_key_value_repair, program, problem, config, **passes)
+        yield repair_launch(source, grid, call, numbers)
     if chunks:
         source = sources.get(emit_sum_chunks, program, problem, config, **passes)
         grid = (tall * (config.block_k // KEYS_TOGETHER), kv_heads, call.batch)
