@@ -11,12 +11,11 @@ from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.emitter_choice import choose_emitter
-from patterncc.codegen.gpu.launches import Launch
+from patterncc.codegen.gpu.launches import Call, Launch
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.plan import Planner
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.key_width import key_width
-from patterncc.codegen.problem import Problem
 
 _BYTES = {"float32": 4, "float64": 8}  # of an element; others have 2
 _OF_QUERIES = ("query", "grad_out", "out")
@@ -52,7 +51,7 @@ def planned(
             lambda block_q, block_k: (job.passes(block_q, block_k, gather=True),),
             config,
             key_width=lambda block_q, block_k: _key_width(job, block_q, block_k),
-            special=lambda problem, target: _special(job, problem, target),
+            special=lambda call: _special(job, call),
         )
         return forward.plan(job.problem, target, layouts, job.env, job.scale, shapes)
     layouts = [_layout(job, name) for name in ("grad_out", "query", "key", "value", "out")]
@@ -93,8 +92,9 @@ def _key_width(job: Job, block_q: int, block_k: int) -> int:
     return key_width(job.pattern, lowered, block_k, job.sizes)
 
 
-def _special(job: Job, problem: Problem, target: str) -> KernelConfig | None:
-    return choose_emitter(job.pattern, problem, target, job.passes, job.sizes).config
+def _special(job: Job, call: Call) -> KernelConfig | None:
+    choice = choose_emitter(job.pattern, call.problem, call.target, job.passes, job.sizes)
+    return choice.for_rows(call.q_len).config
 
 
 def _layout(job: Job, name: str) -> Layout:

@@ -21,6 +21,10 @@ from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
 from patterncc.codegen.gpu.launches import Launch
 from patterncc.dsl.errors import TuningError, UnsupportedError
 
+_HARMLESS = 32
+"""Bytes of local memory per thread. Gluon's kernels keep 8 to 24 there, stored once before their
+warps part (docs/gluon.md), and are the fastest."""
+
 LIMIT = 60.0
 """Seconds that compiling one config may take."""
 
@@ -165,12 +169,13 @@ class CompilePool:
 
 
 def survivors(compiled: Mapping[KernelConfig, Measurement]) -> tuple[KernelConfig, ...]:
-    """The configs worth running: those that compiled without spilling. Where all spill, those that
-    spill least."""
+    """The configs worth running: those that compiled and spill at most a few numbers of a thread,
+    outside of loops. Where all spill more, those that spill least."""
     spilled = {
         config: found.resources.spilled
         for config, found in compiled.items()
         if found.resources is not None
     }
     least = min(spilled.values(), default=0)
-    return tuple(config for config, count in spilled.items() if count <= least)
+    most = max(least, _HARMLESS)
+    return tuple(config for config, count in spilled.items() if count <= most)

@@ -268,7 +268,8 @@ def _emitter(call: Call, problem: Problem) -> EmitterChoice:
     def lowered(block_q: int, block_k: int) -> Passes:
         return min(call.candidates(block_q, block_k), key=lambda way: way.cost).passes
 
-    return choose_emitter(call.pattern, problem, HOPPER, lowered, call.sizes)
+    choice = choose_emitter(call.pattern, problem, HOPPER, lowered, call.sizes)
+    return choice.for_rows(call.q_len)
 
 
 def _live(

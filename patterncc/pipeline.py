@@ -263,8 +263,9 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "s
     def width(block_q: int, block_k: int) -> int:
         return starting_width(structure, block_q, block_k, sizes)
 
-    def special(problem: Problem, target: str) -> KernelConfig | None:
-        return emitter_choice(structure, problem, target, sizes).config
+    def special(call: Call) -> KernelConfig | None:
+        choice = emitter_choice(structure, call.problem, call.target, sizes)
+        return choice.for_rows(call.q_len).config
 
     return Forward(
         lowered,
@@ -323,7 +324,7 @@ def tuned_for(structure: str, phase: str, special: Special | None = None) -> Tun
         heads = {"heads": call.heads, "kv_heads": call.heads // call.problem.group}
         env = {**call.env, **heads}
         subject = subject_of(structure, call.problem, phase, env, names)
-        own = special is not None and special(call.problem, call.target) is not None
+        own = special is not None and special(call) is not None
         return config_for(subject, call.target, own=own)
 
     return tuned

@@ -226,7 +226,8 @@ def _gluon(job: Job, phase: str, target: str) -> EmitterChoice:
     def lowered(block_q: int, block_k: int) -> Passes:
         return job.passes(block_q, block_k, gather=True)
 
-    return choose_emitter(job.pattern, job.problem, target, lowered, job.sizes)
+    choice = choose_emitter(job.pattern, job.problem, target, lowered, job.sizes)
+    return choice.for_rows(job.q_len)
 
 
 def counts(result: TuneResult) -> dict[str, int]:

@@ -42,6 +42,13 @@ class EmitterChoice:
     config: KernelConfig | None
     reason: str
 
+    def for_rows(self, q_len: int) -> EmitterChoice:
+        """The choice for a call of so many rows: short ones, which were not measured, stay with
+        Triton."""
+        if self.config is None or q_len >= self.config.block_q:
+            return self
+        return EmitterChoice(None, f"{q_len} rows are less than Gluon's {self.config.block_q}")
+
     @property
     def name(self) -> Emitter:
         """The emitter."""

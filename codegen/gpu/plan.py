@@ -76,9 +76,9 @@ KeyWidth: TypeAlias = Callable[[int, int], int]
 """How wide key tiles start out, for the `(block_q, block_k)` of a default: what
 `codegen.key_width` counts."""
 
-Special: TypeAlias = Callable[[Problem, str], KernelConfig | None]
-"""The config of a kernel for one target that goes before the default there; None where it does not
-pay, or cannot be."""
+Special: TypeAlias = Callable[[Call], KernelConfig | None]
+"""The config of a kernel for one target that goes before the default of a call there; None where it
+does not pay, or cannot be."""
 
 Tuned: TypeAlias = Callable[[Call], KernelConfig | None]
 """The config that was tuned for a call, or for one like it; None where there is none."""
@@ -228,7 +228,7 @@ class PassPlanner:
             if tuned.load != "descriptor" or self._kind.obstacle(passes, call.layouts) is None:
                 return tuned, passes, False
         if self._config is None and self._special is not None:
-            special = self._special(call.problem, call.target)
+            special = self._special(call)
             if special is not None:
                 passes = self._passes(special, call.env)
                 able = all(reason_against(program, call.problem) is None for program in passes)

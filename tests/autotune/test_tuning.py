@@ -84,6 +84,8 @@ def test_compile_without_a_device(tmp_path: Path) -> None:
     assert "shared memory" in large.reason
     assert survivors(found) == (configs[0],)
     assert survivors({configs[1]: spills, configs[2]: large}) == (configs[1],)
+    little = Measurement("compiled", resources=replace(spills.resources, spilled=24))
+    assert survivors({configs[0]: good, configs[1]: little}) == (configs[0], configs[1])
 
 
 def test_constants(tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ class FakePool:
         some = dict.fromkeys([*configs[:40], *([SPILLING] if phase == FORWARD else [])])
         return {
             config: Measurement(
-                "compiled", resources=Resources(168, 8 * (config == SPILLING), 65536)
+                "compiled", resources=Resources(168, 80 * (config == SPILLING), 65536)
             )
             for config in some
         }

@@ -91,6 +91,13 @@ def test_reasons_for_triton(text: str, problem: Problem, target: str, words: str
     assert words in choice.reason
 
 
+def test_short_calls_stay_with_triton() -> None:
+    choice = _choice("causal")
+    assert choice.for_rows(128) == choice
+    assert choice.for_rows(127).config is None
+    assert "127 rows" in choice.for_rows(127).reason
+
+
 def test_an_emitter_for_each_config() -> None:
     config = _choice("causal").config
     assert config is not None
@@ -113,7 +120,7 @@ def _planner(config: KernelConfig | None = None, special: KernelConfig | None = 
     def lowered(block_q: int, block_k: int) -> tuple[Passes]:
         return (lower_passes(load("causal"), block_q, block_k, within=True, transposed=False),)
 
-    return Planner(lowered, config, special=lambda problem, target: special)
+    return Planner(lowered, config, special=lambda call: special)
 
 
 ENV = MappingProxyType({"q_offset": 0})
