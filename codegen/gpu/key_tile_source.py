@@ -261,6 +261,11 @@ class KeyTile:
         """Has it tiles with a mask?"""
         return self._masked
 
+    @property
+    def visits(self) -> bool:
+        """Has it any tiles? A mask that is false has none."""
+        return bool(self._nest.loops)
+
     def allowed(self) -> Iterator[str]:
         """`allowed`, the pairs of a masked tile that the pattern allows; after `tile_rows`."""
         yield from self._mask.row_lines
