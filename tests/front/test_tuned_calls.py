@@ -146,7 +146,16 @@ def test_what_came_tuned_is_no_answer_beside_another_emitter(
     monkeypatch.setattr(tuned, "_device_here", lambda target: H200)
     problem = Problem("bfloat16", 128, 128)
     wanted = key(H200, problem, q_len=16384)
-    values = {"block_q": 64, "block_k": 64, "num_warps": 4, "num_stages": 3}
+    values: dict[str, Any] = {
+        "block_q": 64,
+        "block_k": 64,
+        "num_warps": 4,
+        "num_stages": 3,
+        "load": "descriptor",
+        "order": "forward",
+        "neighbours": "tiles",
+        "max_registers": None,
+    }
     own_store.put(entry(wanted, **values, emitter="triton"))
     env = {"q_len": 16384, "kv_len": 16384, "heads": 2, "kv_heads": 2, "n": 64}
     subject = tuned.subject_of(STRUCTURE, problem, "forward", env, ("n",))
