@@ -316,8 +316,7 @@ def tuned_for(structure: str, phase: str, special: Special | None = None) -> Tun
     Args:
         structure: Canonical text.
         phase: Name of the phase.
-        special: Names the calls for which only what this user tuned will do: what came with
-            patterncc was tuned among Triton's kernels alone.
+        special: Names the calls whose kernel Gluon could write, too.
     """
 
     def tuned(call: Call) -> KernelConfig | None:
@@ -326,8 +325,8 @@ def tuned_for(structure: str, phase: str, special: Special | None = None) -> Tun
         heads = {"heads": call.heads, "kv_heads": call.heads // call.problem.group}
         env = {**call.env, **heads}
         subject = subject_of(structure, call.problem, phase, env, names)
-        own = special is not None and special(call) is not None
-        return config_for(subject, call.target, own=own)
+        both = special is not None and special(call) is not None
+        return config_for(subject, call.target, both=both)
 
     return tuned
 

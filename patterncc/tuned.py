@@ -37,20 +37,21 @@ def store() -> TunedStore:
     return TunedStore(settings().cache_dir)
 
 
-def config_for(subject: Subject, target: str, *, own: bool = False) -> KernelConfig | None:
+def config_for(subject: Subject, target: str, *, both: bool = False) -> KernelConfig | None:
     """The config that was tuned for a phase of a call, or for one near enough; None where there is
     none, or the settings want none.
 
     Args:
         subject: The phase and the call.
         target: What it runs on: `cpu`, or as in `codegen.gpu.config.check_config`.
-        own: Whether only what this user tuned will do.
+        both: Whether Gluon could write the kernel, too: then only an answer that
+            `counts_beside_gluon` will do.
     """
     if not settings().tuned or target == INTERPRETER or subject.problem.terms != PLAIN:
         return None
     if min(subject.q_len, subject.kv_len) <= 0:
         return None
-    return _config(subject.bucketed, target, own)
+    return _config(subject.bucketed, target, both)
 
 
 def subject_of(
@@ -79,7 +80,7 @@ def subject_of(
 
 
 @functools.lru_cache(maxsize=ANSWERS_KEPT)
-def _config(subject: Subject, target: str, own: bool) -> KernelConfig | None:
+def _config(subject: Subject, target: str, both: bool) -> KernelConfig | None:
     problem = subject.problem
     family = (subject.phase, target, problem.dtype, problem.head_dim, problem.value_head_dim)
     if not store().has_family(family):
@@ -88,9 +89,15 @@ def _config(subject: Subject, target: str, own: bool) -> KernelConfig | None:
     if device.target != target:
         return None
     found = lookup(subject, device)
-    if found is None or (own and found.origin != "user"):
+    if found is None or (both and not counts_beside_gluon(found)):
         return None
     return config_of(found)
+
+
+def counts_beside_gluon(found: Found) -> bool:
+    """Whether what was tuned says anything where Gluon could write the kernel: not what came with
+    patterncc and was tuned among Triton's kernels alone."""
+    return found.entry is not None and (found.origin == "user" or "emitter" in found.entry.config)
 
 
 def lookup(subject: Subject, device: Device) -> Found | None:

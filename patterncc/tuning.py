@@ -34,7 +34,7 @@ from patterncc.dsl.errors import ConfigError
 from patterncc.pipeline import kernel_folder
 from patterncc.settings import settings
 from patterncc.trial import choose_device
-from patterncc.tuned import NEAR, WRITTEN_BY, config_of, store
+from patterncc.tuned import NEAR, WRITTEN_BY, config_of, counts_beside_gluon, store
 
 
 def job_of(call: Call, problem: Problem, *, batch: int = 1, layer: int = 0, seed: int = 0) -> Job:
@@ -179,8 +179,7 @@ class Why:
     def lines(self) -> list[str]:
         """As text."""
         origin = "tuned" if self.tuned else "default"
-        emitter = "Gluon kernel, " if self.config.get("emitter") == "gluon" else ""
-        head = f"{origin} config on {self.device}: {emitter}{config_words(self.config)}"
+        head = f"{origin} config on {self.device}: {config_words(self.config)}"
         return [head, f"why: {self.reason}", *(f"  {text}" for text in self.differences)]
 
     def as_json(self) -> dict[str, Any]:
@@ -205,7 +204,7 @@ def why_config(call: Call, problem: Problem, device_name: str, phase: str) -> Wh
     if not settings().tuned:
         config, tuned, reason = None, False, f"PATTERNCC_TUNED is off; else: {reason}"
     gluon = _gluon(job, wanted.name, device.target)
-    if gluon.config is not None and (config is None or found.origin != "user"):
+    if gluon.config is not None and (config is None or not counts_beside_gluon(found)):
         if tuned:
             reason = f"{gluon.reason}; what came tuned is for Triton's kernels: {reason}"
         else:

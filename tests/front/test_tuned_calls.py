@@ -142,19 +142,30 @@ def test_a_call_on_a_gpu(own_store: TunedStore, monkeypatch: pytest.MonkeyPatch)
 def test_what_came_tuned_is_no_answer_beside_another_emitter(
     own_store: TunedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was tuned among Triton's kernels alone; what this user tuned counts."""
+    """Unless it was tuned among the kernels of both; what this user tuned counts."""
     monkeypatch.setattr(tuned, "_device_here", lambda target: H200)
     problem = Problem("bfloat16", 128, 128)
     wanted = key(H200, problem, q_len=16384)
-    own_store.put(entry(wanted, block_q=64, block_k=64))
+    values: dict[str, Any] = {
+        "block_q": 64,
+        "block_k": 64,
+        "num_warps": 4,
+        "num_stages": 3,
+        "load": "descriptor",
+        "order": "forward",
+        "neighbours": "tiles",
+        "max_registers": None,
+    }
+    own_store.put(entry(wanted, **values, emitter="triton"))
     env = {"q_len": 16384, "kv_len": 16384, "heads": 2, "kv_heads": 2, "n": 64}
     subject = tuned.subject_of(STRUCTURE, problem, "forward", env, ("n",))
-    assert tuned.config_for(subject, "cuda:90", own=True) is not None
-    shipped = Found(wanted, entry(wanted, block_q=64, block_k=64), "shipped", 0.0, "")
-    monkeypatch.setattr(tuned, "lookup", lambda subject, device: shipped)
-    tuned.forget()
-    assert tuned.config_for(subject, "cuda:90") is not None
-    assert tuned.config_for(subject, "cuda:90", own=True) is None
+    assert tuned.config_for(subject, "cuda:90", both=True) is not None
+    for known in ({}, {"emitter": "triton"}):
+        shipped = Found(wanted, entry(wanted, **values, **known), "shipped", 0.0, "")
+        monkeypatch.setattr(tuned, "lookup", lambda subject, device, found=shipped: found)
+        tuned.forget()
+        assert tuned.config_for(subject, "cuda:90") is not None
+        assert (tuned.config_for(subject, "cuda:90", both=True) is not None) == bool(known)
     tuned.forget()
 
 
