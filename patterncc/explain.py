@@ -48,6 +48,7 @@ from patterncc.notation import layout
 MOST_ROWS = 1 << 24  # rows and keys up to which each is counted
 
 FIXED = "a divisor, modulus, factor of a position or block size: another value, another kernel"
+_UNSHOWN = ("terms", "isolates")  # of the problem: they change no count
 _OF_A_HEAD = ("head", "kv_head", "layer", "batch", "heads", "layers")
 RUN_TIME = "only compared and added: another value runs the same kernel"
 TABLE = "read at run time"
@@ -179,7 +180,11 @@ class Explanation:
                 "kv_len": self.call.kv_len,
                 "q_offset": self.call.q_offset,
                 **self.call.sizes,
-                **{name: value for name, value in asdict(self.problem).items() if name != "terms"},
+                **{
+                    name: value
+                    for name, value in asdict(self.problem).items()
+                    if name not in _UNSHOWN
+                },
                 "block_q": self.block_q,
                 "block_k": self.block_k,
             },

@@ -16,6 +16,7 @@ from patterncc.dsl.score.terms import ScoreTerms, load_terms
 from patterncc.example_values import USUAL_LAYERS, Example
 from patterncc.score_example import Scores
 from patterncc.score_example import scores_of as example_scores
+from patterncc.settings import settings
 
 STANDARD_INPUT = "-"
 
@@ -184,4 +185,5 @@ def _library_name(args: argparse.Namespace) -> str:
 def problem_of(args: argparse.Namespace) -> Problem:
     """The shape class of a command line."""
     value_head_dim = args.value_head_dim or args.head_dim
-    return Problem(args.dtype, args.head_dim, value_head_dim, terms=terms_of(args))
+    terms, isolates = terms_of(args), settings().isolate
+    return Problem(args.dtype, args.head_dim, value_head_dim, terms=terms, isolates=isolates)

@@ -3,19 +3,21 @@ tensors does not allow it."""
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner, TunedGradients
 from patterncc.codegen.gpu.config import KernelConfig, default_config
+from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.launches import Call
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.plan import Planner, Tuned
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.score.terms import load_terms
 from tests.codegen.attention import lowered
 
 PROBLEM = Problem("bfloat16", 64, 64)
@@ -55,6 +57,24 @@ def test_without_one_the_default_is_taken() -> None:
     found, _ = planned(lambda call: None)
     program = lowered(load("causal"))(64, 64)[0][0]
     assert found == default_config(PROBLEM, "cuda:90", program)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [replace(PROBLEM, terms=load_terms("softcap(score, 30)")), replace(PROBLEM, isolates=True)],
+    ids=["terms", "isolates"],
+)
+def test_what_gluon_cannot_do_is_not_tuned_by_it(problem: Problem) -> None:
+    """The same pattern was tuned without score terms, or without isolation."""
+    gluon = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
+    planner = Planner(lowered(load("causal")), None, lambda call: gluon)
+    assert plan(planner, PROBLEM).config == gluon
+    assert plan(planner, problem).config.emitter == "triton"
+
+
+def plan(planner: Planner, problem: Problem) -> KernelSource:
+    """The first kernel of a call."""
+    return planner.plan(problem, "cuda:90", layouts(), {"q_offset": 0}, 1.0)[0].source
 
 
 def test_the_callers_config_comes_first() -> None:
