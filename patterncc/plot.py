@@ -45,8 +45,11 @@ _EDGE = 36  # from the edge of the picture to its words
 _TEXT = "#22272e"
 
 
-def require_matplotlib() -> None:
+def require_matplotlib(otherwise: str = "") -> None:
     """Checks that matplotlib is installed.
+
+    Args:
+        otherwise: What can be done without it.
 
     Raises:
         ConfigError: It is not.
@@ -54,7 +57,7 @@ def require_matplotlib() -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(
             "a picture in a file needs matplotlib, which is not installed: "
-            "pip install 'patterncc[plot]', or leave out -o for a map in the terminal"
+            "pip install 'patterncc[plot]'" + (f", or {otherwise}" if otherwise else "")
         )
 
 

@@ -49,7 +49,8 @@ def _list(args: argparse.Namespace) -> int:
     else:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for title in ("pattern", "device", "phase", "type", "head", "keys", "config", "time", ""):
-            table.add_column(title, no_wrap=title != "pattern")
+            of_pattern = title == "pattern"
+            table.add_column(title, no_wrap=not of_pattern, min_width=24 if of_pattern else None)
         for entry, origin in found:
             table.add_row(*_row(entry, origin))
         out.print(table)

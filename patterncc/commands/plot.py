@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.output)
     if path.suffix.lower() not in plot.FORMATS:
         raise ConfigError(f"--output {path} does not say what picture to make", plot.FORMATS)
-    plot.require_matplotlib()
+    plot.require_matplotlib("leave out -o for a map in the terminal")
     with console.progress().status("drawing ..."):
         panels = len(args.layer or (0,)) * len(args.head or (0,))
         plot.save(_pictures(call, args, 512 if panels <= 2 else 256), path)
