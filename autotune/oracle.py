@@ -5,6 +5,7 @@ attention in float64, and every row against the first result that was right on t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -212,14 +213,19 @@ def _wanted_gradients(job: Job, tensors: Mapping[str, Tensor], rows: Tensor) -> 
                     tensors["query"][batch, head, some].double(),
                     key,
                     value,
-                    own[part],
-                    job.scale,
                     tensors["grad_out"][batch, head, some].double(),
+                    partial(_attend, mask=own[part], scale=job.scale),
                 )
                 found["grad_query"][batch, head, some] = query
                 found["grad_key"][batch, kv_head] += key_sum
                 found["grad_value"][batch, kv_head] += value_sum
     return found
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor, scale: float) -> Tensor:
+    """The output of dense attention, on the device of the query."""
+    with query.device:
+        return reference.dense_attention(query, key, value, mask, scale)[0]
 
 
 def _mask(job: Job, tensors: Mapping[str, Tensor], head: int, batch: int, rows: Tensor) -> Tensor:

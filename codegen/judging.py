@@ -6,7 +6,7 @@ be.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,23 +94,28 @@ def distance(found: Tensor, wanted: Tensor) -> float:
 
 
 def dense_gradients(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, grad_out: Tensor
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grad_out: Tensor,
+    attend: Callable[..., Tensor],
+    tables: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
-    """The gradients that some rows of one head give query, key and value, by autograd through dense
-    attention.
+    """The gradients that some rows of one head give query, key, value and tables, by autograd.
 
     Args:
         query: `[rows, head_dim]`, of a wide type.
         key, value: `[kv_len, head_dim]`, `[kv_len, value_head_dim]`.
-        mask: bool `[rows, kv_len]`.
-        scale: Of the scores.
         grad_out: Gradient of the output, `[rows, value_head_dim]`.
+        attend: Dense attention of the three, with axes for batch and head in front, and the tables.
+        tables: Whatever else has a gradient.
     """
-    with torch.enable_grad(), query.device:
+    with torch.enable_grad():
         leaves = [tensor.detach()[None, None].requires_grad_() for tensor in (query, key, value)]
-        out, _ = reference.dense_attention(leaves[0], leaves[1], leaves[2], mask, scale)
-        grads = torch.autograd.grad(out, leaves, grad_out[None, None])
-    return tuple(grad[0, 0] for grad in grads)
+        others = [table.detach().requires_grad_() for table in tables]
+        out = attend(*leaves, *others)
+        grads = torch.autograd.grad(out, [*leaves, *others], grad_out[None, None])
+    return (*(grad[0, 0] for grad in grads[:3]), *grads[3:])
 
 
 @dataclass(slots=True)

@@ -7,13 +7,19 @@ so that the gradients of all keys can be checked whole.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from patterncc.call import Call
-from patterncc.codegen.judging import GRADIENT_TOLERANCE, GradientError, sample
+from patterncc.codegen.judging import (
+    GRADIENT_TOLERANCE,
+    GradientError,
+    dense_gradients,
+    sample,
+)
 from patterncc.verdict import PLAIN_ORACLE, Oracle, mask_rows
 
 MOST_PAIRS = 1 << 25  # pairs of (row, key) that are checked, over all heads
@@ -102,16 +108,14 @@ def judge_gradients(
                 env = call.env(head, layer) | {"batch": index}
                 for part in torch.split(rows, max(1, _CHUNK // call.kv_len)):
                     here = part.to(query.device)
-                    found = _dense_gradients(
+                    mask = mask_rows(call, env, part)
+                    found = dense_gradients(
                         query[index, head, here].to(device).double(),
                         k,
                         v,
-                        mask_rows(call, env, part),
-                        scale,
                         grad_out[index, head, here].to(device).double(),
-                        oracle,
-                        part,
-                        env,
+                        partial(_attend, mask=mask, scale=scale, oracle=oracle, rows=part, env=env),
+                        tuple(oracle.tables.values()),
                     )
                     worst[0].see(got[part], found[0])
                     grad_k += found[1]
@@ -127,22 +131,15 @@ def judge_gradients(
     return GradientVerdict(q_len, len(rows), errors, GRADIENT_TOLERANCE[query.dtype])
 
 
-def _dense_gradients(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+def _attend(
+    *leaves: Tensor,
     mask: Tensor,
     scale: float,
-    grad_out: Tensor,
     oracle: Oracle,
     rows: Tensor,
     env: Mapping[str, Any],
-) -> tuple[Tensor, ...]:
-    """The gradients that some rows of one head give query, key, value and the oracle's tables."""
-    with torch.enable_grad():
-        leaves = [tensor.detach()[None, None].requires_grad_() for tensor in (query, key, value)]
-        tables = [table.detach().requires_grad_() for table in oracle.tables.values()]
-        own = replace(oracle, tables=dict(zip(oracle.tables, tables, strict=True)))
-        out, _ = own(leaves[0], leaves[1], leaves[2], mask, scale, rows, env)
-        grads = torch.autograd.grad(out, [*leaves, *tables], grad_out[None, None])
-    return (*(grad[0, 0] for grad in grads[:3]), *grads[3:])
+) -> Tensor:
+    """What the oracle makes of query, key, value and its tables."""
+    query, key, value, *tables = leaves
+    own = replace(oracle, tables=dict(zip(oracle.tables, tables, strict=True)))
+    return own(query, key, value, mask, scale, rows, env)[0]

@@ -130,11 +130,6 @@ class _ForwardWriter:
         self._precision = dot_precision(problem)
         self._lines: list[str] = []
 
-    @property
-    def _notes(self) -> bool:
-        """Does it note which programs may have spoiled their rows?"""
-        return self._problem.isolates and self._rows.masked
-
     def source(self) -> KernelSource:
         parameters = tuple(self._parameters())
         self._write(*self._rows.blocks(), *self._rows.setup(), *self._term_lines)
@@ -144,7 +139,7 @@ class _ForwardWriter:
             self._write(*self._rows.loop_head(loop))
             self._write(*self._tile(loop), depth=1)
         self._finish()
-        helpers = (SPOILED_HELPERS,) if self._notes else ()
+        helpers = (SPOILED_HELPERS,) if self._rows.notes else ()
         return self._module("forward", "Attention forward", parameters, helpers)
 
     def _module(
@@ -170,7 +165,7 @@ class _ForwardWriter:
         pointers = [KernelParameter("lse_ptr", "*fp32", 4)]
         if self._resumes or self._hands_on:
             pointers.append(KernelParameter("state_ptr", "*fp32", 16))
-        if self._notes:
+        if self._rows.notes:
             pointers.append(SPOILED)
         scale = [KernelParameter("scale", "fp32")] if self._logit is None else []
         return self._rows.parameters(pointers, scale)
@@ -270,7 +265,7 @@ class _ForwardWriter:
         sums = [f"out_{number}" for number in range(len(access.value_parts))]
         for name in sums:
             self._write(f"{name} = tl.where(empty[:, None], 0.0, {name} * inverse[:, None])")
-        if self._notes:
+        if self._rows.notes:
             # A row whose weights are NaN has nothing but NaN to give, and sees why.
             self._write(*spoiled_lines(sums, "(total[:, None] > 0.0)", kept=self._resumes))
         for number, part in enumerate(access.value_parts):

@@ -124,12 +124,6 @@ class _Writer:
         self._keys = KeyTile(program, problem, config, self._access, written, lines)
         self._precision = dot_precision(problem)
 
-    @property
-    def _notes(self) -> bool:
-        """Does it note which programs may have spoiled their sums? Rows past the last one are
-        hidden without a mask, so any program may that visits tiles."""
-        return self._problem.isolates and self._keys.visits
-
     def source(self) -> KernelSource:
         lines = [
             *self._keys.blocks(),
@@ -141,13 +135,13 @@ class _Writer:
             *self._keys.body(self._tile),
             *self._finish(),
         ]
-        helpers = (CHUNK_HELPERS, *((SPOILED_HELPERS,) if self._notes else ()))
+        helpers = (CHUNK_HELPERS, *((SPOILED_HELPERS,) if self._keys.notes else ()))
         title = "Gradients of keys and values"
         return self._module("grad_key_value", title, tuple(self._parameters()), lines, helpers)
 
     def _parameters(self) -> Iterator[KernelParameter]:
         pointers = [*self._access.results(self._resumes, self._hands_on)]
-        if self._notes:
+        if self._keys.notes:
             pointers.append(SPOILED)
         factors = [] if self._logit is not None else [KernelParameter("score_scale", "fp32")]
         factors += [] if self._hands_on else [KernelParameter("scale", "fp32")]
@@ -260,7 +254,7 @@ class _Writer:
             f"{name}_{number}" for name in RESULTS for number in range(len(access.parts_of(name)))
         ]
         exists = "key_exists"
-        if self._notes:
+        if self._keys.notes:
             # Among which of the keys is not asked: that would take registers that the loops need.
             exists = "row_exists"
             yield f"{exists} = key_exists"

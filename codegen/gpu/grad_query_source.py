@@ -161,11 +161,6 @@ class _GradQueryWriter:
         self._texts = [self._writer.write(expr) for expr in written]
         self._precision = dot_precision(problem)
 
-    @property
-    def _notes(self) -> bool:
-        """Does it note which programs may have spoiled their rows?"""
-        return self._problem.isolates and self._rows.masked
-
     def source(self) -> KernelSource:
         lines = [*self._rows.blocks(), *self._rows.setup(), *self._writer.program_lines]
         lines += [*self._operands(), *self._start()]
@@ -173,7 +168,7 @@ class _GradQueryWriter:
             lines += self._rows.loop_head(loop)
             lines += (f"{INDENT}{line}" for line in self._tile(loop))
         lines += self._finish()
-        helpers = (SPOILED_HELPERS,) if self._notes else ()
+        helpers = (SPOILED_HELPERS,) if self._rows.notes else ()
         parameters = tuple(self._parameters())
         title = "Attention backward: gradient of the query"
         return self._module("grad_query", title, parameters, lines, helpers)
@@ -209,7 +204,7 @@ class _GradQueryWriter:
         if self._resumes or self._hands_on:
             pointers.append(KernelParameter(f"{STATE}_ptr", "*fp32", 16))
         pointers += [KernelParameter(f"{entry.name}_ptr", "*fp32", 4) for entry in self._entries]
-        if self._notes:
+        if self._rows.notes:
             pointers.append(SPOILED)
         factors = [] if self._logit is not None else [KernelParameter("score_scale", "fp32")]
         factors += [] if self._hands_on else [KernelParameter("scale", "fp32")]
@@ -294,7 +289,7 @@ class _GradQueryWriter:
         access, name = self._access, STATE if self._hands_on else "grad_query"
         yield ""
         yield from (access.store_row_numbers(entry.name) for entry in self._entries)
-        if self._notes:
+        if self._rows.notes:
             # Rows that see a NaN have nothing else, unless they see no key.
             sound = '((lse == lse) & ((delta == delta) | (lse == float("inf"))))'
             sums = [f"grad_query_{number}" for number in range(len(access.key_parts))]

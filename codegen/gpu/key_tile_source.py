@@ -84,6 +84,7 @@ class KeyTile:
         self._program = program
         self._config = config
         self._group = problem.group
+        self._isolates = problem.isolates
         self._access = access
         self._listed = bool(program.listed)
         sweeps, held = program.sweeps("transposed"), keys_of_tiles(program.block_k)
@@ -262,9 +263,11 @@ class KeyTile:
         return self._masked
 
     @property
-    def visits(self) -> bool:
-        """Has it any tiles? A mask that is false has none."""
-        return bool(self._nest.loops)
+    def notes(self) -> bool:
+        """Does the kernel note which programs may have spoiled their sums? Rows past the last one
+        are hidden without a mask, so any program may that visits tiles; under a mask that is false
+        none does."""
+        return self._isolates and bool(self._nest.loops)
 
     def allowed(self) -> Iterator[str]:
         """`allowed`, the pairs of a masked tile that the pattern allows; after `tile_rows`."""

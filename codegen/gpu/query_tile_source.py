@@ -76,6 +76,7 @@ class QueryTile:
         self._reads_row, self._reads_key = "q" in reads, "k" in reads
         self._config = config
         self._group = problem.group
+        self._isolates = problem.isolates
         self._access = access
         self._gathered = program.gathered > 1
         self._listed = (bool(program.listed) or self._gathered) and not ranked(program)
@@ -102,9 +103,10 @@ class QueryTile:
         return self._computed.parameters(self._access, pointers, scalars)
 
     @property
-    def masked(self) -> bool:
-        """Has it tiles with hidden pairs?"""
-        return self._masked
+    def notes(self) -> bool:
+        """Does the kernel note which programs may have spoiled their rows? Only tiles with hidden
+        pairs can."""
+        return self._isolates and self._masked
 
     # -------------------------------------------------------------------------------- before loops
 
