@@ -27,10 +27,11 @@ from patterncc.codegen.choice import lower_passes, tiling_names
 from patterncc.codegen.gpu.bound_launch import BoundLaunch
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.forward import Forward, ReadyForward
+from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.launch import compile_for
 from patterncc.codegen.gpu.launches import Launch
 from patterncc.codegen.gpu.layout import Layout
-from patterncc.codegen.gpu.plan import Lowered, Planner
+from patterncc.codegen.gpu.pass_plan import Lowered
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load

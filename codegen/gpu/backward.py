@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from patterncc.codegen.gpu.backward_plan import TunedGradients
     from patterncc.codegen.gpu.bound_launch import BoundLaunch
-    from patterncc.codegen.gpu.plan import Lowered
+    from patterncc.codegen.gpu.pass_plan import Lowered
 
 ROW_OPERANDS = ("query", "grad_out", "key", "value", "out")
 """The tensors whose rows kernels read as they lie."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.launch import require_triton, target_of
 from patterncc.codegen.gpu.memory import Room
-from patterncc.codegen.gpu.plan import Planner
 from patterncc.codegen.gpu.signature import Kept, call_signature
 from patterncc.codegen.gpu.steps import (
     NO_TABLES,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from patterncc.codegen.gpu.bound_launch import BoundLaunch
     from patterncc.codegen.gpu.config import KernelConfig
-    from patterncc.codegen.gpu.plan import KeyWidth, Lowered, Special, Tuned
+    from patterncc.codegen.gpu.pass_plan import KeyWidth, Lowered, Special, Tuned
 
 
 class Forward:
