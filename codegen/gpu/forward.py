@@ -124,13 +124,7 @@ class Forward:
         ready = self._kept.get(signature)
         if ready is None:
             ready = self.ready(
-                query,
-                key,
-                value,
-                env=env,
-                scale=scale,
-                tables=tables,
-                score_values=score_values,
+                query, key, value, env=env, scale=scale, tables=tables, score_values=score_values
             )
             self._kept.keep(signature, ready)
         return ready(query, key, value, tables, score_values)
