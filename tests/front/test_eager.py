@@ -190,7 +190,8 @@ def work(text: str, values: dict[str, Any], options: dict[str, Any]) -> None:
     attn = patterncc.compile(text, **options)
     query, key, value = tensors(50, batch=1, heads=2, kv_heads=1)
     before = len(eager.calls)
-    for numbers in ({}, {}, {"scale": -0.3}, {"q_offset": 3}):
+    # By no plan, by a signature, and by what the call before it left.
+    for numbers in ({}, {}, {}, {"scale": -0.3}, {"q_offset": 3}):
         with torch.no_grad():
             results = attn(query, key, value, return_lse=True, **numbers, **values)
         if not options:
