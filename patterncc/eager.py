@@ -17,7 +17,7 @@ from patterncc.codegen.gpu.signature import Kept, inputs_signature, table_kind
 from patterncc.codegen.score.values import NO_VALUES, ScoreValues
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from patterncc.codegen.gpu.signature import Signature
     from patterncc.gpu_calls import Planned
@@ -29,6 +29,7 @@ _profiling: Callable[[], bool] = _torch.autograd._profiler_enabled
 _function_mode: Callable[[], bool] = _torch._C._is_torch_function_mode_enabled
 _autocasting: Callable[[], bool] = _torch._C._is_any_autocast_enabled  # on whatever device
 _modes: Callable[[], int] = getattr(_torch._C, "_len_torch_dispatch_stack", lambda: 0)
+_is_zero: Callable[[Tensor], bool] = _torch._C.TensorBase._is_zerotensor  # not in memory
 _included: Callable[[], Any] = _torch._C._dispatch_tls_local_include_set
 
 # What the dispatcher looks at besides what tensors ask for: nothing that could do something here.
@@ -65,6 +66,22 @@ def bare(query: Tensor, key: Tensor, value: Tensor) -> bool:
         # Their numbers are not those in memory.
         and not (query.is_neg() or key.is_neg() or value.is_neg())
     )
+
+
+def unattended(tensors: Iterable[Tensor | None]) -> bool:
+    """Would the dispatcher, beneath autograd, hand these tensors to kernels for GPUs as they are?
+
+    Args:
+        tensors: All that an operator is given.
+    """
+    if observed() or _included().raw_repr() not in _NOTHING:
+        return False
+    for tensor in tensors:
+        if tensor is not None and (
+            type(tensor) not in _PLAIN or not tensor.is_cuda or tensor.is_neg() or _is_zero(tensor)
+        ):
+            return False
+    return True
 
 
 def observed() -> bool:
