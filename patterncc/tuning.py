@@ -34,7 +34,7 @@ from patterncc.dsl.errors import ConfigError
 from patterncc.pipeline import kernel_folder
 from patterncc.settings import settings
 from patterncc.trial import choose_device
-from patterncc.tuned import NEAR, WRITTEN_BY, config_of, counts_beside_gluon, store
+from patterncc.tuned import WRITTEN_BY, config_of, store, why_not
 
 
 def job_of(call: Call, problem: Problem, *, batch: int = 1, layer: int = 0, seed: int = 0) -> Job:
@@ -197,22 +197,18 @@ def why_config(call: Call, problem: Problem, device_name: str, phase: str) -> Wh
     job, wanted = job_of(call, problem), phase_named(phase)
     device = describe(device_name)
     found = store().lookup(key_for(job, wanted, device))
-    config = config_of(found)
-    reason, tuned = found.reason, config is not None
-    if not tuned and found.entry is not None:
-        reason += f", too far to be used untried (at most {NEAR:g})"
-    if not settings().tuned:
-        config, tuned, reason = None, False, f"PATTERNCC_TUNED is off; else: {reason}"
     gluon = _gluon(job, wanted.name, device.target)
-    if gluon.config is not None and (config is None or not counts_beside_gluon(found)):
-        if tuned:
-            reason = f"{gluon.reason}; what came tuned is for Triton's kernels: {reason}"
-        else:
-            reason = f"{gluon.reason}; {reason}"
-        values = config_values(gluon.config, wanted, device.target) | {"emitter": "gluon"}
-        return Why(device.name, values, False, reason, found.differences)
+    config, not_used = config_of(found, gluon.config), why_not(found, gluon.config)
+    reason = found.reason
+    if found.entry is not None and not_used:
+        reason += f": {not_used}"
+    if not settings().tuned:
+        config, reason = None, f"PATTERNCC_TUNED is off; else: {reason}"
+    tuned = config is not None
     if config is None:
         config = default_of(job, wanted, device)
+        if gluon.config is not None:
+            reason = f"{gluon.reason}; {reason}"
     values = config_values(config, wanted, device.target)
     return Why(device.name, values, tuned, reason, found.differences)
 

@@ -359,6 +359,8 @@ def _print(name: str, result: "TuneResult", flex: "FlexAttention | None") -> Non
     values = {knob: getattr(result.default, knob) for knob in entry.config}
     if entry.default_seconds is None:
         table.add_row("default", "does not work", config_words(values))
+    elif not entry.beats_default:
+        table.add_row("default", "", "is the best: nothing beat it by more than noise")
     else:
         speed = f"{config_words(values)}; the best is {entry.speedup:.2f}x as fast"
         table.add_row("default", duration(entry.default_seconds), speed)
