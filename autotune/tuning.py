@@ -84,7 +84,7 @@ class Tuner:
 
     Raises:
         TuningError: Processes cannot measure here at all.
-        ConfigError: There is no such device.
+        ConfigError: There is no such device, or results cannot be kept.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Tuner:
         options: Options = USUAL,
         written_by: str = "patterncc",
     ) -> None:
+        store.require_writable()
         self._store, self._options, self._written_by = store, options, written_by
         maker = Maker("patterncc.autotune.measure", "DeviceMeasurer", (device_name, options.folder))
         self._worker = Worker(maker, options.measure_limit)
@@ -290,7 +291,7 @@ def _place(
     name = f"{key.phase}-{records.digest(call)[:24]}"
     if options.storage is not None:
         return Place(name, options.storage), None
-    journal = store.folder / "studies" / f"{name}.journal"
+    journal = store.studies / f"{name}.journal"
     return Place(name, str(journal)), journal
 
 

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,8 @@ def device_of(name: str | None, target: str | None) -> Device:
     if name is not None:
         raise ConfigError("--target is a GPU that is not here; leave out --device")
     check_target(target)
-    return Device(target, target, "", ABSENT_MULTIPROCESSORS)
+    compiler = f"triton {metadata.version('triton')}" if find_spec("triton") else ""
+    return Device(target, target, compiler, ABSENT_MULTIPROCESSORS)
 
 
 def survey_document(found: tuple[Surveyed, ...]) -> dict[str, Any]:
@@ -164,6 +167,7 @@ class Why:
 
     Attributes:
         device: In words.
+        call: Its sizes, in words.
         config: Values of the phase's knobs.
         tuned: Whether the store has it; else it is the default.
         reason: In one sentence.
@@ -171,6 +175,7 @@ class Why:
     """
 
     device: str
+    call: str
     config: Mapping[str, Any]
     tuned: bool
     reason: str
@@ -180,22 +185,25 @@ class Why:
         """As text."""
         origin = "tuned" if self.tuned else "default"
         head = f"{origin} config on {self.device}: {config_words(self.config)}"
-        return [head, f"why: {self.reason}", *(f"  {text}" for text in self.differences)]
+        lines = [head, f"for: {self.call}", f"why: {self.reason}"]
+        lines += [f"  {text}" for text in self.differences]
+        if any(text.startswith("device: ") for text in self.differences):
+            lines.append("`patterncc tune`, run on this device, finds configs of its own")
+        return lines
 
     def as_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return asdict(self)
 
 
-def why_config(call: Call, problem: Problem, device_name: str, phase: str) -> Why:
-    """Which config a call would run with on a device, and why.
+def why_config(call: Call, problem: Problem, device: Device, phase: str) -> Why:
+    """Which config a call would run with on a device, here or not, and why.
 
     Raises:
         ConfigError: There is no such phase, or a table is missing.
         UnsupportedError: The pattern has a term that has no lowering.
     """
     job, wanted = job_of(call, problem), phase_named(phase)
-    device = describe(device_name)
     found = store().lookup(key_for(job, wanted, device))
     gluon = _gluon(job, wanted.name, device.target)
     config, not_used = config_of(found, gluon.config), why_not(found, gluon.config)
@@ -209,8 +217,16 @@ def why_config(call: Call, problem: Problem, device_name: str, phase: str) -> Wh
         config = default_of(job, wanted, device)
         if gluon.config is not None:
             reason = f"{gluon.reason}; {reason}"
-    values = config_values(config, wanted, device.target)
-    return Why(device.name, values, tuned, reason, found.differences)
+    heads = f"{call.heads} heads" + f", {call.kv_heads} of keys" * (call.heads != call.kv_heads)
+    sizes = f"{wanted.name}, {problem.dtype}, {call.q_len:,} rows, {call.kv_len:,} keys, {heads}"
+    return Why(
+        device.name,
+        f"{sizes}, head_dim {problem.head_dim}",
+        config_values(config, wanted, device.target),
+        tuned,
+        reason,
+        found.differences,
+    )
 
 
 def _gluon(job: Job, phase: str, target: str) -> EmitterChoice:

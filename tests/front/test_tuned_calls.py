@@ -220,11 +220,13 @@ def test_why_config(run: Run, own_store: TunedStore) -> None:
     first = run(*argv)
     assert first.code == 0
     assert first.out.startswith("default config on ")
-    assert "64x64\nwhy: nothing has been tuned yet" in first.out
+    assert "64x64\nfor: forward, float32, 256 rows, 256 keys, 2 heads, head_dim 16\n" in first.out
+    assert "\nwhy: nothing has been tuned yet" in first.out
     own_store.put(entry(key(describe("cpu"), q_len=512), block_q=32, block_k=128))
     second = run(*argv)
     assert "tuned config on " in second.out
-    assert "32x128\nwhy: the nearest tuned key (user), 3.5 away" in second.out
+    assert "32x128\n" in second.out
+    assert "\nwhy: the nearest tuned key (user), 3.5 away" in second.out
     assert "  q_len: 256 wanted, 512 tuned" in second.out
     assert run(*argv, "--json").json["config"] == {"block_q": 32, "block_k": 128}
 
