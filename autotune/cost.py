@@ -20,7 +20,14 @@ import numpy as np
 
 from patterncc.autotune.job import Job
 from patterncc.autotune.measurement import Resources
-from patterncc.autotune.space import CPU, FORWARD, GRAD_KEY_VALUE, GRAD_QUERY, Phase
+from patterncc.autotune.space import (
+    CPU,
+    FORWARD,
+    GRAD_KEY_VALUE,
+    GRAD_QUERY,
+    Phase,
+    programs_by_registers,
+)
 from patterncc.autotune.tile_facts import PassFacts, tile_facts
 from patterncc.codegen.gpu.config import KernelConfig, shared_limit
 from patterncc.codegen.gpu.gluon.warps import warps_of
@@ -255,10 +262,9 @@ def resident_programs(
             0 if limit is None else phase.shared_bytes(config, problem) + _EXTRA,
         )
     rounded, warps = 8 * math.ceil(max(resources.registers, 1) / 8), config.num_warps
-    if config.emitter == "gluon":  # which hands out registers, and has a warp group that loads
-        shares = warps_of(config)
-        rounded, warps = shares.at_start, 4 * (shares.computing + 1)
     by_registers = _FILE_REGISTERS // (rounded * 32 * warps)
+    if config.emitter == "gluon":  # which hands out registers, and has a warp group that loads
+        by_registers, warps = programs_by_registers(warps_of(config)), warps + 4
     by_memory = _MOST_WARPS
     if limit is not None:
         by_memory = (limit + _KEPT) // (resources.shared + _KEPT)
