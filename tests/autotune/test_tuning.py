@@ -198,7 +198,7 @@ def test_the_path_of_a_gpu(tmp_path: Path, fake_gpu: None) -> None:
     store = TunedStore(tmp_path, None)
     options = Options(Limits(trials=60, timeout=60))
     result = tune(gpu_job(), FORWARD, "cuda:0", store, options=options)
-    assert FakePool.batches[0] == ("forward", 48)
+    assert FakePool.batches[0] == ("forward", 30)
     assert {count for _, count in FakePool.batches[1:]} <= {15}
     assert FakeWorker.asked[0] == result.default
     assert any(map(spills, result.compiled))
