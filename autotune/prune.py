@@ -149,7 +149,7 @@ class CompilePool:
         timeout: float,
         report: Callable[[int], None] = lambda done: None,
     ) -> dict[KernelConfig, Measurement]:
-        """Compiles configs, in the order given.
+        """Compiles configs, in the order given. Ctrl-C closes the pool.
 
         The kernels stay in Triton's cache, where the measuring process finds them.
 
@@ -189,8 +189,13 @@ class CompilePool:
 
         workers = self._workers[: max(1, len(configs))]
         with ThreadPoolExecutor(len(workers)) as pool:
-            for future in [pool.submit(work, worker) for worker in workers]:
-                future.result()
+            futures = [pool.submit(work, worker) for worker in workers]
+            try:
+                for future in futures:
+                    future.result()
+            except KeyboardInterrupt:
+                self.close()  # or the pool of threads would wait for all that is left
+                raise
         return done
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import subprocess
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +25,7 @@ from patterncc.autotune.options import Options, Progress
 from patterncc.autotune.prune import CompilePool, survivors
 from patterncc.autotune.records import StoreWarning
 from patterncc.autotune.search import Limits
-from patterncc.autotune.space import FORWARD, GRAD_QUERY, PHASES, Phase
+from patterncc.autotune.space import FORWARD, GRAD_QUERY, PHASES, Phase, SearchSpace
 from patterncc.autotune.store import TunedStore
 from patterncc.autotune.tuning import Tuner, tune
 from patterncc.autotune.words import config_words
@@ -93,6 +97,24 @@ def test_compile_without_a_device(tmp_path: Path) -> None:
     assert survivors({configs[1]: spills, configs[2]: large}) == (configs[1],)
     little = Measurement("compiled", resources=replace(spills.resources, spilled=24))
     assert survivors({configs[0]: good, configs[1]: little}) == (configs[0], configs[1])
+
+
+def test_compiling_ends_at_once_on_control_c(tmp_path: Path) -> None:
+    one = job("causal", problem=Problem("bfloat16", 128, 128))
+    configs = SearchSpace(FORWARD, one.problem, "cuda:90").configs[:300]
+    timers: list[threading.Timer] = []
+
+    def interrupt(done: int) -> None:
+        if not timers:  # when the first one is compiled
+            timers.append(threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)))
+            timers[0].start()
+
+    with CompilePool("cuda:90", 132, 2, tmp_path) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            pool.compile(one, FORWARD, configs, timeout=600, report=interrupt)
+        start = time.monotonic()
+        assert pool.compile(one, FORWARD, configs, timeout=600) == {}
+        assert time.monotonic() - start < 1
 
 
 def test_constants(tmp_path: Path) -> None:
