@@ -139,8 +139,9 @@ class RecentCalls:
 
 def _tensor_guards() -> Callable[..., Callable[..., bool]] | None:
     """What makes a comparison with some tensors; None where torch has none that can."""
-    guards = getattr(getattr(_torch._C, "_dynamo", None), "guards", None)
-    kind = getattr(guards, "TensorGuards", None)
+    kind = getattr(
+        getattr(getattr(_torch._C, "_dynamo", None), "guards", None), "TensorGuards", None
+    )
     if kind is None or not hasattr(_torch._C, "_len_torch_dispatch_stack"):
         return None
 
@@ -150,7 +151,19 @@ def _tensor_guards() -> Callable[..., Callable[..., bool]] | None:
         ).check
         return check
 
-    return make
+    return make if _compares(make) else None
+
+
+def _compares(make: Callable[..., Callable[..., bool]]) -> bool:
+    """Do guards take these arguments and tell tensors apart? They are torch's own affair."""
+    plain = torch.zeros(2, 3, device="cpu")
+    others = (plain[:1], plain.double(), plain.mT.contiguous().mT, plain.clone().requires_grad_())
+    try:
+        same = make(plain, plain)
+        found = [same(plain, plain.clone()), *(same(plain, other) for other in others)]
+    except (TypeError, RuntimeError):
+        return False
+    return found == [True, False, False, False, False]
 
 
 _guards = _tensor_guards()
