@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 MOST = 4
 """Calls of one pattern that are compared one by one."""
 
+PATIENCE = 4
+"""Calls found by signature for one that takes the place of another: where more kinds of calls take
+turns than are kept, each would drive out one that comes again."""
+
 _torch: Any = torch  # the parts of torch that have no types
 
 
@@ -57,10 +61,11 @@ class RecentCalls:
     """The last calls of a pattern that went the short way; calls are added where they were found
     by their signatures, so one that is made once costs nothing."""
 
-    __slots__ = ("__weakref__", "_calls")
+    __slots__ = ("__weakref__", "_calls", "_others")
 
     def __init__(self) -> None:
         self._calls: tuple[_Call, ...] = ()
+        self._others = 0
         forgets(self)
 
     def clear(self) -> None:
@@ -117,7 +122,8 @@ class RecentCalls:
         numbers: tuple[Any, ...],
         values: Mapping[str, Any],
     ) -> None:
-        """Remembers a call that has a plan and a signature, and so numbers and tensors alone.
+        """Remembers a call that has a plan and a signature, and so numbers and tensors alone; where
+        there is no place left, each `PATIENCE`th.
 
         Args:
             planned: The plan.
@@ -127,6 +133,10 @@ class RecentCalls:
             return  # guards do not tell whether gradients are recorded
         if any(isinstance(given, Tensor) and given.requires_grad for given in values.values()):
             return
+        if len(self._calls) == MOST:
+            self._others += 1
+            if self._others % PATIENCE:
+                return
         tables = tuple(name for name, given in values.items() if isinstance(given, Tensor))
         given = tuple((n, type(x), x) for n, x in values.items() if n not in tables)
         same = _guards(query, key, value, *map(values.__getitem__, tables))
