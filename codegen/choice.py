@@ -15,10 +15,12 @@ import numpy.typing as npt
 
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.decompose import Part, decompositions
-from patterncc.codegen.ir import DENSE, BlockProgram, Passes, Tiling
+from patterncc.codegen.ir import DENSE, BlockProgram, Passes, Patches, Tiling
 from patterncc.codegen.listing import decides_runs, run_length
 from patterncc.codegen.lower import initial_part, specialise, with_transposed
 from patterncc.codegen.passes import run_passes
+from patterncc.codegen.patch_choice import best_patches
+from patterncc.codegen.patches import patch_program
 from patterncc.codegen.schedule import tile_counts
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Predicate
@@ -68,6 +70,7 @@ def lower_passes(
     transposed: bool = True,
     tiling: TilingChoice = "auto",
     gather: bool = True,
+    patches: bool = False,
     check: bool = False,
 ) -> Passes:
     """The programs that together compute a pattern, over disjoint pairs.
@@ -83,6 +86,7 @@ def lower_passes(
             their own variables, `auto` for what visits fewest tiles.
         gather: Whether key tiles may be gathered, which not all executors do. Programs with the
             transposed direction never are: kernels that loop in it gather nothing.
+        patches: Whether tiles may be patches of a raster, which not all executors visit.
         check: Whether to verify each program at each step.
 
     Raises:
@@ -97,6 +101,7 @@ def lower_passes(
         within=within,
         tiling=tiling,
         gather=gather and not transposed,
+        patches=patches,
         check=check,
     )
     passes = min(found, key=lambda candidate: candidate.cost).passes
@@ -113,6 +118,7 @@ def candidates(
     within: bool = False,
     tiling: TilingChoice = "auto",
     gather: bool = True,
+    patches: bool = False,
     check: bool = False,
 ) -> tuple[Candidate, ...]:
     """The ways to compute a pattern that a choice of tiling leaves, with their counted costs.
@@ -127,7 +133,13 @@ def candidates(
     def runs(term: Predicate) -> int | None:
         return run_length(term, block_q, block_k) if gather else None
 
-    ways = list(decompositions(specialise(pattern.body, sizes or {}), runs))
+    body = specialise(pattern.body, sizes or {})
+    ways = list(decompositions(body, runs))
+    raster = None
+    # A raster that rows leave behind would have patches of positions that are no keys'.
+    if patches and within and tiling == "auto":
+        env = {**_reference_numbers(pattern, sizes), "q_offset": 0}
+        raster = best_patches(body, block_q, block_k, env)
     if tiling == "dense":
         ways = ways[:1]
     elif tiling == "strided":
@@ -157,9 +169,23 @@ def candidates(
             continue
         passes = tuple(run_passes(program, check=check) for program in initial)
         cost = 0.0
-        if len(ways) > 1:
+        if len(ways) > 1 or raster is not None:
             cost = counted_work(pattern, passes, sizes, gather=gather).cost()
         found.append(Candidate(parts, initial, passes, cost))
+    if raster is not None:
+        initial = (
+            patch_program(
+                pattern.structure,
+                body,
+                raster.raster,
+                raster.patches,
+                (block_q, block_k),
+                fills=raster.fills,
+            ),
+        )
+        passes = (run_passes(initial[0], check=check),)
+        cost = counted_work(pattern, passes, sizes).cost()
+        found.append(Candidate((Part(body, patches=raster.patches),), initial, passes, cost))
     if refusal is not None and not any(candidate.passes for candidate in found):
         raise refusal
     return tuple(found)
@@ -199,23 +225,7 @@ def counted_work(
         sizes: As in `lower_passes`.
         gather: Whether they are compared with gathered ones.
     """
-    env: dict[str, Any] = {
-        "heads": 8,
-        "kv_heads": 8,
-        "layers": 1,
-        **(sizes or {}),
-        "q_len": REFERENCE_LENGTH,
-        "kv_len": REFERENCE_LENGTH,
-        "q_offset": 0,
-        "head": 0,
-        "kv_head": 0,
-        "layer": 0,
-        "batch": 0,
-    }
-    for number in pattern.numbers:
-        env[number.name] = REFERENCE_NUMBER if number.value is None else number.value
-    for table in pattern.tables:
-        env[table.name] = _reference_table(table.type)
+    env = _reference_numbers(pattern, sizes)
     full = partial = merges = 0.0
     for program in passes:
         step = program.tiling.q_step
@@ -233,6 +243,28 @@ def counted_work(
             partial += each * float(counts[1].sum())
             merges += (len(passes) > 1) * len(counts[0]) * step / len(counted)
     return Work(full, partial, merges)
+
+
+def _reference_numbers(pattern: Pattern, sizes: Mapping[str, int] | None) -> dict[str, Any]:
+    """The numbers and tables of a call at the reference length."""
+    env: dict[str, Any] = {
+        "heads": 8,
+        "kv_heads": 8,
+        "layers": 1,
+        **(sizes or {}),
+        "q_len": REFERENCE_LENGTH,
+        "kv_len": REFERENCE_LENGTH,
+        "q_offset": 0,
+        "head": 0,
+        "kv_head": 0,
+        "layer": 0,
+        "batch": 0,
+    }
+    for number in pattern.numbers:
+        env[number.name] = REFERENCE_NUMBER if number.value is None else number.value
+    for table in pattern.tables:
+        env[table.name] = _reference_table(table.type)
+    return env
 
 
 def _listed_share(program: BlockProgram, gather: bool) -> float:
@@ -264,12 +296,17 @@ def tiling_names(passes: Passes) -> str:
 
 def pass_name(program: BlockProgram) -> str:
     """The variables of a pass, or how its keys are gathered, in a few words."""
-    return tiling_name(program.tiling, program.block_k if program.gathered > 1 else None)
+    run = program.block_k if program.gathered > 1 else None
+    return tiling_name(program.tiling, run, program.patches)
 
 
-def tiling_name(tiling: Tiling, run: int | None = None) -> str:
+def tiling_name(tiling: Tiling, run: int | None = None, patches: Patches | None = None) -> str:
     """Variables in a few words: `dense`, `residue 8` (rows and keys), `key stride 4`; `gathered
-    keys` or `gathered runs of 32` where key tiles are gathered from runs of `run` keys."""
+    keys` or `gathered runs of 32` where key tiles are gathered from runs of `run` keys; `patches of
+    8x16 queries, 8x8 keys` where tiles are such."""
+    if patches is not None:
+        query, key = ("x".join(map(str, each)) for each in (patches.query, patches.key))
+        return f"patches of {query} queries, {key} keys"
     if run is not None:
         return "gathered keys" if run == 1 else f"gathered runs of {run}"
     if tiling == DENSE:

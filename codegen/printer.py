@@ -13,6 +13,7 @@ from patterncc.codegen.ir import (
     Direction,
     Entries,
     Literals,
+    Patches,
     Range,
     Sweep,
 )
@@ -40,6 +41,8 @@ def format_program(program: BlockProgram) -> str:
         query = add(multiply(Const(tiling.q_step), Q), *([Q_CLASS] if tiling.q_step > 1 else []))
         key = add(multiply(Const(tiling.k_step), K), tiling.k_class)
         lines.append(f"positions  query {expression_text(query)}, key {expression_text(key)}")
+    if program.patches is not None:
+        lines.append(f"patches    {format_patches(program.patches)}")
     if program.listed:
         lines.append(f"listed by  {format_clauses(program.listed)}")
     if program.ignored:
@@ -63,6 +66,14 @@ def format_keys(program: BlockProgram) -> str:
     if program.block_k == 1:
         return f"{program.gathered} gathered keys"
     return f"{program.gathered} gathered runs of {program.block_k} keys"
+
+
+def format_patches(patches: Patches) -> str:
+    """Patches of a raster in words: `8x16 queries, 8x8 keys of a raster 64 wide`."""
+    query, key = ("x".join(map(str, extents)) for extents in (patches.query, patches.key))
+    sizes = "x".join(map(str, patches.sizes))
+    wide = "wide" if len(patches.sizes) == 1 else "a place"
+    return f"{query} queries, {key} keys of a raster {sizes} {wide}"
 
 
 def format_clauses(listed: Clauses) -> str:
@@ -91,7 +102,13 @@ def format_sweep(sweep: Sweep) -> str:
     phase = expression_text(sweep.phase)
     if phase != "0":
         tile = f"{tile} + {phase}" if sweep.stride > 1 else f"n + {phase}"
+    repeats = ""
+    for number, repeat in enumerate(sweep.repeats):
+        counter = f"m_{len(sweep.repeats) - 1 - number}"
+        bounds = ", ".join(map(expression_text, (repeat.lo, repeat.hi)))
+        repeats = f"for {counter} in [{bounds}): {repeats}"
+        tile = f"{repeat.step} * {counter} + {tile}" if repeat.step > 1 else f"{counter} + {tile}"
     classes = f"for residue in [0, {sweep.classes}): " if sweep.classes > 1 else ""
     low, high = expression_text(sweep.lo), expression_text(sweep.hi)
-    text = f"{sweep.kind:<8} {classes}for n in [{low}, {high}): tile {tile}"
+    text = f"{sweep.kind:<8} {repeats}{classes}for n in [{low}, {high}): tile {tile}"
     return text if sweep.guard == TRUE else f"{text}   where {expression_text(sweep.guard)}"

@@ -391,7 +391,7 @@ def _pass_loops(program: BlockProgram, env: dict[str, Any]) -> PassLoops:
 
 
 def _way(candidate: Candidate, chosen: bool) -> Way:
-    names = " + ".join(tiling_name(part.tiling, part.run) for part in candidate.parts)
+    names = " + ".join(tiling_name(part.tiling, part.run, part.patches) for part in candidate.parts)
     return Way(names, candidate.cost if candidate.passes else None, chosen, candidate.reason)
 
 
