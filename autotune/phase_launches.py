@@ -11,9 +11,9 @@ from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.emitter_choice import choose_emitter
+from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.launches import Call, Launch
 from patterncc.codegen.gpu.layout import Layout
-from patterncc.codegen.gpu.plan import Planner
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.key_width import key_width
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from patterncc.codegen.choice import TilingChoice, lower_passes
-from patterncc.codegen.gpu.plan import Lowered
+from patterncc.codegen.gpu.pass_plan import Lowered
 from patterncc.codegen.ir import Passes
 from patterncc.dsl import load
 from patterncc.dsl.library import source

@@ -18,6 +18,8 @@ from patterncc.dsl.errors import ArgumentError, UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from patterncc.codegen.backward_tensors import BackwardTensors
+
 # Of lengths, offsets and run-time numbers: their products with tile counts stay far inside int64.
 LIMIT = 1 << 30
 
@@ -65,27 +67,13 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         _refuse_tensors(query, key, value)
 
 
-def check_backward_tensors(
-    query: Tensor,
-    value: Tensor,
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-) -> None:
+def check_backward_tensors(tensors: BackwardTensors) -> None:
     """Checks that results of a call and their gradients fit its inputs, which fit together.
-
-    Args:
-        query: `[batch, heads, q_len, head_dim]`.
-        value: `[batch, kv_heads, kv_len, value_head_dim]`.
-        grad_out: `[batch, heads, q_len, value_head_dim]`, of the dtype of `query`.
-        grad_lse: `[batch, heads, q_len]`, float32 (float64 for float64).
-        out: As `grad_out`.
-        lse: As `grad_lse`.
 
     Raises:
         ArgumentError: They do not.
     """
+    grad_out, grad_lse, query, _, value, out, lse = tensors
     rows = query.shape[:3]
     shape = (*rows, value.shape[3])
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32

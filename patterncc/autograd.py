@@ -16,7 +16,7 @@ from torch.autograd import Function, forward_ad
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.score.terms import terms_of
 from patterncc.operators import LIBRARY, attn_bwd, attn_bwd_bwd, attn_fwd
-from patterncc.prepared import Options, refuse_double_backward, wanted_gradients
+from patterncc.prepared import BACKWARD, INPUTS, Options, refuse_double_backward, wanted_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,9 +25,6 @@ _torch: Any = torch  # the parts of torch that have no types
 transforming: Callable[[], bool] = _torch._C._are_functorch_transforms_active
 
 _beneath_autograd: Any = _torch._C._AutoDispatchBelowAutograd
-
-_INPUTS = 3  # query, key and value
-_GRAD_INPUTS = 4 + _INPUTS  # with the results and their gradients, in front
 
 
 class PatternAttention(Function):
@@ -39,12 +36,12 @@ class PatternAttention(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _beneath(attn_fwd, _joined(arguments, _INPUTS))
+        return _beneath(attn_fwd, _joined(arguments, INPUTS))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         *tensors, ctx.options = inputs
-        ctx.save_for_backward(*tensors[:_INPUTS], *output, *tensors[_INPUTS:])
+        ctx.save_for_backward(*tensors[:INPUTS], *output, *tensors[INPUTS:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -72,7 +69,7 @@ class PatternAttentionGrad(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return tuple(_beneath(attn_bwd, _joined(arguments, _GRAD_INPUTS)))
+        return tuple(_beneath(attn_bwd, _joined(arguments, BACKWARD)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -81,16 +78,16 @@ class PatternAttentionGrad(Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_grads: Tensor) -> tuple[Any, ...]:
-        tensors, tables = ctx.saved_tensors[:_GRAD_INPUTS], ctx.saved_tensors[_GRAD_INPUTS:]
+        tensors, tables = ctx.saved_tensors[:BACKWARD], ctx.saved_tensors[BACKWARD:]
         pattern, *rest = ctx.options
         options = Options(pattern, tables, *rest)
         if options.score is not None:
             refuse_double_backward(terms_of(options.score))
         given = iter(grad_grads)
-        asked = wanted_gradients(options, len(tables))[:_INPUTS]
+        asked = wanted_gradients(options, len(tables))[:INPUTS]
         cotangents = [
             next(given) if wanted else torch.zeros_like(tensor)
-            for tensor, wanted in zip(tensors[2 : 2 + _INPUTS], asked, strict=True)
+            for tensor, wanted in zip(tensors[2 : 2 + INPUTS], asked, strict=True)
         ]
         grads = attend_double_backward(*cotangents, *tensors, *options[:-1])
         needs = ctx.needs_input_grad
@@ -103,7 +100,7 @@ class PatternAttentionGradGrad(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _beneath(attn_bwd_bwd, _joined(arguments, _INPUTS + _GRAD_INPUTS))
+        return _beneath(attn_bwd_bwd, _joined(arguments, INPUTS + BACKWARD))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -223,6 +220,6 @@ def _refuse_tangents(tensors: tuple[Tensor | None, ...]) -> None:
         )
 
 
-attend = _derive(attn_fwd, PatternAttention, _INPUTS)
-attend_backward = _derive(attn_bwd, PatternAttentionGrad, _GRAD_INPUTS, list)
-attend_double_backward = _derive(attn_bwd_bwd, PatternAttentionGradGrad, _INPUTS + _GRAD_INPUTS)
+attend = _derive(attn_fwd, PatternAttention, INPUTS)
+attend_backward = _derive(attn_bwd, PatternAttentionGrad, BACKWARD, list)
+attend_double_backward = _derive(attn_bwd_bwd, PatternAttentionGradGrad, INPUTS + BACKWARD)

@@ -12,11 +12,14 @@ from torch import Tensor
 from patterncc import pipeline
 from patterncc.arguments import check_backward_tensors
 from patterncc.codegen import cpu
+from patterncc.codegen.backward_tensors import BackwardTensors
 from patterncc.codegen.cpu.backward import attention_backward
 from patterncc.codegen.cpu.double_backward import attention_double_backward
 from patterncc.codegen.dtypes import DTYPE_NAMES
 from patterncc.codegen.problem import Problem
 from patterncc.prepared import (
+    BACKWARD,
+    INPUTS,
     Options,
     Prepared,
     prepare,
@@ -48,23 +51,14 @@ def attn_fwd(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Ten
         return cpu.attention(passes, query, key, value, **shared)
 
 
-def attn_bwd(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *rest: Any,
-) -> list[Tensor]:
+def attn_bwd(*arguments: Any) -> list[Tensor]:
     """The gradients of attention; arguments as of the operator."""
-    options = Options(*rest)
+    given, options = BackwardTensors(*arguments[:BACKWARD]), Options(*arguments[BACKWARD:])
+    query, key, value = given.query, given.key, given.value
     call = prepare(query, key, value, options)
-    check_backward_tensors(query, value, grad_out, grad_lse, out, lse)
+    check_backward_tensors(given)
     wanted = call.wanted_tables(options)
     shared = _shared(call, options)
-    given = (grad_out, grad_lse, query, key, value, out, lse)
     of_tables: list[Tensor] = []
     grads: tuple[Tensor, ...]
     if not call.terms.plain:
@@ -84,31 +78,20 @@ def attn_bwd(
     return [grad for grad, yes in zip(grads, asked, strict=True) if yes] + of_tables
 
 
-def attn_bwd_bwd(
-    grad_grad_query: Tensor,
-    grad_grad_key: Tensor,
-    grad_grad_value: Tensor,
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
+def attn_bwd_bwd(*arguments: Any) -> tuple[Tensor, ...]:
     """The gradients of the gradients; arguments as of the operator."""
-    options = Options(*rest)
+    cotangents, arguments = arguments[:INPUTS], arguments[INPUTS:]
+    given, options = BackwardTensors(*arguments[:BACKWARD]), Options(*arguments[BACKWARD:])
+    query, key, value = given.query, given.key, given.value
     call = prepare(query, key, value, options)
     refuse_double_backward(call.terms)
-    check_backward_tensors(query, value, grad_out, grad_lse, out, lse)
+    check_backward_tensors(given)
     if query.numel() == 0 or key.numel() == 0:
         return tuple(
-            tensor.new_zeros(tensor.shape) for tensor in (grad_out, lse, query, key, value)
+            tensor.new_zeros(tensor.shape)
+            for tensor in (given.grad_out, given.lse, query, key, value)
         )
     passes = _passes(options.pattern, call, _problem(query, key, value))
-    cotangents = (grad_grad_query, grad_grad_key, grad_grad_value)
-    given = (grad_out, grad_lse, query, key, value, out, lse)
     with _as_typed():
         return attention_double_backward(passes, cotangents, *given, **_shared(call, options))
 

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from patterncc import pipeline
 from patterncc.arguments import check_backward_tensors
+from patterncc.codegen.backward_tensors import BackwardTensors
 from patterncc.codegen.gpu.signature import Kept, inputs_signature, layout_signature
 from patterncc.codegen.score.values import NO_VALUES
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.score.terms import PLAIN
-from patterncc.prepared import Options, Prepared, look_into, prepare, wanted_gradients
+from patterncc.prepared import BACKWARD, Options, Prepared, look_into, prepare, wanted_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -129,43 +130,35 @@ def _plan_forward(query: Tensor, key: Tensor, value: Tensor, options: Options) -
     return Planned(call, ready, NO_VALUES if tabled else values, tabled)
 
 
-def attn_bwd(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *rest: Any,
-) -> list[Tensor]:
+def attn_bwd(*arguments: Any) -> list[Tensor]:
     """The gradients of attention; arguments as of the operator."""
-    tensors = (grad_out, grad_lse, query, key, value, out, lse)
+    tensors, rest = BackwardTensors._make(arguments[:BACKWARD]), arguments[BACKWARD:]
     signature = (layout_signature(tensors), *_signature(rest))
     options = Options(*rest)
     found = _backwards.get(signature)
     if found is None:
         found = _backwards.keep(signature, _plan_backward(tensors, options))
     if not options.tables:
-        grads = found.ready(*tensors, NO_TABLES, found.values)
+        grads = found.ready(tensors, NO_TABLES, found.values)
         return [grads[place] for place in found.inputs]  # type: ignore[misc]
     call = found.call
     values = call.score_values(options)
     sums = {
-        name: torch.zeros(values.tables[name].shape, dtype=torch.float32, device=query.device)
+        name: torch.zeros(
+            values.tables[name].shape, dtype=torch.float32, device=tensors.query.device
+        )
         for name in found.tables
     }
     tables = _narrow_all(call, call.named(options))
-    grads = found.ready(*tensors, tables, values, sums)
+    grads = found.ready(tensors, tables, values, sums)
     results = [grads[place] for place in found.inputs]
     results += [sums[name].to(values.tables[name].dtype) for name in found.tables]
     return results  # type: ignore[return-value]  # those that are asked for are not None
 
 
-def _plan_backward(tensors: tuple[Any, ...], options: Options) -> _Backward:
-    grad_out, grad_lse, query, key, value, out, lse = tensors
-    call = prepare(query, key, value, options)
-    check_backward_tensors(query, value, grad_out, grad_lse, out, lse)
+def _plan_backward(tensors: BackwardTensors, options: Options) -> _Backward:
+    call = prepare(tensors.query, tensors.key, tensors.value, options)
+    check_backward_tensors(tensors)
     tables = call.wanted_tables(options)
     needs = wanted_gradients(options, len(call.declared))
     values = call.score_values(options)
@@ -177,7 +170,7 @@ def _plan_backward(tensors: tuple[Any, ...], options: Options) -> _Backward:
         ready = backward.resized(known, own)
     else:
         ready = backward.ready(
-            *tensors,
+            tensors,
             env=call.env,
             scale=call.scale,
             tables=own,

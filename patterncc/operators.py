@@ -17,8 +17,16 @@ from torch import Tensor
 
 from patterncc import cpu_calls, folding, gpu_calls, pipeline
 from patterncc.arguments import check_backward_tensors
+from patterncc.codegen.backward_tensors import BackwardTensors
 from patterncc.dsl.errors import UnsupportedError
-from patterncc.prepared import Options, check_fakes, refuse_double_backward, wanted_gradients
+from patterncc.prepared import (
+    BACKWARD,
+    INPUTS,
+    Options,
+    check_fakes,
+    refuse_double_backward,
+    wanted_gradients,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,40 +67,21 @@ def _attn_fwd_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tup
     return cpu_calls.results_like(query, value)
 
 
-def _attn_bwd_fake(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *rest: Any,
-) -> list[Tensor]:
-    options = Options(*rest)
-    check_fakes(query, key, value, options)
-    check_backward_tensors(query, value, grad_out, grad_lse, out, lse)
-    inputs = (query, key, value, *options.tables)
+def _attn_bwd_fake(*arguments: Any) -> list[Tensor]:
+    given, options = BackwardTensors(*arguments[:BACKWARD]), Options(*arguments[BACKWARD:])
+    check_fakes(given.query, given.key, given.value, options)
+    check_backward_tensors(given)
+    inputs = (given.query, given.key, given.value, *options.tables)
     wanted = wanted_gradients(options, len(pipeline.resolve(options.pattern).pattern.tables))
     return [_room(tensor) for tensor, yes in zip(inputs, wanted, strict=True) if yes]
 
 
-def _attn_bwd_bwd_fake(
-    grad_grad_query: Tensor,
-    grad_grad_key: Tensor,
-    grad_grad_value: Tensor,
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    refuse_double_backward(check_fakes(query, key, value, Options(*rest)))
-    check_backward_tensors(query, value, grad_out, grad_lse, out, lse)
-    return tuple(map(_room, (grad_out, lse, query, key, value)))
+def _attn_bwd_bwd_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    arguments = arguments[INPUTS:]
+    given, options = BackwardTensors(*arguments[:BACKWARD]), Options(*arguments[BACKWARD:])
+    refuse_double_backward(check_fakes(given.query, given.key, given.value, options))
+    check_backward_tensors(given)
+    return tuple(map(_room, (given.grad_out, given.lse, given.query, given.key, given.value)))
 
 
 def _room(tensor: Tensor) -> Tensor:
@@ -129,6 +118,12 @@ def _register(
     torch.library.register_vmap(name, rule, lib=LIBRARY)
 
 
-_register(attn_fwd, 3, cpu_calls.attn_fwd, gpu_calls.attn_fwd, _attn_fwd_fake)
-_register(attn_bwd, 7, cpu_calls.attn_bwd, gpu_calls.attn_bwd, _attn_bwd_fake)
-_register(attn_bwd_bwd, 10, cpu_calls.attn_bwd_bwd, gpu_calls.attn_bwd_bwd, _attn_bwd_bwd_fake)
+_register(attn_fwd, INPUTS, cpu_calls.attn_fwd, gpu_calls.attn_fwd, _attn_fwd_fake)
+_register(attn_bwd, BACKWARD, cpu_calls.attn_bwd, gpu_calls.attn_bwd, _attn_bwd_fake)
+_register(
+    attn_bwd_bwd,
+    INPUTS + BACKWARD,
+    cpu_calls.attn_bwd_bwd,
+    gpu_calls.attn_bwd_bwd,
+    _attn_bwd_bwd_fake,
+)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.forward import Forward
     from patterncc.codegen.gpu.launches import Call
-    from patterncc.codegen.gpu.plan import Special, Tuned
+    from patterncc.codegen.gpu.pass_plan import Special, Tuned
     from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.codegen.problem import Problem
     from patterncc.dsl.pattern import Pattern

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from patterncc import pipeline
 from patterncc.arguments import check_tensors, integer, scale_factor
+from patterncc.codegen.backward_tensors import BackwardTensors
 from patterncc.codegen.gpu.signature import table_kind
 from patterncc.codegen.score.values import NO_VALUES, ScoreValues
 from patterncc.dsl.errors import ArgumentError, UnsupportedError
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.signature import Signature
     from patterncc.dsl.pattern import Parameter
     from patterncc.dsl.score.terms import ScoreTerms
+
+
+INPUTS = 3
+"""Tensors that come first among the arguments of a forward: query, key and value."""
+
+BACKWARD = len(BackwardTensors._fields)
+"""Tensors that come first among the arguments of a backward."""
 
 
 class Options(NamedTuple):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from patterncc.codegen.backward_tensors import BackwardTensors
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
 from patterncc.codegen.gpu.launch import multiprocessors_of, require_triton, target_of
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from patterncc.codegen.gpu.backward_plan import TunedGradients
     from patterncc.codegen.gpu.bound_launch import BoundLaunch
-    from patterncc.codegen.gpu.plan import Lowered
+    from patterncc.codegen.gpu.pass_plan import Lowered
 
 ROW_OPERANDS = ("query", "grad_out", "key", "value", "out")
 """The tensors whose rows kernels read as they lie."""
@@ -115,16 +116,8 @@ class Backward:
         the float32 sums that a pass leaves for the next.
 
         Args:
-            grad_out: Gradient of the output, shape and dtype as `out`. It, query, key, value and
-                `out` may have any strides; the last axis is copied where it is not contiguous.
-            grad_lse: Gradient of the lse, float32 `[batch, heads, q_len]`, any strides; None where
-                nothing depends on the lse.
-            query: `[batch, heads, q_len, head_dim]`.
-            key: `[batch, kv_heads, kv_len, head_dim]`; `kv_heads` divides `heads`.
-            value: `[batch, kv_heads, kv_len, value_head_dim]`.
-            out: The forward's output, `[batch, heads, q_len, value_head_dim]`.
-            lse: The forward's natural logarithms, float32 `[batch, heads, q_len]`; -inf for rows
-                without keys.
+            grad_out, grad_lse, query, key, value, out, lse: As in `BackwardTensors`; a last axis
+                that is not contiguous is copied.
             env: `q_offset`, and the other scalars that the pattern reads, by name.
             scale: Of the scores; finite.
             tables: As of the forward.
@@ -144,7 +137,7 @@ class Backward:
             ConfigError: The config given at construction is illegal for these tensors or this
                 device; a number or table is missing, or a table of another kind.
         """
-        tensors = (grad_out, grad_lse, query, key, value, out, lse)
+        tensors = BackwardTensors(grad_out, grad_lse, query, key, value, out, lse)
         signature = (
             *call_signature(tensors, env, scale, tables, score_values),
             needs_query,
@@ -154,7 +147,7 @@ class Backward:
         ready = self._kept.get(signature)
         if ready is None:
             ready = self.ready(
-                *tensors,
+                tensors,
                 env=env,
                 scale=scale,
                 tables=tables,
@@ -164,17 +157,11 @@ class Backward:
                 with_gradients=tuple(table_gradients),
             )
             self._kept.keep(signature, ready)
-        return ready(*tensors, tables, score_values, table_gradients)
+        return ready(tensors, tables, score_values, table_gradients)
 
     def ready(
         self,
-        grad_out: torch.Tensor,
-        grad_lse: torch.Tensor | None,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        out: torch.Tensor,
-        lse: torch.Tensor,
+        tensors: BackwardTensors,
         *,
         env: Mapping[str, int],
         scale: float,
@@ -187,14 +174,15 @@ class Backward:
         """Checks and plans a call, and compiles the kernels that it needs; as `Forward.ready`.
 
         Args:
-            grad_out, grad_lse, query, key, value, out, lse, env, scale, tables, needs_query,
-                needs_key_value, score_values: As above.
+            tensors: Of the call.
+            env, scale, tables, needs_query, needs_key_value, score_values: As above.
             with_gradients: The tables that the score terms read whose gradients are asked for.
 
         Raises:
             ArgumentError, UnsupportedError, ConfigError: As above.
         """
-        _check(grad_out, grad_lse, query, value, out, lse)
+        _check(tensors)
+        grad_out, grad_lse, query, key, value, out, lse = tensors
         terms = self._terms
         given = term_values(terms, score_values, query.device)
         sums = wanted_sums(terms, with_gradients)
@@ -209,8 +197,8 @@ class Backward:
         if out.numel() and key.shape[2]:
             steps = ()
             if needs_query or needs_key_value or with_gradients:
-                tensors = with_contiguous_rows((query, grad_out, key, value, out))
-                operands = dict(zip(ROW_OPERANDS, tensors, strict=True))
+                by_rows = with_contiguous_rows((query, grad_out, key, value, out))
+                operands = dict(zip(ROW_OPERANDS, by_rows, strict=True))
                 if grad_lse is not None:
                     operands["grad_lse"] = grad_lse.unsqueeze(3)
                 launches = self.planner.plan(
@@ -273,13 +261,7 @@ class ReadyBackward:
 
     def __call__(
         self,
-        grad_out: torch.Tensor,
-        grad_lse: torch.Tensor | None,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        out: torch.Tensor,
-        lse: torch.Tensor,
+        tensors: BackwardTensors,
         tables: Mapping[str, torch.Tensor] = NO_TABLES,
         score_values: ScoreValues = NO_VALUES,
         table_gradients: Mapping[str, torch.Tensor] = NO_TABLES,
@@ -288,18 +270,8 @@ class ReadyBackward:
         index = self.index
         if index >= 0 and index != current_device():
             with torch.cuda.device(index):
-                return self(
-                    grad_out,
-                    grad_lse,
-                    query,
-                    key,
-                    value,
-                    out,
-                    lse,
-                    tables,
-                    score_values,
-                    table_gradients,
-                )
+                return self(tensors, tables, score_values, table_gradients)
+        grad_out, grad_lse, query, key, value, out, lse = tensors
         made = {name: room() for name, room in self.rooms.items()}
         operands = {**made, "lse": lse.contiguous()}
         if self.steps is None:
@@ -308,8 +280,8 @@ class ReadyBackward:
             if grad_lse is not None:
                 operands["delta"] = -grad_lse
         elif self.steps:
-            tensors = with_contiguous_rows((query, grad_out, key, value, out))
-            operands |= zip(ROW_OPERANDS, tensors, strict=True)
+            by_rows = with_contiguous_rows((query, grad_out, key, value, out))
+            operands |= zip(ROW_OPERANDS, by_rows, strict=True)
             if grad_lse is not None:
                 operands["grad_lse"] = grad_lse
             # What passes hand on: float32 gradients can hold it themselves.
@@ -328,19 +300,13 @@ class ReadyBackward:
         return grad_query, made.get("grad_key"), made.get("grad_value")
 
 
-def _check(
-    grad_out: torch.Tensor,
-    grad_lse: torch.Tensor | None,
-    query: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-) -> None:
+def _check(tensors: BackwardTensors) -> None:
     """Refuses what the kernels would misread.
 
     Raises:
         ArgumentError: Names the tensor, what it is and what it must be.
     """
+    grad_out, grad_lse, query, _, value, out, lse = tensors
     rows = tuple(query.shape[:3])
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     checks = [

@@ -37,9 +37,8 @@ from patterncc.codegen.gpu.grad_query_source import (
 from patterncc.codegen.gpu.kernel_terms import SCALE, row_entries
 from patterncc.codegen.gpu.key_tile_plan import GRAD_KEY_VALUE
 from patterncc.codegen.gpu.launches import Buffer, Launch, call_of, ceildiv, planned_launch
-from patterncc.codegen.gpu.plan import (
-    Kind,
-    PassPlanner,
+from patterncc.codegen.gpu.pass_plan import Kind, PassPlanner
+from patterncc.codegen.gpu.query_tile_plan import (
     query_tile_launches,
     query_tile_obstacle,
     state_buffer,
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.kernel_source import KernelSource
     from patterncc.codegen.gpu.launches import Call
     from patterncc.codegen.gpu.layout import Layout
-    from patterncc.codegen.gpu.plan import Lowered, Pass, Sources, Tuned
+    from patterncc.codegen.gpu.pass_plan import Lowered, Pass, Sources, Tuned
     from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.codegen.problem import Problem
 

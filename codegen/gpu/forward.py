@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.launch import require_triton, target_of
 from patterncc.codegen.gpu.memory import Room
-from patterncc.codegen.gpu.plan import Planner
 from patterncc.codegen.gpu.signature import Kept, call_signature
 from patterncc.codegen.gpu.steps import (
     NO_TABLES,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from patterncc.codegen.gpu.bound_launch import BoundLaunch
     from patterncc.codegen.gpu.config import KernelConfig
-    from patterncc.codegen.gpu.plan import KeyWidth, Lowered, Special, Tuned
+    from patterncc.codegen.gpu.pass_plan import KeyWidth, Lowered, Special, Tuned
 
 
 class Forward:
@@ -124,13 +124,7 @@ class Forward:
         ready = self._kept.get(signature)
         if ready is None:
             ready = self.ready(
-                query,
-                key,
-                value,
-                env=env,
-                scale=scale,
-                tables=tables,
-                score_values=score_values,
+                query, key, value, env=env, scale=scale, tables=tables, score_values=score_values
             )
             self._kept.keep(signature, ready)
         return ready(query, key, value, tables, score_values)

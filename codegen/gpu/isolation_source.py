@@ -110,8 +110,10 @@ def next_spoiled(spoiled, looked_at, program, end):
 '''
 """Source of the functions that kernels which repair call."""
 
-COLUMNS = 32
-"""Columns that are computed at a time."""
+COLUMNS = 64
+"""Columns that are computed at a time. Their rows take the 128 bytes that rows of the other tiles
+take: where tiles of two widths lie at one address one after the other, ptxas 12.8 makes the
+addresses of one of them from registers that nothing has written."""
 
 
 def spoiled_lines(sums: Sequence[str], among: str, *, kept: bool) -> Iterator[str]:

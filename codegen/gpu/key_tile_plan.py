@@ -25,22 +25,17 @@ from patterncc.codegen.gpu.grad_key_value_source import (
 from patterncc.codegen.gpu.key_access_source import HELD, PASSING, RESULTS, KeyAccess
 from patterncc.codegen.gpu.launches import Buffer, Launch, ceildiv, planned_launch
 from patterncc.codegen.gpu.layout import Layout
+from patterncc.codegen.gpu.list_plan import check_lists, sum_launches
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
-from patterncc.codegen.gpu.plan import (
-    Kind,
-    check_lists,
-    may_spoil,
-    repair_launch,
-    spoiled_buffer,
-    sum_launches,
-)
+from patterncc.codegen.gpu.pass_plan import Kind
+from patterncc.codegen.gpu.repair_plan import may_spoil, repair_launch, spoiled_buffer
 from patterncc.dsl.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.chunk_source import Progression
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.launches import Call
-    from patterncc.codegen.gpu.plan import Pass, Sources
+    from patterncc.codegen.gpu.pass_plan import Pass, Sources
     from patterncc.codegen.ir import Passes
 
 _MOST_STEPS = 2**31

@@ -8,7 +8,7 @@ from pathlib import Path
 from patterncc import example_values, table_values
 from patterncc.call import Call
 from patterncc.codegen.problem import Problem
-from patterncc.commands.arguments import TABLE_LENGTH
+from patterncc.commands.shared_arguments import TABLE_LENGTH
 from patterncc.dsl import library, load
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.pattern import Pattern

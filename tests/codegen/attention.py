@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from patterncc.codegen.gpu.plan import Lowered
+from patterncc.codegen.gpu.pass_plan import Lowered
 from patterncc.codegen.ir import BlockProgram, Passes, Sweep, Tiling
 from patterncc.codegen.lower import lower
 from patterncc.dsl.build import add, floordiv

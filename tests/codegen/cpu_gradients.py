@@ -11,7 +11,7 @@ from torch import Tensor
 from patterncc.codegen import cpu
 from patterncc.codegen.ir import Passes
 from patterncc.dsl.mask import Predicate
-from tests.codegen.test_cpu import random
+from tests.codegen.cpu_calls import random
 from tests.codegen.test_cpu_passes import Tables, mask_of
 
 SCALE = 0.2

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
-from patterncc.codegen.gpu.plan import Lowered
+from patterncc.codegen.gpu.pass_plan import Lowered
 from patterncc.codegen.gpu.scalar_source import HELPERS, ExpressionWriter, Text
 from patterncc.codegen.gpu.sweep_source import emit_loops, scalars_read, wide_name
 from patterncc.codegen.ir import BlockProgram, Passes, Tiling
@@ -165,14 +165,14 @@ def random_tensors(call: Call) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
 def attend(call: Call) -> Errors:
     """The kernel's errors against float64; memory past the keys and of the outputs is poisoned."""
-    from patterncc.codegen.gpu import plan
+    from patterncc.codegen.gpu import list_plan
     from patterncc.codegen.gpu.forward import Forward
     from tests.codegen.attention import errors, expected
 
     it = prepared(call)
     tensors = (it.query, it.key, it.value)
-    most = call.lists_at_once or plan.MOST_GATHERED
-    with tempfile.TemporaryDirectory() as folder, patch.object(plan, "MOST_GATHERED", most):
+    most = call.lists_at_once or list_plan.MOST_GATHERED
+    with tempfile.TemporaryDirectory() as folder, patch.object(list_plan, "MOST_GATHERED", most):
         forward = Forward(it.lower, config=call.config, folder=Path(folder))
         got = forward(*tensors, env=it.env, scale=call.scale, tables=it.tables)
     return errors(got, expected(it.pattern, *tensors, it.scope, call.scale, call.tables))
@@ -191,8 +191,8 @@ def lists(call: Call, head: int) -> tuple[list[list[int]], list[list[int]]]:
     first batch entry; memory that it does not write is poisoned."""
     import torch
 
+    from patterncc.codegen.gpu.forward_plan import Planner
     from patterncc.codegen.gpu.layout import Layout
-    from patterncc.codegen.gpu.plan import Planner
     from patterncc.codegen.problem import Problem
     from patterncc.dsl import load
     from tests.codegen.attention import lowered
@@ -243,7 +243,8 @@ def run_lists(call: Call, head: int) -> tuple[list[int], list[int]]:
     from patterncc.codegen.gpu.forward_source import emit_forward, emit_forward_repair
     from patterncc.codegen.gpu.launches import call_of
     from patterncc.codegen.gpu.layout import Layout
-    from patterncc.codegen.gpu.plan import Pass, Sources, query_tile_launches
+    from patterncc.codegen.gpu.pass_plan import Pass, Sources
+    from patterncc.codegen.gpu.query_tile_plan import query_tile_launches
     from patterncc.codegen.problem import Problem
 
     it = prepared(call)

@@ -16,9 +16,9 @@ from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
 from patterncc.codegen.gpu.bound_launch import DirectLaunch, TritonLaunch
 from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.launches import Launch, resized
 from patterncc.codegen.gpu.memory import Room
-from patterncc.codegen.gpu.plan import Planner
 from patterncc.codegen.gpu.signature import (
     Kept,
     forget_all,

@@ -1,11 +1,6 @@
 """The CPU executor against float64 dense attention, on its flash kernel and on matrix products."""
 
 import math
-import subprocess
-import sys
-from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,107 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from patterncc.codegen import cpu
-from patterncc.codegen.cpu import execute, kernels
-from patterncc.codegen.ir import BlockProgram
+from patterncc.codegen.cpu import kernels
 from patterncc.codegen.lower import lower
-from patterncc.codegen.reference import allowed, dense_attention
-from patterncc.codegen.schedule import Env
-from patterncc.dsl import load
 from patterncc.dsl.errors import ArgumentError, UnsupportedError
 from patterncc.dsl.mask import Predicate
+from tests.codegen.cpu_calls import BATCH_HEADS, TOLERANCE, check, program_of, random
 from tests.codegen.drawing import masks, numbers, pattern_of
-
-# Of the output, relative and absolute: a few roundings of its type.
-TOLERANCE = {
-    torch.float64: 1e-12,
-    torch.float32: 2e-5,
-    torch.float16: 3e-3,
-    torch.bfloat16: 2.5e-2,
-}
-# Of lse. The flash kernel takes a quicker, coarser exponential for the narrow types.
-LSE_TOLERANCE = TOLERANCE | {torch.float16: 2e-4, torch.bfloat16: 2e-4}
-KERNELS = ("aten flash", "matmul")
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(params=KERNELS)
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Runs a test on each kernel, the way a torch without the flash kernel would."""
-    if request.param == "matmul":
-        monkeypatch.setattr(kernels, "flash_works", lambda: False)
-    elif cpu.cpu_kernel_name() != request.param:
-        pytest.skip("this torch lacks the flash kernel")
-    assert cpu.cpu_kernel_name() == request.param
-    yield request.param
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-@cache
-def program_of(text: str, block_q: int = 64, block_k: int = 64) -> BlockProgram:
-    return lower(load(text), block_q, block_k)
-
-
-def mask_of(body: Predicate, query: Tensor, key: Tensor, env: Env) -> Tensor:
-    """The mask `[batch, heads, q_len, kv_len]`, head by head."""
-    batch, heads, q_len, _ = query.shape
-    kv_heads, kv_len = key.shape[1:3]
-    offset = env.get("q_offset", kv_len - q_len)
-    q = torch.arange(offset, offset + q_len)[:, None]
-    k = torch.arange(kv_len)[None, :]
-    sizes = {"q_len": q_len, "kv_len": kv_len, "heads": heads, "kv_heads": kv_heads, "layer": 0}
-    return torch.stack(
-        [
-            torch.stack(
-                [
-                    allowed(
-                        body,
-                        q,
-                        k,
-                        {**sizes, **env, "batch": b, "head": h, "kv_head": h * kv_heads // heads},
-                    )
-                    for h in range(heads)
-                ]
-            )
-            for b in range(batch)
-        ]
-    )
-
-
-def check(
-    program: BlockProgram,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    env: dict[str, int] | None = None,
-    scale: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Holds a call against the dense reference and returns its results."""
-    env = env or {}
-    out, lse = cpu.attention((program,), query, key, value, env=env, scale=scale)
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    assert out.dtype == query.dtype
-    assert lse.dtype == wide
-    assert out.shape == (*query.shape[:3], value.shape[3])
-    assert out.is_contiguous()
-    mask = mask_of(program.mask, query, key, env)
-    used = 1 / math.sqrt(query.shape[3]) if scale is None else scale
-    expected, expected_lse = dense_attention(query, key, value, mask, used)
-    tolerance = TOLERANCE[query.dtype]
-    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
-    tolerance = LSE_TOLERANCE[query.dtype]
-    torch.testing.assert_close(lse.double(), expected_lse, rtol=tolerance, atol=tolerance)
-    dead = ~mask.any(-1)
-    assert not out[dead].any()
-    assert bool((lse[dead] == -math.inf).all())
-    return out, lse
-
-
-# ------------------------------------------------------------------------------- against the oracle
-
-BATCH_HEADS = [(1, 1, 1), (2, 2, 2), (1, 4, 2), (2, 3, 1), (1, 6, 2)]
 
 
 @settings(max_examples=25)
@@ -277,143 +177,6 @@ def test_offsets(q_offset: int, kernel: str) -> None:
 def test_one_token_of_a_long_cache() -> None:
     query, key = random(1, 8, 1, 64, seed=1), random(1, 2, 9000, 64, seed=2)
     check(program_of("causal and (sinks(4) or window(100))"), query, key, key)
-
-
-# ------------------------------------------------------------------------------- hostile numbers
-
-
-@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 3e38])
-@pytest.mark.parametrize("where", ["key", "value", "both"])
-@pytest.mark.parametrize("text", ["window(20)", "causal", "causal and (sinks(4) or window(20))"])
-def test_unseen_keys_cannot_reach_a_row(text: str, where: str, poison: float, kernel: str) -> None:
-    query, key, value = (random(2, 4, 150, 16, seed=seed) for seed in (1, 2, 3))
-    program = program_of(text)
-    clean, clean_lse = cpu.attention((program,), query, key, value)
-    for tensor, name in ((key, "key"), (value, "value")):
-        if where in (name, "both"):
-            tensor[:, :, 60] = poison
-    out, lse = cpu.attention((program,), query, key, value)
-    blind = ~mask_of(program.mask, query, key, {})[..., 60]
-    torch.testing.assert_close(out[blind], clean[blind], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(lse[blind], clean_lse[blind], rtol=1e-5, atol=1e-5)
-    if math.isnan(poison):
-        assert bool(out[~blind].isnan().all())
-
-
-@pytest.mark.parametrize("poison", [math.nan, 1e200, 1e308])
-def test_unseen_keys_cannot_reach_a_row_in_float64(poison: float) -> None:
-    query, key, value = (random(1, 2, 150, 16, seed=s, dtype=torch.float64) for s in (1, 2, 3))
-    query *= 1e150
-    key *= 1e-150
-    program = program_of("window(20)")
-    clean, _ = cpu.attention((program,), query, key, value)
-    key[:, :, 60] = value[:, :, 60] = poison
-    out, _ = cpu.attention((program,), query, key, value)
-    blind = ~mask_of(program.mask, query, key, {})[..., 60]
-    torch.testing.assert_close(out[blind], clean[blind])
-
-
-def test_a_poisoned_row_reaches_no_other(kernel: str) -> None:
-    query, key, value = (random(1, 2, 150, 16, seed=seed) for seed in (1, 2, 3))
-    program = program_of("window(20)")
-    clean, _ = cpu.attention((program,), query, key, value)
-    query[:, :, 40] = math.nan
-    out, _ = cpu.attention((program,), query, key, value)
-    others = torch.arange(150) != 40
-    torch.testing.assert_close(out[:, :, others], clean[:, :, others], rtol=1e-5, atol=1e-5)
-    assert bool(out[:, :, 40].isnan().all())
-
-
-def test_large_scores_do_not_overflow_the_softmax(kernel: str) -> None:
-    query, key, value = (random(1, 2, 150, 16, seed=seed) for seed in (1, 2, 3))
-    check(program_of("window(20)"), 100 * query, 100 * key, value)
-
-
-# ------------------------------------------------------------------------------- behaviour
-
-
-def test_repeated_runs_are_equal_bit_by_bit() -> None:
-    query, key, value = (random(2, 4, 500, 32, seed=seed) for seed in (1, 2, 3))
-    program = program_of("causal and (sinks(4) or window(100))")
-    runs = [cpu.attention((program,), query, key, value) for _ in range(4)]
-    cpu.plans.clear()
-    runs.append(cpu.attention((program,), query, key, value))
-    for out, lse in runs[1:]:
-        assert torch.equal(out, runs[0][0])
-        assert torch.equal(lse, runs[0][1])
-
-
-def test_inputs_stay_as_they_are(kernel: str) -> None:
-    tensors = [random(1, 2, 100, 8, seed=seed) for seed in (1, 2, 3)]
-    before = [tensor.clone() for tensor in tensors]
-    out, lse = cpu.attention((program_of("window(20)"),), *tensors)
-    assert all(torch.equal(*pair) for pair in zip(tensors, before, strict=True))
-    assert not {x.data_ptr() for x in tensors} & {out.data_ptr(), lse.data_ptr()}
-
-
-def test_no_gradient_is_recorded() -> None:
-    query = random(1, 2, 100, 8).requires_grad_()
-    out, lse = cpu.attention((program_of("causal"),), query, query, query)
-    assert not out.requires_grad
-    assert not lse.requires_grad
-
-
-def test_both_kernels_agree_on_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    query, key, value = (random(1, 4, 1000, 16, seed=seed) for seed in (1, 2, 3))
-    program = program_of("causal and (sinks(4) or window(100))")
-    whole, whole_lse = cpu.attention((program,), query, key, value)
-    monkeypatch.setattr(execute, "_MAX_NUMBERS", 1 << 14)  # calls in parts
-    parts, parts_lse = cpu.attention((program,), query, key, value)
-    assert torch.equal(whole, parts)
-    assert torch.equal(whole_lse, parts_lse)
-    monkeypatch.setattr(kernels, "flash_works", lambda: False)
-    monkeypatch.setattr(kernels, "_MAX_SCORES", 1 << 15)
-    products, products_lse = cpu.attention((program,), query, key, value)
-    torch.testing.assert_close(products, whole, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(products_lse, whole_lse, rtol=1e-5, atol=1e-5)
-
-
-def test_the_trial_notices_a_kernel_that_is_missing_or_wrong(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuses(*_: object) -> tuple[Tensor, Tensor]:
-        raise RuntimeError("expected as many key heads as query heads")
-
-    def wrong(*arguments: object) -> tuple[Tensor, Tensor]:
-        out, lse = kernels.matmul(*arguments)  # type: ignore[arg-type]
-        return out, lse + 1
-
-    trial = kernels.flash_works.__wrapped__
-    for broken in (refuses, wrong):
-        monkeypatch.setattr(kernels, "flash", broken)
-        assert not trial()
-
-
-def test_memory_grows_with_the_tokens_and_not_their_square() -> None:
-    # One mask of this length is 1 GB as float32; in a fresh process, as the peak never falls.
-    script = """
-import torch
-from patterncc.codegen import cpu
-from patterncc.codegen.lower import lower
-from patterncc.dsl import load
-
-program = lower(load("causal and (sinks(4) or window(64))"), 64, 64)
-
-def peak(length):
-    query = torch.ones(1, 1, length, 8)
-    cpu.attention((program,), query, query, query)
-    # Not ru_maxrss, which a process inherits from the one that starts it.
-    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    return int(line.split()[1])
-
-print(peak(1024), peak(16384), cpu.plans.nbytes)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    before, after, kept = map(int, done.stdout.split())
-    assert after - before < 64 << 10  # KiB on Linux
-    assert kept < 64 << 10
 
 
 # ------------------------------------------------------------------------------- bad input

@@ -18,6 +18,7 @@ from patterncc.codegen.tiling import change_variables
 from patterncc.dsl import load
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import Predicate
+from tests.codegen.cpu_calls import BATCH_HEADS, program_of, random
 from tests.codegen.cpu_gradients import (
     TOLERANCE,
     Gradients,
@@ -27,7 +28,6 @@ from tests.codegen.cpu_gradients import (
     grads_of_results,
 )
 from tests.codegen.drawing import masks, numbers, pattern_of
-from tests.codegen.test_cpu import BATCH_HEADS, program_of, random
 from tests.codegen.test_cpu_passes import STRIDED, Tables, inputs, passes_of
 from tests.codegen.test_cpu_passes import program_of as all_partial
 from tests.codegen.test_decompose import strided

@@ -17,8 +17,8 @@ from patterncc.codegen.cpu.accumulate import Block
 from patterncc.codegen.ir import Passes
 from patterncc.dsl import load
 from patterncc.dsl.errors import ArgumentError, UnsupportedError
+from tests.codegen.cpu_calls import program_of, random
 from tests.codegen.cpu_gradients import Gradients, gradients, grads_of_results
-from tests.codegen.test_cpu import program_of, random
 from tests.codegen.test_cpu_passes import inputs, mask_of, passes_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,9 +16,9 @@ from patterncc.codegen.lower import lower
 from patterncc.dsl import load
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import Predicate
+from tests.codegen.cpu_calls import BATCH_HEADS, random
 from tests.codegen.cpu_gradients import SCALE, TOLERANCE, dense, grads_of_results
 from tests.codegen.drawing import masks, numbers, pattern_of
-from tests.codegen.test_cpu import BATCH_HEADS, random
 from tests.codegen.test_cpu_passes import Tables, inputs, mask_of, passes_of
 
 

@@ -25,8 +25,8 @@ from patterncc.dsl import load
 from patterncc.dsl.build import add, floordiv, maximum, subtract
 from patterncc.dsl.errors import ArgumentError, UnsupportedError
 from patterncc.dsl.mask import Const, Entry, IntExpr, Predicate, Segment, Var
+from tests.codegen.cpu_calls import LSE_TOLERANCE, TOLERANCE, random
 from tests.codegen.drawing import numbers
-from tests.codegen.test_cpu import LSE_TOLERANCE, TOLERANCE, random
 from tests.codegen.test_decompose import strided
 
 Tables = dict[str, Tensor]

@@ -10,8 +10,8 @@ from patterncc.codegen import cpu
 from patterncc.codegen.cpu import accumulate, kernels, products
 from patterncc.codegen.cpu.scores import Places, PullBack
 from patterncc.dsl import load
+from tests.codegen.cpu_calls import random
 from tests.codegen.cpu_gradients import SCALE, TOLERANCE, grads_of_results, softmax_of
-from tests.codegen.test_cpu import random
 from tests.codegen.test_cpu_passes import inputs, mask_of, passes_of
 
 

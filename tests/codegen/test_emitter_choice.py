@@ -10,10 +10,10 @@ import pytest
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu.config import KernelConfig, check_config, default_config
 from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter, emitter_of
+from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.forward_source import emit_forward
 from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
 from patterncc.codegen.gpu.layout import Layout
-from patterncc.codegen.gpu.plan import Planner
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.problem import Problem
 from patterncc.compilation import Compilation

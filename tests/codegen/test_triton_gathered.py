@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from patterncc.codegen.choice import lower_passes
-from patterncc.codegen.gpu import plan
+from patterncc.codegen.gpu import list_plan
 from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.grad_key_value_source import emit_grad_key_value
 from patterncc.codegen.gpu.launches import Launch
 from patterncc.codegen.gpu.layout import Layout
-from patterncc.codegen.gpu.plan import Planner
 from patterncc.codegen.lower import with_transposed
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
@@ -267,7 +267,7 @@ def test_lists_are_made_for_some_query_tiles_at_a_time(
     monkeypatch: pytest.MonkeyPatch, order: str
 ) -> None:
     text = "pattern p(keep: bool[kv_head, *, *]): causal and keep[kv_head, q // 64, k]"
-    monkeypatch.setattr(plan, "MOST_GATHERED", 40 * 2 * 4 * 6401)
+    monkeypatch.setattr(list_plan, "MOST_GATHERED", 40 * 2 * 4 * 6401)
     launches = _launches(text, 6400, {"keep": (2, 100, 6400)}, order)
     assert [launch.source.name for launch in launches] == ["list_tiles", "forward"] * 3
     assert [launch.grid[0] for launch in launches[::2]] == (
@@ -284,9 +284,9 @@ def test_lists_are_made_for_some_query_tiles_at_a_time(
 
 def test_lists_that_are_too_long_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "pattern p(keep: bool[head, *, *]): causal and keep[head, q // 64, k]"
-    monkeypatch.setattr(plan, "MOST_LISTED", 4 * 4 * 6400)
+    monkeypatch.setattr(list_plan, "MOST_LISTED", 4 * 4 * 6400)
     with pytest.raises(UnsupportedError, match="6400 tiles for each of 4 query tiles"):
-        monkeypatch.setattr(plan, "MOST_GATHERED", 1)
+        monkeypatch.setattr(list_plan, "MOST_GATHERED", 1)
         _launches(text, 6400, {"keep": (4, 100, 6400)})
 
 

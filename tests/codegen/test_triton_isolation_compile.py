@@ -27,6 +27,7 @@ from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
 from patterncc.dsl.score.terms import load_terms
 from tests.codegen.crossing import each_with_one
+from tests.codegen.machine_code import disassemble, unwritten_registers
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 SIZES = {"heads": 8, "kv_heads": 2, "layers": 4}
@@ -107,3 +108,28 @@ def test_nothing_is_noted_where_nothing_is_hidden() -> None:
     ]
     masked = any(sweep.kind == "partial" for sweep in program.forward)
     assert noted == [masked, masked, True]
+
+
+@pytest.mark.parametrize(("kind", "name"), each_with_one(list(KINDS), ("by head", "uneven")))
+def test_machine_code_reads_what_was_written(kind: str, name: str, tmp_path: Path) -> None:
+    """Tiles of other widths than those of the other operands made ptxas 12.8 lose a register."""
+    (text, problem), (emit, default) = CASES[name], KINDS[kind]
+    config = default(problem, "cuda:90")
+    program = lower(load(text), config.block_q, config.block_k, sizes=SIZES, within=True)
+    kernel = compile_for(emit(program, problem, config), "cuda:90", folder=tmp_path)
+    assert unwritten_registers(disassemble(kernel.stages["cubin"], tmp_path)) == []
+
+
+def test_unwritten_registers_are_found() -> None:
+    lines = """\
+        /*0010*/                   ULDC.64 UR4, c[0x0][0x258] ;
+        /*0020*/                   UIADD3 UR6, UP0, UR5, 0x40, URZ ;
+        /*0030*/              @!P0 UIADD3 UR13, UP0, UR13, 0x40, URZ ;
+        /*0040*/                   HGMMA.64x32x16.F32 R24, R40, gdesc[UR20].tnspB, RZ, !UPT ;
+        /*0050*/                   IMAD R0, R2, UR6, R9 ;
+        /*0060*/                   STS.128 [R3+UR53+0x4000], R24 ;
+    """
+    found = unwritten_registers(lines)
+    assert len(found) == 2
+    assert "UR13, UP0, UR13" in found[0]
+    assert "UR53" in found[1]

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.list_source import ListAxes, list_axes
-from patterncc.codegen.gpu.plan import Planner
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.schedule import forward_tiles

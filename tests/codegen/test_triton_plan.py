@@ -14,9 +14,9 @@ from patterncc.codegen.gpu.config import (
     shared_bytes,
     shared_limit,
 )
+from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.head_dim import parts
 from patterncc.codegen.gpu.layout import Layout
-from patterncc.codegen.gpu.plan import Planner
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import DType, Problem

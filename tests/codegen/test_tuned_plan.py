@@ -10,10 +10,11 @@ import pytest
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner, TunedGradients
 from patterncc.codegen.gpu.config import KernelConfig, default_config
+from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.launches import Call
 from patterncc.codegen.gpu.layout import Layout
-from patterncc.codegen.gpu.plan import Planner, Tuned
+from patterncc.codegen.gpu.pass_plan import Tuned
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError

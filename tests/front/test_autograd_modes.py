@@ -1,7 +1,5 @@
-"""Gradients under what torch puts around a call: checkpoints, hooks, autocast, transforms, modes,
-and derivatives of derivatives."""
+"""Gradients under what torch wraps calls in: checkpoints, hooks, autocast, transforms, modes."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -17,22 +14,12 @@ from torch.utils.checkpoint import (
 )
 
 import patterncc
-from patterncc import UnsupportedError, gpu_calls
 from patterncc.codegen import cpu
+from tests.front.gradients import BATCHED, DOCUMENTS, WINDOW, assert_close, grads_of, leaves
 from tests.front.inputs import assert_right_gradients, expected_gradients, tensors
 from tests.front.test_compile import fresh_process
 
-Inputs = tuple[Tensor, Tensor, Tensor]
-
 _torch: Any = torch  # the parts of torch that have no types
-WINDOW = patterncc.compile("window(8)")
-BATCHED = patterncc.compile("if batch == 1 then causal else window(3)")
-DOCUMENTS = patterncc.compile("pattern p(doc: segments): causal and doc[q] == doc[k]")
-
-
-def leaves(*arguments: Any, **options: Any) -> Inputs:
-    query, key, value = tensors(*arguments, **options)
-    return query.requires_grad_(), key.requires_grad_(), value.requires_grad_()
 
 
 def model(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -41,16 +28,7 @@ def model(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return (out * out).sum() + lse.sin().sum()
 
 
-def grads_of(function: Callable[..., Tensor], inputs: Inputs) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(function(*inputs), inputs)
-
-
-def assert_close(found: Any, wanted: Any) -> None:
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-# ---------------------------------------------------------------------------------- what is kept
+# ----------------------------------------------------------------------------------- what is kept
 
 
 def test_only_inputs_and_results_are_kept() -> None:
@@ -154,7 +132,7 @@ def test_fake_tensors() -> None:
             assert tensor.grad is not None and tensor.grad.shape == tensor.shape
 
 
-# ----------------------------------------------------------------------------------- checkpoints
+# ------------------------------------------------------------------------------------ checkpoints
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -191,7 +169,7 @@ def test_selective_checkpoints(keep: bool, calls: int, monkeypatch: pytest.Monke
     assert counted == calls
 
 
-# -------------------------------------------------------------------------------------- autocast
+# --------------------------------------------------------------------------------------- autocast
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -303,177 +281,3 @@ def test_hessian() -> None:
     wanted = _torch.autograd.functional.hessian(loss, key)
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(found, found.movedim((0, 1, 2, 3), (4, 5, 6, 7)))
-
-
-# ---------------------------------------------------------------------------- numerical derivatives
-
-CHECKED = {
-    "streaming": "causal and (window(3) or sinks(2))",
-    "dilated": "dilated(3, 2) or k == 0",
-    "dead rows": "k > q or q % 3 == 2 and k == 0",
-    "heads": "if head == 1 then causal else window(2)",
-}
-
-
-@pytest.mark.parametrize("text", CHECKED.values(), ids=CHECKED)
-def test_gradcheck(text: str) -> None:
-    attn = patterncc.compile(text)
-    inputs = leaves(
-        5, batch=1, heads=2, kv_heads=1, head_dim=3, value_head_dim=2, dtype=torch.float64
-    )
-
-    def results(*parts: Tensor) -> tuple[Tensor, Tensor]:
-        out, lse = attn(*parts, return_lse=True)
-        return out, lse.masked_fill(lse == -torch.inf, 0)
-
-    assert gradcheck(results, inputs)
-    assert gradgradcheck(results, inputs)
-
-
-@pytest.mark.parametrize("result", [0, 1], ids=["out", "lse"])
-def test_gradgradcheck_of_one_result(result: int) -> None:
-    inputs = leaves(5, batch=2, heads=1, kv_heads=1, head_dim=2, dtype=torch.float64)
-    assert gradgradcheck(lambda *parts: WINDOW(*parts, return_lse=True)[result], inputs)
-
-
-def test_gradgradcheck_of_tables() -> None:
-    doc = torch.tensor([0, 3, 6], dtype=torch.int32)
-    inputs = leaves(6, batch=1, heads=1, kv_heads=1, head_dim=2, dtype=torch.float64)
-    assert gradgradcheck(lambda *parts: DOCUMENTS(*parts, doc=doc), inputs)
-
-
-def test_a_gradient_penalty() -> None:
-    inputs = leaves()
-    found = []
-    for attn in (WINDOW, None):
-        parts = [tensor.double() for tensor in inputs]
-        if attn is None:
-            scores = parts[0] @ parts[1].repeat_interleave(2, 1).mT / 4
-            weights = scores.masked_fill(~WINDOW.mask(40), -torch.inf).softmax(-1)
-            out = weights @ parts[2].repeat_interleave(2, 1)
-        else:
-            out = attn(*parts)
-        (grad,) = torch.autograd.grad(out.sin().sum(), inputs[0], create_graph=True)
-        found.append(torch.autograd.grad((grad**2).sum(), inputs))
-    assert_close(*found)
-
-
-def test_third_derivatives_are_refused() -> None:
-    query, key, value = leaves(6)
-    (first,) = torch.autograd.grad(WINDOW(query, key, value).sin().sum(), key, create_graph=True)
-    (second,) = torch.autograd.grad(first.sin().sum(), key, create_graph=True)
-    with pytest.raises(UnsupportedError, match=r"a third was asked for\n.*dense attention"):
-        torch.autograd.backward(second.sum())
-
-
-def test_second_derivatives_elsewhere_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"second derivatives on .*\n.*on the CPU"):
-        gpu_calls.attn_bwd_bwd(torch.zeros(1))
-
-
-def test_forward_mode_is_refused() -> None:
-    query, key, value = tensors(6)
-    refusal = partial(pytest.raises, UnsupportedError, match=r"in forward mode .*\n.*reverse mode")
-    with refusal():
-        torch.func.jvp(lambda q: WINDOW(q, key, value), (query,), (query,))
-    with refusal():
-        torch.func.hessian(lambda q: WINDOW(q, key, value).sum())(query)
-    with forward_ad.dual_level():
-        dual = _torch.autograd.forward_ad.make_dual(query, query)
-        with refusal():
-            WINDOW(dual, key, value)
-        with torch.no_grad(), refusal():
-            WINDOW(query, key, _torch.autograd.forward_ad.make_dual(value, value))
-        with refusal():
-            torch.ops.patterncc.attn_fwd.default(dual, key, value, *operands()[7:])
-        assert torch.equal(WINDOW(query, key, value), WINDOW(*tensors(6)))
-
-
-# ----------------------------------------------------------------------------------- the operators
-
-
-def operands(**options: Any) -> tuple[Any, ...]:
-    """Arguments of `attn_bwd`, and of `attn_bwd_bwd` after the first three."""
-    inputs = tensors(**options)
-    out, lse = WINDOW(*inputs, return_lse=True)
-    grads = torch.randn_like(out), torch.randn_like(lse)
-    return (*grads, *inputs, out, lse, WINDOW.pattern.structure, [], [], None, None, 0, None)
-
-
-CASES: list[dict[str, Any]] = [
-    {},
-    {"q_len": 3, "kv_len": 17, "kv_heads": 4, "value_head_dim": 8},
-    {"dtype": torch.bfloat16},
-    {"q_len": 0},
-    {"q_len": 4, "kv_len": 0},
-]
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("with_lse", [True, False])
-def test_opcheck(case: dict[str, Any], with_lse: bool) -> None:
-    arguments = operands(**case)
-    if not with_lse:
-        arguments = (arguments[0], None, *arguments[2:])
-    inputs = arguments[2:5]
-    torch.library.opcheck(torch.ops.patterncc.attn_bwd.default, arguments)
-    second = (*map(torch.ones_like, inputs), *arguments)
-    torch.library.opcheck(torch.ops.patterncc.attn_bwd_bwd.default, second)
-
-
-def test_opcheck_of_inputs_that_need_gradients() -> None:
-    arguments = (*leaves(9), *operands()[7:])
-    torch.library.opcheck(torch.ops.patterncc.attn_fwd.default, arguments)
-
-
-def test_the_operator_itself_has_gradients() -> None:
-    # Exported programs call it.
-    inputs = leaves()
-    out, lse = torch.ops.patterncc.attn_fwd.default(*inputs, *operands()[7:])
-    found = torch.autograd.grad((out, lse), inputs, (torch.ones_like(out), torch.ones_like(lse)))
-    answers = expected_gradients(WINDOW, inputs, torch.ones_like(out), torch.ones_like(lse))
-    assert_right_gradients(found, answers, inputs)
-
-
-@pytest.mark.parametrize("layout", ["heads first", "length first", "expanded"])
-def test_fake_gradients_have_the_real_layout(layout: str) -> None:
-    *grads, query, key, value, out, lse = operands()[:7]
-    if layout == "length first":
-        query = query.transpose(1, 2).contiguous().transpose(1, 2)
-    elif layout == "expanded":
-        key = key[:, :1].expand_as(key)
-    arguments = (*grads, query, key, value, out, lse)
-    rest = operands()[7:]
-    real = torch.ops.patterncc.attn_bwd.default(*arguments, *rest)
-    with FakeTensorMode() as mode:
-        fakes = [mode.from_tensor(tensor) for tensor in arguments]
-        fake = torch.ops.patterncc.attn_bwd.default(*fakes, *rest)
-    for one, other in zip(real, fake, strict=True):
-        assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
-
-
-@pytest.mark.parametrize("needs", [[True, False, False], [False, True, True], [False] * 3])
-def test_the_operator_computes_what_is_asked_for(needs: list[bool]) -> None:
-    arguments = operands()
-    whole = torch.ops.patterncc.attn_bwd.default(*arguments)
-    asked = (*arguments, None, [], needs)
-    torch.library.opcheck(torch.ops.patterncc.attn_bwd.default, asked)
-    found = torch.ops.patterncc.attn_bwd.default(*asked)
-    wanted = [grad for grad, yes in zip(whole, needs, strict=True) if yes]
-    assert len(found) == sum(needs) and all(map(torch.equal, found, wanted))
-
-
-def test_needs_that_do_not_fit_are_refused() -> None:
-    operator = torch.ops.patterncc.attn_bwd.default
-    for needs in ([True], [True] * 4):
-        with pytest.raises(patterncc.ArgumentError, match=r"`needs` is .* it must have 3 values"):
-            operator(*operands(), None, [], needs)
-
-
-def test_second_derivatives_of_some_inputs() -> None:
-    query, key, value = (tensor.double() for tensor in tensors(6))
-    query.requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda q: WINDOW(q, key, value), (query,))
-    key.requires_grad_()
-    query = query.detach()
-    assert torch.autograd.gradgradcheck(lambda k: WINDOW(query, k, value), (key,))

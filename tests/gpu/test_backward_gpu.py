@@ -16,7 +16,7 @@ from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.forward import Forward
 from patterncc.codegen.gpu.launch import kernel_count
-from patterncc.codegen.gpu.plan import Lowered
+from patterncc.codegen.gpu.pass_plan import Lowered
 from patterncc.codegen.ir import Passes
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
