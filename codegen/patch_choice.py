@@ -1,8 +1,8 @@
 """The patches in which a mask on a raster visits the fewest pairs, by counting.
 
 A patch of `th x tw` rows sees the keys of a window around it, mostly `(window + th - 1) x (window +
-tw - 1)`, and visits the patches of keys that hold some. That is counted along each axis at reference
-numbers; what is visited in all is the product over the axes.
+tw - 1)`, and visits the patches of keys that hold some. That is counted along each axis, at
+reference numbers; what is visited in all is the product over the axes.
 """
 
 from __future__ import annotations

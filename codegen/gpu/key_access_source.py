@@ -24,12 +24,18 @@ from patterncc.codegen.gpu.delta_source import ROW_NUMBERS
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
 from patterncc.codegen.gpu.isolation_source import columns_at_once
 from patterncc.codegen.gpu.kernel_source import KernelParameter
+from patterncc.codegen.gpu.patch_source import (
+    band_text,
+    elements_text,
+    first_text,
+    inside_text,
+)
 from patterncc.codegen.ir import DENSE
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.head_dim import Part
-    from patterncc.codegen.ir import Tiling
+    from patterncc.codegen.ir import Patches, Tiling
     from patterncc.codegen.problem import Problem
 
 HELD = ("key", "value")
@@ -44,6 +50,7 @@ class KeyAccess:
         problem: Dtype and head dimensions.
         config: Tile shape and the way to load.
         tiling: The classes of rows and keys.
+        patches: Tiles are patches of a raster, and all of them are loaded by pointers.
         boxes: Tiles lie as descriptors would have them, however they are loaded.
 
     Attributes:
@@ -51,14 +58,21 @@ class KeyAccess:
     """
 
     def __init__(
-        self, problem: Problem, config: KernelConfig, tiling: Tiling, *, boxes: bool = False
+        self,
+        problem: Problem,
+        config: KernelConfig,
+        tiling: Tiling,
+        patches: Patches | None = None,
+        *,
+        boxes: bool = False,
     ) -> None:
         self._problem = problem
         self._config = config
         self._tiling = tiling
         self.element = TYPES[problem.dtype]
         self._key_parts, self._value_parts = query_key_value_parts(problem)
-        described = config.load == "descriptor"
+        self._patches = patches
+        described = config.load == "descriptor" and patches is None
         # Keys of a class are loaded once, by pointers, which need no complete group of them.
         self._held_described = described and tiling.k_step == 1
         self._passing_described = described
@@ -155,8 +169,7 @@ class KeyAccess:
             if self._rows_apart:
                 yield f"{name}_step = {name}_stride_row * {self._tiling.q_step}"
             for number, part in enumerate(self.parts_of(name)):
-                rows = f"tl.arange(0, BLOCK_Q)[:, None].to(tl.int64) * {self._step(name)}"
-                yield f"{name}_offsets_{number} = {rows} + {_columns(part)}"
+                yield f"{name}_offsets_{number} = {self._elements(name)} + {_columns(part)}"
 
     def head_lines(self) -> Iterator[str]:
         """Where the rows of a query head, and of a class of rows, start."""
@@ -165,12 +178,26 @@ class KeyAccess:
         if not self._numbers_described:
             yield "head_row = (batch.to(tl.int64) * heads + head) * row_length"
 
+    def tile_first_lines(self, tile: str) -> Iterator[str]:
+        """The first row of a tile of that number; of a patch it may be before the call's first."""
+        if self._patches is None:
+            yield f"row_first = ({tile}) * BLOCK_Q"
+            return
+        yield f"patch = {tile}"
+        place = first_text(self._patches, "q", "patch")
+        yield f"patch_first = {band_text(self._patches)} + {place}"
+        yield "row_first = patch_first - q_offset"
+
     def tile_start(self) -> Iterator[str]:
         """The rows of a tile, and which of them exist where loads must know."""
         if self._moves_boxes:
             yield "row_box = tl.minimum(row_first, q_len - BLOCK_Q)"
             yield "rows = row_box + tl.arange(0, BLOCK_Q)"
             yield "row_exists = row_first <= rows"
+        elif self._patches is not None:
+            yield f"rows = row_first + {elements_text(self._patches, 'q')}"
+            inside = inside_text(self._patches, "q", "patch_first", self._config.block_q)
+            yield f"row_exists = (rows >= 0) & (rows < q_len){' & ' * bool(inside)}{inside}"
         else:
             yield "rows = row_first + tl.arange(0, BLOCK_Q)"
             if not self._passing_described:
@@ -199,7 +226,8 @@ class KeyAccess:
         else:
             place = f"{name}_ptr + head_row + {self._rows}"
             other = 'float("inf")' if name == "row_lse" else "0.0"
-            guard = f", mask=row_exists, other={other}" if self._rows_apart else ""
+            some = self._rows_apart or self._patches is not None
+            guard = f", mask=row_exists, other={other}" if some else ""
             load = f"tl.load({place}{guard})"
         return f"{name} = {load}"
 
@@ -298,7 +326,7 @@ class KeyAccess:
         last row."""
         for name in PASSING:
             yield self._tile_first(name)
-            rows = f"tl.arange(0, BLOCK_Q)[:, None].to(tl.int64) * {self._step(name)}"
+            rows = self._elements(name)
             mask = f"row_exists[:, None] & column_exists & {_ours(name)}"
             place = f"{name}_first + {rows} + columns"
             yield f"{name}_columns = tl.load({place}, mask={mask}, other=0.0)"
@@ -340,6 +368,13 @@ class KeyAccess:
         """Where the tile of rows starts that is loaded."""
         first = "row_box" if self._moves_boxes else "row_first"
         return f"{name}_first = {name}_base + {first}.to(tl.int64) * {self._step(name)}"
+
+    def _elements(self, name: str) -> str:
+        """How far the rows of a tile are from its first one."""
+        rows = "tl.arange(0, BLOCK_Q)"
+        if self._patches is not None:
+            rows = f"({elements_text(self._patches, 'q')})"
+        return f"{rows}[:, None].to(tl.int64) * {self._step(name)}"
 
     def _step(self, name: str) -> str:
         """From one row of the class to the next."""

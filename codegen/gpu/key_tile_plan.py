@@ -29,6 +29,7 @@ from patterncc.codegen.gpu.list_plan import check_lists, sum_launches
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
 from patterncc.codegen.gpu.pass_plan import Kind
 from patterncc.codegen.gpu.repair_plan import may_spoil, repair_launch, spoiled_buffer
+from patterncc.codegen.patches import tile_count
 from patterncc.dsl.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
             "split the call",
         )
     places = tiling.k_step * ceildiv(ceildiv(call.kv_len, tiling.k_step), config.block_k)
+    if program.patches is not None:
+        places = tile_count(program.patches, "k", call.env)
     split = _split(one, call)
     chunks = sum(progression.programs for progression in split)
     tall = sum(progression.count for progression in split)
@@ -72,7 +75,7 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
         yield planned_launch(source, grid, call, numbers=numbers, buffers=lists)
     passes = {"resumes": one.resumes, "hands_on": one.hands_on}
     source = sources.get(emit_grad_key_value, program, problem, config, **passes)
-    columns = KeyAccess(problem, config, tiling).columns
+    columns = KeyAccess(problem, config, tiling, program.patches).columns
     sums = (call.batch, kv_heads, chunks, config.block_k, columns) if chunks else (1,)
     buffers = (*_state_buffers(one, call), Buffer("sums", sums, "float32"))
     grid = (chunks + places, kv_heads, call.batch)
@@ -124,6 +127,8 @@ def _state_buffers(one: Pass, call: Call) -> Iterator[Buffer]:
 def _obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | None:
     """Why tensor descriptors are impossible for some pass, or None."""
     for program in passes:
+        if program.patches is not None:
+            continue  # loaded by pointers in any case
         tiling = program.tiling
         # Keys of a class are loaded once, by pointers.
         held = HELD if tiling.k_step == 1 else ()

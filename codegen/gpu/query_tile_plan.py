@@ -17,9 +17,11 @@ from patterncc.codegen.gpu.list_plan import (
 )
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
 from patterncc.codegen.gpu.pass_plan import Pass, Sources
+from patterncc.codegen.gpu.patch_source import patch_box
 from patterncc.codegen.gpu.repair_plan import may_spoil, repair_launch, spoiled_buffer
-from patterncc.codegen.ir import DENSE, Passes
+from patterncc.codegen.ir import DENSE, Passes, Patches
 from patterncc.codegen.listing import ranked
+from patterncc.codegen.patches import tile_count
 
 
 def query_tile_launches(
@@ -44,9 +46,13 @@ def query_tile_launches(
     program, problem, config = one.program, call.problem, one.config
     step = program.tiling.q_step
     tiles = step * ceildiv(ceildiv(call.q_len, step), config.block_q)
+    patches = program.patches
+    if patches is not None:
+        tiles = tile_count(patches, "q", call.env)
     between = {"resumes": one.resumes, "hands_on": one.hands_on}
     source = sources.get(emit, program, problem, config, **between)
-    k_step = program.tiling.k_step
+    # How far apart groups are in the view that key tiles are boxes of.
+    k_step = program.tiling.k_step if patches is None else patches.sizes[-1]
 
     def kernel(tiles: int, numbers: Mapping[str, int]) -> Iterator[Launch]:
         grid = (tiles, call.heads, call.batch)
@@ -91,6 +97,11 @@ def query_tile_obstacle(
     """
     for program in passes:
         tiling = program.tiling
+        if program.patches is not None:
+            obstacle = _patch_obstacle(program.patches, program.block_k, layouts)
+            if obstacle is not None:
+                return obstacle
+            continue
         # Rows of a class are loaded once, by pointers.
         for name in (*(rows if tiling == DENSE else ()), "key", "value"):
             obstacle = layouts[name].descriptor_obstacle(tiling.k_step)
@@ -104,6 +115,20 @@ def query_tile_obstacle(
                 f"less than a tile of {program.block_k}"
             )
     return None
+
+
+def _patch_obstacle(patches: Patches, block_k: int, layouts: Mapping[str, Layout]) -> str | None:
+    """Why no descriptor loads patches of keys, or None; those that are no boxes are loaded by
+    pointers in any case."""
+    if patch_box(patches, "k", block_k) is None:
+        return None
+    (width,) = patches.sizes
+    for name in ("key", "value"):
+        obstacle = layouts[name].descriptor_obstacle(width)
+        if obstacle is not None:
+            return obstacle
+    kv_len = layouts["key"].sizes[2]
+    return f"{kv_len} keys are no whole rows of {width}" if kv_len % width else None
 
 
 def state_buffer(name: str, one: Pass, call: Call, like: str) -> tuple[Buffer, ...]:
