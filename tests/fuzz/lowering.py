@@ -56,14 +56,14 @@ class Found:
         seed: Of the batch.
         checks: Masks with a tile shape, lengths and an offset that were compared, both directions.
         masks: Masks that were lowered, by how: `exact`, `wider` loops, or `refused`.
-        slowest: Seconds of the slowest lowering.
+        slowest: Seconds of processor time of the slowest lowering, and its mask and tile shape.
         differences: What differs, in words.
     """
 
     seed: int
     checks: int = 0
     masks: Counter[str] = field(default_factory=Counter)
-    slowest: float = 0.0
+    slowest: tuple[float, str] = (0.0, "")
     differences: list[str] = field(default_factory=list)
 
 
@@ -100,7 +100,7 @@ def _check_mask(found: Found, body: Predicate, calls: list[_Call]) -> None:
     programs: dict[bool, BlockProgram] = {}
     tile = calls[0][0]
     for within in (False, True):
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             programs[within] = lower(
                 pattern_of(body), tile.block_q, tile.block_k, within=within, check=True
@@ -108,7 +108,8 @@ def _check_mask(found: Found, body: Predicate, calls: list[_Call]) -> None:
         except UnsupportedError:
             found.masks["refused"] += 1
             return
-        found.slowest = max(found.slowest, time.perf_counter() - start)
+        mask = f"{tile.block_q}x{tile.block_k} within={within}: {body}"
+        found.slowest = max(found.slowest, (time.process_time() - start, mask))
     found.masks["wider" if any(each.ignored for each in programs.values()) else "exact"] += 1
     for shape, values in calls:
         env = environment(shape, values)
@@ -175,7 +176,8 @@ def main() -> int:
         "checks": total.checks,
         "seeds": [arguments.seed, last],
         "masks": dict(total.masks),
-        "slowest_lowering_seconds": round(total.slowest, 3),
+        "slowest_lowering_seconds": round(total.slowest[0], 3),
+        "slowest_lowering": total.slowest[1],
         "seconds": round(time.perf_counter() - start),
         "differences": total.differences,
     }
