@@ -305,7 +305,7 @@ def tiling_name(tiling: Tiling, run: int | None = None, patches: Patches | None 
     keys` or `gathered runs of 32` where key tiles are gathered from runs of `run` keys; `patches of
     8x16 queries, 8x8 keys` where tiles are such."""
     if patches is not None:
-        query, key = ("x".join(map(str, each)) for each in (patches.query, patches.key))
+        query, key = ("x".join(map(str, each)) for each in (patches.query, patches.passing_keys))
         return f"patches of {query} queries, {key} keys"
     if run is not None:
         return "gathered keys" if run == 1 else f"gathered runs of {run}"

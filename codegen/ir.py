@@ -116,40 +116,58 @@ class Patches:
     axes, and not only along the sequence.
 
     The position of the place `(a_0, a_1, ...)` is `(a_0 * sizes[0] + a_1) * sizes[1] + ...`; the
-    outermost axis has no size, it is as long as the sequence. A patch is a box of places that
-    begins at a multiple of its extent along each axis. Patches are numbered as places are, the
-    outermost axis first; those of keys from the one with key 0, those of queries from the first one
-    of the band (of all patches with the same `a_0`) that the call's first row is in. Element `i` of
-    a patch is its place number `i`, counted in the same way; a tile may have more elements than its
-    patch has places. What lies past the end of a patch or of an inner axis, before the call's first
-    row or after its last, does not exist. Coordinates, lengths and the offset are the call's.
+    outermost axis has no size, it is as long as the sequence. A patch is a box of places; element
+    `i` of a tile is place number `i` of its patch, counted in the same way. A tile may have more
+    elements than its patch has places. What lies past the end of a patch or of an inner axis, is
+    before the call's first row or after its last, or after the last key, does not exist.
+    Coordinates, lengths and the offset are the call's.
 
-    Bounds read the *box* of a tile instead of `Q_FIRST` to `K_LAST`: `box(side, "first")` and
-    `box(side, "last")` along each axis, of its places that lie within the axis and, along the
+    Tiles that a program *holds* (of rows in the forward direction, of keys in the transposed one)
+    begin at multiples of their extents and are numbered as places are, the outermost axis first:
+    those of keys from the one with key 0, those of queries from the first of the band, of all
+    patches with the same `a_0`, that the call's first row is in. Tiles that *pass* begin wherever
+    what the held one sees begins, and the number of such a tile in `Sweep` is the position of its
+    first place.
+
+    Bounds read the *box* of the held tile instead of `Q_FIRST` to `K_LAST`: `box(side, "first")`
+    and `box(side, "last")` along each axis, of its places that lie within the axis and, along the
     outermost one, hold a row (or key) of the call.
 
     Attributes:
         sizes: Places along each axis but the outermost.
-        query: Extents of a query tile along each axis; their product is at most `block_q`.
-        key: Extents of a key tile likewise, `block_k`.
+        query: Extents of a held tile of queries along each axis, at most `block_q` places.
+        passing_keys: Extents of the tiles of keys that pass it, at most `block_k` places.
+        key: Extents of a held tile of keys, at most `block_k` places.
+        passing_queries: Extents of the tiles of queries that pass it, at most `block_q` places.
     """
 
     sizes: tuple[int, ...]
     query: tuple[int, ...]
+    passing_keys: tuple[int, ...]
     key: tuple[int, ...]
+    passing_queries: tuple[int, ...]
 
     @property
     def area(self) -> int:
         """Positions for each place of the outermost axis."""
         return prod(self.sizes)
 
-    def extents(self, side: Literal["q", "k"]) -> tuple[int, ...]:
-        """Extents of the tiles of queries or of keys."""
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """How many positions are between neighbouring places along each axis."""
+        return tuple(prod(self.sizes[axis:]) for axis in range(len(self.sizes) + 1))
+
+    def held(self, side: Literal["q", "k"]) -> tuple[int, ...]:
+        """Extents of held tiles of queries or of keys."""
         return self.query if side == "q" else self.key
 
+    def passing(self, side: Literal["q", "k"]) -> tuple[int, ...]:
+        """Extents of passing tiles of queries or of keys."""
+        return self.passing_queries if side == "q" else self.passing_keys
+
     def counts(self, side: Literal["q", "k"]) -> tuple[int, ...]:
-        """How many patches there are along each axis but the outermost."""
-        inner = zip(self.sizes, self.extents(side)[1:], strict=True)
+        """How many held patches there are along each axis but the outermost."""
+        inner = zip(self.sizes, self.held(side)[1:], strict=True)
         return tuple(-(-size // extent) for size, extent in inner)
 
 

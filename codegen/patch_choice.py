@@ -14,9 +14,11 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from patterncc.codegen.ir import Patches, box
-from patterncc.codegen.patches import Axis, forward_axes
+from patterncc.codegen.monotone import Side
+from patterncc.codegen.patches import axis_of
 from patterncc.codegen.raster import Raster, rasters
 from patterncc.codegen.schedule import evaluate
 from patterncc.dsl.mask import Const, FloorDiv, Predicate, walk
@@ -33,7 +35,7 @@ class PatchChoice:
         raster: How a raster sees it.
         patches: The tiles.
         fills: Whether enough patches are full to tell them apart.
-        visited: Tiles visited by the whole raster, as counted.
+        visited: Tiles visited in the forward direction, as counted.
     """
 
     raster: Raster
@@ -45,7 +47,8 @@ class PatchChoice:
 def best_patches(
     body: Predicate, block_q: int, block_k: int, env: Mapping[str, Any]
 ) -> PatchChoice | None:
-    """The patches with the least counted work; None for a mask that is about no raster.
+    """The patches with the least counted work; None for a mask that is about no raster, or for
+    tiles that are no powers of two.
 
     Args:
         body: The mask.
@@ -53,6 +56,8 @@ def best_patches(
         block_k: Keys of a key tile.
         env: The reference numbers, tables among them.
     """
+    if any(block & (block - 1) for block in (block_q, block_k)):
+        return None
     found = (_best(raster, block_q, block_k, env) for raster in rasters(body))
     return min(found, key=lambda each: each.visited, default=None)
 
@@ -60,32 +65,60 @@ def best_patches(
 def _best(raster: Raster, block_q: int, block_k: int, env: Mapping[str, Any]) -> PatchChoice:
     area = prod(raster.sizes)
     sizes = (-(-int(env["kv_len"]) // area), *raster.sizes)
-    extents = [
-        _extents(mask, size, max(block_q, block_k))
-        for mask, size in zip(raster.axes, sizes, strict=True)
-    ]
-    counts = [
-        _counts(axis, number, sizes[number], extents[number], env)
-        for number, axis in enumerate(forward_axes(raster))
-    ]
-
-    def pairs(query: tuple[int, ...], key: tuple[int, ...], *, full: bool) -> int:
-        each = zip(counts, query, key, strict=True)
-        return prod(count[along_q, along_k][full] for count, along_q, along_k in each)
-
-    shapes = [_shapes(block, extents) for block in (block_q, block_k)]
-    # Of equal counts the patch that is longest along the innermost axes, whose loads lie together.
-    query, key = min(
-        product(*shapes),
-        key=lambda each: (pairs(*each, full=False), *(-e for e in (*each[1], *each[0])[::-1])),
+    forward = _least(raster, sizes, "q", (block_q, block_k), env)
+    transposed = _least(raster, sizes, "k", (block_k, block_q), env)
+    patches = Patches(
+        raster.sizes, forward.held, forward.passing, transposed.held, transposed.passing
     )
-    visited = pairs(query, key, full=False)
-    fills = (
-        not raster.others
-        and prod(key) == block_k
-        and pairs(query, key, full=True) >= LEAST_FULL * visited
-    )
-    return PatchChoice(raster, Patches(raster.sizes, query, key), fills, visited)
+    fills = not raster.others and forward.full >= LEAST_FULL * forward.visited
+    return PatchChoice(raster, patches, fills, forward.visited)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shapes:
+    """The best patches of one direction, and the tiles they visit and fill."""
+
+    held: tuple[int, ...]
+    passing: tuple[int, ...]
+    visited: int
+    full: int
+
+
+def _least(
+    raster: Raster,
+    sizes: tuple[int, ...],
+    side: Side,
+    blocks: tuple[int, int],
+    env: Mapping[str, Any],
+) -> _Shapes:
+    """The patches that visit the fewest tiles, for held tiles of a side.
+
+    Args:
+        raster: The mask.
+        sizes: Places along each axis, of the reference call.
+        side: Of the held tiles.
+        blocks: Elements of a held tile, and of a passing one.
+        env: The reference numbers.
+    """
+    block, passing_block = blocks
+    masks = enumerate(raster.axes)
+    held = _held_shapes(block, [_extents(mask, sizes[axis], block) for axis, mask in masks])
+    passing = _passing_shapes(passing_block, sizes)
+    visited = np.ones((len(held), len(passing)), np.int64)
+    full = np.ones_like(visited)
+    for axis in range(len(sizes)):
+        along = sorted({shape[axis] for shape in held})
+        others = sorted({shape[axis] for shape in passing})
+        counts = _counts(raster, axis, side, sizes[axis], (along, others), env)
+        rows = np.searchsorted(along, [shape[axis] for shape in held])[:, None]
+        columns = np.searchsorted(others, [shape[axis] for shape in passing])[None, :]
+        visited, full = (
+            total * each[rows, columns] for total, each in zip((visited, full), counts, strict=True)
+        )
+    # Of equal counts the last: shapes rise along the innermost axis, whose loads lie together.
+    place = visited.size - 1 - int(np.argmin(visited[::-1, ::-1]))
+    one, other = divmod(place, len(passing))
+    return _Shapes(held[one], passing[other], int(visited[one, other]), int(full[one, other]))
 
 
 def _extents(mask: Predicate, size: int, most: int) -> tuple[int, ...]:
@@ -100,23 +133,49 @@ def _extents(mask: Predicate, size: int, most: int) -> tuple[int, ...]:
     return tuple(sorted(extent for extent in found if extent <= most and extent < 2 * size))
 
 
-def _shapes(block: int, extents: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+def _held_shapes(block: int, extents: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """The patches with nearly as many places as a tile has elements, or with the most that there
-    are."""
+    are; the longest along the innermost axis last."""
     fitting = [shape for shape in product(*extents) if prod(shape) <= block]
     most = max(map(prod, fitting))
-    return [shape for shape in fitting if prod(shape) >= LEAST_USED * most]
+    return _rising([shape for shape in fitting if prod(shape) >= LEAST_USED * most])
+
+
+def _passing_shapes(block: int, sizes: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The patches of as many places as a tile has elements, of powers of two, which descriptors
+    load, no longer than the raster where that can be."""
+    powers = [1 << power for power in range(block.bit_length())]
+    shapes = [shape for shape in product(powers, repeat=len(sizes)) if prod(shape) == block]
+    fitting = [
+        shape
+        for shape in shapes
+        if all(extent < 2 * size for extent, size in zip(shape, sizes, strict=True))
+    ]
+    return _rising(fitting or shapes)
+
+
+def _rising(shapes: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return sorted(shapes, key=lambda shape: shape[::-1])
 
 
 def _counts(
-    axis: Axis, number: int, size: int, extents: Sequence[int], env: Mapping[str, Any]
-) -> dict[tuple[int, int], tuple[int, int]]:
-    """Pairs of a query tile and a key tile along one axis, by their extents: visited and full."""
-    found: dict[tuple[int, int], tuple[int, int]] = {}
-    for query in extents:
-        first = np.arange(0, size, query, dtype=np.int64)
-        last = np.minimum(first + query, size) - 1
-        scope = {**env, box("q", "first", number).name: first, box("q", "last", number).name: last}
+    raster: Raster,
+    number: int,
+    side: Side,
+    size: int,
+    extents: tuple[Sequence[int], Sequence[int]],
+    env: Mapping[str, Any],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Pairs of a held and a passing tile along one axis, visited and full: int64 `[extents of the
+    held ones, of the passing ones]`."""
+    visited = np.zeros((len(extents[0]), len(extents[1])), np.int64)
+    full = np.zeros_like(visited)
+    for row, held in enumerate(extents[0]):
+        first = np.arange(0, size, held, dtype=np.int64)
+        last = np.minimum(first + held, size) - 1
+        ends = {box(side, "first", number).name: first, box(side, "last", number).name: last}
+        scope = {**env, **ends}
+        axis = axis_of(raster, number, side, held)
         least, most, whole = (evaluate(end, scope) for end in (axis.least, axis.most, axis.whole))
         some, every = axis.seen.some, axis.seen.every
         low, high, inner, outer = (
@@ -124,9 +183,9 @@ def _counts(
             for end in (some.lo, some.hi, every.lo, every.hi)
         )
         low, high = np.maximum(low, least), np.minimum(high, most)
-        inner, outer = np.maximum(inner, least), np.minimum(outer, whole)
-        for key in extents:
-            touched = np.where(low <= high, high // key - low // key + 1, 0)
-            filled = np.maximum((outer + 1) // key + -inner // key, 0)
-            found[query, key] = int(touched.sum()), int(filled.sum())
-    return found
+        inner, outer = np.maximum(inner, least) - low, np.minimum(outer, whole) - low
+        for column, passing in enumerate(extents[1]):
+            touched = np.where(low <= high, (high - low) // passing + 1, 0)
+            filled = np.maximum((outer + 1) // passing + -inner // passing, 0)
+            visited[row, column], full[row, column] = touched.sum(), filled.sum()
+    return visited, full

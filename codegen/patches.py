@@ -3,8 +3,8 @@
 A mask that is a product, `near(q_0, k_0) and near(q_1, k_1)`, is seen by a box of rows as a box of
 keys: along each axis the interval that `monotone.seen` finds. Patches that meet that box are to be
 visited, those within the box that all rows of the tile see are full. The first are a product of
-intervals of patches, and so is what is left of them beside the second, cut along one axis after the
-other: a few loops around a loop (`ir.Repeat`). A call that begins or ends within a place of the
+intervals, and so is what is left of them beside the second, cut along one axis after the other: a
+few loops around a loop (`ir.Repeat`). A call that begins or ends within a place of the
 outermost axis has patches with places that are not its; boxes are then taken around what exists.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.codegen.ir import Q_OFFSET, BlockProgram, Kind, Patches, Repeat, Sweep, box
-from patterncc.codegen.monotone import Interval, Seen, Side, seen
+from patterncc.codegen.monotone import Seen, Side, seen
 from patterncc.codegen.raster import Raster
 from patterncc.dsl.build import (
     add,
@@ -30,6 +30,7 @@ from patterncc.dsl.build import (
     minimum,
     multiply,
     select,
+    subtract,
 )
 from patterncc.dsl.mask import TRUE, Const, IntExpr, Predicate, Var, parameters
 
@@ -59,41 +60,38 @@ class Axis:
     seen: Seen
 
 
-def forward_axes(raster: Raster) -> tuple[Axis, ...]:
-    """What boxes of rows see of the keys, along each axis."""
-    area = Const(prod(raster.sizes))
+def axis_of(raster: Raster, number: int, side: Side, extent: int) -> Axis:
+    """What held boxes of a side see along an axis.
+
+    Args:
+        raster: The mask.
+        number: Of the axis.
+        side: Of the held tiles.
+        extent: Their extent along the axis.
+    """
+    area, mask = Const(prod(raster.sizes)), raster.axes[number]
+    first, last = box(side, "first", number), box(side, "last", number)
+    least: IntExpr = Const(0)
+    most: IntExpr = Const(0 if number == 0 else raster.sizes[number - 1] - 1)
+    whole = most
     keys = Var("kv_len")
-    axes = []
-    for number, mask in enumerate(raster.axes):
+    if side == "q":
         if number == 0:
             most = floordiv(add(keys, Const(-1)), area)
             whole = add(floordiv(keys, area), Const(-1))
-        else:
-            most = whole = Const(raster.sizes[number - 1] - 1)
-        first, last = box("q", "first", number), box("q", "last", number)
-        view = seen(mask, "q", first, last, Const(0), most)
-        axes.append(Axis(Const(0), most, whole, TRUE, view))
-    return tuple(axes)
+        return Axis(least, most, whole, TRUE, seen(mask, "q", first, last, least, most))
+    whole_box = compare("<=", add(first, Const(extent - 1)), last)
+    if number == 0:
+        least = floordiv(Q_OFFSET, area)
+        whole = most = floordiv(add(Q_OFFSET, Var("q_len"), Const(-1)), area)
+        # The last place may hold some keys.
+        end = multiply(area, add(last, Const(1)))
+        whole_box = all_of(whole_box, compare("<=", end, keys))
+    return Axis(least, most, whole, whole_box, seen(mask, "k", first, last, least, most))
 
 
-def transposed_axes(raster: Raster, extents: Sequence[int]) -> tuple[Axis, ...]:
-    """What boxes of keys see of the rows, along each axis; `extents` are those of their tiles."""
-    area = Const(prod(raster.sizes))
-    axes = []
-    for number, mask in enumerate(raster.axes):
-        if number == 0:
-            least = floordiv(Q_OFFSET, area)
-            most = floordiv(add(Q_OFFSET, Var("q_len"), Const(-1)), area)
-        else:
-            least, most = Const(0), Const(raster.sizes[number - 1] - 1)
-        first, last = box("k", "first", number), box("k", "last", number)
-        complete = compare("<=", add(first, Const(extents[number] - 1)), last)
-        if number == 0:  # the last place may hold some keys
-            keys = multiply(area, add(last, Const(1)))
-            complete = all_of(complete, compare("<=", keys, Var("kv_len")))
-        view = seen(mask, "k", first, last, least, most)
-        axes.append(Axis(least, most, most, complete, view))
-    return tuple(axes)
+def _axes(raster: Raster, side: Side, extents: Sequence[int]) -> tuple[Axis, ...]:
+    return tuple(axis_of(raster, axis, side, extent) for axis, extent in enumerate(extents))
 
 
 def patch_program(
@@ -114,14 +112,17 @@ def patch_program(
         raster: How a raster sees it.
         patches: The tiles.
         tile: `block_q` and `block_k`.
-        fills: Tell full patches from partial ones; else all are partial, of which one loop comes.
+        fills: Tell full patches from partial ones, of which passing tiles of keys must have as many
+            places as elements; else all are partial, of which one loop comes. Where the raster
+            leaves terms out, none is full.
     """
+    fills = fills and not raster.others
     return BlockProgram(
         structure=structure,
         block_q=tile[0],
         block_k=tile[1],
         mask=body,
-        forward=tuple(_sweeps(forward_axes(raster), patches, "k", fills and not raster.others)),
+        forward=tuple(_sweeps(_axes(raster, "q", patches.query), patches, "k", fills)),
         transposed=None,
         assume=ROWS_END_WITHIN_KEYS,
         scalars=tuple(sorted(parameters(body))),
@@ -134,37 +135,38 @@ def transposed_patches(program: BlockProgram, raster: Raster) -> tuple[Sweep, ..
     """The sweeps of the transposed direction of a program in patches, before all passes."""
     assert program.patches is not None
     fills = any(sweep.kind == "full" for sweep in program.forward)
-    axes = transposed_axes(raster, program.patches.key)
+    axes = _axes(raster, "k", program.patches.key)
     return tuple(_sweeps(axes, program.patches, "q", fills))
 
 
 def _sweeps(axes: tuple[Axis, ...], patches: Patches, side: Side, fills: bool) -> Iterator[Sweep]:
-    """The loops over patches of one side: a product of intervals, cut along one axis after the
-    other where full patches begin and end."""
-    extents, counts = patches.extents(side), patches.counts(side)
-    steps = [prod(counts[axis:]) for axis in range(len(axes))]
-    phase: IntExpr = Const(0)
-    if side == "q":  # from the band of the call's first row on
-        band = floordiv(Q_OFFSET, Const(patches.area * extents[0]))
-        phase = multiply(Const(-steps[0]), band)
-    found = [
-        _touched(axis.seen.some, axis, extent) for axis, extent in zip(axes, extents, strict=True)
-    ]
-    guard = all_of(*(compare("<=", axis.seen.some.lo, axis.seen.some.hi) for axis in axes))
+    """The loops over passing patches of a side, which lie side by side from the first place on that
+    is seen: a product of intervals, cut along one axis after the other where full patches begin and
+    end."""
+    extents = patches.passing(side)
+    *around, step = (a * b for a, b in zip(extents, patches.steps, strict=True))
+    spans = [_span(axis) for axis in axes]
+    place = add(
+        *(multiply(Const(by), low) for by, (low, _) in zip(patches.steps, spans, strict=True))
+    )
 
     def sweep(kind: Kind, ranges: list[tuple[IntExpr, IntExpr]]) -> Sweep:
         *outer, (low, high) = ranges
-        repeats = [Repeat(lo, hi, step) for (lo, hi), step in zip(outer, steps, strict=False)]
-        return Sweep(kind, low, high, guard, phase=phase, repeats=tuple(repeats[::-1]))
+        repeats = [Repeat(lo, hi, by) for (lo, hi), by in zip(outer, around, strict=True)]
+        return Sweep(kind, low, high, TRUE, step, place, repeats=tuple(repeats[::-1]))
 
+    found: list[tuple[IntExpr, IntExpr]] = [
+        (Const(0), add(floordiv(subtract(high, low), Const(extent)), Const(1)))
+        for (low, high), extent in zip(spans, extents, strict=True)
+    ]
     if not fills:
         yield sweep("partial", found)
         return
     within = []
-    for (low, high), axis, extent in zip(found, axes, extents, strict=True):
-        first, last = _filled(axis, extent, side)
-        first = minimum(maximum(first, low), high)
-        within.append((first, minimum(maximum(last, first), high)))
+    for axis, extent, (_, count) in zip(axes, extents, found, strict=True):
+        first, last = _filled(axis, extent, side, count)
+        first = minimum(maximum(first, Const(0)), count)
+        within.append((first, minimum(maximum(last, first), count)))
     for number in range(len(axes)):
         inside, outside = within[:number], found[number + 1 :]
         (low, high), (first, last) = found[number], within[number]
@@ -173,33 +175,24 @@ def _sweeps(axes: tuple[Axis, ...], patches: Patches, side: Side, fills: bool) -
     yield sweep("full", within)
 
 
-def _touched(interval: Interval, axis: Axis, extent: int) -> tuple[IntExpr, IntExpr]:
-    """The patches that hold a coordinate of an interval, half open."""
-    low, high = maximum(interval.lo, axis.least), minimum(interval.hi, axis.most)
-    return floordiv(low, Const(extent)), add(floordiv(high, Const(extent)), Const(1))
+def _span(axis: Axis) -> tuple[IntExpr, IntExpr]:
+    """The first and the last coordinate that is seen."""
+    return maximum(axis.seen.some.lo, axis.least), minimum(axis.seen.some.hi, axis.most)
 
 
-def _filled(axis: Axis, extent: int, side: Side) -> tuple[IntExpr, IntExpr]:
-    """The patches of which every pair is allowed, half open: all keys of a patch must exist, rows
-    that do not exist do not matter."""
+def _filled(axis: Axis, extent: int, side: Side, count: IntExpr) -> tuple[IntExpr, IntExpr]:
+    """The patches, half open, counted from the first one that is seen, of which every pair is
+    allowed: all keys of a patch must exist, rows that do not exist do not matter."""
     size, interval = Const(extent), axis.seen.every
+    begin, _ = _span(axis)
+    low = subtract(maximum(interval.lo, axis.least), begin)
+    first = floordiv(add(low, Const(extent - 1)), size)
     if side == "k":
-        low, high = maximum(interval.lo, axis.least), minimum(interval.hi, axis.whole)
-        return _ceildiv(low, extent), floordiv(add(high, Const(1)), size)
-    low, high = interval.lo, select(axis.whole_box, interval.hi, add(axis.least, Const(-1)))
-    first = select(
-        compare("<=", low, axis.least), floordiv(axis.least, size), _ceildiv(low, extent)
-    )
-    last = select(
-        compare("<=", axis.most, high),
-        add(floordiv(axis.most, size), Const(1)),
-        floordiv(add(high, Const(1)), size),
-    )
-    return first, last
-
-
-def _ceildiv(value: IntExpr, divisor: int) -> IntExpr:
-    return floordiv(add(value, Const(divisor - 1)), Const(divisor))
+        high = minimum(interval.hi, axis.whole)
+        return first, floordiv(add(subtract(high, begin), Const(1)), size)
+    high = select(axis.whole_box, interval.hi, add(axis.least, Const(-1)))
+    last = floordiv(add(subtract(high, begin), Const(1)), size)
+    return first, select(compare("<=", axis.most, high), count, last)
 
 
 # -------------------------------------------------------------------------------------- at a call
@@ -220,7 +213,7 @@ def tile_count(patches: Patches, side: Side, env: Mapping[str, Any]) -> int:
 def _bands(patches: Patches, side: Side, env: Mapping[str, Any]) -> tuple[int, int]:
     """The bands of a call, half open."""
     start, stop = _positions(side, env)
-    band = patches.area * patches.extents(side)[0]
+    band = patches.area * patches.held(side)[0]
     return (start // band, -(-stop // band)) if stop > start else (0, 0)
 
 
@@ -234,7 +227,7 @@ def _positions(side: Side, env: Mapping[str, Any]) -> tuple[int, int]:
 def boxes(patches: Patches, side: Side, env: Mapping[str, Any]) -> dict[str, Ints]:
     """The boxes of all patches of a side at a call, int64 arrays by the names of `ir.box`."""
     numbers = tile_numbers(patches, side, env)
-    extents, counts = patches.extents(side), patches.counts(side)
+    extents, counts = patches.held(side), patches.counts(side)
     (start, stop), (band, _) = _positions(side, env), _bands(patches, side, env)
     found: dict[str, Ints] = {}
     for axis in range(len(extents) - 1, -1, -1):
@@ -252,10 +245,10 @@ def boxes(patches: Patches, side: Side, env: Mapping[str, Any]) -> dict[str, Int
     return found
 
 
-def positions(
+def held_places(
     patches: Patches, side: Side, block: int, env: Mapping[str, Any]
 ) -> tuple[Ints, npt.NDArray[np.bool_]]:
-    """The positions of all elements of all patches of a side at a call, and which exist.
+    """The positions of all elements of all held patches of a side at a call, and which exist.
 
     Args:
         patches: The patches.
@@ -266,22 +259,41 @@ def positions(
     Returns:
         int64 and bool `[patches, elements]`.
     """
-    numbers = tile_numbers(patches, side, env)[:, None]
-    extents, counts = patches.extents(side), patches.counts(side)
+    numbers = tile_numbers(patches, side, env)
+    counts, band = patches.counts(side), _bands(patches, side, env)[0]
+    first = np.zeros(len(numbers), np.int64)
+    for axis in range(len(counts), -1, -1):
+        along = numbers % counts[axis - 1] if axis else numbers + band
+        numbers = numbers // counts[axis - 1] if axis else numbers
+        first += along * patches.held(side)[axis] * patches.steps[axis]
+    return _places(patches, side, patches.held(side), first, block, env)
+
+
+def passing_places(
+    patches: Patches, side: Side, block: int, first: Ints, env: Mapping[str, Any]
+) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """The same of passing patches that begin at some positions, int64 `[patches]`."""
+    return _places(patches, side, patches.passing(side), first, block, env)
+
+
+def _places(
+    patches: Patches,
+    side: Side,
+    extents: tuple[int, ...],
+    first: Ints,
+    block: int,
+    env: Mapping[str, Any],
+) -> tuple[Ints, npt.NDArray[np.bool_]]:
     start, stop = _positions(side, env)
-    element = np.arange(block, dtype=np.int64)[None, :]
-    place: Any = np.zeros((1, 1), np.int64)
-    exists: Any = element < prod(extents)
-    step = 1
+    element = np.arange(block, dtype=np.int64)
+    exists = np.broadcast_to(element < prod(extents), (len(first), block))
+    place = np.broadcast_to(first[:, None], (len(first), block))
     for axis in range(len(extents) - 1, -1, -1):
-        within = element % extents[axis]
+        along = element % extents[axis] if axis else element
         element = element // extents[axis]
+        place = place + along * patches.steps[axis]
         if axis:
-            coordinate = numbers % counts[axis - 1] * extents[axis] + within
-            numbers = numbers // counts[axis - 1]
-            exists = exists & (coordinate < patches.sizes[axis - 1])
-        else:
-            coordinate = (numbers + _bands(patches, side, env)[0]) * extents[0] + within
-        place = place + step * coordinate
-        step *= patches.sizes[axis - 1] if axis else 1
+            size = patches.sizes[axis - 1]
+            begin = first // patches.steps[axis] % size
+            exists = exists & (begin[:, None] + along < size)
     return place, exists & (place >= start) & (place < stop)

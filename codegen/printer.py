@@ -69,11 +69,18 @@ def format_keys(program: BlockProgram) -> str:
 
 
 def format_patches(patches: Patches) -> str:
-    """Patches of a raster in words: `8x16 queries, 8x8 keys of a raster 64 wide`."""
-    query, key = ("x".join(map(str, extents)) for extents in (patches.query, patches.key))
-    sizes = "x".join(map(str, patches.sizes))
-    wide = "wide" if len(patches.sizes) == 1 else "a place"
-    return f"{query} queries, {key} keys of a raster {sizes} {wide}"
+    """What held and passing tiles are, in each direction."""
+    sizes = " x ".join(map(str, patches.sizes))
+    wide = "wide" if len(patches.sizes) == 1 else "a place of its first axis"
+    query, keys = shape_text(patches.query), shape_text(patches.passing_keys)
+    key, queries = shape_text(patches.key), shape_text(patches.passing_queries)
+    forward = f"{query} queries, {keys} keys"
+    return f"{forward}; transposed {key} keys, {queries} queries; of a raster {sizes} {wide}"
+
+
+def shape_text(extents: tuple[int, ...]) -> str:
+    """Extents of a patch: `8x16`."""
+    return "x".join(map(str, extents))
 
 
 def format_clauses(listed: Clauses) -> str:

@@ -104,7 +104,7 @@ def evaluate(expr: Expr, env: Env) -> Any:
 @dataclass(frozen=True, slots=True)
 class TileLists:
     """Visited tiles in compressed rows: row `i` visits `tiles[indptr[i]:indptr[i + 1]]`, ascending;
-    of a gathered program runs of keys.
+    of a gathered program runs of keys, of one with patches the positions where they begin.
 
     Attributes:
         indptr: int64 `[rows + 1]`.
@@ -136,12 +136,16 @@ def transposed_tiles(program: BlockProgram, env: Env) -> TileLists:
     return _lists(program, env, "transposed")
 
 
+def tile_lists(program: BlockProgram, env: Env, direction: Direction) -> TileLists:
+    """The tiles of one direction; arguments and errors as in `forward_tiles`."""
+    return _lists(program, env, direction)
+
+
 def block_map(program: BlockProgram, env: Env) -> npt.NDArray[np.uint8]:
-    """The map `[query tiles, key tiles]` of one head: 0 empty, 1 partial, 2 full."""
+    """The map `[query tiles, key tiles]` of one head: 0 empty, 1 partial, 2 full; of a program
+    without patches, whose key tiles begin wherever that suits a query tile."""
     lists = forward_tiles(program, env)
     columns = -(-int(env["kv_len"]) // program.block_k)
-    if program.patches is not None:
-        columns = tile_count(program.patches, "k", env)
     result = np.zeros((len(lists.indptr) - 1, columns), dtype=np.uint8)
     rows = np.repeat(np.arange(len(lists.indptr) - 1), np.diff(lists.indptr))
     result[rows, lists.tiles] = 1 + lists.full

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Literal
 
 from patterncc.codegen.ir import (
     BOX_NAMES,
@@ -69,10 +70,13 @@ def _verify_patches(program: BlockProgram, stage: str) -> None:
     if program.tiling != DENSE or program.listed or program.gathered > 1:
         raise InternalError(f"after {stage}: patches of a program that is listed or not dense")
     axes = len(patches.sizes) + 1
-    for block, extents in ((program.block_q, patches.query), (program.block_k, patches.key)):
-        fits = all(extent > 0 for extent in extents) and prod(extents) <= block
-        if len(extents) != axes or axes > MOST_AXES or not fits:
-            raise InternalError(f"after {stage}: a tile of {block} is no patch {extents}")
+    sides: tuple[tuple[int, Literal["q", "k"]], ...]
+    sides = ((program.block_q, "q"), (program.block_k, "k"))
+    for block, side in sides:
+        for extents in (patches.held(side), patches.passing(side)):
+            fits = all(extent > 0 for extent in extents) and prod(extents) <= block
+            if len(extents) != axes or axes > MOST_AXES or not fits:
+                raise InternalError(f"after {stage}: a tile of {block} is no patch {extents}")
 
 
 def _problem(program: BlockProgram, direction: Direction, sweep: Sweep) -> str | None:

@@ -16,7 +16,7 @@ from patterncc.codegen.gpu.class_source import rows_of_call
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
 from patterncc.codegen.gpu.isolation_source import column_mask
 from patterncc.codegen.gpu.kernel_source import KernelParameter
-from patterncc.codegen.gpu.patch_source import elements_text, first_text, inside_text, patch_box
+from patterncc.codegen.gpu.patch_source import passing_elements, passing_inside, patch_box
 from patterncc.codegen.ir import DENSE
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Access:
         described = config.load == "descriptor"
         self._gathered = gathered
         self._patches = patches
-        self._patch_box = None if patches is None else patch_box(patches, "k", config.block_k)
+        self._patch_box = None if patches is None else patch_box(patches)
         boxed = patches is None or self._patch_box is not None
         self._described = described and not gathered and boxed
         self._boxes = self._described or boxes
@@ -90,7 +90,7 @@ class Access:
         """Which elements of a tile are keys of the raster; empty where all are."""
         if self._patches is None:
             return ""
-        return inside_text(self._patches, "k", "k_first", self._config.block_k)
+        return passing_inside(self._patches, "k", "k_first", self._config.block_k)
 
     # -------------------------------------------------------------------------------- signature
 
@@ -212,8 +212,7 @@ class Access:
         if self._patches is None:
             yield f"k_first = ({tile}) * BLOCK_K"
             return
-        yield f"patch = {tile}"
-        yield f"k_first = {first_text(self._patches, 'k', 'patch')}"
+        yield f"k_first = {tile}"
 
     def tile_start(self, masked: bool) -> Iterator[str]:
         """Where the box of a key tile starts, and which of its keys exist."""
@@ -239,7 +238,7 @@ class Access:
         if self._gathered:
             return "k = gathered[None, :]"
         if self._patches is not None:
-            return f"k = k_first + ({elements_text(self._patches, 'k')})[None, :]"
+            return f"k = k_first + ({passing_elements(self._patches, 'k')})[None, :]"
         return f"k = {self._tile_first(masked)} + tl.arange(0, BLOCK_K)[None, :]"
 
     def tile_loads(self, name: str, masked: bool) -> Iterator[str]:
@@ -268,7 +267,7 @@ class Access:
     def _elements(self) -> str:
         """How far the keys of a tile are from its first one."""
         if self._patches is not None:
-            return elements_text(self._patches, "k")
+            return passing_elements(self._patches, "k")
         return "tl.arange(0, BLOCK_K)[:, None]"
 
     def _tile_first(self, masked: bool) -> str:

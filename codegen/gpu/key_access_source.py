@@ -24,12 +24,7 @@ from patterncc.codegen.gpu.delta_source import ROW_NUMBERS
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
 from patterncc.codegen.gpu.isolation_source import columns_at_once
 from patterncc.codegen.gpu.kernel_source import KernelParameter
-from patterncc.codegen.gpu.patch_source import (
-    band_text,
-    elements_text,
-    first_text,
-    inside_text,
-)
+from patterncc.codegen.gpu.patch_source import passing_elements, passing_inside
 from patterncc.codegen.ir import DENSE
 
 if TYPE_CHECKING:
@@ -183,9 +178,7 @@ class KeyAccess:
         if self._patches is None:
             yield f"row_first = ({tile}) * BLOCK_Q"
             return
-        yield f"patch = {tile}"
-        place = first_text(self._patches, "q", "patch")
-        yield f"patch_first = {band_text(self._patches)} + {place}"
+        yield f"patch_first = {tile}"
         yield "row_first = patch_first - q_offset"
 
     def tile_start(self) -> Iterator[str]:
@@ -195,8 +188,8 @@ class KeyAccess:
             yield "rows = row_box + tl.arange(0, BLOCK_Q)"
             yield "row_exists = row_first <= rows"
         elif self._patches is not None:
-            yield f"rows = row_first + {elements_text(self._patches, 'q')}"
-            inside = inside_text(self._patches, "q", "patch_first", self._config.block_q)
+            yield f"rows = row_first + {passing_elements(self._patches, 'q')}"
+            inside = passing_inside(self._patches, "q", "patch_first", self._config.block_q)
             yield f"row_exists = (rows >= 0) & (rows < q_len){' & ' * bool(inside)}{inside}"
         else:
             yield "rows = row_first + tl.arange(0, BLOCK_Q)"
@@ -373,7 +366,7 @@ class KeyAccess:
         """How far the rows of a tile are from its first one."""
         rows = "tl.arange(0, BLOCK_Q)"
         if self._patches is not None:
-            rows = f"({elements_text(self._patches, 'q')})"
+            rows = f"({passing_elements(self._patches, 'q')})"
         return f"{rows}[:, None].to(tl.int64) * {self._step(name)}"
 
     def _step(self, name: str) -> str:

@@ -1,10 +1,11 @@
 """Patches of a raster (`ir.Patches`) as Triton text: where a tile's elements are in the sequence.
 
-A patch begins at a position that follows from its number by divisions of one scalar; how far its
-elements are from there is the same in every patch, a vector that is computed once. So the rows (or
-the keys) of a patch are that position and that vector, and whatever reads them, addresses as well
-as masks, is what it is for consecutive ones. Positions are not negative, which programs with
-patches take for granted, so that divisions may round as the device does.
+A held patch begins at a position that follows from its number by divisions of one scalar, a passing
+one at the position that its sweep says. How far the elements are from there is the same in every
+patch, a vector that is computed once. So the rows (or the keys) of a patch are that position and
+that vector, and whatever reads them, addresses as well as masks, is what it is for consecutive
+ones. Positions are not negative, which programs with patches take for granted, so that divisions
+may round as the device does.
 """
 
 from __future__ import annotations
@@ -19,39 +20,38 @@ if TYPE_CHECKING:
     from patterncc.codegen.ir import Patches
 
     Side = Literal["q", "k"]
+    Extents = tuple[int, ...]
 
-BLOCK = {"q": "BLOCK_Q", "k": "BLOCK_K"}
+_NUMBERS = {"q": "tl.arange(0, BLOCK_Q)", "k": "tl.arange(0, BLOCK_K)"}
 
 
-def patch_box(patches: Patches, side: Side, block: int) -> tuple[int, int] | None:
-    """The box that a tensor descriptor loads a patch by, of a view `[.., groups, width, head_dim]`
-    of the length; None where there is none: of three axes and more, whose views have more axes than
-    a tensor map can, and of extents that are no powers of two."""
-    extents = patches.extents(side)
-    if len(extents) != 2 or prod(extents) != block or any(e & (e - 1) for e in extents):
+def patch_box(patches: Patches) -> tuple[int, int] | None:
+    """The box that a tensor descriptor loads a passing tile of keys by, of a view `[.., groups,
+    width, head_dim]` of the length; None for a raster of more axes, whose view has more than a
+    tensor map can, and for extents that are no powers of two."""
+    extents = patches.passing_keys
+    if len(extents) != 2 or any(extent & (extent - 1) for extent in extents):
         return None
     return extents[0], extents[1]
 
 
-def elements_text(patches: Patches, side: Side, numbers: str = "") -> str:
+def elements_text(patches: Patches, extents: Extents, numbers: str) -> str:
     """How many positions each element of a patch is behind the first one.
 
     Args:
-        patches: The patches.
-        side: Of queries or of keys.
-        numbers: The numbers of the elements, a vector; all of a tile if not given.
+        patches: Their raster.
+        extents: Of the patch.
+        numbers: The numbers of the elements, a vector.
     """
-    numbers = numbers or f"tl.arange(0, {BLOCK[side]})"
-    extents = patches.extents(side)
     terms = []
-    for axis, step in enumerate(_steps(patches)):
+    for axis, step in enumerate(patches.steps):
         along = _along(numbers, extents, axis)
         if along:
             terms.append(along if step == 1 else f"{along} * {step}")
     return " + ".join(terms)
 
 
-def _along(numbers: str, extents: tuple[int, ...], axis: int) -> str:
+def _along(numbers: str, extents: Extents, axis: int) -> str:
     """The coordinate of elements along an axis, seen from the begin of the patch; empty where it is
     always 0. Of elements past the end of the patch the outermost one is past its end as well."""
     inner = prod(extents[axis + 1 :])
@@ -63,92 +63,94 @@ def _along(numbers: str, extents: tuple[int, ...], axis: int) -> str:
     return f"({text}) % {extents[axis]}" if inner > 1 else f"{text} % {extents[axis]}"
 
 
-def _steps(patches: Patches) -> list[int]:
-    """How many positions are between neighbouring places along each axis."""
-    return [prod(patches.sizes[axis:]) for axis in range(len(patches.sizes) + 1)]
-
-
-def inside_text(patches: Patches, side: Side, first: str, block: int, numbers: str = "") -> str:
+def inside_text(
+    patches: Patches, extents: Extents, first: str, block: int, numbers: str, *, held: bool
+) -> str:
     """Which elements of a tile are places of the patch and of the raster; empty where all are,
     whatever the patch.
 
     Args:
-        patches: The patches.
-        side: Of queries or of keys.
-        first: The position of the patch's first element.
+        patches: The raster.
+        extents: Of the patch.
+        first: The position of its first element.
         block: Elements of a tile.
-        numbers: As in `elements_text`.
+        numbers: The numbers of the elements, a vector.
+        held: Does it begin at a multiple of its extents?
     """
-    numbers = numbers or f"tl.arange(0, {BLOCK[side]})"
-    extents = patches.extents(side)
     tests = [f"({numbers} < {prod(extents)})"] if prod(extents) < block else []
-    for axis, (step, size) in enumerate(zip(_steps(patches)[1:], patches.sizes, strict=True), 1):
-        if size % extents[axis]:
-            begin = f"{first} // {step} % {size}" if step > 1 else f"{first} % {size}"
+    for axis, size in enumerate(patches.sizes, 1):
+        if extents[axis] > 1 and not (held and size % extents[axis] == 0):
             along = _along(numbers, extents, axis)
-            tests.append(f"({begin} + {along} < {size})")
+            tests.append(f"({_coordinate(patches, first, axis)} + {along} < {size})")
     return " & ".join(tests)
 
 
-def first_text(patches: Patches, side: Side, number: str) -> str:
-    """The position of the first element of a patch, by its number from band 0 on."""
-    extents, counts = patches.extents(side), patches.counts(side)
+def _coordinate(patches: Patches, position: str, axis: int) -> str:
+    """The coordinate of a position along an axis."""
+    step = patches.steps[axis]
+    text = position if step == 1 else f"{position} // {step}"
+    return f"{text} % {patches.sizes[axis - 1]}" if axis else text
+
+
+def _first_text(patches: Patches, side: Side, number: str) -> str:
+    """The position of the first element of a held patch, by its number from band 0 on."""
+    counts = patches.counts(side)
     terms = []
-    for axis, step in enumerate(_steps(patches)):
-        along = _number_along(number, counts, axis)
-        if along:
-            terms.append(f"{along} * {step * extents[axis]}")
+    for axis, (step, extent) in enumerate(zip(patches.steps, patches.held(side), strict=True)):
+        inner = prod(counts[axis:])
+        along = number if inner == 1 else f"{number} // {inner}"
+        if axis:
+            along = f"({along}) % {counts[axis - 1]}"
+        if axis == 0 or counts[axis - 1] > 1:
+            terms.append(f"({along}) * {step * extent}")
     return " + ".join(terms)
 
 
-def _number_along(number: str, counts: tuple[int, ...], axis: int) -> str:
-    """The number of a patch along an axis; empty where there is one."""
-    inner = prod(counts[axis:])
-    text = number if inner == 1 else f"{number} // {inner}"
-    if axis == 0:
-        return f"({text})"
-    if counts[axis - 1] == 1:
-        return ""
-    return f"({text} % {counts[axis - 1]})"
-
-
-def band_text(patches: Patches) -> str:
-    """The position of the band that the call's first row is in."""
-    band = patches.area * patches.query[0]
-    return f"q_offset // {band} * {band}"
-
-
 def _box_lines(patches: Patches, side: Side, first: str, least: str, last: str) -> Iterator[str]:
-    """The box of a tile, from the position of its first element and the least and the last position
-    of the call's rows or keys."""
-    extents = patches.extents(side)
-    for axis, step in enumerate(_steps(patches)):
+    """The box of a held tile, from the position of its first element and the least and the last
+    position of the call's rows or keys."""
+    for axis, extent in enumerate(patches.held(side)):
         begin, end = box(side, "first", axis).name, box(side, "last", axis).name
-        at = f"{first} // {step}" if step > 1 else first
+        at = _coordinate(patches, first, axis)
         if axis == 0:
-            yield f"{begin} = tl.maximum({at}, ({least}) // {step})"
-            yield f"{end} = tl.minimum({at} + {extents[0] - 1}, ({last}) // {step})"
+            yield f"{begin} = tl.maximum({at}, ({least}) // {patches.area})"
+            yield f"{end} = tl.minimum({at} + {extent - 1}, ({last}) // {patches.area})"
             continue
-        size = patches.sizes[axis - 1]
-        yield f"{begin} = {at} % {size}"
-        yield f"{end} = tl.minimum({begin} + {extents[axis] - 1}, {size - 1})"
+        yield f"{begin} = {at}"
+        yield f"{end} = tl.minimum({begin} + {extent - 1}, {patches.sizes[axis - 1] - 1})"
 
 
 def row_patch_lines(patches: Patches, block: int) -> Iterator[str]:
-    """The rows of the query tile `q_tile` of the call, which of them exist, and its box."""
-    yield f"patch_first = {band_text(patches)} + {first_text(patches, 'q', 'q_tile')}"
+    """The rows of the held tile `q_tile`, which of them exist, and its box."""
+    band = patches.area * patches.query[0]
+    first = _first_text(patches, "q", "q_tile")
+    yield f"patch_first = q_offset // {band} * {band} + {first}"
     yield "row_first = patch_first - q_offset"
-    yield f"rows = row_first + {elements_text(patches, 'q')}"
-    inside = inside_text(patches, "q", "patch_first", block)
+    numbers = "tl.arange(0, BLOCK_Q)"
+    yield f"rows = row_first + {elements_text(patches, patches.query, numbers)}"
+    inside = inside_text(patches, patches.query, "patch_first", block, numbers, held=True)
     yield f"row_exists = (rows >= 0) & (rows < q_len){' & ' * bool(inside)}{inside}"
     yield from _box_lines(patches, "q", "patch_first", "q_offset", "q_offset + q_len - 1")
 
 
-def key_patch_lines(patches: Patches, block: int, numbers: str = "") -> Iterator[str]:
-    """The keys of the tile `k_tile`, which of them exist, and its box; `numbers` as in
-    `elements_text`."""
-    yield f"k_first = {first_text(patches, 'k', 'k_tile')}"
-    yield f"keys = k_first + {elements_text(patches, 'k', numbers)}"
-    inside = inside_text(patches, "k", "k_first", block, numbers)
+def key_patch_lines(
+    patches: Patches, block: int, numbers: str = "tl.arange(0, BLOCK_K)"
+) -> Iterator[str]:
+    """The keys of the held tile `k_tile`, which of them exist, and its box; `numbers` are those of
+    its elements."""
+    yield f"k_first = {_first_text(patches, 'k', 'k_tile')}"
+    yield f"keys = k_first + {elements_text(patches, patches.key, numbers)}"
+    inside = inside_text(patches, patches.key, "k_first", block, numbers, held=True)
     yield f"key_exists = (keys < kv_len){' & ' * bool(inside)}{inside}"
     yield from _box_lines(patches, "k", "k_first", "0", "kv_len - 1")
+
+
+def passing_elements(patches: Patches, side: Side) -> str:
+    """How many positions each element of a passing tile is behind the first one."""
+    return elements_text(patches, patches.passing(side), _NUMBERS[side])
+
+
+def passing_inside(patches: Patches, side: Side, first: str, block: int) -> str:
+    """Which elements of a passing tile, from the position `first` on, are places of the patch and
+    of the raster; empty where all are."""
+    return inside_text(patches, patches.passing(side), first, block, _NUMBERS[side], held=False)

@@ -98,7 +98,7 @@ def query_tile_obstacle(
     for program in passes:
         tiling = program.tiling
         if program.patches is not None:
-            obstacle = _patch_obstacle(program.patches, program.block_k, layouts)
+            obstacle = _patch_obstacle(program.patches, layouts)
             if obstacle is not None:
                 return obstacle
             continue
@@ -117,10 +117,10 @@ def query_tile_obstacle(
     return None
 
 
-def _patch_obstacle(patches: Patches, block_k: int, layouts: Mapping[str, Layout]) -> str | None:
+def _patch_obstacle(patches: Patches, layouts: Mapping[str, Layout]) -> str | None:
     """Why no descriptor loads patches of keys, or None; those that are no boxes are loaded by
     pointers in any case."""
-    if patch_box(patches, "k", block_k) is None:
+    if patch_box(patches) is None:
         return None
     (width,) = patches.sizes
     for name in ("key", "value"):

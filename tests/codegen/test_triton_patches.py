@@ -23,20 +23,31 @@ BLOCKS = "q // 8 // 3 == k // 8 // 3 and q % 8 // 4 == k % 8 // 4"
 VIDEO = "neighborhood_3d(4, 5, 6, 3, 3, 5)"
 EDGE = "q // 10 - k // 10 <= 2 and k // 10 <= q // 10 and abs(q % 10 - k % 10) <= 3"
 
+
+def patches(
+    sizes: tuple[int, ...], query: tuple[int, ...], key: tuple[int, ...], turned: bool = False
+) -> Patches:
+    """Patches that pass as they are held, or turned by a quarter."""
+    if turned:
+        return Patches(sizes, query, key, key[::-1], query[::-1])
+    return Patches(sizes, query, key, key, query)
+
+
 CALLS = (
-    Call(SMALL, 72, 72, config=POINTER, patches=Patches((8,), (4, 8), (2, 8))),
-    Call(SMALL, 72, 72, config=DESCRIPTOR, patches=Patches((8,), (4, 4), (4, 4)), dtype=HALF),
-    Call(SMALL, 72, 72, config=POINTER, patches=Patches((8,), (5, 6), (3, 5)), heads=(4, 2)),
-    Call(SMALL, 61, 70, config=POINTER, patches=Patches((8,), (8, 4), (4, 4)), batch=2),
-    Call(SMALL, 1, 72, config=POINTER, patches=Patches((8,), (8, 4), (4, 4)), offset=37),
-    Call(SMALL, 30, 72, config=POINTER, patches=Patches((8,), (2, 3), (4, 3)), offset=21),
-    Call(BLOCKS, 72, 72, config=POINTER, patches=Patches((8,), (3, 8), (4, 4)), fills=True),
-    Call(BLOCKS, 72, 72, config=DESCRIPTOR, patches=Patches((8,), (4, 4), (4, 4)), fills=True),
-    Call(BLOCKS, 53, 69, config=POINTER, patches=Patches((8,), (4, 4), (2, 8)), fills=True),
-    Call(VIDEO, 120, 120, config=POINTER, patches=Patches((5, 6), (2, 4, 4), (1, 4, 4))),
-    Call(VIDEO, 90, 113, config=POINTER, patches=Patches((5, 6), (2, 5, 3), (2, 2, 4))),
-    Call(EDGE, 85, 85, config=POINTER, patches=Patches((10,), (4, 8), (2, 8)), fills=True),
-    Call(EDGE, 80, 80, config=DESCRIPTOR, patches=Patches((10,), (4, 4), (2, 8)), fills=True),
+    Call(SMALL, 72, 72, config=POINTER, patches=patches((8,), (4, 8), (2, 8), turned=True)),
+    Call(SMALL, 72, 72, config=DESCRIPTOR, patches=patches((8,), (4, 4), (4, 4)), dtype=HALF),
+    Call(SMALL, 72, 72, config=DESCRIPTOR, patches=patches((8,), (3, 4), (2, 8)), heads=(4, 2)),
+    Call(SMALL, 72, 72, config=POINTER, patches=patches((8,), (5, 6), (3, 5)), heads=(4, 2)),
+    Call(SMALL, 61, 70, config=POINTER, patches=patches((8,), (8, 4), (4, 4)), batch=2),
+    Call(SMALL, 1, 72, config=POINTER, patches=patches((8,), (8, 4), (4, 4)), offset=37),
+    Call(SMALL, 30, 72, config=POINTER, patches=patches((8,), (2, 3), (4, 3)), offset=21),
+    Call(BLOCKS, 72, 72, config=POINTER, patches=patches((8,), (3, 8), (4, 4)), fills=True),
+    Call(BLOCKS, 72, 72, config=DESCRIPTOR, patches=patches((8,), (4, 4), (4, 4)), fills=True),
+    Call(BLOCKS, 53, 69, config=POINTER, patches=patches((8,), (4, 4), (2, 8)), fills=True),
+    Call(VIDEO, 120, 120, config=POINTER, patches=patches((5, 6), (2, 4, 4), (1, 4, 4))),
+    Call(VIDEO, 90, 113, config=POINTER, patches=patches((5, 6), (2, 5, 3), (2, 2, 4))),
+    Call(EDGE, 85, 85, config=POINTER, patches=patches((10,), (4, 8), (2, 8)), fills=True),
+    Call(EDGE, 80, 80, config=DESCRIPTOR, patches=patches((10,), (4, 4), (2, 8)), fills=True),
 )
 
 
@@ -48,7 +59,7 @@ def worker() -> Iterator[ProcessPoolExecutor]:
 
 def _name(call: Call) -> str:
     assert call.patches is not None and call.config is not None
-    shapes = ("x".join(map(str, each)) for each in (call.patches.query, call.patches.key))
+    shapes = ("x".join(map(str, each)) for each in (call.patches.query, call.patches.passing_keys))
     return f"{call.text[:20]} {call.q_len}x{call.kv_len} {'-'.join(shapes)} {call.config.load}"
 
 
