@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from patterncc.autotune.cost import Constants, CostModel, usual_constants
 from patterncc.autotune.job import Job
 from patterncc.autotune.key import ConfigKey, Device, key_of, reads_head
 from patterncc.autotune.measurement import Measurement
+from patterncc.autotune.opened import OpenConfigs, predict
 from patterncc.autotune.options import USUAL, Options, Progress, Report, silent
 from patterncc.autotune.phase_launches import untuned_config
 from patterncc.autotune.prune import CompilePool, survivors
@@ -25,9 +26,9 @@ from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.gluon.reasons import reason_against
 
 _MODEL_SEEDS = 5  # of the cost model's favourites
-_COMPILED_FOR_EACH = 3  # candidates that are compiled for each trial
+_COMPILED_FOR_EACH = 3  # candidates that are compiled at most for each trial
+_COMPILED_FIRST = 48  # before the search begins, which often needs no more
 _COMPILE_SHARE = 0.4  # of the timeout
-_UNSEEN = 1.03
 _ALIGNMENT = 16  # bytes that a row of a tensor with a descriptor is a multiple of
 ABSENT_MULTIPROCESSORS = 132
 """Of a device that is not here."""
@@ -45,8 +46,7 @@ class Candidates:
         found: What the store has for it.
         default: The config of untuned calls.
         seeds: What is tried first, in this order.
-        predicted: Seconds by config, the fastest first, of what is open to the search.
-        compiled: What static pruning found of those that were compiled.
+        opened: What the search may try.
         seconds: That all of this took.
     """
 
@@ -57,8 +57,7 @@ class Candidates:
     found: Found
     default: KernelConfig
     seeds: tuple[KernelConfig, ...]
-    predicted: Mapping[KernelConfig, float]
-    compiled: Mapping[KernelConfig, Measurement]
+    opened: OpenConfigs
     seconds: float
 
 
@@ -143,58 +142,25 @@ def find_candidates(
     found = store.lookup(key)
     model = model_of(job, phase, device, store)
     default = default_of(job, phase, device)
-    predicted = predict(model, space.configs, default, {})
-    seeds = _seeds(default, found, predicted, space)
-    compiled: dict[KernelConfig, Measurement] = {}
-    if pool is not None:
-        # The seeds and the model's favourites, the number of which follows the trials.
-        most = max(options.limits.trials * _COMPILED_FOR_EACH, len(seeds))
-        chosen = list(dict.fromkeys([*seeds, *predicted]))[:most]
-        left = options.limits.timeout * _COMPILE_SHARE - (time.monotonic() - start)
-        report(Progress("compiling", 0, len(chosen)))
-        compiled = pool.compile(
-            job,
-            phase,
-            chosen,
-            timeout=max(left, 1.0),
-            report=lambda done: report(Progress("compiling", done, len(chosen))),
-        )
-        worth = {default, *survivors(compiled)}
-        # Where too little was compiled for so many trials the rest stays open: the measuring
-        # process compiles it, too, while nothing is measured.
-        rest = set(space.configs) - set(compiled) if len(worth) < options.limits.trials else set()
-        open_ = [config for config in space.configs if config in worth or config in rest]
-        predicted = predict(model, open_, default, compiled)
-    return Candidates(
+    limits = options.limits
+    opened = OpenConfigs(
         job,
         phase,
-        space,
-        key,
-        found,
+        model,
         default,
-        seeds,
-        predicted,
-        compiled,
-        time.monotonic() - start,
+        space.configs,
+        pool,
+        most=max(limits.trials * _COMPILED_FOR_EACH, _COMPILED_FIRST),
+        seconds=limits.timeout * _COMPILE_SHARE - (time.monotonic() - start),
     )
-
-
-def predict(
-    model: CostModel,
-    configs: Iterable[KernelConfig],
-    default: KernelConfig,
-    compiled: Mapping[KernelConfig, Measurement],
-) -> dict[KernelConfig, float]:
-    """Predicted seconds by config, the fastest first. What the model sees no use of, another order
-    of tiles or a cap of registers that changes nothing, is expected to be slower, not equal."""
-    found: dict[KernelConfig, float] = {}
-    for config in configs:
-        known = compiled.get(config)
-        seconds = model.predict(config, known.resources if known else None).seconds
-        for name in ("order", "neighbours", "max_registers"):
-            seconds *= _UNSEEN ** (getattr(config, name) != getattr(default, name))
-        found[config] = seconds
-    return dict(sorted(found.items(), key=lambda pair: pair[1]))
+    seeds = _seeds(default, found, opened.predicted, space)
+    if pool is not None:
+        count = max(min(limits.trials * _COMPILED_FOR_EACH, _COMPILED_FIRST), len(seeds))
+        first = list(dict.fromkeys([*seeds, *opened.predicted]))[:count]
+        report(Progress("compiling", 0, len(first)))
+        opened.compile(first, lambda done: report(Progress("compiling", done, len(first))))
+    spent = time.monotonic() - start
+    return Candidates(job, phase, space, key, found, default, seeds, opened, spent)
 
 
 def _seeds(

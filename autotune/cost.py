@@ -23,6 +23,7 @@ from patterncc.autotune.measurement import Resources
 from patterncc.autotune.space import CPU, FORWARD, GRAD_KEY_VALUE, GRAD_QUERY, Phase
 from patterncc.autotune.tile_facts import PassFacts, tile_facts
 from patterncc.codegen.gpu.config import KernelConfig, shared_limit
+from patterncc.codegen.gpu.gluon.warps import warps_of
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
 
@@ -242,12 +243,15 @@ def resident_programs(
             0,
             0 if limit is None else phase.shared_bytes(config, problem) + _EXTRA,
         )
-    rounded = 8 * math.ceil(max(resources.registers, 1) / 8)
-    by_registers = _FILE_REGISTERS // (rounded * 32 * config.num_warps)
+    rounded, warps = 8 * math.ceil(max(resources.registers, 1) / 8), config.num_warps
+    if config.emitter == "gluon":  # which hands out registers, and has a warp group that loads
+        shares = warps_of(config)
+        rounded, warps = shares.at_start, 4 * (shares.computing + 1)
+    by_registers = _FILE_REGISTERS // (rounded * 32 * warps)
     by_memory = _MOST_WARPS
     if limit is not None:
         by_memory = (limit + _KEPT) // (resources.shared + _KEPT)
-    return max(1, min(by_registers, by_memory, _MOST_WARPS // config.num_warps))
+    return max(1, min(by_registers, by_memory, _MOST_WARPS // warps))
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ class Entry:
         call: Sizes of the call that was timed: `batch`, `heads`, `q_len`, the run-time numbers.
         written_by: `patterncc 0.1.0`.
         date: ISO 8601, UTC.
+        default: Values of the knobs of the config that had been taken without tuning; None where
+            that one does not work, or in entries from before this was kept.
     """
 
     key: ConfigKey
@@ -47,11 +49,22 @@ class Entry:
     call: Mapping[str, int] = field(default_factory=dict)
     written_by: str = ""
     date: str = ""
+    default: Mapping[str, Any] | None = None
 
     @property
     def kernel_config(self) -> KernelConfig:
         """The config."""
         return config_from(self.config)
+
+    @property
+    def default_config(self) -> KernelConfig | None:
+        """The config that had been taken without tuning, where it is known."""
+        return None if self.default is None else config_from(self.default)
+
+    @property
+    def beats_default(self) -> bool:
+        """Whether tuning found anything: a config that is not the default's."""
+        return self.default is None or dict(self.config) != dict(self.default)
 
     @property
     def speedup(self) -> float | None:
@@ -70,11 +83,13 @@ class Entry:
             ConfigError: A field is missing, unknown or wrong, or the config is illegal for the key.
         """
         names = {each.name for each in fields(Entry)}
+        document = {"default": None, **document}  # which entries did not always have
         if set(document) != names:
             wrong = sorted(names ^ set(document))[0]
             raise ConfigError(f"the field {wrong!r} of an entry is missing or unknown")
-        for name in ("key", "config", "call"):
-            if not isinstance(document[name], dict):
+        for name in ("key", "config", "call", "default"):
+            known = document[name] is not None or name != "default"
+            if known and not isinstance(document[name], dict):
                 raise ConfigError(f"the field {name} of an entry is {document[name]!r}")
         for name in ("seconds", "default_seconds"):
             value = document[name]
@@ -91,7 +106,8 @@ class Entry:
                 f"it was tuned by a version that had no choice of {sorted(missing)[0]}"
             )
         config = space.config(document["config"])
-        config_from(document["config"])  # for the types
+        for name in ("config", "default"):
+            config_from(document[name] or {})  # for the types
         refusal = space.refusal(config)
         if refusal is not None:
             raise ConfigError(refusal)

@@ -97,6 +97,11 @@ class CompilePool:
         self._workers = [Worker(maker, LIMIT) for _ in range(max(1, processes))]
         self._closed = False
 
+    @property
+    def processes(self) -> int:
+        """How many there are at most."""
+        return len(self._workers)
+
     def __enter__(self) -> CompilePool:
         return self
 

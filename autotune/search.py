@@ -37,6 +37,10 @@ Optuna learns nothing from a rejection and proposes the same again."""
 
 Measure: TypeAlias = Callable[[KernelConfig, float], Measurement]
 
+Prepare: TypeAlias = Callable[[Sequence[KernelConfig]], Mapping[KernelConfig, float] | None]
+"""Told what is open, the most promising first, makes the first of them ready to be measured.
+Returns what is open after that, with its prediction, or None where it was ready."""
+
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
@@ -87,6 +91,7 @@ def search(
     sampler: Sampler = "model",
     place: Place = IN_MEMORY,
     seed: int = 0,
+    prepare: Prepare = lambda wanted: None,
     report: Callable[[Trial, SearchResult], None] = lambda trial, so_far: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> SearchResult:
@@ -105,6 +110,7 @@ def search(
         sampler: What proposes the others.
         place: Where the study is kept.
         seed: Of the sampler.
+        prepare: Asked before a config is tried.
         report: Told of every trial of this process.
         clock: Seconds.
 
@@ -116,7 +122,8 @@ def search(
     if not predicted:
         raise ConfigError("there is no legal config to try")
     study = Study(space, place, sampler, seed)
-    return _Search(space, study, predicted, sampler, clock).run(measure, seeds, limits, report)
+    found = _Search(space, study, predicted, sampler, prepare, clock)
+    return found.run(measure, seeds, limits, report)
 
 
 class _Search:
@@ -128,15 +135,22 @@ class _Search:
         study: Study,
         predicted: Mapping[KernelConfig, float],
         sampler: Sampler,
+        prepare: Prepare,
         clock: Callable[[], float],
     ) -> None:
         self._study = study
-        self._predicted = dict(predicted)
-        self._surrogate = Surrogate(space.knobs, [*predicted], [*predicted.values()])
-        self._kept: tuple[dict[KernelConfig, float], dict[KernelConfig, float]] | None = None
+        self._knobs = space.knobs
+        self._open(predicted)
         self._sampler = sampler
+        self._prepare = prepare
         self._clock = clock
         self._start = clock()
+
+    def _open(self, predicted: Mapping[KernelConfig, float]) -> None:
+        """Takes what may be tried from now on."""
+        self._predicted = dict(predicted)
+        self._surrogate = Surrogate(self._knobs, [*predicted], [*predicted.values()])
+        self._kept: tuple[dict[KernelConfig, float], dict[KernelConfig, float]] | None = None
 
     def run(
         self,
@@ -151,10 +165,14 @@ class _Search:
         while True:
             known = study.known(self._predicted)
             gain = self._expected_gain(known)
-            stopped = self._stop(known, gain, limits, bool(set(waiting) - known.taken))
+            left = (set(waiting) - known.taken) & set(self._predicted)
+            stopped = self._stop(known, gain, limits, bool(left))
             if stopped:
                 return SearchResult(tuple(known.trials), stopped, gain)
-            asked = self._propose(known, waiting)
+            try:
+                asked = self._propose(known, waiting)
+            except KeyboardInterrupt:
+                return SearchResult(tuple(known.trials), "interrupted", gain)
             if asked is None:
                 return SearchResult(tuple(known.trials), "every config was tried", 0.0)
             if not study.claim(asked):
@@ -175,27 +193,41 @@ class _Search:
         """A trial of a config that nobody has tried; None where there is none left."""
         study, taken = self._study, known.taken
         for config in waiting:
-            if config not in taken:
+            if config not in taken and self._ready(config):
                 return study.ask_for(config, "seed")
-        left = [config for config in self._predicted if config not in taken]
-        if not left:
-            return None
-        if self._sampler != "model":
+        if self._sampler != "model" and not taken.issuperset(self._predicted):
             for _ in range(_REJECTIONS[self._sampler]):
                 asked = study.ask(self._sampler)
-                if asked.config in self._predicted and asked.config not in taken:
+                config = asked.config
+                if config in self._predicted and config not in taken and self._ready(config):
                     return asked
                 study.reject(asked)
-        return study.ask_for(self._most_promising(known, left), "model")
+        best = self._most_promising(known)
+        return None if best is None else study.ask_for(best, "model")
 
-    def _most_promising(self, known: Known, left: Sequence[KernelConfig]) -> KernelConfig:
-        gains = self._gains(known)
-        # Where none is expected to gain anything the model's order decides.
-        return max(left, key=lambda config: (gains[config], -self._predicted[config]))
+    def _ready(self, config: KernelConfig) -> bool:
+        """Makes one config ready; whether it is still open then."""
+        opened = self._prepare([config])
+        if opened is not None:
+            self._open(opened)
+        return config in self._predicted
+
+    def _most_promising(self, known: Known) -> KernelConfig | None:
+        """What is expected to gain most, ready to be measured; None where nothing is left."""
+        taken = known.taken
+        while left := [config for config in self._predicted if config not in taken]:
+            gains = self._gains(known)
+            # Where none is expected to gain anything the model's order decides.
+            left.sort(key=lambda config: (-gains[config], self._predicted[config]))
+            opened = self._prepare(left)
+            if opened is None:
+                return left[0]
+            self._open(opened)
+        return None
 
     def _gains(self, known: Known) -> dict[KernelConfig, float]:
         """The expected gain of every config; kept until more is known."""
-        times = known.times
+        times = {each: known.times[each] for each in known.times if each in self._predicted}
         if self._kept is None or self._kept[0] != times:
             gains = self._surrogate.expected_gains(times).tolist()
             self._kept = times, dict(zip(self._surrogate.configs, gains, strict=True))

@@ -34,10 +34,6 @@ CPU = "cpu"
 
 _THREAD_REGISTERS = 255
 _FILE_REGISTERS = 65536  # of one multiprocessor
-_LEAST_DESCRIBED = 32
-"""Rows that pass by in a kernel of key and value gradients that loads by descriptors: 16 of them in
-three stages of bfloat16 ended in a misaligned address on an H200 (Triton 3.6.0)."""
-
 _OTHER_REGISTERS = 24
 """Fewest that a thread needs besides its shares of the accumulators: offsets, row sums and maxima,
 bounds of loops. A lower bound, so that it never excludes a config that could be fast."""
@@ -304,12 +300,6 @@ class SearchSpace:
             check_config(config, self.problem, self.target, self.phase.shared_bytes)
         except ConfigError as error:
             return error.message
-        if (
-            self.phase.name == "grad_key_value"
-            and config.load == "descriptor"
-            and config.block_q < _LEAST_DESCRIBED
-        ):
-            return f"{config.block_q} rows at a time by descriptors end in misaligned addresses"
         return _register_refusal(config, self.phase, self.problem, self.target)
 
     @property

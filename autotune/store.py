@@ -7,6 +7,7 @@ the last one to finish stays. Lookups are answered from memory.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -83,6 +84,11 @@ class TunedStore:
         self._shipped: tuple[Entry, ...] | None = None
         self._given: dict[ConfigKey, tuple[Entry, Origin]] = {}
         self._reads_files = True
+
+    @property
+    def studies(self) -> Path:
+        """Folder of the studies that are not done."""
+        return self.folder / "studies"
 
     # --------------------------------------------------------------------------------- reading
 
@@ -193,8 +199,11 @@ class TunedStore:
             reason = f"nothing has been tuned for {wanted.target} yet"
             return Found(wanted, None, None, math.inf, reason)
 
-        def mismatches(known: ConfigKey) -> int:
-            return sum(one != other for one, other in zip(wanted.family, known.family, strict=True))
+        def mismatches(known: ConfigKey) -> tuple[bool, bool, int]:
+            """Another target is farther than another phase, and that than all else."""
+            pairs = zip(wanted.family, known.family, strict=True)
+            elsewhere, other_phase = known.target != wanted.target, known.phase != wanted.phase
+            return elsewhere, other_phase, sum(one != other for one, other in pairs)
 
         nearest = min(self._index, key=lambda known: (mismatches(known), repr(known)))
         differing = tuple(
@@ -251,6 +260,22 @@ class TunedStore:
         self._stamp = -1
         return path
 
+    def require_writable(self) -> None:
+        """Makes sure that results can be kept, before anything is measured.
+
+        Raises:
+            ConfigError: The folder cannot be made or written to.
+        """
+        probe = self.folder / f".{os.getpid()}.probe"
+        try:
+            records.write_text(probe, "")
+            probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"results cannot be kept in {self.folder}: {error.strerror}",
+                ("PATTERNCC_CACHE_DIR, set to a folder that can be written to",),
+            ) from None
+
     def export(self, path: Path) -> int:
         """Writes this user's entries to one file, to take along; returns how many."""
         chosen = [entry for entry, origin in self.entries() if origin == "user"]
@@ -278,14 +303,20 @@ class TunedStore:
             self.put(entry)
         return len(new), len(found) - len(new)
 
-    def clear(self) -> int:
-        """Removes this user's entries and what was set aside; returns how many entries."""
+    def clear(self) -> tuple[int, int]:
+        """Removes this user's entries, what was set aside, and studies that were broken off, whose
+        times would else count in the next run. Constants of the cost model stay.
+
+        Returns:
+            How many entries, and how many other files.
+        """
         self._refresh()
         paths = list(self.folder.glob("*.json"))
-        for path in (*paths, *self.aside()):
+        others = [*self.aside(), *self.studies.glob("*.journal*")]
+        for path in (*paths, *others):
             path.unlink(missing_ok=True)
         self._stamp = -1
-        return len(paths)
+        return len(paths), len(others)
 
 
 def _constants_name(device: str, phase: Phase) -> str:

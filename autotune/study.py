@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from patterncc.autotune.measurement import Measurement, State
 from patterncc.autotune.space import SearchSpace
 from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.dsl.errors import ConfigError
 
 Sampler: TypeAlias = Literal["model", "tpe", "gp", "random"]
 SAMPLERS: tuple[Sampler, ...] = ("model", "tpe", "gp", "random")
@@ -118,6 +119,9 @@ class Study:
         place: Where it is kept.
         sampler: Which of Optuna's proposes when asked to.
         seed: Of the sampler.
+
+    Raises:
+        ConfigError: The study cannot be opened.
     """
 
     def __init__(self, space: SearchSpace, place: Place, sampler: Sampler, seed: int) -> None:
@@ -125,13 +129,28 @@ class Study:
         self._space = space
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self._sampler = _optuna_sampler(sampler, seed)
-        self._study = optuna.create_study(
-            study_name=place.name,
-            storage=_storage(place.storage),
-            sampler=self._sampler,
-            direction="minimize",
-            load_if_exists=True,
-        )
+        self._study = self._opened(place)
+
+    def _opened(self, place: Place) -> optuna.Study:
+        """The study of a place, made where there is none."""
+        try:
+            return optuna.create_study(
+                study_name=place.name,
+                storage=_storage(place.storage),
+                sampler=self._sampler,
+                direction="minimize",
+                load_if_exists=True,
+            )
+        except OSError:
+            raise
+        except Exception as error:  # of a database's driver, whichever it is
+            if place.storage is None:
+                raise
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"the study at {place.storage} cannot be opened: {reason}",
+                ("a path, of a journal file", "sqlite:///FILE", "another address of a database"),
+            ) from error
 
     def known(self, predicted: Container[KernelConfig]) -> Known:
         """The study as it is now, with what other processes did, of the configs that are open to

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,12 @@ from types import TracebackType
 
 from patterncc.autotune import records
 from patterncc.autotune.candidates import Candidates, find_candidates
+from patterncc.autotune.comparison import Comparison
 from patterncc.autotune.entries import Entry
 from patterncc.autotune.job import Job
 from patterncc.autotune.key import ConfigKey, Device
 from patterncc.autotune.measurement import Measurement
+from patterncc.autotune.opened import OpenConfigs
 from patterncc.autotune.options import USUAL, Options, Progress, Report, silent
 from patterncc.autotune.prune import CompilePool
 from patterncc.autotune.search import Limits, SearchResult, search
@@ -45,8 +47,8 @@ class TuneResult:
         found: What the store had before.
         search: All trials.
         predicted: What the cost model said, in seconds, of configs that were open to the search.
-        compiled: What static pruning found of those that were compiled before it.
-        finals: The last comparison: config and time in seconds, the fastest first.
+        compiled: What static pruning found of those that were compiled, before it and for it.
+        comparison: The best few and the default, timed in turn.
         default: The config of untuned calls.
         seconds: Of the whole run.
     """
@@ -58,9 +60,14 @@ class TuneResult:
     search: SearchResult
     predicted: Mapping[KernelConfig, float]
     compiled: Mapping[KernelConfig, Measurement]
-    finals: tuple[tuple[KernelConfig, float], ...]
+    comparison: Comparison
     default: KernelConfig
     seconds: float
+
+    @property
+    def finals(self) -> tuple[tuple[KernelConfig, float], ...]:
+        """Config and time in seconds of the last comparison, the fastest first."""
+        return self.comparison.ranked
 
 
 class Tuner:
@@ -77,7 +84,7 @@ class Tuner:
 
     Raises:
         TuningError: Processes cannot measure here at all.
-        ConfigError: There is no such device.
+        ConfigError: There is no such device, or results cannot be kept.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class Tuner:
         options: Options = USUAL,
         written_by: str = "patterncc",
     ) -> None:
+        store.require_writable()
         self._store, self._options, self._written_by = store, options, written_by
         maker = Maker("patterncc.autotune.measure", "DeviceMeasurer", (device_name, options.folder))
         self._worker = Worker(maker, options.measure_limit)
@@ -162,14 +170,16 @@ class Tuner:
         default, limits = candidates.default, options.limits
         spent = candidates.seconds + time.monotonic() - ready
         place, journal = _place(candidates.key, job, options, self._store)
+        opened = candidates.opened
         searched = search(
             candidates.space,
             worker.measure,
-            candidates.predicted,
+            opened.predicted,
             seeds=candidates.seeds,
             limits=Limits(limits.trials, max(limits.timeout - spent, 0.0), limits.gain),
             sampler=options.sampler,
             place=place,
+            prepare=lambda wanted: self._prepared(opened, wanted),
             report=lambda trial, so_far: report(_progress(trial, so_far, limits, default)),
         )
         if not searched.ranked():
@@ -179,8 +189,8 @@ class Tuner:
                 tuple((config_words(values(t.config)), t.reason) for t in searched.trials),
             )
         report(Progress("comparing the best"))
-        finals = _finals(worker, searched, default)
-        entry = _entry(candidates, searched, finals, self.device, self._written_by)
+        comparison = _compared(worker, searched, default)
+        entry = _entry(candidates, searched, comparison, self.device, self._written_by)
         path = self._store.put(entry)
         if journal is not None and searched.stopped != "interrupted":
             journal.unlink(missing_ok=True)
@@ -190,12 +200,21 @@ class Tuner:
             self.device,
             candidates.found,
             searched,
-            candidates.predicted,
-            candidates.compiled,
-            finals,
+            opened.predicted,
+            opened.compiled,
+            comparison,
             default,
             time.monotonic() - start,
         )
+
+    def _prepared(
+        self, opened: OpenConfigs, wanted: Sequence[KernelConfig]
+    ) -> Mapping[KernelConfig, float] | None:
+        """Compiles what a search asks for, in the thread that works ahead, so that no two compile
+        at a time."""
+        if opened.ready(wanted[0]):
+            return None
+        return self._ahead.submit(opened.prepare, wanted).result()
 
     def _of(self, job: Job, phase: Phase, report: Report) -> Candidates:
         """The candidates of a call, as announced or found now."""
@@ -203,7 +222,6 @@ class Tuner:
             report(Progress("compiling"))
             found, self._announced = self._announced[2].result(), None
             return found
-        # In the thread that works ahead, so that no two compile at a time.
         return self._ahead.submit(self._candidates, job, phase, report).result()
 
     def _candidates(self, job: Job, phase: Phase, report: Report) -> Candidates:
@@ -232,17 +250,18 @@ def tune(
 def _entry(
     candidates: Candidates,
     searched: SearchResult,
-    finals: tuple[tuple[KernelConfig, float], ...],
+    comparison: Comparison,
     device: Device,
     written_by: str,
 ) -> Entry:
     """What is kept of a search."""
-    job, (best, seconds) = candidates.job, finals[0]
+    job, phase = candidates.job, candidates.phase
+    times, best, default = dict(comparison.ranked), comparison.winner, comparison.default
     return Entry(
         candidates.key,
-        config_values(best, candidates.phase, device.target),
-        seconds,
-        dict(finals).get(candidates.default),
+        config_values(best, phase, device.target),
+        times[best],
+        None if default is None else times[default],
         len(searched.trials),
         len(candidates.space.configs),
         {
@@ -255,6 +274,7 @@ def _entry(
         },
         written_by,
         datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        None if default is None else config_values(default, phase, device.target),
     )
 
 
@@ -271,21 +291,21 @@ def _place(
     name = f"{key.phase}-{records.digest(call)[:24]}"
     if options.storage is not None:
         return Place(name, options.storage), None
-    journal = store.folder / "studies" / f"{name}.journal"
+    journal = store.studies / f"{name}.journal"
     return Place(name, str(journal)), journal
 
 
-def _finals(
-    worker: Worker, searched: SearchResult, default: KernelConfig
-) -> tuple[tuple[KernelConfig, float], ...]:
-    """The best few and the default, timed in turn; the fastest first. A single quick measurement
-    picks the luckiest of equals, and clocks drift during a search."""
+def _compared(worker: Worker, searched: SearchResult, default: KernelConfig) -> Comparison:
+    """The best few and the default, timed in turn. A single quick measurement picks the luckiest of
+    equals, and clocks drift during a search."""
     ranked = searched.ranked()
     finalists = [trial.config for trial in ranked[:_FINALISTS]]
-    if any(trial.config == default for trial in ranked) and default not in finalists:
+    works = any(trial.config == default for trial in ranked)
+    if works and default not in finalists:
         finalists.append(default)
-    times = [each.median for each in worker.race(finalists)]
-    return tuple(sorted(zip(finalists, times, strict=True), key=lambda pair: pair[1]))
+    raced = worker.race(finalists)
+    rounds = {one: each.seconds for one, each in zip(finalists, raced, strict=True)}
+    return Comparison(rounds, default if works else None)
 
 
 def _progress(

@@ -7,11 +7,14 @@ an error of a pattern or a wrong result; 2 for wrong usage; 130 after Ctrl-C.
 import importlib
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from patterncc.commands.arguments import build_parser
 from patterncc.dsl.errors import ArgumentError, ConfigError, PatternccError
 from patterncc.settings import settings
+
+_usual_format = warnings.formatwarning
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -26,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
     except SystemExit as end:  # --help, --version and wrong usage
         return end.code if isinstance(end.code, int) else USAGE
+    warnings.formatwarning = _warning
     try:
         command = importlib.import_module(f"patterncc.commands.{args.command}")
         code: int = command.run(args)
@@ -42,6 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             return _exit_code(error)
         return _report(error)
+
+
+def _warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning as a command prints it: without the line of code it comes from, if it is ours."""
+    if category.__module__.startswith("patterncc."):
+        return f"warning: {message}\n"
+    return _usual_format(message, category, filename, lineno, line)
 
 
 def _debugging() -> bool:

@@ -99,9 +99,11 @@ def cost_of(job: Job, phase: Phase, device: Device) -> Cost:
         ConfigError: The phase has nothing to configure there.
     """
     found = lookup(job.subject(phase.name), device)
-    config = None if found is None else config_of(found)
+    default = default_of(job, phase, device)
+    gluon = default if default.emitter == "gluon" else None
+    config = None if found is None else config_of(found, gluon)
     tuned = config is not None
-    config = config or default_of(job, phase, device)
+    config = config or default
     model = model_of(job, phase, device, store())
     facts = model.facts(config.block_q, config.block_k)
     programs = job.passes(config.block_q, config.block_k)

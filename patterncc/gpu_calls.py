@@ -143,15 +143,9 @@ def attn_bwd(*arguments: Any) -> list[Tensor]:
         return [grads[place] for place in found.inputs]  # type: ignore[misc]
     call = found.call
     values = call.score_values(options)
-    sums = {
-        name: torch.zeros(
-            values.tables[name].shape, dtype=torch.float32, device=tensors.query.device
-        )
-        for name in found.tables
-    }
     tables = _narrow_all(call, call.named(options))
-    grads = found.ready(tensors, tables, values, sums)
-    results = [grads[place] for place in found.inputs]
+    *of_inputs, sums = found.ready(tensors, tables, values)
+    results = [of_inputs[place] for place in found.inputs]
     results += [sums[name].to(values.tables[name].dtype) for name in found.tables]
     return results  # type: ignore[return-value]  # those that are asked for are not None
 

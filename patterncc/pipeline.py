@@ -335,7 +335,7 @@ def tuned_for(structure: str, phase: str, special: Special | None = None) -> Tun
     Args:
         structure: Canonical text.
         phase: Name of the phase.
-        special: Names the calls whose kernel Gluon could write, too.
+        special: Gives the config of the kernels that Gluon writes for an untuned call.
     """
 
     def tuned(call: Call) -> KernelConfig | None:
@@ -344,8 +344,8 @@ def tuned_for(structure: str, phase: str, special: Special | None = None) -> Tun
         heads = {"heads": call.heads, "kv_heads": call.heads // call.problem.group}
         env = {**call.env, **heads}
         subject = subject_of(structure, call.problem, phase, env, names)
-        both = special is not None and special(call) is not None
-        return config_for(subject, call.target, both=both)
+        gluon = None if special is None else special(call)
+        return config_for(subject, call.target, gluon=gluon)
 
     return tuned
 

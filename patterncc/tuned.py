@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from patterncc import __version__
 from patterncc.autotune.key import BY_HEAD, GROWING, Device, Subject, key_of
-from patterncc.autotune.space import GRAD_KEY_VALUE
+from patterncc.autotune.space import FORWARD, GRAD_KEY_VALUE
 from patterncc.autotune.store import Found, TunedStore
 from patterncc.codegen.gpu.config import INTERPRETER, KernelConfig
 from patterncc.dsl.errors import UnsupportedError
@@ -21,6 +21,7 @@ from patterncc.dsl.score.terms import PLAIN
 from patterncc.settings import settings
 
 if TYPE_CHECKING:
+    from patterncc.autotune.entries import Entry
     from patterncc.codegen.problem import Problem
 
 WRITTEN_BY = f"patterncc {__version__}"
@@ -37,21 +38,22 @@ def store() -> TunedStore:
     return TunedStore(settings().cache_dir)
 
 
-def config_for(subject: Subject, target: str, *, both: bool = False) -> KernelConfig | None:
+def config_for(
+    subject: Subject, target: str, *, gluon: KernelConfig | None = None
+) -> KernelConfig | None:
     """The config that was tuned for a phase of a call, or for one near enough; None where there is
     none, or the settings want none.
 
     Args:
         subject: The phase and the call.
         target: What it runs on: `cpu`, or as in `codegen.gpu.config.check_config`.
-        both: Whether Gluon could write the kernel, too: then only an answer that
-            `counts_beside_gluon` will do.
+        gluon: The config of the call's Gluon kernels, where an untuned call has these.
     """
     if not settings().tuned or target == INTERPRETER or subject.problem.terms != PLAIN:
         return None
     if min(subject.q_len, subject.kv_len) <= 0:
         return None
-    return _config(subject.bucketed, target, both)
+    return _config(subject.bucketed, target, gluon)
 
 
 def subject_of(
@@ -80,7 +82,7 @@ def subject_of(
 
 
 @functools.lru_cache(maxsize=ANSWERS_KEPT)
-def _config(subject: Subject, target: str, both: bool) -> KernelConfig | None:
+def _config(subject: Subject, target: str, gluon: KernelConfig | None) -> KernelConfig | None:
     problem = subject.problem
     family = (subject.phase, target, problem.dtype, problem.head_dim, problem.value_head_dim)
     if not store().has_family(family):
@@ -89,15 +91,7 @@ def _config(subject: Subject, target: str, both: bool) -> KernelConfig | None:
     if device.target != target:
         return None
     found = lookup(subject, device)
-    if found is None or (both and not counts_beside_gluon(found)):
-        return None
-    return config_of(found)
-
-
-def counts_beside_gluon(found: Found) -> bool:
-    """Whether what was tuned says anything where Gluon could write the kernel: not what came with
-    patterncc and was tuned among Triton's kernels alone."""
-    return found.entry is not None and (found.origin == "user" or "emitter" in found.entry.config)
+    return None if found is None else config_of(found, gluon)
 
 
 def lookup(subject: Subject, device: Device) -> Found | None:
@@ -110,10 +104,15 @@ def lookup(subject: Subject, device: Device) -> Found | None:
     return store().lookup(key)
 
 
-def config_of(found: Found) -> KernelConfig | None:
-    """The config to use: None where there is none, or it is not `NEAR`. That of another pattern is
-    taken with the order of tiles and heads that this one's rows and heads ask for."""
-    if found.entry is None or found.distance > NEAR:
+def config_of(found: Found, gluon: KernelConfig | None = None) -> KernelConfig | None:
+    """The config to use: None where `why_not` says why. That of another pattern is taken with the
+    order of tiles and heads that this one's rows and heads ask for.
+
+    Args:
+        found: What the store has.
+        gluon: As of `config_for`.
+    """
+    if found.entry is None or why_not(found, gluon):
         return None
     config, wanted, known = found.entry.kernel_config, found.wanted, found.entry.key
     if known.pattern == wanted.pattern:
@@ -126,6 +125,40 @@ def config_of(found: Found) -> KernelConfig | None:
     if BY_HEAD not in wanted.pattern_class:
         config = replace(config, neighbours="tiles")
     return config
+
+
+def why_not(found: Found, gluon: KernelConfig | None = None) -> str:
+    """Why what was found is not used, in words; "" where it is. Arguments as of `config_of`.
+
+    A neighbour tells how much better than *its* default a config is. That says something only where
+    the call at hand would start from the same default: counted work may choose another emitter, or
+    other tiles of it, for it.
+    """
+    if found.entry is None:
+        return "there is none"
+    if found.distance > NEAR:
+        return f"too far to be used untried (at most {NEAR:g})"
+    if not found.entry.beats_default:
+        return "nothing beat the default there"
+    if (found.origin == "user" and found.exact) or _starts_alike(found.entry, gluon):
+        return ""
+    return "the default that it beat is not the one of this call"
+
+
+def _starts_alike(entry: Entry, gluon: KernelConfig | None) -> bool:
+    """Whether what an entry was compared with is what a call starts from."""
+    if entry.key.phase != FORWARD.name:
+        return True  # the problem alone decides the default
+    default = entry.default_config or entry.kernel_config
+    if gluon is None:
+        # Its mask may be one that takes more registers than Gluon's kernels have.
+        return default.emitter == entry.kernel_config.emitter == "triton"
+    return _kernel_of(default) == _kernel_of(gluon)
+
+
+def _kernel_of(config: KernelConfig) -> KernelConfig:
+    """A config without what the pattern decides."""
+    return replace(config, order="forward", neighbours="tiles")
 
 
 def forget() -> None:

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from patterncc.dsl.errors import ConfigError
 from patterncc.pipeline import kernel_folder
 from patterncc.settings import settings
 from patterncc.trial import choose_device
-from patterncc.tuned import NEAR, WRITTEN_BY, config_of, counts_beside_gluon, store
+from patterncc.tuned import WRITTEN_BY, config_of, store, why_not
 
 
 def job_of(call: Call, problem: Problem, *, batch: int = 1, layer: int = 0, seed: int = 0) -> Job:
@@ -119,7 +121,8 @@ def device_of(name: str | None, target: str | None) -> Device:
     if name is not None:
         raise ConfigError("--target is a GPU that is not here; leave out --device")
     check_target(target)
-    return Device(target, target, "", ABSENT_MULTIPROCESSORS)
+    compiler = f"triton {metadata.version('triton')}" if find_spec("triton") else ""
+    return Device(target, target, compiler, ABSENT_MULTIPROCESSORS)
 
 
 def survey_document(found: tuple[Surveyed, ...]) -> dict[str, Any]:
@@ -164,6 +167,7 @@ class Why:
 
     Attributes:
         device: In words.
+        call: Its sizes, in words.
         config: Values of the phase's knobs.
         tuned: Whether the store has it; else it is the default.
         reason: In one sentence.
@@ -171,6 +175,7 @@ class Why:
     """
 
     device: str
+    call: str
     config: Mapping[str, Any]
     tuned: bool
     reason: str
@@ -180,41 +185,48 @@ class Why:
         """As text."""
         origin = "tuned" if self.tuned else "default"
         head = f"{origin} config on {self.device}: {config_words(self.config)}"
-        return [head, f"why: {self.reason}", *(f"  {text}" for text in self.differences)]
+        lines = [head, f"for: {self.call}", f"why: {self.reason}"]
+        lines += [f"  {text}" for text in self.differences]
+        if any(text.startswith("device: ") for text in self.differences):
+            lines.append("`patterncc tune`, run on this device, finds configs of its own")
+        return lines
 
     def as_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return asdict(self)
 
 
-def why_config(call: Call, problem: Problem, device_name: str, phase: str) -> Why:
-    """Which config a call would run with on a device, and why.
+def why_config(call: Call, problem: Problem, device: Device, phase: str) -> Why:
+    """Which config a call would run with on a device, here or not, and why.
 
     Raises:
         ConfigError: There is no such phase, or a table is missing.
         UnsupportedError: The pattern has a term that has no lowering.
     """
     job, wanted = job_of(call, problem), phase_named(phase)
-    device = describe(device_name)
     found = store().lookup(key_for(job, wanted, device))
-    config = config_of(found)
-    reason, tuned = found.reason, config is not None
-    if not tuned and found.entry is not None:
-        reason += f", too far to be used untried (at most {NEAR:g})"
-    if not settings().tuned:
-        config, tuned, reason = None, False, f"PATTERNCC_TUNED is off; else: {reason}"
     gluon = _gluon(job, wanted.name, device.target)
-    if gluon.config is not None and (config is None or not counts_beside_gluon(found)):
-        if tuned:
-            reason = f"{gluon.reason}; what came tuned is for Triton's kernels: {reason}"
-        else:
-            reason = f"{gluon.reason}; {reason}"
-        values = config_values(gluon.config, wanted, device.target) | {"emitter": "gluon"}
-        return Why(device.name, values, False, reason, found.differences)
+    config, not_used = config_of(found, gluon.config), why_not(found, gluon.config)
+    reason = found.reason
+    if found.entry is not None and not_used:
+        reason += f": {not_used}"
+    if not settings().tuned:
+        config, reason = None, f"PATTERNCC_TUNED is off; else: {reason}"
+    tuned = config is not None
     if config is None:
         config = default_of(job, wanted, device)
-    values = config_values(config, wanted, device.target)
-    return Why(device.name, values, tuned, reason, found.differences)
+        if gluon.config is not None:
+            reason = f"{gluon.reason}; {reason}"
+    heads = f"{call.heads} heads" + f", {call.kv_heads} of keys" * (call.heads != call.kv_heads)
+    sizes = f"{wanted.name}, {problem.dtype}, {call.q_len:,} rows, {call.kv_len:,} keys, {heads}"
+    return Why(
+        device.name,
+        f"{sizes}, head_dim {problem.head_dim}",
+        config_values(config, wanted, device.target),
+        tuned,
+        reason,
+        found.differences,
+    )
 
 
 def _gluon(job: Job, phase: str, target: str) -> EmitterChoice:

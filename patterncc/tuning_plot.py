@@ -16,9 +16,11 @@ def check_output(path: str) -> None:
     """Checks that a picture can be written to a path, before the search.
 
     Raises:
-        ConfigError: It has another suffix, or matplotlib is missing.
+        ConfigError: It has another suffix, its folder is not there, or matplotlib is missing.
     """
     require_matplotlib()
+    if not Path(path).absolute().parent.is_dir():
+        raise ConfigError(f"--plot {path} is in a folder that is not there")
     if Path(path).suffix not in FORMATS:
         raise ConfigError(f"--plot {path} has no suffix of a picture", FORMATS)
 

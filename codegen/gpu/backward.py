@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -32,7 +32,7 @@ from patterncc.codegen.gpu.steps import (
     term_values,
     with_contiguous_rows,
 )
-from patterncc.codegen.gpu.table_gradients import WantedSums, add_table_gradients, wanted_sums
+from patterncc.codegen.gpu.table_gradients import TableGradients, wanted_sums
 from patterncc.codegen.score.values import NO_VALUES, Rows, ScoreValues
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.score.terms import PLAIN, ScoreTerms
@@ -43,6 +43,11 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.backward_plan import TunedGradients
     from patterncc.codegen.gpu.bound_launch import BoundLaunch
     from patterncc.codegen.gpu.pass_plan import Lowered
+
+Gradients: TypeAlias = tuple[
+    torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, Mapping[str, torch.Tensor]
+]
+"""Of query, key and value, None for those that were not asked for, and of tables by name."""
 
 ROW_OPERANDS = ("query", "grad_out", "key", "value", "out")
 """The tensors whose rows kernels read as they lie."""
@@ -157,7 +162,10 @@ class Backward:
                 with_gradients=tuple(table_gradients),
             )
             self._kept.keep(signature, ready)
-        return ready(tensors, tables, score_values, table_gradients)
+        *grads, of_tables = ready(tensors, tables, score_values)
+        for name, total in table_gradients.items():
+            total += of_tables[name]
+        return grads[0], grads[1], grads[2]
 
     def ready(
         self,
@@ -185,8 +193,8 @@ class Backward:
         grad_out, grad_lse, query, key, value, out, lse = tensors
         terms = self._terms
         given = term_values(terms, score_values, query.device)
-        sums = wanted_sums(terms, with_gradients)
-        of_query = needs_query or bool(sums.rows)  # the kernel's, if of no further use
+        wanted = wanted_sums(terms, with_gradients)
+        of_query = needs_query or bool(wanted.rows)  # the kernel's, if of no further use
         rooms = {
             "grad_query": Room(query.shape, query.dtype, query.device) if of_query else None,
             "grad_key": Room(key.shape, key.dtype, key.device) if needs_key_value else None,
@@ -194,6 +202,7 @@ class Backward:
             "delta": Room(lse.shape, torch.float32, lse.device),
         }
         steps: tuple[BoundLaunch, ...] | None = None
+        shapes: dict[str, Sequence[int]] = {}
         if out.numel() and key.shape[2]:
             steps = ()
             if needs_query or needs_key_value or with_gradients:
@@ -211,16 +220,18 @@ class Backward:
                     multiprocessors=multiprocessors_of(query.device),
                     needs_query=needs_query,
                     needs_key_value=needs_key_value,
-                    needs_entries=bool(sums.rows),
-                    reaches=sums.reaches,
+                    needs_entries=bool(wanted.rows),
+                    reaches=wanted.reaches,
                     real_values=given,
                 )
                 steps = bind_all(launches, tables, query.device, self._folder)
+                shapes = {name: shape for one in launches for name, shape, _ in one.buffers}
+        rows = Rows.of(query, key, env)
         return ReadyBackward(
             steps,
-            terms,
-            sums,
-            Rows.of(query, key, env),
+            TableGradients.of(with_gradients, terms, rows, score_values, shapes, query.device)
+            if with_gradients
+            else None,
             {name: room for name, room in rooms.items() if room is not None},
             query.device,
             index_of(query.device),
@@ -241,9 +252,7 @@ class ReadyBackward:
 
     Attributes:
         steps: Its launches in order; None where there is no row or no key.
-        terms: Which logits entered the softmax.
-        sums: What kernels leave for the gradients of tables.
-        rows: Of the call.
+        tables: How gradients of tables come about; None where none are asked for.
         rooms: Memory for the gradients and for `delta`, by name.
         device: Where all tensors are.
         index: Its number, if it is a GPU; -1 if not.
@@ -251,9 +260,7 @@ class ReadyBackward:
     """
 
     steps: tuple[BoundLaunch, ...] | None
-    terms: ScoreTerms
-    sums: WantedSums
-    rows: Rows
+    tables: TableGradients | None
     rooms: Mapping[str, Room]
     device: torch.device
     index: int
@@ -264,13 +271,12 @@ class ReadyBackward:
         tensors: BackwardTensors,
         tables: Mapping[str, torch.Tensor] = NO_TABLES,
         score_values: ScoreValues = NO_VALUES,
-        table_gradients: Mapping[str, torch.Tensor] = NO_TABLES,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Runs the call, as `Backward` does."""
+    ) -> Gradients:
+        """Runs the call, as `Backward` does; the gradients of tables are float32."""
         index = self.index
         if index >= 0 and index != current_device():
             with torch.cuda.device(index):
-                return self(tensors, tables, score_values, table_gradients)
+                return self(tensors, tables, score_values)
         grad_out, grad_lse, query, key, value, out, lse = tensors
         made = {name: room() for name, room in self.rooms.items()}
         operands = {**made, "lse": lse.contiguous()}
@@ -291,13 +297,9 @@ class ReadyBackward:
             if score_values.tables:
                 operands |= term_operands(score_values)
             run_here(self.steps, operands, index)
-        if table_gradients:
-            sums = self.sums if self.steps else WantedSums()
-            add_table_gradients(
-                table_gradients, sums, self.terms, score_values, self.rows, operands
-            )
+        of_tables = {} if self.tables is None else self.tables(score_values, operands)
         grad_query = made.get("grad_query") if self.needs_query else None
-        return grad_query, made.get("grad_key"), made.get("grad_value")
+        return grad_query, made.get("grad_key"), made.get("grad_value"), of_tables
 
 
 def _check(tensors: BackwardTensors) -> None:

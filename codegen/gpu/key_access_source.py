@@ -9,7 +9,8 @@ infinity, which makes all of their weights 0: no tile needs a mask for them.
 
 The numbers of the rows come in the same way, as tiles of `row_lse` and `row_delta`
 (`delta_source`), of which there are some after the last row. Loads of single numbers would be
-replicated among the threads as the products lay them out, with an address and a mask each.
+replicated among the threads as the products lay them out, with an address and a mask each; so they
+are where 16 rows pass by at a time, whose numbers are too few for a box.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 HELD = ("key", "value")
 PASSING = ("query", "grad_out")
 RESULTS = ("grad_key", "grad_value")
+
+_NUMBER_BYTES = 4
+_DESCRIBED_ALIGNMENT = 128
+"""Bytes that a box in shared memory has to start at a multiple of. Triton lays the stages of a tile
+end to end, so what is no multiple of it long misses it from the second stage on: 16 float32 numbers
+are 64 bytes, and the copy ends in a misaligned address (seen on an H200)."""
 
 
 class KeyAccess:
@@ -73,7 +80,11 @@ class KeyAccess:
         self._passing_described = described
         self._rows_apart = tiling.q_step > 1
         self._boxes = described or boxes
-        self._numbers_described = described and not self._rows_apart
+        self._numbers_described = (
+            described
+            and not self._rows_apart
+            and config.block_q * _NUMBER_BYTES % _DESCRIBED_ALIGNMENT == 0
+        )
         self._rows = rows_of_call(tiling)
         self._keys = "keys" if tiling.k_step == 1 else "call_keys"
 

@@ -3,7 +3,7 @@ those."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,14 @@ from patterncc.codegen.gpu.grad_position_source import (
 from patterncc.codegen.gpu.kernel_terms import RowEntry, row_entries
 from patterncc.codegen.gpu.launches import ceildiv
 from patterncc.codegen.ir import DENSE
-from patterncc.codegen.score.values import Rows, ScoreValues, add_at, add_sink_gradients
+from patterncc.codegen.score.readings import Reading, known_reading, reading_at
+from patterncc.codegen.score.values import Rows, ScoreValues, sink_shares
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.score.printer import real_text
 
 if TYPE_CHECKING:
-    from patterncc.dsl.score.nodes import Lookup
+    from patterncc.codegen.score.elementwise import RealEvaluator
+    from patterncc.dsl.score.nodes import Lookup, Real
     from patterncc.dsl.score.terms import ScoreTerms
 
 
@@ -78,48 +80,121 @@ def wanted_sums(terms: ScoreTerms, tables: Collection[str]) -> WantedSums:
     return WantedSums(*groups)  # type: ignore[arg-type]
 
 
-def add_table_gradients(
-    gradients: Mapping[str, torch.Tensor],
-    wanted: WantedSums,
-    terms: ScoreTerms,
-    values: ScoreValues,
-    rows: Rows,
-    operands: Mapping[str, torch.Tensor],
-) -> None:
-    """Adds the gradients of tables, in a fixed order.
+@dataclass(frozen=True, slots=True)
+class TableGradients:
+    """How the gradients of some tables come from what kernels leave; known for all calls of a plan.
 
-    Args:
-        gradients: By table, what is added to: float32, contiguous.
-        wanted: The sums that kernels have left.
-        terms, values: The terms, and what they read.
-        rows: The rows of the call.
-        operands: `lse` and `delta`, and the sums by their names.
+    Attributes:
+        names: The tables, in the order in which they are asked for.
+        terms: Which logits entered the softmax.
+        rows: Of the calls.
+        wanted: The sums that kernels leave.
+        sink: The entries that the sink reads, with its derivatives by them; none where there is no
+            row.
+        readings: Where entries are read, of those that it is kept of.
     """
-    if not gradients:
-        return
-    delta = operands["delta"]
-    evaluate = rows.evaluator(values, delta)
-    for entry in wanted.rows:
-        if entry.lookup.table in gradients:
-            places, inside = evaluate.places(entry.lookup)
-            add_at(gradients[entry.lookup.table], places, inside, operands[entry.name])
-    for one in (*wanted.keys, *wanted.distances):
-        if one.lookup.table in gradients:
-            sums = operands[one.name]
-            q, k = _positions(one.lookup, rows, sums)
-            places, inside = rows.evaluator(values, delta, q, k).places(one.lookup)
-            shares = sums.flatten(2)
-            add_at(gradients[one.lookup.table], places, inside, shares)
-    add_sink_gradients(gradients, terms, values, rows, operands["lse"], delta)
+
+    names: tuple[str, ...]
+    terms: ScoreTerms
+    rows: Rows
+    wanted: WantedSums
+    sink: tuple[tuple[Lookup, Real], ...]
+    readings: Mapping[Lookup, Reading]
+
+    @staticmethod
+    def of(
+        names: Sequence[str],
+        terms: ScoreTerms,
+        rows: Rows,
+        values: ScoreValues,
+        shapes: Mapping[str, Sequence[int]],
+        device: torch.device,
+    ) -> TableGradients:
+        """Those of the tables called `names`.
+
+        Args:
+            names, terms, rows: As the attributes.
+            values: What the terms read; of the tables, the shapes.
+            shapes: Of what kernels leave, by name.
+            device: Where the calls are.
+        """
+        wanted = wanted_sums(terms, names)
+        found: dict[Lookup, Reading | None] = {}
+        lookups = [entry.lookup for entry in wanted.rows]
+        of_sink = terms.sink_slopes()
+        lookups += [lookup for lookup, _ in of_sink]
+        for lookup in lookups:
+            found[lookup] = known_reading(rows, values, lookup, device)
+        for one in (*wanted.keys, *wanted.distances):
+            if one.name in shapes:
+                places = _positions(one.lookup, rows, shapes[one.name], torch.device("cpu"))
+                found[one.lookup] = known_reading(rows, values, one.lookup, device, *places)
+        known = {lookup: reading for lookup, reading in found.items() if reading is not None}
+        sink = tuple(one for one in of_sink if one[0].table in names and 0 not in rows.shape)
+        return TableGradients(tuple(names), terms, rows, wanted, sink, known)
+
+    def __call__(
+        self, values: ScoreValues, operands: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The gradients by name, float32, each of its table's shape; added up in a fixed order.
+
+        Args:
+            values: What the terms read.
+            operands: `lse` and `delta`, and by their names the sums, of which there are none where
+                there is no row or no key.
+        """
+        delta = operands["delta"]
+        # A graph that is captured outlives this plan, and with it what it keeps on the device.
+        readings = self.readings
+        if delta.is_cuda and torch.cuda.is_current_stream_capturing():
+            readings = {at: one for at, one in readings.items() if one.flat is None}
+        evaluate = self.rows.evaluator(values, delta, readings=readings)
+        found: dict[str, torch.Tensor] = {}
+
+        def add(lookup: Lookup, shares: torch.Tensor, at: RealEvaluator) -> None:
+            name = lookup.table
+            reading = readings.get(lookup)
+            if reading is None:
+                reading = reading_at(at, lookup, values.tables[name].shape)
+            sums = reading.sums(shares)
+            found[name] = found[name].add_(sums) if name in found else sums
+
+        for entry in self.wanted.rows:
+            if entry.lookup.table in self.names and entry.name in operands:
+                add(entry.lookup, operands[entry.name], evaluate)
+        for one in (*self.wanted.keys, *self.wanted.distances):
+            if one.lookup.table in self.names and one.name in operands:
+                sums = operands[one.name]
+                at = evaluate
+                if one.lookup not in readings:
+                    places = _positions(one.lookup, self.rows, sums.shape, sums.device)
+                    at = self.rows.evaluator(values, delta, *places)
+                add(one.lookup, sums.flatten(2), at)
+        if self.sink and self.terms.sink is not None:
+            by_entry = sink_shares(self.terms.sink, self.sink, evaluate, operands["lse"], delta)
+            for lookup, shares in by_entry:
+                add(lookup, shares, evaluate)
+        for name in self.names:
+            if name not in found:
+                shape = values.tables[name].shape
+                found[name] = torch.zeros(shape, dtype=torch.float32, device=delta.device)
+        return found
 
 
-def _positions(lookup: Lookup, rows: Rows, sums: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _positions(
+    lookup: Lookup, rows: Rows, shape: Sequence[int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions that choose the entry of each sum of a head: a query's and a key's.
 
     A distance `d` is that of the query `d` from the key 0.
+
+    Args:
+        lookup: The entry.
+        rows: Of the call.
+        shape: Of the sums.
+        device: Where the positions are made.
     """
-    tiles, parts, block = sums.shape[2:]
-    device = sums.device
+    tiles, parts, block = shape[2:]
     columns = torch.arange(block, device=device)
     zero = torch.zeros((), dtype=torch.int64, device=device)
     if reach_of(lookup) == "key":

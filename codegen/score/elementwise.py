@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,6 +35,9 @@ from patterncc.dsl.score.nodes import (
     Times,
 )
 
+if TYPE_CHECKING:
+    from patterncc.codegen.score.readings import Reading
+
 Discrete: TypeAlias = Callable[["IntExpr | Predicate"], Tensor]
 """The value of an integer (int64) or a predicate (bool), of a shape that broadcasts."""
 
@@ -56,6 +60,7 @@ class RealEvaluator:
         numbers: Run-time numbers by name.
         tables: Tables of real numbers by name, of the rank that is read.
         like: Of the type and device of the results.
+        readings: Where entries are read, of those that it is known of.
     """
 
     def __init__(
@@ -65,12 +70,14 @@ class RealEvaluator:
         numbers: Mapping[str, float],
         tables: Mapping[str, Tensor],
         like: Tensor,
+        readings: Mapping[Lookup, Reading] = MappingProxyType({}),
     ) -> None:
         self._score = score
         self._discrete = discrete
         self._numbers = numbers
         self._tables = tables
         self._like = like
+        self._readings = readings
         self._known: dict[Real, Tensor] = {}
 
     def __call__(self, expr: Real) -> Tensor:
@@ -87,7 +94,7 @@ class RealEvaluator:
     def _evaluate(self, expr: Real) -> Tensor:
         match expr:
             case Constant(value):
-                return self._like.new_tensor(value)
+                return self._full(value)
             case Score():
                 if self._score is None:
                     raise ArgumentError("there is no score to read here")
@@ -95,9 +102,11 @@ class RealEvaluator:
             case Number(name):
                 if name not in self._numbers:
                     raise ArgumentError(f"the score reads the number `{name}`, which is missing")
-                return self._like.new_tensor(self._numbers[name])
+                return self._full(self._numbers[name])
             case Lifted(value):
                 return self._discrete(value).to(self._like.dtype)
+            case Lookup(name) if expr in self._readings:
+                return self._readings[expr].read(self._tables[name].to(self._like.dtype))
             case Lookup():
                 places, inside = self.places(expr)
                 table = self._tables[expr.table].to(self._like.dtype)
@@ -127,6 +136,10 @@ class RealEvaluator:
                 return torch.where(self(left) < self(right), self(then), self(otherwise))
             case _:
                 assert_never(expr)
+
+    def _full(self, number: float) -> Tensor:
+        """A number, made where it is used: a copy from the host would wait for the device."""
+        return torch.full((), number, dtype=self._like.dtype, device=self._like.device)
 
     def places(self, lookup: Lookup) -> tuple[tuple[Tensor, ...], Tensor]:
         """Where a table is read: an index for each axis, 0 where it is outside, and where it is

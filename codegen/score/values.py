@@ -6,10 +6,10 @@ Memory is a few numbers for each row of each head; nothing here looks at pairs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,11 @@ from patterncc.codegen.elementwise import discrete
 from patterncc.codegen.score.elementwise import RealEvaluator, flat_index
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import IntExpr, Predicate, variables
+from patterncc.dsl.score.nodes import Constant, Lookup, Real
 from patterncc.dsl.score.terms import ScoreTerms
+
+if TYPE_CHECKING:
+    from patterncc.codegen.score.readings import Reading
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -64,6 +68,7 @@ class ScoreValues:
 
 
 NO_VALUES = ScoreValues()
+_NOWHERE = torch.zeros((), dtype=torch.int64, device="cpu")  # a position that nothing reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,7 @@ class Rows:
         like: Tensor,
         q: Tensor | None = None,
         k: Tensor | None = None,
+        readings: Mapping[Lookup, Reading] = MappingProxyType({}),
     ) -> RealEvaluator:
         """Evaluates terms that do not read the score, for each head and each of some positions;
         results broadcast to `[batch, heads, positions]`.
@@ -108,24 +114,24 @@ class Rows:
             like: Of the type and device of the results.
             q: Positions of queries, int64; those of the rows if not given.
             k: Of keys, of a shape that broadcasts with those; if not given, none is read.
+            readings: Where entries are read, of those that it is known of.
         """
         device = like.device
-        known: dict[str, Tensor] = {}
-        rows = self._positions(device) if q is None else q
-        keys = rows if k is None else k  # which nothing reads
+        known: dict[str, Tensor] = {} if q is None else {"q": q}
 
+        # Each operation costs a launch: what is not read is not made.
         def scalar(name: str) -> Tensor:
-            # Each operation costs a launch: what is not read is not made.
             if name not in known:
                 known[name] = self._coordinate(name, device)
             return known[name]
 
         def found(expr: IntExpr | Predicate) -> Tensor:
-            names = variables(expr) - {"q", "k"}
-            scope: dict[str, Any] = {name: scalar(name) for name in names}
-            return discrete(expr, rows, keys, scope).to(device)
+            names = variables(expr)
+            scope: dict[str, Any] = {name: scalar(name) for name in names - {"k"}}
+            rows = scope.pop("q", _NOWHERE)
+            return discrete(expr, rows, rows if k is None else k, scope).to(device)
 
-        return RealEvaluator(None, found, values.numbers, values.tables, like)
+        return RealEvaluator(None, found, values.numbers, values.tables, like, readings)
 
     def _positions(self, device: torch.device) -> Tensor:
         first = int(self.env["q_offset"])
@@ -135,6 +141,8 @@ class Rows:
         """A coordinate or size of all heads, made on the device, so that a CUDA graph can capture
         it."""
         match name:
+            case "q":
+                return self._positions(device)
             case "head":
                 return torch.arange(self.heads, device=device)[:, None]
             case "kv_head":
@@ -184,12 +192,34 @@ def add_sink_gradients(
     if terms.sink is None or not slopes or lse.numel() == 0:
         return
     evaluate = rows.evaluator(values, lse)
-    weights = (evaluate(terms.sink) - lse).exp()
-    # A row with no key and a sink of -inf has none of both: its weight is 0.
-    by_logit = -torch.where(lse == -torch.inf, 0, weights) * delta
-    for entry, slope in slopes:
+    for entry, shares in sink_shares(terms.sink, slopes, evaluate, lse, delta):
         places, inside = evaluate.places(entry)
-        add_at(gradients[entry.table], places, inside, by_logit * evaluate(slope))
+        add_at(gradients[entry.table], places, inside, shares)
+
+
+def sink_shares(
+    sink: Real,
+    slopes: Iterable[tuple[Lookup, Real]],
+    evaluate: RealEvaluator,
+    lse: Tensor,
+    delta: Tensor,
+) -> Iterator[tuple[Lookup, Tensor]]:
+    """What each row hands to the gradients of the entries that the sink reads.
+
+    Args:
+        sink: Its logit.
+        slopes: The entries that it reads, with its derivatives by them.
+        evaluate: Evaluates them for the rows.
+        lse, delta: As of `add_sink_gradients`.
+
+    Yields:
+        An entry, and its shares `[batch, heads, q_len]`.
+    """
+    # A row with no key and a sink of -inf has an lse of -inf, too: its weight is 0.
+    weights = (evaluate(sink) - lse.clamp_min(torch.finfo(lse.dtype).min)).exp_()
+    by_logit = weights.mul_(delta).neg_()
+    for entry, slope in slopes:
+        yield entry, by_logit if slope == Constant(1.0) else by_logit * evaluate(slope)
 
 
 def add_at(gradient: Tensor, places: tuple[Tensor, ...], inside: Tensor, shares: Tensor) -> None:

@@ -91,18 +91,25 @@ def _show(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     count = store().export(Path(args.argument))
-    return _say(args, {"exported": count, "file": args.argument}, f"exported {count} entries")
+    return _say(args, {"exported": count, "file": args.argument}, f"exported {_entries(count)}")
 
 
 def _import(args: argparse.Namespace) -> int:
     new, known = store().import_(Path(args.argument))
-    text = f"imported {new} entries; {known} were there already"
+    text = f"imported {_entries(new)}; {known} were there already"
     return _say(args, {"imported": new, "already": known}, text)
 
 
 def _clear(args: argparse.Namespace) -> int:
-    count = store().clear()
-    return _say(args, {"removed": count}, f"removed {count} entries from {store().folder}")
+    count, others = store().clear()
+    text = f"removed {_entries(count)} from {store().folder}"
+    if others:
+        text += f", and {others} files that were set aside or of searches that were broken off"
+    return _say(args, {"removed": count, "other_files": others}, text)
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count} entries"
 
 
 def _say(args: argparse.Namespace, document: dict[str, Any], text: str) -> int:

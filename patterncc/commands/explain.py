@@ -54,13 +54,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _why_config(args: argparse.Namespace, call: Call) -> int:
-    """Prints which config the call would run with here, and why."""
+    """Prints which config the call would run with, and why."""
     require_tables(call)
-    from patterncc.trial import choose_device  # these load torch, which all else does without
-    from patterncc.tuning import why_config
+    # It loads torch, which all else does without.
+    from patterncc.tuning import device_of, why_config
 
     problem = replace(problem_of(args), group=call.heads // call.kv_heads)
-    found = why_config(call, problem, str(choose_device(args.device)), args.phase)
+    found = why_config(call, problem, device_of(args.device, args.target), args.phase)
     if args.json:
         console.print_json(found.as_json())
     else:

@@ -43,7 +43,13 @@ def run(args: argparse.Namespace) -> int:
         return _calibrate(args)
     if bool(args.files) == args.library:
         raise ConfigError("tune takes patterns, or --library for all that patterncc has")
+    if args.timeout <= 0:
+        raise ConfigError(f"--timeout is {args.timeout:g} s", ("more than 0",))
+    if not 0 <= args.gain < 1:
+        raise ConfigError(f"--gain is {args.gain:g}", ("a share, from 0 to 1",))
     if args.target:
+        if args.plot:
+            raise ConfigError("--plot draws a search, and nothing is searched for a --target")
         return _survey(args)
     names = library.names() if args.library else args.files
     requests = [_of_one(args, name) for name in names]
@@ -359,6 +365,8 @@ def _print(name: str, result: "TuneResult", flex: "FlexAttention | None") -> Non
     values = {knob: getattr(result.default, knob) for knob in entry.config}
     if entry.default_seconds is None:
         table.add_row("default", "does not work", config_words(values))
+    elif not entry.beats_default:
+        table.add_row("default", "", "is the best: nothing beat it by more than noise")
     else:
         speed = f"{config_words(values)}; the best is {entry.speedup:.2f}x as fast"
         table.add_row("default", duration(entry.default_seconds), speed)

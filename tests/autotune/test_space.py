@@ -133,3 +133,9 @@ def test_gluon() -> None:
     for problem in (Problem("float32", 128, 128), Problem("bfloat16", 192, 192)):
         configs = SearchSpace(FORWARD, problem, "cuda:90").configs
         assert {config.emitter for config in configs} == {"triton"}
+
+
+def test_few_rows_by_descriptors_are_a_choice() -> None:
+    """Sixteen rows at a time, whose numbers are no box: they come by pointers."""
+    space = SearchSpace(phase_named("grad_key_value"), Problem("bfloat16", 128, 128), "cuda:90")
+    assert KernelConfig(16, 64, 4, 3, "descriptor") in space

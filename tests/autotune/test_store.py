@@ -100,6 +100,13 @@ def test_a_miss_names_the_field(store: TunedStore) -> None:
     assert found.differences == ("dtype: bfloat16 wanted, float16 tuned",)
 
 
+def test_a_miss_names_what_was_tuned_here_before_what_was_not(store: TunedStore) -> None:
+    """A closer key of another target says less to whoever tuned for this one."""
+    store.put(entry(dtype="float16", head_dim=64, value_head_dim=64))
+    store.put(entry(target="cuda:100"))
+    assert store.lookup(KEY).reason == "no tuned key agrees in dtype, head_dim, value_head_dim"
+
+
 def test_distance() -> None:
     assert distance(KEY, KEY) == 0
     assert distance(KEY, replace(KEY, density=None)) == 4.0
@@ -240,7 +247,7 @@ def test_shipped_entries(tmp_path: Path) -> None:
     assert store.lookup(KEY).origin == "shipped"
     store.put(entry(seconds=2.0))
     assert store.lookup(KEY).origin == "user"
-    assert store.clear() == 1
+    assert store.clear() == (1, 0)
     assert store.lookup(KEY).origin == "shipped"
     (shipped / "broken.json").write_text("{")
     with pytest.warns(StoreWarning, match=r"broken\.json: it is not JSON"):

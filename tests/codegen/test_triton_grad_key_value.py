@@ -25,7 +25,8 @@ HALF = "float16"
 SMALL = KernelConfig(16, 16, 4, 1)
 WIDE = KernelConfig(64, 16, 4, 1, order="reverse")
 TALL = KernelConfig(16, 64, 4, 1)
-DESCRIPTOR = KernelConfig(16, 32, 4, 1, "descriptor")
+DESCRIPTOR = KernelConfig(16, 32, 4, 1, "descriptor")  # row numbers by pointers
+BOXES = KernelConfig(32, 32, 4, 1, "descriptor")  # row numbers by descriptors, too
 SOME = (Progression(1, 3, 2, 2), Progression(0, 1, 1, 5))
 
 
@@ -66,6 +67,7 @@ CASES = (
     _case("causal", 100, 100, batch=2),
     _case("causal", 70, 130, dtype=HALF, heads=(6, 2)),
     _case("causal", 130, 70, config=DESCRIPTOR, heads=(4, 2)),  # rows before the first key
+    _case("causal", 130, 70, config=BOXES, heads=(4, 2)),
     _case("causal", 40, 90, offset=120, config=WIDE),  # rows after the last key
     _case("causal", 1, 77),
     _case("causal", 64, 70, scale=-0.7),
@@ -77,6 +79,7 @@ CASES = (
     _case("streaming(5, 20)", 120, 120, heads=(4, 2)),
     _case("streaming(5, 20)", 120, 120, heads=(4, 2), config=SMALL, split=SOME),
     _case("streaming", 100, 140, values={"sinks": 50, "window": 30}, config=DESCRIPTOR),
+    _case("streaming", 100, 140, values={"sinks": 50, "window": 30}, config=BOXES, dtype=HALF),
     _case("tri_shape(40, 30, 20)", 90, 150, heads=(1, 1)),
     _case("k > q", 90, 70),  # the first key is not seen
     _case("k > q", 90, 70, config=SMALL, split=(Progression(0, 1, 5, 2),)),
@@ -133,7 +136,7 @@ def test_head_dims_in_float32(worker: ProcessPoolExecutor, head_dim: int) -> Non
     shape=shapes(),
     values=numbers,
     heads=st.sampled_from([(1, 1), (2, 1), (4, 2)]),
-    config=st.sampled_from([TALL, WIDE, DESCRIPTOR]),
+    config=st.sampled_from([TALL, WIDE, DESCRIPTOR, BOXES]),
     chunks=st.integers(1, 3),
 )
 def test_drawn_masks(

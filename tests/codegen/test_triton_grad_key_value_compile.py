@@ -3,6 +3,8 @@ text."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +71,23 @@ def test_hopper(tmp_path: Path) -> None:
     assert loops.count("ttg.local_load") == 4  # row numbers alone: nothing else leaves there
     products = [line for line in loops.splitlines() if "ttng.warp_group_dot " in line]
     assert sum("ttg.dot_op" in line for line in products) == 4
+
+
+@pytest.mark.parametrize("block_q", [16, 32])
+def test_boxes_are_aligned_in_every_stage(block_q: int, tmp_path: Path) -> None:
+    """A bulk copy writes to multiples of 128 bytes, and stages of a tile lie end to end: the 64
+    bytes of 16 row numbers are no box."""
+    config = KernelConfig(block_q, 64, 4, 3, "descriptor", max_registers=255)
+    source = emit_grad_key_value(lower(load("causal"), block_q, 64), WIDE, config)
+    kernel = compile_for(source, "cuda:90", folder=tmp_path)
+    copies = re.findall(
+        r"async_tma_copy_global_to_local .*? -> !ttg.memdesc<([\dx]+)x(bf16|f32),",
+        str(kernel.stages["ttgir"]),
+    )
+    assert {kind for _, kind in copies} == ({"bf16", "f32"} if block_q == 32 else {"bf16"})
+    for sizes, kind in copies:
+        elements = math.prod(map(int, sizes.split("x")))
+        assert elements * {"bf16": 2, "f32": 4}[kind] % 128 == 0, (sizes, kind)
 
 
 @pytest.mark.parametrize("text", ["streaming", "ladder(4, 1024, 128, 8)", "longformer(256, 64)"])

@@ -1,5 +1,6 @@
 """`patterncc tune` on the CPU for real, and `patterncc cache` on what it kept."""
 
+import os
 import subprocess
 import sys
 from contextlib import closing
@@ -81,7 +82,7 @@ def test_tune_and_cache(run: Run, tmp_path: Path, own_store: TunedStore) -> None
     }
     file = tmp_path / "mine.json"
     assert run("cache", "export", str(file)).out == "exported 2 entries\n"
-    assert run("cache", "clear", "--json").json == {"removed": 2}
+    assert run("cache", "clear", "--json").json == {"removed": 2, "other_files": 0}
     assert "nothing has been tuned" in run("cache").out
     assert run("cache", "import", str(file)).out == "imported 2 entries; 0 were there already\n"
 
@@ -133,6 +134,11 @@ def test_calibrate(run: Run, own_store: TunedStore) -> None:
         (["tune", "causal", "full", "--plot", "x.png"], "--plot draws one search"),
         (["tune", "causal", *SMALL, "--phase", "backwards"], "there is no phase 'backwards'"),
         (["tune", "causal", *SMALL, "--plot", "x.bmp"], "no suffix of a picture"),
+        (["tune", "causal", *SMALL, "--plot", "nowhere/x.png"], "a folder that is not there"),
+        (["tune", "causal", "--target", "cuda:90", "--plot", "x.png"], "nothing is searched"),
+        (["tune", "causal", *SMALL, "--timeout", "0"], "--timeout is 0 s"),
+        (["tune", "causal", *SMALL, "--gain", "1"], "--gain is 1"),
+        (["tune", "causal", *SMALL, "--storage", "nosuch://x/y"], "the study at nosuch://x/y"),
         (["tune", "causal", *SMALL, "--phase", "forward,grad_query"], "all gradients together"),
         (["tune", "causal", *SMALL, "--flex"], "--flex compares the forward on a GPU"),
         (["cache", "export"], "cache export takes a file"),
@@ -144,6 +150,41 @@ def test_wrong_usage(run: Run, argv: list[str], message: str) -> None:
     found = run(*argv)
     assert found.code == 2
     assert message in found.err
+
+
+def test_nothing_is_measured_that_could_not_be_kept(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    store = TunedStore(tmp_path / "file", None)
+    monkeypatch.setattr(tuning, "store", lambda: store)
+    found = run("tune", "causal", *SMALL, "--storage", str(tmp_path / "study.journal"))
+    assert found.code == 2
+    assert f"results cannot be kept in {store.folder}: Not a directory" in found.err
+    assert "PATTERNCC_CACHE_DIR" in found.err
+    assert not (tmp_path / "study.journal").exists()
+
+
+def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "tuned" / "v1"
+    folder.mkdir(parents=True)
+    (folder / "x.json").write_text("{")
+    (folder / "studies").mkdir()
+    (folder / "studies" / "forward-1.journal").write_text("")
+    argv = [sys.executable, "-m", "patterncc", "cache"]
+    environment = {**os.environ, "PATTERNCC_CACHE_DIR": str(tmp_path)}
+
+    def ran(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*argv, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+
+    (line,) = ran("list").stderr.splitlines()
+    assert line.startswith(f"warning: {folder / 'x.json'}: it is not JSON: ")
+    assert "moved to " in line
+    cleared = f"removed 0 entries from {folder}, and 2 files that were set aside or of searches"
+    assert ran("clear").stdout.startswith(cleared)
+    assert not list((folder / "studies").iterdir())
 
 
 def test_all_phases_that_there_are(run: Run) -> None:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from patterncc import pipeline, tuned, tuning
 from patterncc.autotune.device import describe
 from patterncc.autotune.entries import Entry
 from patterncc.autotune.key import ConfigKey, Device, Subject, key_of
-from patterncc.autotune.store import Found, TunedStore
+from patterncc.autotune.store import Found, Origin, TunedStore
+from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.problem import Problem
 from patterncc.settings import Settings, settings
 from tests.front.conftest import Run
@@ -139,34 +140,51 @@ def test_a_call_on_a_gpu(own_store: TunedStore, monkeypatch: pytest.MonkeyPatch)
     assert tuned.config_for(subject, "cuda:90") is None
 
 
-def test_what_came_tuned_is_no_answer_beside_another_emitter(
-    own_store: TunedStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Unless it was tuned among the kernels of both; what this user tuned counts."""
-    monkeypatch.setattr(tuned, "_device_here", lambda target: H200)
-    problem = Problem("bfloat16", 128, 128)
-    wanted = key(H200, problem, q_len=16384)
-    values: dict[str, Any] = {
-        "block_q": 64,
-        "block_k": 64,
-        "num_warps": 4,
-        "num_stages": 3,
-        "load": "descriptor",
-        "order": "forward",
-        "neighbours": "tiles",
-        "max_registers": None,
-    }
-    own_store.put(entry(wanted, **values, emitter="triton"))
-    env = {"q_len": 16384, "kv_len": 16384, "heads": 2, "kv_heads": 2, "n": 64}
-    subject = tuned.subject_of(STRUCTURE, problem, "forward", env, ("n",))
-    assert tuned.config_for(subject, "cuda:90", both=True) is not None
-    for known in ({}, {"emitter": "triton"}):
-        shipped = Found(wanted, entry(wanted, **values, **known), "shipped", 0.0, "")
-        monkeypatch.setattr(tuned, "lookup", lambda subject, device, found=shipped: found)
-        tuned.forget()
-        assert tuned.config_for(subject, "cuda:90") is not None
-        assert (tuned.config_for(subject, "cuda:90", both=True) is not None) == bool(known)
-    tuned.forget()
+VALUES: dict[str, Any] = {
+    "block_q": 64,
+    "block_k": 64,
+    "num_warps": 4,
+    "num_stages": 3,
+    "load": "descriptor",
+    "order": "forward",
+    "neighbours": "tiles",
+    "max_registers": None,
+    "emitter": "triton",
+}
+GLUON = KernelConfig(128, 128, 8, 2, "descriptor", "reverse", emitter="gluon")
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["the very key", "a neighbour"])
+@pytest.mark.parametrize("origin", ["user", "shipped"])
+def test_what_was_tuned_counts_where_the_default_is_the_same(exact: bool, origin: Origin) -> None:
+    """A gain over one default says nothing of another: a call whose kernels Gluon writes starts
+    elsewhere than the neighbour did for which Triton did, or Gluon in other tiles."""
+    wanted = key(H200, Problem("bfloat16", 128, 128), q_len=16384)
+    known = wanted if exact else replace(wanted, pattern="another")
+    tuned_to = {**VALUES, "num_stages": 1}
+    deepened = asdict(replace(GLUON, num_stages=3))
+    asked_for = exact and origin == "user"
+
+    def used(
+        config: dict[str, Any], default: dict[str, Any] | None, gluon: KernelConfig | None
+    ) -> bool:
+        tuned_entry = replace(entry(known, **config), default=default)
+        differing = () if exact else ("pattern",)
+        found = Found(wanted, tuned_entry, origin, 0.0 if exact else 3.0, "", differing)
+        config_found = tuned.config_of(found, gluon)
+        assert (config_found is None) == bool(tuned.why_not(found, gluon))
+        return config_found is not None
+
+    assert used(tuned_to, VALUES, None)
+    assert used(tuned_to, None, None)  # an older entry, among Triton's kernels
+    assert used(tuned_to, VALUES, GLUON) == asked_for
+    assert used(tuned_to, None, GLUON) == asked_for
+    assert used(deepened, asdict(GLUON), GLUON)
+    assert used(deepened, asdict(replace(GLUON, order="forward")), GLUON)  # the pattern's own
+    assert used(deepened, asdict(replace(GLUON, block_k=64)), GLUON) == asked_for
+    assert used(deepened, asdict(GLUON), None) == asked_for
+    assert used(deepened, VALUES, None) == asked_for  # its mask may take too many registers
+    assert not used(VALUES, VALUES, None)  # nothing beat the default
 
 
 def test_order_of_another_pattern() -> None:
@@ -202,11 +220,13 @@ def test_why_config(run: Run, own_store: TunedStore) -> None:
     first = run(*argv)
     assert first.code == 0
     assert first.out.startswith("default config on ")
-    assert "64x64\nwhy: nothing has been tuned yet" in first.out
+    assert "64x64\nfor: forward, float32, 256 rows, 256 keys, 2 heads, head_dim 16\n" in first.out
+    assert "\nwhy: nothing has been tuned yet" in first.out
     own_store.put(entry(key(describe("cpu"), q_len=512), block_q=32, block_k=128))
     second = run(*argv)
     assert "tuned config on " in second.out
-    assert "32x128\nwhy: the nearest tuned key (user), 3.5 away" in second.out
+    assert "32x128\n" in second.out
+    assert "\nwhy: the nearest tuned key (user), 3.5 away" in second.out
     assert "  q_len: 256 wanted, 512 tuned" in second.out
     assert run(*argv, "--json").json["config"] == {"block_q": 32, "block_k": 128}
 
