@@ -6,7 +6,7 @@ pattern and the tile, not on the call: a new length never compiles another kerne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -19,7 +19,7 @@ from patterncc.codegen.ir import DENSE, BlockProgram, Passes, Patches, Tiling
 from patterncc.codegen.listing import decides_runs, run_length
 from patterncc.codegen.lower import initial_part, specialise, with_transposed
 from patterncc.codegen.passes import run_passes
-from patterncc.codegen.patch_choice import best_patches
+from patterncc.codegen.patch_choice import patch_choices
 from patterncc.codegen.patches import patch_program
 from patterncc.codegen.schedule import tile_counts
 from patterncc.dsl.errors import ConfigError, UnsupportedError
@@ -135,11 +135,10 @@ def candidates(
 
     body = specialise(pattern.body, sizes or {})
     ways = list(decompositions(body, runs))
-    raster = None
-    # A raster that rows leave behind would have patches of positions that are no keys'.
+    # Rows before the first key, or after the last one, would be in patches of other positions.
+    in_patches: list[Candidate] = []
     if patches and within and tiling == "auto":
-        env = {**_reference_numbers(pattern, sizes), "q_offset": 0}
-        raster = best_patches(body, block_q, block_k, env)
+        in_patches = list(_in_patches(pattern, body, block_q, block_k, sizes, check))
     if tiling == "dense":
         ways = ways[:1]
     elif tiling == "strided":
@@ -169,26 +168,34 @@ def candidates(
             continue
         passes = tuple(run_passes(program, check=check) for program in initial)
         cost = 0.0
-        if len(ways) > 1 or raster is not None:
+        if len(ways) > 1 or in_patches:
             cost = counted_work(pattern, passes, sizes, gather=gather).cost()
         found.append(Candidate(parts, initial, passes, cost))
-    if raster is not None:
-        initial = (
-            patch_program(
-                pattern.structure,
-                body,
-                raster.raster,
-                raster.patches,
-                (block_q, block_k),
-                fills=raster.fills,
-            ),
-        )
-        passes = (run_passes(initial[0], check=check),)
-        cost = counted_work(pattern, passes, sizes).cost()
-        found.append(Candidate((Part(body, patches=raster.patches),), initial, passes, cost))
+    if in_patches:
+        found.append(min(in_patches, key=lambda candidate: candidate.cost))
     if refusal is not None and not any(candidate.passes for candidate in found):
         raise refusal
     return tuple(found)
+
+
+def _in_patches(
+    pattern: Pattern,
+    body: Predicate,
+    block_q: int,
+    block_k: int,
+    sizes: Mapping[str, int] | None,
+    check: bool,
+) -> Iterator[Candidate]:
+    """The ways to compute a mask in patches, one for each raster that it may be about."""
+    env = {**_reference_numbers(pattern, sizes), "q_offset": 0}
+    for each in patch_choices(body, block_q, block_k, env):
+        tile = block_q, block_k
+        program = patch_program(
+            pattern.structure, body, each.raster, each.patches, tile, fills=each.fills
+        )
+        passes = (run_passes(program, check=check),)
+        cost = counted_work(pattern, passes, sizes).cost()
+        yield Candidate((Part(body, patches=each.patches),), (program,), passes, cost)
 
 
 @dataclass(frozen=True, slots=True)

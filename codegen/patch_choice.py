@@ -7,7 +7,7 @@ reference numbers; what is visited in all is the product over the axes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -35,19 +35,17 @@ class PatchChoice:
         raster: How a raster sees it.
         patches: The tiles.
         fills: Whether enough patches are full to tell them apart.
-        visited: Tiles visited in the forward direction, as counted.
     """
 
     raster: Raster
     patches: Patches
     fills: bool
-    visited: int
 
 
-def best_patches(
+def patch_choices(
     body: Predicate, block_q: int, block_k: int, env: Mapping[str, Any]
-) -> PatchChoice | None:
-    """The patches with the least counted work; None for a mask that is about no raster, or for
+) -> Iterator[PatchChoice]:
+    """For each raster that a mask may be about the patches with the least counted work; nothing for
     tiles that are no powers of two.
 
     Args:
@@ -56,22 +54,24 @@ def best_patches(
         block_k: Keys of a key tile.
         env: The reference numbers, tables among them.
     """
-    if any(block & (block - 1) for block in (block_q, block_k)):
-        return None
-    found = (_best(raster, block_q, block_k, env) for raster in rasters(body))
-    return min(found, key=lambda each: each.visited, default=None)
+    if not any(block & (block - 1) for block in (block_q, block_k)):
+        for raster in rasters(body):
+            yield _best(raster, block_q, block_k, env)
 
 
 def _best(raster: Raster, block_q: int, block_k: int, env: Mapping[str, Any]) -> PatchChoice:
     area = prod(raster.sizes)
-    sizes = (-(-int(env["kv_len"]) // area), *raster.sizes)
+    # No longer along the outermost axis than along others: an image as wide as high, a short film.
+    outermost = min(-(-int(env["kv_len"]) // area), max(raster.sizes))
+    sizes = (outermost, *raster.sizes)
+    env = {**env, "q_len": outermost * area, "kv_len": outermost * area}
     forward = _least(raster, sizes, "q", (block_q, block_k), env)
     transposed = _least(raster, sizes, "k", (block_k, block_q), env)
     patches = Patches(
         raster.sizes, forward.held, forward.passing, transposed.held, transposed.passing
     )
     fills = not raster.others and forward.full >= LEAST_FULL * forward.visited
-    return PatchChoice(raster, patches, fills, forward.visited)
+    return PatchChoice(raster, patches, fills)
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ def _box_lines(patches: Patches, side: Side, first: str, least: str, last: str) 
 
 
 def row_patch_lines(patches: Patches, block: int) -> Iterator[str]:
-    """The rows of the held tile `q_tile`, which of them exist, and its box."""
+    """The rows of the held tile `q_tile`, which of them exist, if any, and its box."""
     band = patches.area * patches.query[0]
     first = _first_text(patches, "q", "q_tile")
     yield f"patch_first = q_offset // {band} * {band} + {first}"
@@ -130,6 +130,7 @@ def row_patch_lines(patches: Patches, block: int) -> Iterator[str]:
     yield f"rows = row_first + {elements_text(patches, patches.query, numbers)}"
     inside = inside_text(patches, patches.query, "patch_first", block, numbers, held=True)
     yield f"row_exists = (rows >= 0) & (rows < q_len){' & ' * bool(inside)}{inside}"
+    yield "has_work = tl.max(row_exists.to(tl.int32), 0) > 0"
     yield from _box_lines(patches, "q", "patch_first", "q_offset", "q_offset + q_len - 1")
 
 

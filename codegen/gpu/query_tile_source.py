@@ -165,7 +165,8 @@ class QueryTile:
 
     def _count(self, loop: TileLoop) -> str:
         """The number of a loop's tiles."""
-        if self._program.tiling != DENSE and not self._listed:
+        some_idle = self._program.tiling != DENSE or self._program.patches is not None
+        if some_idle and not self._listed:
             return f"tl.where(has_work, {loop.count}, 0)"
         return loop.count
 

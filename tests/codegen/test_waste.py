@@ -79,7 +79,9 @@ def waste(name: str) -> float:
     }
     pattern = load(library.source(name).text, **{**open_numbers, **numbers})
     call = Call.of(pattern, LENGTH, heads=8, layers=layers, tables=tables)
-    passes = lower_passes(pattern, TILE, TILE, sizes=call.sizes, within=True, transposed=False)
+    passes = lower_passes(
+        pattern, TILE, TILE, sizes=call.sizes, within=True, transposed=False, patches=True
+    )
     pairs = pair_program(pattern, call.sizes, transposed=False)
     visible = visited = 0
     for head in (0, 5):
