@@ -34,6 +34,9 @@ REFERENCE_NUMBER = 1024  # for a run-time number without a default
 PASS_COST = 2.0  # tiles that merging a row tile of a further pass into the result is worth
 PARTIAL_COST = 1.2  # of a full tile
 GATHERED_COST = 1.9  # of a full tile of consecutive keys (docs/kernels.md, gathered keys)
+PATCH_COST = 1.15
+"""Of a tile of consecutive rows and keys. An estimate: what pointers cost beside descriptors is
+known (docs/kernels.md), what boxes of descriptors and patches with ragged rows cost is not."""
 LISTED_SHARE = 0.1
 """Of what a table may list, which is not known before a call: of tiles, or of the runs of keys that
 it decides one by one. Such runs are taken to lie apart, so that all tiles hold some."""
@@ -244,6 +247,8 @@ def counted_work(
         each = _listed_share(program, gather) * step / len(counted)
         if program.gathered > 1:
             each *= GATHERED_COST
+        if program.patches is not None:
+            each *= PATCH_COST
         for part in counted:
             counts = tile_counts(replace(program, listed=()), part.env)
             full += each * float(counts[0].sum())

@@ -63,7 +63,7 @@ class Access:
         described = config.load == "descriptor"
         self._gathered = gathered
         self._patches = patches
-        self._patch_box = None if patches is None else patch_box(patches)
+        self._patch_box = None if patches is None else patch_box(patches, "k")
         boxed = patches is None or self._patch_box is not None
         self._described = described and not gathered and boxed
         self._boxes = self._described or boxes

@@ -25,7 +25,7 @@ from patterncc.codegen.gpu.delta_source import ROW_NUMBERS
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
 from patterncc.codegen.gpu.isolation_source import columns_at_once
 from patterncc.codegen.gpu.kernel_source import KernelParameter
-from patterncc.codegen.gpu.patch_source import passing_elements, passing_inside
+from patterncc.codegen.gpu.patch_source import passing_elements, passing_inside, patch_box
 from patterncc.codegen.ir import DENSE
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class KeyAccess:
         problem: Dtype and head dimensions.
         config: Tile shape and the way to load.
         tiling: The classes of rows and keys.
-        patches: Tiles are patches of a raster, and all of them are loaded by pointers.
+        patches: Tiles are patches of a raster. Keys are loaded by pointers, and so are queries,
+            unless they are the box of a descriptor (`patch_box`).
         boxes: Tiles lie as descriptors would have them, however they are loaded.
 
     Attributes:
@@ -74,15 +75,19 @@ class KeyAccess:
         self.element = TYPES[problem.dtype]
         self._key_parts, self._value_parts = query_key_value_parts(problem)
         self._patches = patches
-        described = config.load == "descriptor" and patches is None
+        self._patch_box = None if patches is None else patch_box(patches, "q")
+        described = config.load == "descriptor"
+        if patches is not None:
+            described = described and self._patch_box is not None
         # Keys of a class are loaded once, by pointers, which need no complete group of them.
-        self._held_described = described and tiling.k_step == 1
+        self._held_described = described and tiling.k_step == 1 and patches is None
         self._passing_described = described
         self._rows_apart = tiling.q_step > 1
         self._boxes = described or boxes
         self._numbers_described = (
             described
             and not self._rows_apart
+            and patches is None
             and config.block_q * _NUMBER_BYTES % _DESCRIBED_ALIGNMENT == 0
         )
         self._rows = rows_of_call(tiling)
@@ -107,13 +112,19 @@ class KeyAccess:
     def descriptors(self) -> Iterator[KernelParameter]:
         """The descriptor parameters."""
         for names, rows, described, apart in (
-            (PASSING, self._config.block_q, self._passing_described, self._rows_apart),
+            (
+                PASSING,
+                self._config.block_q,
+                self._passing_described,
+                self._rows_apart or self._patch_box is not None,
+            ),
             (HELD, self._config.block_k, self._held_described, False),
         ):
             classes = (1,) if apart else ()
             for name in names if described else ():
                 for number, part in enumerate(self.parts_of(name)):
-                    box = (1, 1, rows, *classes, part.width)
+                    places = self._patch_box if apart and self._patch_box else (rows, *classes)
+                    box = (1, 1, *places, part.width)
                     kind = f"tensordesc<{self.element}[{', '.join(map(str, box))}]>"
                     yield KernelParameter(f"{name}_desc_{number}", kind, box=box)
         if self._numbers_described:
@@ -216,6 +227,9 @@ class KeyAccess:
         for number, part in enumerate(self.parts_of(name)):
             if self._passing_described:
                 first = "row_box, row_class" if self._rows_apart else "row_first"
+                if self._patches is not None:
+                    (width,) = self._patches.sizes
+                    first = f"row_first // {width}, row_first % {width}"
                 place = f"[batch, head, {first}, {part.start}]"
                 load = f"{name}_desc_{number}.load({place}).reshape(BLOCK_Q, {part.width})"
             else:

@@ -3,7 +3,7 @@ them, the kernel, and the sums of the chunks of key tiles that it splits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.list_plan import check_lists, sum_launches
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
 from patterncc.codegen.gpu.pass_plan import Kind
+from patterncc.codegen.gpu.query_tile_plan import patch_obstacle
 from patterncc.codegen.gpu.repair_plan import may_spoil, repair_launch, spoiled_buffer
 from patterncc.codegen.patches import tile_count
 from patterncc.dsl.errors import UnsupportedError
@@ -80,7 +81,9 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
     buffers = (*_state_buffers(one, call), Buffer("sums", sums, "float32"))
     grid = (chunks + places, kv_heads, call.batch)
     buffers += spoiled_buffer(source, grid)
-    yield planned_launch(source, grid, call, step=tiling.q_step, numbers=numbers, buffers=buffers)
+    # How far apart groups are in the view that tiles of rows are boxes of.
+    step = tiling.q_step if program.patches is None else program.patches.sizes[-1]
+    yield planned_launch(source, grid, call, step=step, numbers=numbers, buffers=buffers)
     if may_spoil(source):
         source = sources.get(emit_grad_key_value_repair, program, problem, config, **passes)
         yield repair_launch(source, grid, call, numbers)
@@ -124,11 +127,15 @@ def _state_buffers(one: Pass, call: Call) -> Iterator[Buffer]:
         yield Buffer(f"{name}_state", call.layouts[like].sizes, "float32")
 
 
-def _obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | None:
+def _obstacle(passes: Passes, call: Call) -> str | None:
     """Why tensor descriptors are impossible for some pass, or None."""
+    layouts = call.layouts
     for program in passes:
         if program.patches is not None:
-            continue  # loaded by pointers in any case
+            obstacle = patch_obstacle(program.patches, "q", PASSING, call)
+            if obstacle is not None:
+                return obstacle
+            continue
         tiling = program.tiling
         # Keys of a class are loaded once, by pointers.
         held = HELD if tiling.k_step == 1 else ()

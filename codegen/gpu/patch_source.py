@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 _NUMBERS = {"q": "tl.arange(0, BLOCK_Q)", "k": "tl.arange(0, BLOCK_K)"}
 
 
-def patch_box(patches: Patches) -> tuple[int, int] | None:
-    """The box that a tensor descriptor loads a passing tile of keys by, of a view `[.., groups,
-    width, head_dim]` of the length; None for a raster of more axes, whose view has more than a
-    tensor map can, and for extents that are no powers of two."""
-    extents = patches.passing_keys
+def patch_box(patches: Patches, side: Side) -> tuple[int, int] | None:
+    """The box that a tensor descriptor loads a passing tile of queries or of keys by, of a view
+    `[.., groups, width, head_dim]` of the length; None for a raster of more axes, whose view has
+    more than a tensor map can, and for extents that are no powers of two."""
+    extents = patches.passing(side)
     if len(extents) != 2 or any(extent & (extent - 1) for extent in extents):
         return None
     return extents[0], extents[1]

@@ -4,10 +4,10 @@ decide them, the kernel, and the one that repairs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
 
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.launches import Buffer, Call, Launch, ceildiv, planned_launch
-from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.list_plan import (
     check_lists,
     list_turns,
@@ -85,20 +85,19 @@ def query_tile_launches(
         yield from kernel(tiles, {})
 
 
-def query_tile_obstacle(
-    rows: Sequence[str], passes: Passes, layouts: Mapping[str, Layout]
-) -> str | None:
+def query_tile_obstacle(rows: Sequence[str], passes: Passes, call: Call) -> str | None:
     """Why tensor descriptors are impossible for some pass of such a kernel, or None.
 
     Args:
         rows: The tensors of which it loads query tiles.
         passes: The passes.
-        layouts: Of the call's tensors.
+        call: Its tensors and numbers.
     """
+    layouts = call.layouts
     for program in passes:
         tiling = program.tiling
         if program.patches is not None:
-            obstacle = _patch_obstacle(program.patches, layouts)
+            obstacle = patch_obstacle(program.patches, "k", ("key", "value"), call)
             if obstacle is not None:
                 return obstacle
             continue
@@ -117,18 +116,31 @@ def query_tile_obstacle(
     return None
 
 
-def _patch_obstacle(patches: Patches, layouts: Mapping[str, Layout]) -> str | None:
-    """Why no descriptor loads patches of keys, or None; those that are no boxes are loaded by
-    pointers in any case."""
-    if patch_box(patches) is None:
-        return None
+def patch_obstacle(
+    patches: Patches, side: Literal["q", "k"], names: Sequence[str], call: Call
+) -> str | None:
+    """Why no descriptor loads passing patches, or None.
+
+    Args:
+        patches: The patches.
+        side: Those of queries or of keys.
+        names: The tensors that they are tiles of.
+        call: Their layouts, and the offset.
+    """
+    if patch_box(patches, side) is None:
+        shape = " x ".join(map(str, patches.passing(side)))
+        return f"patches of {shape} places are no boxes of a descriptor"
     (width,) = patches.sizes
-    for name in ("key", "value"):
-        obstacle = layouts[name].descriptor_obstacle(width)
+    for name in names:
+        obstacle = call.layouts[name].descriptor_obstacle(width)
         if obstacle is not None:
             return obstacle
-    kv_len = layouts["key"].sizes[2]
-    return f"{kv_len} keys are no whole rows of {width}" if kv_len % width else None
+    length = call.layouts[names[0]].sizes[2]
+    what = "rows" if side == "q" else "keys"
+    if length % width:
+        return f"{length} {what} are no whole lines of a raster {width} wide"
+    offset = call.env["q_offset"] if side == "q" else 0
+    return f"position {offset} begins no line of a raster {width} wide" if offset % width else None
 
 
 def state_buffer(name: str, one: Pass, call: Call, like: str) -> tuple[Buffer, ...]:

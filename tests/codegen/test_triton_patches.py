@@ -12,6 +12,7 @@ from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.chunk_source import Progression
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.ir import Patches
+from patterncc.dsl.errors import ConfigError
 from tests.codegen.gradients import Case, differentiate, differentiate_key_value
 from tests.codegen.interpreter import Call, attend, interpreter
 
@@ -33,10 +34,12 @@ def patches(
     return Patches(sizes, query, key, key, query)
 
 
+BOXES = Patches((8,), (3, 4), (2, 8), (3, 5), (4, 4))
+
 CALLS = (
     Call(SMALL, 72, 72, config=POINTER, patches=patches((8,), (4, 8), (2, 8), turned=True)),
     Call(SMALL, 72, 72, config=DESCRIPTOR, patches=patches((8,), (4, 4), (4, 4)), dtype=HALF),
-    Call(SMALL, 72, 72, config=DESCRIPTOR, patches=patches((8,), (3, 4), (2, 8)), heads=(4, 2)),
+    Call(SMALL, 72, 72, config=DESCRIPTOR, patches=BOXES, heads=(4, 2)),
     Call(SMALL, 72, 72, config=POINTER, patches=patches((8,), (5, 6), (3, 5)), heads=(4, 2)),
     Call(SMALL, 61, 70, config=POINTER, patches=patches((8,), (8, 4), (4, 4)), batch=2),
     Call(SMALL, 1, 72, config=POINTER, patches=patches((8,), (8, 4), (4, 4)), offset=37),
@@ -69,6 +72,20 @@ def test_forward(worker: ProcessPoolExecutor, call: Call) -> None:
     limit = 2e-3 if call.dtype == HALF else 2e-6
     assert found.out < limit, found
     assert found.lse < limit, found
+
+
+def test_no_boxes_are_refused(worker: ProcessPoolExecutor) -> None:
+    """Descriptors were asked for, and what they cannot load is named."""
+    call = Call(SMALL, 72, 72, config=DESCRIPTOR, patches=patches((8,), (3, 4), (3, 5)))
+    with pytest.raises(ConfigError, match="patches of 3 x 5 places are no boxes of a descriptor"):
+        worker.submit(attend, call).result()
+    ragged = Call(SMALL, 61, 70, config=DESCRIPTOR, patches=BOXES)
+    with pytest.raises(ConfigError, match="70 keys are no whole lines of a raster 8 wide"):
+        worker.submit(attend, ragged).result()
+    early = Case(Call(SMALL, 16, 72, config=DESCRIPTOR, patches=BOXES, offset=5))
+    case = Case(early.call, config=BackwardConfig(DESCRIPTOR, DESCRIPTOR))
+    with pytest.raises(ConfigError, match="position 5 begins no line of a raster 8 wide"):
+        worker.submit(differentiate_key_value, case).result()
 
 
 @pytest.mark.parametrize("call", CALLS, ids=_name)
