@@ -226,6 +226,7 @@ def counted_work(
     sizes: Mapping[str, int] | None = None,
     *,
     gather: bool = False,
+    documents: int = 4,
 ) -> Work:
     """Counts the tiles of a call at the reference length.
 
@@ -234,8 +235,9 @@ def counted_work(
         passes: Its programs.
         sizes: As in `lower_passes`.
         gather: Whether they are compared with gathered ones.
+        documents: How many documents of one length are taken to be packed.
     """
-    env = _reference_numbers(pattern, sizes)
+    env = _reference_numbers(pattern, sizes, documents)
     full = partial = merges = 0.0
     for program in passes:
         step = program.tiling.q_step
@@ -257,7 +259,9 @@ def counted_work(
     return Work(full, partial, merges)
 
 
-def _reference_numbers(pattern: Pattern, sizes: Mapping[str, int] | None) -> dict[str, Any]:
+def _reference_numbers(
+    pattern: Pattern, sizes: Mapping[str, int] | None, documents: int = 4
+) -> dict[str, Any]:
     """The numbers and tables of a call at the reference length."""
     env: dict[str, Any] = {
         "heads": 8,
@@ -275,7 +279,7 @@ def _reference_numbers(pattern: Pattern, sizes: Mapping[str, int] | None) -> dic
     for number in pattern.numbers:
         env[number.name] = REFERENCE_NUMBER if number.value is None else number.value
     for table in pattern.tables:
-        env[table.name] = _reference_table(table.type)
+        env[table.name] = _reference_table(table.type, documents)
     return env
 
 
@@ -290,12 +294,12 @@ def _listed_share(program: BlockProgram, gather: bool) -> float:
     return LISTED_SHARE
 
 
-def _reference_table(kind: ParameterType) -> npt.NDArray[Any]:
-    """A table to count with: four documents of one length, one number everywhere, all true. It
-    holds one element, whatever its shape.
+def _reference_table(kind: ParameterType, documents: int) -> npt.NDArray[Any]:
+    """A table to count with: documents of one length, one number everywhere, all true. It holds one
+    element, whatever its shape.
     """
     if not isinstance(kind, TableType):
-        return np.arange(5, dtype=np.int64) * (REFERENCE_LENGTH // 4)
+        return np.arange(documents + 1, dtype=np.int64) * (REFERENCE_LENGTH // documents)
     shape = [REFERENCE_LENGTH if axis in (None, "token") else 1 for axis in kind.axes]
     element = np.bool_(True) if kind.element == "bool" else np.int64(REFERENCE_NUMBER)
     return np.broadcast_to(element, shape)

@@ -1,0 +1,415 @@
+"""Runs generated Gluon kernels on the CPU: their text, with Gluon's names done by torch.
+
+The functions of a program run as threads, one for each warpgroup that computes and one for the warp
+that loads, and meet at barriers as on the device. What is asynchronous happens as late as it may:
+products when they are waited for, copies out of shared memory when their tile is. So a tile that is
+overwritten too early shows in the results, and a barrier that nobody reaches is an error. Copies
+into shared memory happen at once: the earliest time shows whether their tile was free.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from patterncc.codegen.gpu.gluon.dialect import PRELUDE
+from patterncc.codegen.gpu.kernel_source import KernelSource
+from patterncc.codegen.gpu.launches import Launch
+
+_PATIENCE = 20.0
+"""Seconds that a thread waits for a barrier."""
+
+_BITS = {
+    ".to(tl.uint32, bitcast=True)": ".to(tl.int64).bitwise_and(0xFFFFFFFF)",
+    ".to(tl.int32, bitcast=True)": ".to(tl.int32)",
+}
+"""Bits read as another type, as torch has it."""
+
+_COMPARISONS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "lt": torch.lt,
+    "le": torch.le,
+    "eq": torch.eq,
+    "ne": torch.ne,
+}
+
+
+class Deadlock(AssertionError):
+    """A thread waited for what never came, or another one failed."""
+
+
+@dataclass
+class Barrier:
+    """An mbarrier: a phase is over when all arrivals and all bytes are there."""
+
+    condition: threading.Condition
+    count: int = 0
+    pending: int = 0
+    bytes: int = 0
+    phase: int = 0
+
+    def arrive(self, expected: int = 0) -> None:
+        with self.condition:
+            assert self.pending > 0, "more arrivals than the barrier counts"
+            self.pending -= 1
+            self.bytes += expected
+            self._turn()
+
+    def bring(self, size: int) -> None:
+        with self.condition:
+            self.bytes -= size
+            self._turn()
+
+    def wait(self, phase: int) -> None:
+        with self.condition:
+            # The phase before the first one counts as over.
+            if not self.condition.wait_for(lambda: self.phase != phase, _PATIENCE):
+                raise Deadlock(f"phase {phase} of a barrier never ends")
+
+    def _turn(self) -> None:
+        if self.pending == 0 and self.bytes == 0:
+            self.phase ^= 1
+            self.pending = self.count
+            self.condition.notify_all()
+
+
+@dataclass
+class Tile:
+    """A stretch of shared memory, or several."""
+
+    data: torch.Tensor
+
+    def index(self, number: Any) -> Tile:
+        number = int(number)
+        assert 0 <= number < self.data.shape[0], "outside of shared memory"
+        return Tile(self.data[number])
+
+    def reshape(self, shape: list[int]) -> Tile:
+        return Tile(self.data.view(shape))
+
+    def permute(self, order: tuple[int, ...]) -> Tile:
+        return Tile(self.data.permute(order))
+
+    def load(self, layout: Any) -> torch.Tensor:
+        return self.data.clone()
+
+    def store(self, value: torch.Tensor) -> None:
+        assert value.dtype == self.data.dtype
+        self.data.copy_(value)
+
+
+@dataclass
+class Barriers:
+    """Barriers in shared memory."""
+
+    all: list[Barrier]
+
+    def index(self, number: Any) -> Barrier:
+        place = int(number)
+        assert 0 <= place < len(self.all), "outside of shared memory"
+        return self.all[place]
+
+
+@dataclass
+class Pointer:
+    """Places in a tensor without gaps."""
+
+    memory: torch.Tensor
+    offset: Any = 0
+
+    def __add__(self, offset: Any) -> Pointer:
+        return Pointer(self.memory, self.offset + offset)
+
+
+@dataclass
+class Descriptor:
+    """A tensor as copies see it.
+
+    Attributes:
+        tensor: With as many axes as a box.
+        box: The shape of a tile.
+    """
+
+    tensor: torch.Tensor
+    box: tuple[int, ...]
+
+    def places(self, start: list[Any]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """What of the box lies within the tensor: there, and in the tile."""
+        there, here = [], []
+        for first, size, length in zip(start, self.box, self.tensor.shape, strict=True):
+            low = int(first)
+            begin, end = max(low, 0), max(min(low + size, length), 0)
+            end = max(begin, end)
+            there.append(slice(begin, end))
+            here.append(slice(begin - low, end - low))
+        return tuple(there), tuple(here)
+
+
+@dataclass
+class _Pending:
+    """A product that was asked for."""
+
+    compute: Callable[[], torch.Tensor]
+    found: list[torch.Tensor] = field(default_factory=list)
+
+    def done(self) -> torch.Tensor:
+        if not self.found:
+            self.found.append(self.compute())
+        return self.found[0]
+
+
+class _Thread(threading.local):
+    """What each thread has in flight."""
+
+    def __init__(self) -> None:
+        self.products: list[_Pending] = []
+        self.copies: list[Callable[[], None]] = []
+
+
+def run_launch(launch: Launch, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Runs a planned launch of a Gluon kernel.
+
+    Args:
+        launch: The launch.
+        tensors: What its descriptors and pointers are of, by name: CPU tensors.
+    """
+    described = [
+        Descriptor(torch.as_strided(tensors[name], sizes, strides), tuple(box))
+        for name, sizes, strides, box in launch.described
+    ]
+    pointers = [Pointer(_memory(tensors[name])) for name in launch.pointers]
+    Emulator(launch.source, (*described, *pointers, *launch.rest)).run(launch.grid)
+
+
+class Emulator:
+    """Runs the programs of one kernel, one after the other.
+
+    Args:
+        source: The kernel.
+        arguments: Its arguments in order: `Descriptor`, `Pointer`, numbers.
+    """
+
+    def __init__(self, source: KernelSource, arguments: Iterable[Any]) -> None:
+        self._source = source
+        self._arguments = [_number(argument) for argument in arguments]
+        self._own = _Thread()
+        self._condition = threading.Condition()
+        self._grid = (1, 1, 1)
+        self._program = (0, 0, 0)
+
+    def run(self, grid: tuple[int, int, int]) -> None:
+        """Runs all programs of a grid.
+
+        Raises:
+            AssertionError: A program reaches outside of a tensor or of shared memory, or reads a
+                product that may still run; `Deadlock` where it waits for what never comes.
+        """
+        scope = self._scope()
+        text = self._source.text.replace(PRELUDE, "")
+        for written, means in _BITS.items():
+            text = text.replace(written, means)
+        exec(compile(text, self._source.name, "exec"), scope)
+        self._grid = grid
+        for batch, head, tile in product(*(range(size) for size in reversed(grid))):
+            self._program = (tile, head, batch)
+            scope[self._source.name](*self._arguments)
+
+    # -------------------------------------------------------------------------------- names
+
+    def _scope(self) -> dict[str, Any]:
+        tl = SimpleNamespace(
+            int1=torch.bool,
+            int32=torch.int32,
+            int64=torch.int64,
+            uint32=torch.int64,  # holds all of them
+            float32=torch.float32,
+            bfloat16=torch.bfloat16,
+            float16=torch.float16,
+            constexpr=lambda value: value,
+            static_range=range,
+            program_id=lambda axis: _number(self._program[axis]),
+            num_programs=lambda axis: _number(self._grid[axis]),
+            num_warps=lambda: 4,
+            where=_where,
+            minimum=lambda a, b: torch.minimum(*_alike(a, b)),
+            maximum=lambda a, b: torch.maximum(*_alike(a, b)),
+            cast=lambda value, dtype: torch.as_tensor(value).to(dtype),
+            arange=lambda start, end, layout=None: torch.arange(start, end, dtype=torch.int32),
+            full=lambda shape, value, dtype, layout=None: torch.full(shape, value, dtype=dtype),
+            convert_layout=lambda value, layout: value,
+            sum=lambda value, axis: value.sum(axis),
+            max=lambda value, axis=None: value.max() if axis is None else value.amax(axis),
+            min=lambda value: value.min(),
+            zeros_like=torch.zeros_like,
+            exp2=torch.exp2,
+            log2=torch.log2,
+            load=_load,
+            store=_store,
+            inline_asm_elementwise=_assembly,
+            **dict.fromkeys(_LAYOUTS, _layout),
+        )
+        return {
+            "tl": tl,
+            "gluon": SimpleNamespace(jit=lambda function: function),
+            "BARRIER": Barriers,
+            "allocate": self._allocate,
+            "init_barrier": _init_barrier,
+            "expect_bytes": lambda barrier, size: barrier.arrive(size),
+            "arrive": lambda barrier: barrier.arrive(),
+            "wait": lambda barrier, phase: barrier.wait(int(phase)),
+            "copy_in": _copy_in,
+            "copy_out": self._copy_out,
+            "copied_out": self._copied_out,
+            "multiply": self._multiply,
+            "finish": self._finish,
+            "show_to_copies": lambda: None,
+            "synchronize": lambda: None,
+            "running_sum": lambda values: values.cumsum(0).to(values.dtype),
+            "run_apart": self._run_apart,
+        }
+
+    def _allocate(self, dtype: torch.dtype, shape: list[int], layout: Any) -> Tile | Barriers:
+        if layout is Barriers:
+            return Barriers([Barrier(self._condition) for _ in range(shape[0])])
+        return Tile(torch.full(shape, float("nan"), dtype=dtype))
+
+    def _copy_out(self, descriptor: Descriptor, start: list[Any], tile: Tile) -> None:
+        there, here = descriptor.places(start)
+
+        def copy() -> None:
+            descriptor.tensor[there] = tile.data[here]
+
+        self._own.copies.append(copy)
+
+    def _copied_out(self, running: int) -> None:
+        copies = self._own.copies
+        while len(copies) > running:
+            copies.pop(0)()
+
+    def _multiply(
+        self, left: Any, right: Tile, onto: Any, *, use_acc: bool = True, is_async: bool = False
+    ) -> _Pending:
+        assert is_async
+
+        def compute() -> torch.Tensor:
+            rows = left.data if isinstance(left, Tile) else left
+            product = rows.float() @ right.data.float()
+            return product + onto if use_acc else product
+
+        assert not isinstance(onto, _Pending), "an accumulator that is being added to"
+        pending = _Pending(compute)
+        self._own.products.append(pending)
+        return pending
+
+    def _finish(self, running: int, deps: tuple[Any, ...]) -> torch.Tensor:
+        products = self._own.products
+        while len(products) > running:
+            products.pop(0).done()
+        (wanted,) = deps
+        assert isinstance(wanted, _Pending)
+        assert wanted.found, "a product is read that may still run"
+        return wanted.found[0]
+
+    def _run_apart(self, functions: list[Any], warps: list[int], registers: list[int]) -> None:
+        failures: list[BaseException] = []
+
+        def run(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+            try:
+                function(*arguments)
+                assert not self._own.copies, "a program ends before its tiles were read"
+                assert not self._own.products
+            except BaseException as failure:
+                failures.append(failure)
+
+        threads = [threading.Thread(target=run, args=one) for one in functions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+
+
+_LAYOUTS = (
+    "NVMMADistributedLayout",
+    "NVMMASharedLayout",
+    "DotOperandLayout",
+    "BlockedLayout",
+    "SliceLayout",
+)
+
+
+def _memory(tensor: torch.Tensor) -> torch.Tensor:
+    """All that lies behind a tensor's first element, as one row."""
+    first = tensor.storage_offset()
+    length = tensor.untyped_storage().nbytes() // tensor.element_size() - first
+    return torch.as_strided(tensor, (length,), (1,), first)
+
+
+def _layout(*fields: Any, **named: Any) -> str:
+    return "layout"
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, int):
+        return torch.tensor(value, dtype=torch.int32)
+    return value
+
+
+def _alike(left: Any, right: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two operands as tensors of one dtype; a number takes that of the other."""
+    if not isinstance(left, torch.Tensor):
+        left = torch.as_tensor(left, dtype=getattr(right, "dtype", None))
+    if not isinstance(right, torch.Tensor):
+        right = torch.as_tensor(right, dtype=left.dtype)
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    return left.to(dtype), right.to(dtype)
+
+
+def _where(condition: Any, then: Any, otherwise: Any) -> torch.Tensor:
+    then, otherwise = _alike(then, otherwise)
+    return torch.where(torch.as_tensor(condition), then, otherwise)
+
+
+def _load(pointer: Pointer, mask: Any = None, other: float = 0.0) -> torch.Tensor:
+    place = torch.as_tensor(pointer.offset).long()
+    mask = torch.ones_like(place, dtype=torch.bool) if mask is None else mask.expand(place.shape)
+    memory = pointer.memory
+    assert bool(((place >= 0) & (place < memory.numel()))[mask].all()), "outside of memory"
+    found = memory[torch.where(mask, place, 0)]
+    return torch.where(mask, found, torch.as_tensor(other, dtype=memory.dtype))
+
+
+def _store(pointer: Pointer, value: torch.Tensor, mask: torch.Tensor) -> None:
+    place = torch.as_tensor(pointer.offset).long()
+    mask = mask.expand(place.shape)
+    place, memory = place[mask], pointer.memory
+    assert bool(((place >= 0) & (place < memory.numel())).all()), "outside of memory"
+    memory[place] = value.expand(mask.shape)[mask]
+
+
+def _init_barrier(barrier: Barrier, *, count: int) -> None:
+    barrier.count = barrier.pending = count
+
+
+def _copy_in(descriptor: Descriptor, start: list[Any], barrier: Barrier, tile: Tile) -> None:
+    there, here = descriptor.places(start)
+    tile.data.zero_()
+    tile.data[here] = descriptor.tensor[there]
+    barrier.bring(tile.data.numel() * tile.data.element_size())
+
+
+def _assembly(text: str, registers: str, operands: list[Any], **options: Any) -> torch.Tensor:
+    """The only assembly that kernels have: scores where all comparisons hold."""
+    scores = operands[0]
+    allowed = torch.ones(scores.shape, dtype=torch.bool)
+    for name, left, right in re.findall(r"setp\.(\w\w)(?:\.and)?\.s32 p, \$(\d+), \$(\d+)", text):
+        a, b = _alike(operands[int(left) - 1], operands[int(right) - 1])
+        allowed &= _COMPARISONS[name](a, b)
+    return torch.where(allowed, scores, float("-inf"))
