@@ -26,6 +26,11 @@ _HEADINGS: dict[Direction, str] = {
     "transposed": "key tile -> query tiles   (reads k_tile, k_last, q_offset, q_len)",
 }
 
+_PATCH_HEADINGS: dict[Direction, str] = {
+    "forward": "query tile -> key tiles, by where they begin   (reads the box of the query tile)",
+    "transposed": "key tile -> query tiles, by where they begin   (reads the box of the key tile)",
+}
+
 
 def format_program(program: BlockProgram) -> str:
     """The text that `--emit ir` prints."""
@@ -47,7 +52,8 @@ def format_program(program: BlockProgram) -> str:
         lines.append(f"listed by  {format_clauses(program.listed)}")
     if program.ignored:
         lines.append(f"no bound   {'; '.join(map(expression_text, program.ignored))}")
-    for direction, heading in _HEADINGS.items():
+    headings = _HEADINGS if program.patches is None else _PATCH_HEADINGS
+    for direction, heading in headings.items():
         if program.gathered > 1:
             heading = heading.replace("key tile", "key" if program.block_k == 1 else "run")
         if direction == "transposed" and program.transposed is None:
