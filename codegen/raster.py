@@ -201,13 +201,14 @@ class _Coordinates:
                     if rest is not None:
                         return floordiv(whole, Const(divisor // step))
                 return quotient
-            case Mod(value, Const(divisor)) as remainder:
+            case Mod(value, Const(divisor)):
+                value = _modulo(value, divisor)
                 for step in self._common(divisor):
                     whole, rest = self._split(value, step)
                     if rest is not None:
                         again = modulo(whole, Const(divisor // step))
                         return add(multiply(Const(step), self._small(again)), rest)
-                return remainder
+                return modulo(value, Const(divisor))
             case simple:
                 return simple
 
@@ -254,3 +255,17 @@ class _Coordinates:
             case Mod(Var() as one, Const(divisor)) if self._most.get(one, divisor) < divisor:
                 return one
         return remainder
+
+
+def _modulo(value: IntExpr, divisor: int) -> IntExpr:
+    """A number without the multiples of a divisor in it."""
+    kept: list[IntExpr] = []
+    for term in value.terms if isinstance(value, Sum) else (value,):
+        match term:
+            case Const(number):
+                kept.append(Const(number % divisor))
+            case Product((Const(factor), *_)) if factor % divisor == 0:
+                pass
+            case _:
+                kept.append(term)
+    return add(*kept)

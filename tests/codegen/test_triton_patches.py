@@ -22,6 +22,7 @@ HALF = "float16"
 SMALL = "neighborhood(9, 8, 5)"
 BLOCKS = "q // 8 // 3 == k // 8 // 3 and q % 8 // 4 == k % 8 // 4"
 VIDEO = "neighborhood_3d(4, 5, 6, 3, 3, 5)"
+DILATED = "neighborhood(10, 8, 3, dilation = 2)"  # a raster of four axes
 EDGE = "q // 10 - k // 10 <= 2 and k // 10 <= q // 10 and abs(q % 10 - k % 10) <= 3"
 
 
@@ -49,6 +50,7 @@ CALLS = (
     Call(BLOCKS, 53, 69, config=POINTER, patches=patches((8,), (4, 4), (2, 8)), fills=True),
     Call(VIDEO, 120, 120, config=POINTER, patches=patches((5, 6), (2, 4, 4), (1, 4, 4))),
     Call(VIDEO, 90, 113, config=POINTER, patches=patches((5, 6), (2, 5, 3), (2, 2, 4))),
+    Call(DILATED, 80, 80, config=POINTER, patches=patches((2, 4, 2), (2, 2, 4, 2), (3, 1, 4, 1))),
     Call(EDGE, 85, 85, config=POINTER, patches=patches((10,), (4, 8), (2, 8)), fills=True),
     Call(EDGE, 80, 80, config=DESCRIPTOR, patches=patches((10,), (4, 4), (2, 8)), fills=True),
 )
