@@ -92,7 +92,8 @@ def cases(draw: st.DrawFn) -> Case:
         )
         loose = loose and not loose_axis
     text = DEFINITIONS + f"pattern drawn(late):\n    {' and '.join(f'({t})' for t in terms)}\n"
-    late = draw(st.integers(1, min(sizes)))
+    usual = st.integers(1, min(sizes))
+    late = draw(st.one_of(usual, usual, st.integers(-6, 14)))  # larger than an axis, or negative
     body = specialise(load(text).body, {})
     found = [raster for raster in rasters(body) if raster.sizes == inner]
     assume(found)
@@ -115,7 +116,11 @@ def cases(draw: st.DrawFn) -> Case:
     }
     rows = max(prod(patches.query), prod(patches.passing_queries)) + spare
     tile = rows, max(prod(patches.key), prod(patches.passing_keys))
-    exact = whole and not any(t in text for t in ("% 2 == ", "% 3 == ", "% 4 == ", "layer"))
+    exact = (
+        whole
+        and 1 <= late <= min(sizes)
+        and not any(t in text for t in ("% 2 == ", "% 3 == ", "% 4 == ", "layer"))
+    )
     return Case(text, found[0], body, patches, tile, env, exact and not found[0].others)
 
 
