@@ -139,7 +139,10 @@ class Job:
             UnsupportedError: For a term that has no lowering.
         """
         sizes = tuple(sorted(self.sizes.items()))
-        return _lowered(self.structure, block_q, block_k, sizes, self.within, transposed, gather)
+        patches = self.problem.terms.plain
+        return _lowered(
+            self.structure, block_q, block_k, sizes, self.within, transposed, gather, patches
+        )
 
     @cached_property
     def density(self) -> float:
@@ -163,9 +166,10 @@ def _lowered(
     within: bool,
     transposed: bool,
     gather: bool,
+    patches: bool,
 ) -> Passes:
     if transposed:
-        forward = _lowered(structure, block_q, block_k, sizes, within, False, False)
+        forward = _lowered(structure, block_q, block_k, sizes, within, False, False, patches)
         return tuple(with_transposed(program) for program in forward)
     return lower_passes(
         load(structure),
@@ -175,4 +179,5 @@ def _lowered(
         within=within,
         transposed=False,
         gather=gather,
+        patches=patches,
     )

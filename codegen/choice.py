@@ -6,7 +6,7 @@ pattern and the tile, not on the call: a new length never compiles another kerne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -15,10 +15,12 @@ import numpy.typing as npt
 
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.decompose import Part, decompositions
-from patterncc.codegen.ir import DENSE, BlockProgram, Passes, Tiling
+from patterncc.codegen.ir import DENSE, BlockProgram, Passes, Patches, Tiling
 from patterncc.codegen.listing import decides_runs, run_length
 from patterncc.codegen.lower import initial_part, specialise, with_transposed
 from patterncc.codegen.passes import run_passes
+from patterncc.codegen.patch_choice import patch_choices
+from patterncc.codegen.patches import patch_program
 from patterncc.codegen.schedule import tile_counts
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Predicate
@@ -32,6 +34,9 @@ REFERENCE_NUMBER = 1024  # for a run-time number without a default
 PASS_COST = 2.0  # tiles that merging a row tile of a further pass into the result is worth
 PARTIAL_COST = 1.2  # of a full tile
 GATHERED_COST = 1.9  # of a full tile of consecutive keys (docs/kernels.md, gathered keys)
+PATCH_COST = 1.15
+"""Of a tile of consecutive rows and keys. An estimate: what pointers cost beside descriptors is
+known (docs/kernels.md), what boxes of descriptors and patches with ragged rows cost is not."""
 LISTED_SHARE = 0.1
 """Of what a table may list, which is not known before a call: of tiles, or of the runs of keys that
 it decides one by one. Such runs are taken to lie apart, so that all tiles hold some."""
@@ -68,6 +73,7 @@ def lower_passes(
     transposed: bool = True,
     tiling: TilingChoice = "auto",
     gather: bool = True,
+    patches: bool = False,
     check: bool = False,
 ) -> Passes:
     """The programs that together compute a pattern, over disjoint pairs.
@@ -83,6 +89,7 @@ def lower_passes(
             their own variables, `auto` for what visits fewest tiles.
         gather: Whether key tiles may be gathered, which not all executors do. Programs with the
             transposed direction never are: kernels that loop in it gather nothing.
+        patches: Whether tiles may be patches of a raster, which not all executors visit.
         check: Whether to verify each program at each step.
 
     Raises:
@@ -97,6 +104,7 @@ def lower_passes(
         within=within,
         tiling=tiling,
         gather=gather and not transposed,
+        patches=patches,
         check=check,
     )
     passes = min(found, key=lambda candidate: candidate.cost).passes
@@ -113,6 +121,7 @@ def candidates(
     within: bool = False,
     tiling: TilingChoice = "auto",
     gather: bool = True,
+    patches: bool = False,
     check: bool = False,
 ) -> tuple[Candidate, ...]:
     """The ways to compute a pattern that a choice of tiling leaves, with their counted costs.
@@ -127,7 +136,12 @@ def candidates(
     def runs(term: Predicate) -> int | None:
         return run_length(term, block_q, block_k) if gather else None
 
-    ways = list(decompositions(specialise(pattern.body, sizes or {}), runs))
+    body = specialise(pattern.body, sizes or {})
+    ways = list(decompositions(body, runs))
+    # Rows before the first key, or after the last one, would be in patches of other positions.
+    in_patches: list[Candidate] = []
+    if patches and within and tiling == "auto":
+        in_patches = list(_in_patches(pattern, body, block_q, block_k, sizes, check))
     if tiling == "dense":
         ways = ways[:1]
     elif tiling == "strided":
@@ -157,12 +171,34 @@ def candidates(
             continue
         passes = tuple(run_passes(program, check=check) for program in initial)
         cost = 0.0
-        if len(ways) > 1:
+        if len(ways) > 1 or in_patches:
             cost = counted_work(pattern, passes, sizes, gather=gather).cost()
         found.append(Candidate(parts, initial, passes, cost))
+    if in_patches:
+        found.append(min(in_patches, key=lambda candidate: candidate.cost))
     if refusal is not None and not any(candidate.passes for candidate in found):
         raise refusal
     return tuple(found)
+
+
+def _in_patches(
+    pattern: Pattern,
+    body: Predicate,
+    block_q: int,
+    block_k: int,
+    sizes: Mapping[str, int] | None,
+    check: bool,
+) -> Iterator[Candidate]:
+    """The ways to compute a mask in patches, one for each raster that it may be about."""
+    env = {**_reference_numbers(pattern, sizes), "q_offset": 0}
+    for each in patch_choices(body, block_q, block_k, env):
+        tile = block_q, block_k
+        program = patch_program(
+            pattern.structure, body, each.raster, each.patches, tile, fills=each.fills
+        )
+        passes = (run_passes(program, check=check),)
+        cost = counted_work(pattern, passes, sizes).cost()
+        yield Candidate((Part(body, patches=each.patches),), (program,), passes, cost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +237,32 @@ def counted_work(
         gather: Whether they are compared with gathered ones.
         documents: How many documents of one length are taken to be packed.
     """
+    env = _reference_numbers(pattern, sizes, documents)
+    full = partial = merges = 0.0
+    for program in passes:
+        step = program.tiling.q_step
+        counted = [
+            part
+            for part in row_classes(program, env)
+            if part.first_row % max(step // _CLASSES_COUNTED, 1) == 0
+        ]
+        each = _listed_share(program, gather) * step / len(counted)
+        if program.gathered > 1:
+            each *= GATHERED_COST
+        if program.patches is not None:
+            each *= PATCH_COST
+        for part in counted:
+            counts = tile_counts(replace(program, listed=()), part.env)
+            full += each * float(counts[0].sum())
+            partial += each * float(counts[1].sum())
+            merges += (len(passes) > 1) * len(counts[0]) * step / len(counted)
+    return Work(full, partial, merges)
+
+
+def _reference_numbers(
+    pattern: Pattern, sizes: Mapping[str, int] | None, documents: int = 4
+) -> dict[str, Any]:
+    """The numbers and tables of a call at the reference length."""
     env: dict[str, Any] = {
         "heads": 8,
         "kv_heads": 8,
@@ -218,23 +280,7 @@ def counted_work(
         env[number.name] = REFERENCE_NUMBER if number.value is None else number.value
     for table in pattern.tables:
         env[table.name] = _reference_table(table.type, documents)
-    full = partial = merges = 0.0
-    for program in passes:
-        step = program.tiling.q_step
-        counted = [
-            part
-            for part in row_classes(program, env)
-            if part.first_row % max(step // _CLASSES_COUNTED, 1) == 0
-        ]
-        each = _listed_share(program, gather) * step / len(counted)
-        if program.gathered > 1:
-            each *= GATHERED_COST
-        for part in counted:
-            counts = tile_counts(replace(program, listed=()), part.env)
-            full += each * float(counts[0].sum())
-            partial += each * float(counts[1].sum())
-            merges += (len(passes) > 1) * len(counts[0]) * step / len(counted)
-    return Work(full, partial, merges)
+    return env
 
 
 def _listed_share(program: BlockProgram, gather: bool) -> float:
@@ -266,12 +312,17 @@ def tiling_names(passes: Passes) -> str:
 
 def pass_name(program: BlockProgram) -> str:
     """The variables of a pass, or how its keys are gathered, in a few words."""
-    return tiling_name(program.tiling, program.block_k if program.gathered > 1 else None)
+    run = program.block_k if program.gathered > 1 else None
+    return tiling_name(program.tiling, run, program.patches)
 
 
-def tiling_name(tiling: Tiling, run: int | None = None) -> str:
+def tiling_name(tiling: Tiling, run: int | None = None, patches: Patches | None = None) -> str:
     """Variables in a few words: `dense`, `residue 8` (rows and keys), `key stride 4`; `gathered
-    keys` or `gathered runs of 32` where key tiles are gathered from runs of `run` keys."""
+    keys` or `gathered runs of 32` where key tiles are gathered from runs of `run` keys; `patches of
+    8x16 queries, 8x8 keys` where tiles are such."""
+    if patches is not None:
+        query, key = ("x".join(map(str, each)) for each in (patches.query, patches.passing_keys))
+        return f"patches of {query} queries, {key} keys"
     if run is not None:
         return "gathered keys" if run == 1 else f"gathered runs of {run}"
     if tiling == DENSE:

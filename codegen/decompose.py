@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from patterncc.codegen.ir import DENSE, Q_CLASS, Tiling
+from patterncc.codegen.ir import DENSE, Q_CLASS, Patches, Tiling
 from patterncc.codegen.listing import is_listed
 from patterncc.codegen.scalars import is_scalar
 from patterncc.codegen.terms import conjunctions
@@ -54,11 +54,13 @@ class Part:
         body: The pairs, among those that lie within the classes of the tiling.
         tiling: The variables.
         run: Its key tiles are gathered from runs of so many keys; None for consecutive keys.
+        patches: Its tiles are patches of a raster; None for consecutive rows and keys.
     """
 
     body: Predicate
     tiling: Tiling = DENSE
     run: int | None = None
+    patches: Patches | None = None
 
 
 Runs: TypeAlias = Callable[[Predicate], "int | None"]

@@ -7,6 +7,8 @@ to every one of its `block_k` (`block_q`) positions, so a tile that hangs over t
 full and rows past the last query do not matter. It is *partial* when some pair of it is allowed and
 it is not full. Bounds are scalar expressions: no tensor, no table of tiles, no length built in.
 
+Of a program with `Patches` tiles are patches of a raster instead, and their numbers count those.
+
 A pattern is lowered to one program or to several *passes*: programs over disjoint sets of pairs,
 whose results are merged by their log-sum-exp. A pass may work in changed variables, see `Tiling`.
 It may be *gathered*: what it visits are then no key tiles but *runs* of a few keys, often of one,
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal, TypeAlias
 
 from patterncc.dsl.errors import InternalError
@@ -46,13 +49,23 @@ _ZERO = Const(0)
 
 
 @dataclass(frozen=True, slots=True)
+class Repeat:
+    """A loop around one over tiles: `for m in [lo, hi): add step * m to the tile's number`."""
+
+    lo: IntExpr
+    hi: IntExpr
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sweep:
     """A loop over tiles: `for n in [lo, hi): visit tile stride * n + phase`, run only where `guard`
     holds.
 
     `stride == 1` is an interval, more a progression. With `classes > 1` it stands for that many
     loops, one for each value of `RESIDUE` in `[0, classes)`, which `guard`, `lo`, `hi` and `phase`
-    may read. `hi <= lo` is an empty loop.
+    may read. `hi <= lo` is an empty loop. Each of `repeats`, the innermost first, is a loop around
+    it; what `lo`, `hi` and `phase` are does not depend on those.
     """
 
     kind: Kind
@@ -62,6 +75,7 @@ class Sweep:
     stride: int = 1
     phase: IntExpr = _ZERO
     classes: int = 1
+    repeats: tuple[Repeat, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +106,82 @@ class Tiling:
 
 
 DENSE = Tiling()
+
+MOST_AXES = 4  # of a raster
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """Tiles that are patches of a raster: rows (or keys) which are near each other along all of its
+    axes, and not only along the sequence.
+
+    The position of the place `(a_0, a_1, ...)` is `(a_0 * sizes[0] + a_1) * sizes[1] + ...`; the
+    outermost axis has no size, it is as long as the sequence. A patch is a box of places; element
+    `i` of a tile is place number `i` of its patch, counted in the same way. A tile may have more
+    elements than its patch has places. What lies past the end of a patch or of an inner axis, is
+    before the call's first row or after its last, or after the last key, does not exist.
+    Coordinates, lengths and the offset are the call's.
+
+    Tiles that a program *holds* (of rows in the forward direction, of keys in the transposed one)
+    begin at multiples of their extents and are numbered as places are, the outermost axis first:
+    those of keys from the one with key 0, those of queries from the first of the band, of all
+    patches with the same `a_0`, that the call's first row is in. Tiles that *pass* begin wherever
+    what the held one sees begins, and the number of such a tile in `Sweep` is the position of its
+    first place.
+
+    Bounds read the *box* of the held tile instead of `Q_FIRST` to `K_LAST`: `box(side, "first")`
+    and `box(side, "last")` along each axis, of its places that lie within the axis and, along the
+    outermost one, hold a row (or key) of the call.
+
+    Attributes:
+        sizes: Places along each axis but the outermost.
+        query: Extents of a held tile of queries along each axis, at most `block_q` places.
+        passing_keys: Extents of the tiles of keys that pass it, at most `block_k` places.
+        key: Extents of a held tile of keys, at most `block_k` places.
+        passing_queries: Extents of the tiles of queries that pass it, at most `block_q` places.
+    """
+
+    sizes: tuple[int, ...]
+    query: tuple[int, ...]
+    passing_keys: tuple[int, ...]
+    key: tuple[int, ...]
+    passing_queries: tuple[int, ...]
+
+    @property
+    def area(self) -> int:
+        """Positions for each place of the outermost axis."""
+        return prod(self.sizes)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """How many positions are between neighbouring places along each axis."""
+        return tuple(prod(self.sizes[axis:]) for axis in range(len(self.sizes) + 1))
+
+    def held(self, side: Literal["q", "k"]) -> tuple[int, ...]:
+        """Extents of held tiles of queries or of keys."""
+        return self.query if side == "q" else self.key
+
+    def passing(self, side: Literal["q", "k"]) -> tuple[int, ...]:
+        """Extents of passing tiles of queries or of keys."""
+        return self.passing_queries if side == "q" else self.passing_keys
+
+    def counts(self, side: Literal["q", "k"]) -> tuple[int, ...]:
+        """How many held patches there are along each axis but the outermost."""
+        inner = zip(self.sizes, self.held(side)[1:], strict=True)
+        return tuple(-(-size // extent) for size, extent in inner)
+
+
+def box(side: Literal["q", "k"], end: Literal["first", "last"], axis: int) -> Var:
+    """The coordinate of a patch of queries or keys along an axis where it begins or ends."""
+    return Var(f"{side}_{end}_{axis}")
+
+
+BOX_NAMES = frozenset(
+    f"{side}_{end}_{axis}"
+    for side in ("q", "k")
+    for end in ("first", "last")
+    for axis in range(MOST_AXES)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +255,10 @@ class BlockProgram:
             keys. A gathered program is dense (`DENSE`). All that is said above of key tiles is then
             true of runs: a run is visited, partial or full by itself, and a key tile of full runs
             needs no mask.
+        patches: What tiles are, if they are patches of a raster; a program with patches is dense
+            and neither listed nor gathered. Every tile with an allowed pair is visited, and full
+            ones are full, but where a term is in `ignored`, or the call begins or ends within a
+            place of the outermost axis, a visited tile may turn out empty and a partial one full.
     """
 
     structure: str
@@ -179,6 +273,7 @@ class BlockProgram:
     listed: Clauses = ()
     ignored: tuple[Predicate, ...] = ()
     gathered: int = 1
+    patches: Patches | None = None
 
     @property
     def tile_keys(self) -> int:

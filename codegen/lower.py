@@ -32,9 +32,11 @@ from patterncc.codegen.ir import (
 )
 from patterncc.codegen.listing import split_listed
 from patterncc.codegen.passes import run_passes
+from patterncc.codegen.patches import transposed_patches
 from patterncc.codegen.pieces import Piece, TooIntricateError
 from patterncc.codegen.presburger import Relation, without_covers
 from patterncc.codegen.ranges import LEAST, without_foregone
+from patterncc.codegen.raster import raster_of
 from patterncc.codegen.tiling import change_variables, residue_tiling
 from patterncc.dsl.build import add, all_of, compare, multiply, substitute
 from patterncc.dsl.mask import (
@@ -107,6 +109,9 @@ def initial_transposed(program: BlockProgram) -> BlockProgram:
     Raises:
         TooIntricateError: The transposed direction cannot be found within the compiler's budget.
     """
+    if program.patches is not None:
+        raster = raster_of(program.mask, program.patches.sizes)
+        return replace(program, transposed=transposed_patches(program, raster))
     geometry = _Geometry(program.block_q, program.block_k, program.assume != TRUE, program.tiling)
     known, _ = split_listed(
         program.mask, program.block_q, program.block_k, gathered=program.gathered > 1

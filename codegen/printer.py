@@ -13,6 +13,7 @@ from patterncc.codegen.ir import (
     Direction,
     Entries,
     Literals,
+    Patches,
     Range,
     Sweep,
 )
@@ -23,6 +24,11 @@ from patterncc.dsl.printer import expression_text
 _HEADINGS: dict[Direction, str] = {
     "forward": "query tile -> key tiles   (reads q_first, q_last)",
     "transposed": "key tile -> query tiles   (reads k_tile, k_last, q_offset, q_len)",
+}
+
+_PATCH_HEADINGS: dict[Direction, str] = {
+    "forward": "query tile -> key tiles, by where they begin   (reads the box of the query tile)",
+    "transposed": "key tile -> query tiles, by where they begin   (reads the box of the key tile)",
 }
 
 
@@ -40,11 +46,14 @@ def format_program(program: BlockProgram) -> str:
         query = add(multiply(Const(tiling.q_step), Q), *([Q_CLASS] if tiling.q_step > 1 else []))
         key = add(multiply(Const(tiling.k_step), K), tiling.k_class)
         lines.append(f"positions  query {expression_text(query)}, key {expression_text(key)}")
+    if program.patches is not None:
+        lines.append(f"patches    {format_patches(program.patches)}")
     if program.listed:
         lines.append(f"listed by  {format_clauses(program.listed)}")
     if program.ignored:
         lines.append(f"no bound   {'; '.join(map(expression_text, program.ignored))}")
-    for direction, heading in _HEADINGS.items():
+    headings = _HEADINGS if program.patches is None else _PATCH_HEADINGS
+    for direction, heading in headings.items():
         if program.gathered > 1:
             heading = heading.replace("key tile", "key" if program.block_k == 1 else "run")
         if direction == "transposed" and program.transposed is None:
@@ -63,6 +72,21 @@ def format_keys(program: BlockProgram) -> str:
     if program.block_k == 1:
         return f"{program.gathered} gathered keys"
     return f"{program.gathered} gathered runs of {program.block_k} keys"
+
+
+def format_patches(patches: Patches) -> str:
+    """What held and passing tiles are, in each direction."""
+    sizes = " x ".join(map(str, patches.sizes))
+    wide = "wide" if len(patches.sizes) == 1 else "a place of its first axis"
+    query, keys = shape_text(patches.query), shape_text(patches.passing_keys)
+    key, queries = shape_text(patches.key), shape_text(patches.passing_queries)
+    forward = f"{query} queries, {keys} keys"
+    return f"{forward}; transposed {key} keys, {queries} queries; of a raster {sizes} {wide}"
+
+
+def shape_text(extents: tuple[int, ...]) -> str:
+    """Extents of a patch: `8x16`."""
+    return "x".join(map(str, extents))
 
 
 def format_clauses(listed: Clauses) -> str:
@@ -91,7 +115,13 @@ def format_sweep(sweep: Sweep) -> str:
     phase = expression_text(sweep.phase)
     if phase != "0":
         tile = f"{tile} + {phase}" if sweep.stride > 1 else f"n + {phase}"
+    repeats = ""
+    for number, repeat in enumerate(sweep.repeats):
+        counter = f"m_{len(sweep.repeats) - 1 - number}"
+        bounds = ", ".join(map(expression_text, (repeat.lo, repeat.hi)))
+        repeats = f"for {counter} in [{bounds}): {repeats}"
+        tile = f"{repeat.step} * {counter} + {tile}" if repeat.step > 1 else f"{counter} + {tile}"
     classes = f"for residue in [0, {sweep.classes}): " if sweep.classes > 1 else ""
     low, high = expression_text(sweep.lo), expression_text(sweep.hi)
-    text = f"{sweep.kind:<8} {classes}for n in [{low}, {high}): tile {tile}"
+    text = f"{sweep.kind:<8} {repeats}{classes}for n in [{low}, {high}): tile {tile}"
     return text if sweep.guard == TRUE else f"{text}   where {expression_text(sweep.guard)}"

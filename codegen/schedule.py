@@ -7,13 +7,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from patterncc.codegen import lookup
 from patterncc.codegen.ir import BlockProgram, Clauses, Comparison, Direction, Entries, Sweep
+from patterncc.codegen.patches import boxes, tile_count
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import (
     MISSING,
@@ -103,7 +104,7 @@ def evaluate(expr: Expr, env: Env) -> Any:
 @dataclass(frozen=True, slots=True)
 class TileLists:
     """Visited tiles in compressed rows: row `i` visits `tiles[indptr[i]:indptr[i + 1]]`, ascending;
-    of a gathered program runs of keys.
+    of a gathered program runs of keys, of one with patches the positions where they begin.
 
     Attributes:
         indptr: int64 `[rows + 1]`.
@@ -135,8 +136,14 @@ def transposed_tiles(program: BlockProgram, env: Env) -> TileLists:
     return _lists(program, env, "transposed")
 
 
+def tile_lists(program: BlockProgram, env: Env, direction: Direction) -> TileLists:
+    """The tiles of one direction; arguments and errors as in `forward_tiles`."""
+    return _lists(program, env, direction)
+
+
 def block_map(program: BlockProgram, env: Env) -> npt.NDArray[np.uint8]:
-    """The map `[query tiles, key tiles]` of one head: 0 empty, 1 partial, 2 full."""
+    """The map `[query tiles, key tiles]` of one head: 0 empty, 1 partial, 2 full; of a program
+    without patches, whose key tiles begin wherever that suits a query tile."""
     lists = forward_tiles(program, env)
     columns = -(-int(env["kv_len"]) // program.block_k)
     result = np.zeros((len(lists.indptr) - 1, columns), dtype=np.uint8)
@@ -186,6 +193,10 @@ def _gathered(
 
 def _rows(program: BlockProgram, env: Env, direction: Direction) -> tuple[int, dict[str, Any]]:
     """The number of rows of tiles that can visit anything, and the scalars of each as arrays."""
+    if program.patches is not None:
+        side: Literal["q", "k"] = "q" if direction == "forward" else "k"
+        rows = tile_count(program.patches, side, env)
+        return rows, {**env, **boxes(program.patches, side, env)}
     q_len, kv_len, offset = int(env["q_len"]), int(env["kv_len"]), env["q_offset"]
     if direction == "forward":
         rows = -(-q_len // program.block_q)
@@ -235,7 +246,28 @@ def _extents(program: BlockProgram, direction: Direction, rows: int, env: Env) -
                 continue
             low, high = per_row(evaluate(sweep.lo, scope)), per_row(evaluate(sweep.hi, scope))
             count = np.where(guard, np.maximum(high - low, 0), 0)
-            yield sweep, low, per_row(count), per_row(evaluate(sweep.phase, scope))
+            phase = per_row(evaluate(sweep.phase, scope))
+            for runs, shift in _repeated(sweep, scope, rows):
+                yield sweep, low, per_row(np.where(runs, count, 0)), phase + shift
+
+
+def _repeated(
+    sweep: Sweep, env: Env, rows: int
+) -> Iterator[tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]]:
+    """How often a sweep is repeated: in which rows of tiles a repetition runs, and what it adds to
+    the numbers of tiles there."""
+    found = [(np.ones(rows, np.bool_), np.zeros(rows, np.int64))]
+    for repeat in sweep.repeats:
+        low, high = (
+            np.broadcast_to(np.asarray(evaluate(end, env), np.int64), (rows,))
+            for end in (repeat.lo, repeat.hi)
+        )
+        found = [
+            (runs & (low + turn < high), shift + repeat.step * (low + turn))
+            for turn in range(int(np.max(high - low, initial=0)))
+            for runs, shift in found
+        ]
+    yield from found
 
 
 def _lists(program: BlockProgram, env: Env, direction: Direction) -> TileLists:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from math import prod
+from typing import Literal
+
 from patterncc.codegen.ir import (
+    BOX_NAMES,
     CALL_KV_LEN,
     CALL_Q_LEN,
     DENSE,
+    MOST_AXES,
     Q_CLASS,
     RESIDUE,
     BlockProgram,
@@ -47,6 +52,7 @@ def verify(program: BlockProgram, stage: str) -> None:
         raise InternalError(
             f"after {stage}: {program.gathered} runs are gathered of {program.tiling}"
         )
+    _verify_patches(program, stage)
     directions: tuple[Direction, ...] = ("forward", "transposed")
     for direction in directions[: 1 if program.transposed is None else 2]:
         for number, sweep in enumerate(program.sweeps(direction)):
@@ -57,15 +63,37 @@ def verify(program: BlockProgram, stage: str) -> None:
                 )
 
 
+def _verify_patches(program: BlockProgram, stage: str) -> None:
+    patches = program.patches
+    if patches is None:
+        return
+    if program.tiling != DENSE or program.listed or program.gathered > 1:
+        raise InternalError(f"after {stage}: patches of a program that is listed or not dense")
+    axes = len(patches.sizes) + 1
+    sides: tuple[tuple[int, Literal["q", "k"]], ...]
+    sides = ((program.block_q, "q"), (program.block_k, "k"))
+    for block, side in sides:
+        for extents in (patches.held(side), patches.passing(side)):
+            fits = all(extent > 0 for extent in extents) and prod(extents) <= block
+            if len(extents) != axes or axes > MOST_AXES or not fits:
+                raise InternalError(f"after {stage}: a tile of {block} is no patch {extents}")
+
+
 def _problem(program: BlockProgram, direction: Direction, sweep: Sweep) -> str | None:
     if sweep.stride < 1 or sweep.classes < 1:
         return "stride and classes are positive"
     allowed = _SCALARS | _TILE[direction]
     if sweep.classes > 1:
         allowed |= {RESIDUE.name}
+    if program.patches is not None:
+        allowed = _SCALARS | BOX_NAMES | {"q_offset"}
     if program.tiling != DENSE:
         allowed |= {Q_CLASS.name, CALL_Q_LEN.name, CALL_KV_LEN.name}
     parts: tuple[Expr, ...] = (sweep.lo, sweep.hi, sweep.phase, sweep.guard)
+    for repeat in sweep.repeats:
+        if repeat.step < 1:
+            return "the step of a repeat is positive"
+        parts += (repeat.lo, repeat.hi)
     for part in parts:
         strange = variables(part) - allowed
         if strange:

@@ -166,14 +166,29 @@ class Call:
         """
         return lower(self.pattern, block_q, block_k, sizes=self.sizes, within=self.within)
 
-    def candidates(self, block_q: int, block_k: int) -> tuple[Candidate, ...]:
+    def candidates(
+        self, block_q: int, block_k: int, *, patches: bool = True
+    ) -> tuple[Candidate, ...]:
         """The ways to compute the pattern in tiles of a shape, with their counted costs; their
         programs are those of the forward direction.
+
+        Args:
+            block_q: Rows of a query tile.
+            block_k: Keys of a key tile.
+            patches: Whether tiles may be patches of a raster, which kernels with score terms and
+                the CPU do not visit.
 
         Raises:
             UnsupportedError: The pattern has a term that has no lowering.
         """
-        return candidates(self.pattern, block_q, block_k, sizes=self.sizes, within=self.within)
+        return candidates(
+            self.pattern,
+            block_q,
+            block_k,
+            sizes=self.sizes,
+            within=self.within,
+            patches=patches,
+        )
 
 
 def _names(names: Iterable[str]) -> str:

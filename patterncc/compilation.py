@@ -211,7 +211,13 @@ class Compilation:
     def _passes(self, block_q: int, block_k: int) -> dict[str, Passes]:
         tile = (block_q, block_k)
         if tile not in self._programs:
-            ways = candidates(self.pattern, *tile, sizes=self.sizes, within=self.within)
+            ways = candidates(
+                self.pattern,
+                *tile,
+                sizes=self.sizes,
+                within=self.within,
+                patches=self.problem.terms.plain,
+            )
             chosen = min(ways, key=lambda way: way.cost)
             programs = [
                 dict(after_each(initial_transposed(program), check=settings().verify))

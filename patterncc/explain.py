@@ -243,7 +243,7 @@ def explain(
         for head in (range(call.heads) if heads is None else heads)
     ]
     call.require_tables()
-    ways = call.candidates(block_q, block_k)
+    ways = call.candidates(block_q, block_k, patches=problem.terms.plain)
     chosen = min(ways, key=lambda way: way.cost)
     passes = tuple(map(with_transposed, chosen.passes))
     pairs = pair_program(call.pattern, call.sizes, within=call.within)
@@ -271,7 +271,8 @@ def explain(
 
 def _emitter(call: Call, problem: Problem) -> EmitterChoice:
     def lowered(block_q: int, block_k: int) -> Passes:
-        return min(call.candidates(block_q, block_k), key=lambda way: way.cost).passes
+        ways = call.candidates(block_q, block_k, patches=problem.terms.plain)
+        return min(ways, key=lambda way: way.cost).passes
 
     choice = choose_emitter(call.pattern, problem, HOPPER, lowered, call.sizes)
     return choice.for_rows(call.q_len)
@@ -391,7 +392,7 @@ def _pass_loops(program: BlockProgram, env: dict[str, Any]) -> PassLoops:
 
 
 def _way(candidate: Candidate, chosen: bool) -> Way:
-    names = " + ".join(tiling_name(part.tiling, part.run) for part in candidate.parts)
+    names = " + ".join(tiling_name(part.tiling, part.run, part.patches) for part in candidate.parts)
     return Way(names, candidate.cost if candidate.passes else None, chosen, candidate.reason)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.codegen.ir import RESIDUE, BlockProgram, Direction, Kind, Sweep
-from patterncc.codegen.schedule import Env, evaluate
+from patterncc.codegen.schedule import Env, evaluate, extents
 from patterncc.dsl.build import add, floordiv, maximum, minimum, modulo, multiply, substitute
 from patterncc.dsl.mask import (
     Const,
@@ -81,6 +81,8 @@ def loops(program: BlockProgram, env: Env, direction: Direction) -> list[Loop]:
     )
     if int(env["q_len"]) == 0 or int(env["kv_len"]) == 0:
         return []
+    if program.patches is not None:
+        return _patch_loops(program, env, direction)
     rows = length // block
     row = Var(ROW[direction])
     replace: dict[Expr, IntExpr] = {}
@@ -117,6 +119,17 @@ def loops(program: BlockProgram, env: Env, direction: Direction) -> list[Loop]:
             more.append((rest[0].order, Loop(sweep.kind, text, "", visits)))
     found = [(run.order, run.loop(row.name)) for run in _joined(runs)]
     return [loop for _, loop in sorted(found + more, key=lambda pair: pair[0])]
+
+
+def _patch_loops(program: BlockProgram, env: Env, direction: Direction) -> list[Loop]:
+    """The loops of a program whose tiles are patches: some that lie beside each other."""
+    visits: dict[Sweep, int] = {}
+    for sweep, _, count, _ in extents(program, env, direction):
+        visits[sweep] = visits.get(sweep, 0) + int(count.sum())
+    assert program.patches is not None
+    axes = len(program.patches.sizes) + 1
+    text = f"{VISITED[direction]} ∈ a box of patches along {axes} axes"
+    return [Loop(sweep.kind, text, "", count) for sweep, count in visits.items() if count]
 
 
 def _multiple(factor: int, row: IntExpr, constant: int) -> IntExpr:

@@ -147,6 +147,7 @@ def passes(
     within: bool,
     transposed: bool = False,
     gather: bool = False,
+    patches: bool = False,
 ) -> Passes:
     """The programs of a structure; kept for those used last.
 
@@ -158,15 +159,18 @@ def passes(
         within: Whether the rows of the calls end within the keys.
         transposed: Whether they have the transposed direction, which kernels for gradients loop in.
         gather: Whether key tiles may be gathered, which the forward kernels on GPUs take.
+        patches: Whether tiles may be patches of a raster, which kernels on GPUs without score terms
+            take.
 
     Raises:
         UnsupportedError: For a term that has no lowering.
     """
     check = settings().verify
     if transposed:  # besides the forward direction, which a call has found before
-        forward = passes(structure, block_q, block_k, sizes, within, False, gather=True)
+        both = (structure, block_q, block_k, sizes, within, False)
+        forward = passes(*both, gather=True, patches=patches)
         if any(program.gathered > 1 for program in forward):
-            forward = passes(structure, block_q, block_k, sizes, within)
+            forward = passes(*both, gather=False, patches=patches)
         return tuple(with_transposed(program, check=check) for program in forward)
     return lower_passes(
         resolve(structure).pattern,
@@ -176,13 +180,18 @@ def passes(
         within=within,
         transposed=False,
         gather=gather,
+        patches=patches,
         check=check,
     )
 
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
 def starting_width(
-    structure: str, block_q: int, block_k: int, sizes: tuple[tuple[str, int], ...]
+    structure: str,
+    block_q: int,
+    block_k: int,
+    sizes: tuple[tuple[str, int], ...],
+    patches: bool = True,
 ) -> int:
     """How many keys the tiles of a default config have, at most `block_k`.
 
@@ -191,7 +200,7 @@ def starting_width(
 
     def lowered(width: int) -> Passes:
         # In the words of `_Alternatives`, which the cache goes by.
-        return passes(structure, block_q, width, sizes, True, False, gather=True)
+        return passes(structure, block_q, width, sizes, True, False, gather=True, patches=patches)
 
     return key_width(resolve(structure).pattern, lowered, block_k, dict(sizes))
 
@@ -206,7 +215,8 @@ def emitter_choice(
     """
 
     def lowered(block_q: int, block_k: int) -> Passes:
-        return passes(structure, block_q, block_k, sizes, within=True, gather=True)
+        patches = problem.terms.plain
+        return passes(structure, block_q, block_k, sizes, True, False, gather=True, patches=patches)
 
     return choose_emitter(resolve(structure).pattern, problem, target, lowered, dict(sizes))
 
@@ -235,16 +245,18 @@ class _Alternatives(Sequence["Passes"]):
     within the keys, then for any rows.
     """
 
-    def __init__(self, *arguments: Any, transposed: bool) -> None:
+    def __init__(self, *arguments: Any, transposed: bool, patches: bool) -> None:
         self._arguments = arguments
         self._transposed = transposed
+        self._patches = patches
 
     def __len__(self) -> int:
         return 2
 
     def __getitem__(self, index: Any) -> Any:
         within = (True, False)[index]
-        return passes(*self._arguments, within, self._transposed, gather=not self._transposed)
+        gather, patches = not self._transposed, self._patches
+        return passes(*self._arguments, within, self._transposed, gather=gather, patches=patches)
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
@@ -257,11 +269,14 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "s
     """
     from patterncc.codegen.gpu.forward import Forward  # here, because it loads triton and torch
 
+    plain = terms_of(score).plain
+
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
-        return _Alternatives(structure, block_q, block_k, sizes, transposed=False)
+        arguments = (structure, block_q, block_k, sizes)
+        return _Alternatives(*arguments, transposed=False, patches=plain)
 
     def width(block_q: int, block_k: int) -> int:
-        return starting_width(structure, block_q, block_k, sizes)
+        return starting_width(structure, block_q, block_k, sizes, plain)
 
     def special(call: Call) -> KernelConfig | None:
         choice = emitter_choice(structure, call.problem, call.target, sizes)
@@ -291,11 +306,15 @@ def backward_launcher(
     from patterncc.codegen.gpu.backward import Backward  # here, because it loads triton and torch
     from patterncc.codegen.gpu.backward_plan import TunedGradients
 
+    plain = terms_of(score).plain
+
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
-        return _Alternatives(structure, block_q, block_k, sizes, transposed=True)
+        arguments = (structure, block_q, block_k, sizes)
+        return _Alternatives(*arguments, transposed=True, patches=plain)
 
     def of_rows(block_q: int, block_k: int) -> Sequence[Passes]:
-        return _Alternatives(structure, block_q, block_k, sizes, transposed=False)
+        arguments = (structure, block_q, block_k, sizes)
+        return _Alternatives(*arguments, transposed=False, patches=plain)
 
     tuned = TunedGradients(
         tuned_for(structure, "grad_query"), tuned_for(structure, "grad_key_value")

@@ -267,7 +267,8 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
         vendor = "hip:" if torch.version.hip else f"cuda:{major}{minor}"
         shape = config.default_config(problem, vendor)
         sizes = tuple((name, call.sizes[name]) for name in resolve(call.pattern.structure).sizes)
-        width = starting_width(call.pattern.structure, shape.block_q, shape.block_k, sizes)
+        plain = problem.terms.plain
+        width = starting_width(call.pattern.structure, shape.block_q, shape.block_k, sizes, plain)
         shape = config.narrowed(shape, width)
     else:
         shape = cpu.default_config()
@@ -279,6 +280,7 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
         within=call.within,
         transposed=False,
         gather=device.type == "cuda",
+        patches=device.type == "cuda" and problem.terms.plain,
     )
     pairs = pair_program(call.pattern, call.sizes, within=call.within, transposed=False)
     visible = full = visited = 0

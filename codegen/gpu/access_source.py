@@ -16,12 +16,13 @@ from patterncc.codegen.gpu.class_source import rows_of_call
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
 from patterncc.codegen.gpu.isolation_source import column_mask
 from patterncc.codegen.gpu.kernel_source import KernelParameter
+from patterncc.codegen.gpu.patch_source import passing_elements, passing_inside, patch_box
 from patterncc.codegen.ir import DENSE
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.head_dim import Part
-    from patterncc.codegen.ir import Tiling
+    from patterncc.codegen.ir import Patches, Tiling
     from patterncc.codegen.problem import Problem
 
 TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
@@ -37,6 +38,8 @@ class Access:
         rows: The tensors of which a query tile is loaded: `query`, or `query` and `grad_out`.
         strided_results: The tensors of rows that are stored with strides of their own.
         gathered: Key tiles are gathered.
+        patches: Tiles are patches of a raster. Their rows are loaded by pointers, and their keys
+            are, too, unless they are the box of a descriptor (`patch_box`).
         boxes: Tiles lie as descriptors would have them, however they are loaded.
     """
 
@@ -48,6 +51,7 @@ class Access:
         rows: tuple[str, ...] = ("query",),
         strided_results: tuple[str, ...] = ("out",),
         gathered: bool = False,
+        patches: Patches | None = None,
         *,
         boxes: bool = False,
     ) -> None:
@@ -58,10 +62,13 @@ class Access:
         self.key_parts, self.value_parts = query_key_value_parts(problem)
         described = config.load == "descriptor"
         self._gathered = gathered
-        self._described = described and not gathered
+        self._patches = patches
+        self._patch_box = None if patches is None else patch_box(patches, "k")
+        boxed = patches is None or self._patch_box is not None
+        self._described = described and not gathered and boxed
         self._boxes = self._described or boxes
         # Rows of a class are loaded once, by pointers, which need no complete group of them.
-        self._query_described = described and tiling == DENSE
+        self._query_described = described and tiling == DENSE and patches is None
         self._strided = tiling.k_step > 1
         self._rows = rows_of_call(tiling)
         self._row_tensors = rows
@@ -72,6 +79,19 @@ class Access:
         """Are boxes moved back that hang over the last key? Masks must then ask `k_first <= k`."""
         return self._boxes and self._strided
 
+    @property
+    def tests_inside(self) -> bool:
+        """May a masked tile have elements that are no keys of the raster? Masks must then ask
+        `key_inside`."""
+        return bool(self._inside)
+
+    @property
+    def _inside(self) -> str:
+        """Which elements of a tile are keys of the raster; empty where all are."""
+        if self._patches is None:
+            return ""
+        return passing_inside(self._patches, "k", "k_first", self._config.block_k)
+
     # -------------------------------------------------------------------------------- signature
 
     def descriptors(self) -> Iterator[KernelParameter]:
@@ -81,7 +101,7 @@ class Access:
         for name in (*rows_described, *(("key", "value") if self._described else ())):
             rows = self._config.block_q if name in self._row_tensors else self._config.block_k
             for number, part in enumerate(self.parts_of(name)):
-                box = (1, 1, rows, *classes, part.width)
+                box = (1, 1, *(self._patch_box or (rows, *classes)), part.width)
                 kind = f"tensordesc<{self._element}[{', '.join(map(str, box))}]>"
                 yield KernelParameter(f"{name}_desc_{number}", kind, box=box)
 
@@ -176,7 +196,9 @@ class Access:
         if self._gathered:
             yield from (self._base(name, "kv_head") for name in ("key", "value"))
             return
-        yield "key_rows = tl.arange(0, BLOCK_K)[:, None]"
+        yield f"key_rows = {self._elements()}"
+        if self._patches is not None:
+            yield "key_rows = key_rows[:, None]"
         for name in ("key", "value"):
             yield self._base(name, "kv_head", "k_class" if self._strided else "")
             if self._strided:
@@ -184,6 +206,13 @@ class Access:
             for number, part in enumerate(self.parts_of(name)):
                 offsets = f"key_rows.to(tl.int64) * {self._step(name)} + {_columns(part)}"
                 yield f"{name}_offsets_{number} = {offsets}"
+
+    def tile_first_lines(self, tile: str) -> Iterator[str]:
+        """The first key of a tile of that number."""
+        if self._patches is None:
+            yield f"k_first = ({tile}) * BLOCK_K"
+            return
+        yield f"k_first = {tile}"
 
     def tile_start(self, masked: bool) -> Iterator[str]:
         """Where the box of a key tile starts, and which of its keys exist."""
@@ -196,13 +225,20 @@ class Access:
             return
         if self.moves_boxes:
             yield "k_box = tl.minimum(k_first, kv_len - BLOCK_K)"
+        if self._inside:
+            yield f"key_inside = ({self._inside})[None, :]"
         if not self._described:
-            yield f"key_exists = {self._tile_first(masked)} + key_rows < kv_len"
+            exists = f"{self._tile_first(masked)} + key_rows < kv_len"
+            if self._inside:
+                exists = f"({exists}) & ({self._inside})[:, None]"
+            yield f"key_exists = {exists}"
 
     def tile_keys(self, masked: bool) -> str:
         """The numbers of a tile's keys."""
         if self._gathered:
             return "k = gathered[None, :]"
+        if self._patches is not None:
+            return f"k = k_first + ({passing_elements(self._patches, 'k')})[None, :]"
         return f"k = {self._tile_first(masked)} + tl.arange(0, BLOCK_K)[None, :]"
 
     def tile_loads(self, name: str, masked: bool) -> Iterator[str]:
@@ -214,6 +250,10 @@ class Access:
             if self._described:
                 classes = "k_class, " if self._strided else ""
                 place = f"[batch, kv_head, {first}, {classes}{part.start}]"
+                if self._patches is not None:
+                    (width,) = self._patches.sizes
+                    coordinates = f"k_first // {width}, k_first % {width}"
+                    place = f"[batch, kv_head, {coordinates}, {part.start}]"
                 load = f"{name}_desc_{number}.load({place}).reshape(BLOCK_K, {part.width})"
             else:
                 mask = _mask("key_exists" if masked else "", part)
@@ -223,6 +263,12 @@ class Access:
                     place = f"{name}_base + key_rows * {name}_stride_row + {_columns(part)}"
                 load = f"tl.load({place}{guard})"
             yield f"{name}_{number} = {load}"
+
+    def _elements(self) -> str:
+        """How far the keys of a tile are from its first one."""
+        if self._patches is not None:
+            return passing_elements(self._patches, "k")
+        return "tl.arange(0, BLOCK_K)[:, None]"
 
     def _tile_first(self, masked: bool) -> str:
         """The first key of a tile as it is loaded."""

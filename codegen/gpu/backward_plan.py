@@ -59,8 +59,8 @@ def _grad_query_launches(one: Pass, call: Call, sources: Sources) -> Iterator[La
     return query_tile_launches(emit_grad_query, emit_grad_query_repair, one, call, sources, buffers)
 
 
-def _grad_query_obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | None:
-    return query_tile_obstacle(ROW_TENSORS, passes, layouts)
+def _grad_query_obstacle(passes: Passes, call: Call) -> str | None:
+    return query_tile_obstacle(ROW_TENSORS, passes, call)
 
 
 def _grad_query_entries_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
@@ -103,7 +103,7 @@ def _position_launches(
     yield planned_launch(source, (tiles, call.heads, call.batch), call, buffers=buffers)
 
 
-def _no_obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | None:
+def _no_obstacle(passes: Passes, call: Call) -> str | None:
     return None
 
 

@@ -26,6 +26,7 @@ from patterncc.codegen.ir import (
     BlockProgram,
     Sweep,
 )
+from patterncc.codegen.patches import boxes, tile_count
 from patterncc.codegen.schedule import evaluate
 from patterncc.dsl.mask import Expr, variables
 
@@ -69,6 +70,8 @@ def key_tile_steps(
     """
     tiling = program.tiling
     tiles = ceildiv(ceildiv(env["kv_len"], tiling.k_step), program.block_k)
+    if program.patches is not None:
+        tiles = tile_count(program.patches, "k", env)
     steps = np.zeros((tiles, tiling.k_step), np.int64)
     call = {**env, CALL_Q_LEN.name: env["q_len"], CALL_KV_LEN.name: env["kv_len"]}
     call |= {"heads": heads, "kv_heads": heads // group}
@@ -94,6 +97,8 @@ def most_query_tiles(program: BlockProgram, env: Mapping[str, int], heads: int, 
     """A bound of the query tiles that one key tile sees, of one head and one class of rows; all
     there are, where that depends on what only the device knows. Arguments as `key_tile_steps`."""
     every = ceildiv(ceildiv(env["q_len"], program.tiling.q_step), program.block_q)
+    if program.patches is not None:
+        every = tile_count(program.patches, "q", env)
     try:
         steps = key_tile_steps(program, env, heads, group, strict=True)
     except KeyError:
@@ -105,7 +110,8 @@ def most_query_tiles(program: BlockProgram, env: Mapping[str, int], heads: int, 
 def _names_read(program: BlockProgram) -> set[str]:
     """What the bounds read."""
     sweeps = program.sweeps("transposed")
-    return {name for sweep in sweeps for part in _parts(sweep) for name in variables(part)}
+    parts = [part for sweep in sweeps for part in (*_parts(sweep), *_repeat_ends(sweep))]
+    return {name for part in parts for name in variables(part)}
 
 
 def _row_classes(program: BlockProgram, call: Mapping[str, int]) -> Iterator[Any]:
@@ -132,6 +138,10 @@ def _of_class(
         scope["q_offset"] = first // tiling.q_step
         scope["q_len"] = np.maximum(-(-(call["q_len"] - row_class) // tiling.q_step), 0)
         scope["kv_len"] = np.maximum(-(-(call["kv_len"] - k_class) // tiling.k_step), 0)
+    if program.patches is not None:
+        found = boxes(program.patches, "k", call)
+        scope |= {name: ends[:, None] for name, ends in found.items()}
+        return scope | {"exists": np.broadcast_to(call["q_len"] > 0, (tiles, 1))}
     tile = np.arange(tiles, dtype=np.int64)[:, None]
     last = np.minimum(program.block_k * (tile + 1), scope["kv_len"]) - 1
     scope |= {K_TILE.name: tile, K_LAST.name: last}
@@ -151,8 +161,17 @@ def _counted(program: BlockProgram, scope: Mapping[str, Any], strict: bool) -> A
                 if strict:
                     raise
                 break
-            total = total + np.where(guard, np.maximum(high - low, 0), 0)
+            each = np.where(guard, np.maximum(high - low, 0), 0)
+            for repeat in sweep.repeats:
+                begin, end = evaluate(repeat.lo, env), evaluate(repeat.hi, env)
+                each = each * np.maximum(end - begin, 0)
+            total = total + each
     return total
+
+
+def _repeat_ends(sweep: Sweep) -> Iterator[Expr]:
+    for repeat in sweep.repeats:
+        yield from (repeat.lo, repeat.hi)
 
 
 def _parts(sweep: Sweep) -> tuple[Expr, ...]:

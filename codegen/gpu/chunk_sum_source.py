@@ -22,6 +22,7 @@ from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import INDENT, described_fields, header_text, module_text
 from patterncc.codegen.gpu.key_access_source import RESULTS, KeyAccess
 from patterncc.codegen.gpu.mask_source import scalar_name
+from patterncc.codegen.gpu.patch_source import key_patch_lines
 from patterncc.dsl.mask import Param, Var, walk
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def emit_sum_chunks(
     tiles; its grid has `block_k // KEYS_TOGETHER` programs for each of them, heads of the keys,
     batch entries."""
     config = replace(config, num_warps=4, num_stages=1, load="pointer", max_registers=None)
-    access = KeyAccess(problem, config, program.tiling)
+    access = KeyAccess(problem, config, program.tiling, program.patches)
+    within, patches = "part * KEYS + tl.arange(0, KEYS)", program.patches
     lines = [
         f"BLOCK_K: tl.constexpr = {config.block_k}",
         f"KEYS: tl.constexpr = {KEYS_TOGETHER}",
@@ -57,7 +59,11 @@ def emit_sum_chunks(
         "kv_head = tl.program_id(1)",
         "batch = tl.program_id(2)",
         *key_class_lines(program.tiling),
-        *key_lines(program.tiling, "part * KEYS + tl.arange(0, KEYS)"),
+        *(
+            key_lines(program.tiling, within)
+            if patches is None
+            else key_patch_lines(patches, config.block_k, f"({within})")
+        ),
         "",
         *_sums(access, resumes),
         "",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from patterncc.codegen.gpu.gluon.reasons import config_reason, problem_reason
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
+from patterncc.codegen.ir import box
 from patterncc.codegen.listing import kernel_mask
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import Entry, Member, variables, walk
@@ -257,6 +258,13 @@ def _grows(program: BlockProgram) -> bool:
     Read off the bounds: some sweep's end follows the row while its start does not.
     """
     rows = {"q_first", "q_last"}
+    if program.patches is not None:
+        rows = {box("q", end, 0).name for end in ("first", "last")}
+        return any(
+            bool(rows & variables(repeat.hi)) and not rows & variables(sweep.phase)
+            for sweep in program.forward
+            for repeat in sweep.repeats
+        )
     return any(
         bool(rows & variables(sweep.hi)) and not rows & variables(sweep.lo)
         for sweep in program.forward

@@ -52,8 +52,8 @@ def _forward_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launc
     )
 
 
-def _forward_obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | None:
-    return query_tile_obstacle(("query",), passes, layouts)
+def _forward_obstacle(passes: Passes, call: Call) -> str | None:
+    return query_tile_obstacle(("query",), passes, call)
 
 
 FORWARD = Kind(

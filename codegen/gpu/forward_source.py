@@ -113,7 +113,12 @@ class _ForwardWriter:
         self._hands_on = hands_on
         gathered = program.gathered > 1
         self._access = Access(
-            problem, config, program.tiling, gathered=gathered, boxes=boxes and not gathered
+            problem,
+            config,
+            program.tiling,
+            gathered=gathered,
+            patches=program.patches,
+            boxes=boxes and not gathered,
         )
         self._logit = tile_logit(problem.terms, program.tiling)
         # Of several passes the first one starts from the sink, as from an earlier key.
@@ -174,7 +179,7 @@ class _ForwardWriter:
         """What turns a tile's scores into logits, and what that needs before the loops."""
         if self._logit is None:
             return (), ()
-        corners = corners_of(self._program.tiling, "[BLOCK_Q, BLOCK_K]")
+        corners = corners_of(self._program, "[BLOCK_Q, BLOCK_K]")
         if self._program.gathered > 1:  # then `k_first` is no position
             corners = ""
         writer = TermWriter([self._logit], "k", corners=corners)

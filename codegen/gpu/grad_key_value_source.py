@@ -111,12 +111,12 @@ class _Writer:
         self._config = config
         self._resumes = resumes
         self._hands_on = hands_on
-        self._access = KeyAccess(problem, config, program.tiling, boxes=boxes)
+        self._access = KeyAccess(problem, config, program.tiling, program.patches, boxes=boxes)
         self._logit = tile_logit(problem.terms, program.tiling)
         self._slope = tile_slope(problem.terms, program.tiling)
         written = [] if self._logit is None else [self._logit, self._slope]
         # Written once for all loops: lines before them, lines in a tile, and operands.
-        corners = corners_of(program.tiling, "[BLOCK_K, BLOCK_Q]")
+        corners = corners_of(program, "[BLOCK_K, BLOCK_Q]")
         self._writer = TermWriter(written, "q", corners=corners)
         self._texts = [self._writer.write(expr) for expr in written]
         self._finite = all(map(finite_past_the_end, written))

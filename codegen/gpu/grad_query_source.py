@@ -145,6 +145,7 @@ class _GradQueryWriter:
             ROW_TENSORS,
             (),
             gathered=gathered,
+            patches=program.patches,
             boxes=boxes and not gathered,
         )
         terms, tiling = problem.terms, program.tiling
@@ -156,7 +157,7 @@ class _GradQueryWriter:
         self._rows = QueryTile(program, problem, config, self._access, written)
         # Written once for all loops: lines before them, lines in a tile, and operands.
         # Of gathered keys `k_first` is no position.
-        corners = "" if gathered else corners_of(tiling, "[BLOCK_Q, BLOCK_K]")
+        corners = "" if gathered else corners_of(program, "[BLOCK_Q, BLOCK_K]")
         self._writer = TermWriter(written, "k", corners=corners)
         self._texts = [self._writer.write(expr) for expr in written]
         self._precision = dot_precision(problem)

@@ -13,6 +13,7 @@ from itertools import product
 
 from typing_extensions import assert_never
 
+from patterncc.codegen.ir import BOX_NAMES
 from patterncc.dsl.mask import (
     MISSING,
     Abs,
@@ -90,6 +91,7 @@ RANGES: Mapping[str, Interval] = {
     "row_class": _KEY,
     "call_q_len": _KEY,
     "call_kv_len": _KEY,
+    **dict.fromkeys(sorted(BOX_NAMES), _KEY),
 }
 """What each name of the language, of the block IR and of kernels can be; the launcher refuses calls
 outside of it."""

@@ -28,7 +28,7 @@ from patterncc.dsl.score.nodes import (
 )
 
 if TYPE_CHECKING:
-    from patterncc.codegen.ir import Tiling
+    from patterncc.codegen.ir import BlockProgram, Tiling
     from patterncc.dsl.mask import Expr
     from patterncc.dsl.score.terms import ScoreTerms
 
@@ -199,9 +199,10 @@ def sink_logit(terms: ScoreTerms, tiling: Tiling) -> Real | None:
     return None if terms.sink is None else in_base_2(in_classes(terms.sink, tiling))
 
 
-def corners_of(tiling: Tiling, shape: str) -> str:
-    """`TermWriter`'s `corners`: in classes, `row_first` and `k_first` are no positions."""
-    return shape if tiling == DENSE else ""
+def corners_of(program: BlockProgram, shape: str) -> str:
+    """`TermWriter`'s `corners`: in classes `row_first` and `k_first` are no positions, and those of
+    patches do not follow one another."""
+    return shape if program.tiling == DENSE and program.patches is None else ""
 
 
 def spreads(index: IntExpr) -> bool:

@@ -12,6 +12,7 @@ from patterncc.codegen.gpu.scalar_source import HELPERS
 from patterncc.codegen.gpu.score_source import TANH
 from patterncc.codegen.gpu.table_source import helpers
 from patterncc.codegen.ir import DENSE
+from patterncc.codegen.printer import format_patches
 from patterncc.dsl.printer import expression_text
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def described_fields(
             f"rows {tiling.q_step} * q{' + q_class' * (tiling.q_step > 1)}, "
             f"keys {tiling.k_step} * k + {expression_text(tiling.k_class)}"
         )
+    if program.patches is not None:
+        fields["patches"] = format_patches(program.patches)
     if resumes or hands_on:
         fields["pass"] = ", ".join(
             ["starts from an earlier one"] * resumes

@@ -25,12 +25,13 @@ from patterncc.codegen.gpu.delta_source import ROW_NUMBERS
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
 from patterncc.codegen.gpu.isolation_source import columns_at_once
 from patterncc.codegen.gpu.kernel_source import KernelParameter
+from patterncc.codegen.gpu.patch_source import passing_elements, passing_inside, patch_box
 from patterncc.codegen.ir import DENSE
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.head_dim import Part
-    from patterncc.codegen.ir import Tiling
+    from patterncc.codegen.ir import Patches, Tiling
     from patterncc.codegen.problem import Problem
 
 HELD = ("key", "value")
@@ -51,6 +52,8 @@ class KeyAccess:
         problem: Dtype and head dimensions.
         config: Tile shape and the way to load.
         tiling: The classes of rows and keys.
+        patches: Tiles are patches of a raster. Keys are loaded by pointers, and so are queries,
+            unless they are the box of a descriptor (`patch_box`).
         boxes: Tiles lie as descriptors would have them, however they are loaded.
 
     Attributes:
@@ -58,22 +61,33 @@ class KeyAccess:
     """
 
     def __init__(
-        self, problem: Problem, config: KernelConfig, tiling: Tiling, *, boxes: bool = False
+        self,
+        problem: Problem,
+        config: KernelConfig,
+        tiling: Tiling,
+        patches: Patches | None = None,
+        *,
+        boxes: bool = False,
     ) -> None:
         self._problem = problem
         self._config = config
         self._tiling = tiling
         self.element = TYPES[problem.dtype]
         self._key_parts, self._value_parts = query_key_value_parts(problem)
+        self._patches = patches
+        self._patch_box = None if patches is None else patch_box(patches, "q")
         described = config.load == "descriptor"
+        if patches is not None:
+            described = described and self._patch_box is not None
         # Keys of a class are loaded once, by pointers, which need no complete group of them.
-        self._held_described = described and tiling.k_step == 1
+        self._held_described = described and tiling.k_step == 1 and patches is None
         self._passing_described = described
         self._rows_apart = tiling.q_step > 1
         self._boxes = described or boxes
         self._numbers_described = (
             described
             and not self._rows_apart
+            and patches is None
             and config.block_q * _NUMBER_BYTES % _DESCRIBED_ALIGNMENT == 0
         )
         self._rows = rows_of_call(tiling)
@@ -98,13 +112,19 @@ class KeyAccess:
     def descriptors(self) -> Iterator[KernelParameter]:
         """The descriptor parameters."""
         for names, rows, described, apart in (
-            (PASSING, self._config.block_q, self._passing_described, self._rows_apart),
+            (
+                PASSING,
+                self._config.block_q,
+                self._passing_described,
+                self._rows_apart or self._patch_box is not None,
+            ),
             (HELD, self._config.block_k, self._held_described, False),
         ):
             classes = (1,) if apart else ()
             for name in names if described else ():
                 for number, part in enumerate(self.parts_of(name)):
-                    box = (1, 1, rows, *classes, part.width)
+                    places = self._patch_box if apart and self._patch_box else (rows, *classes)
+                    box = (1, 1, *places, part.width)
                     kind = f"tensordesc<{self.element}[{', '.join(map(str, box))}]>"
                     yield KernelParameter(f"{name}_desc_{number}", kind, box=box)
         if self._numbers_described:
@@ -166,8 +186,7 @@ class KeyAccess:
             if self._rows_apart:
                 yield f"{name}_step = {name}_stride_row * {self._tiling.q_step}"
             for number, part in enumerate(self.parts_of(name)):
-                rows = f"tl.arange(0, BLOCK_Q)[:, None].to(tl.int64) * {self._step(name)}"
-                yield f"{name}_offsets_{number} = {rows} + {_columns(part)}"
+                yield f"{name}_offsets_{number} = {self._elements(name)} + {_columns(part)}"
 
     def head_lines(self) -> Iterator[str]:
         """Where the rows of a query head, and of a class of rows, start."""
@@ -176,12 +195,24 @@ class KeyAccess:
         if not self._numbers_described:
             yield "head_row = (batch.to(tl.int64) * heads + head) * row_length"
 
+    def tile_first_lines(self, tile: str) -> Iterator[str]:
+        """The first row of a tile of that number; of a patch it may be before the call's first."""
+        if self._patches is None:
+            yield f"row_first = ({tile}) * BLOCK_Q"
+            return
+        yield f"patch_first = {tile}"
+        yield "row_first = patch_first - q_offset"
+
     def tile_start(self) -> Iterator[str]:
         """The rows of a tile, and which of them exist where loads must know."""
         if self._moves_boxes:
             yield "row_box = tl.minimum(row_first, q_len - BLOCK_Q)"
             yield "rows = row_box + tl.arange(0, BLOCK_Q)"
             yield "row_exists = row_first <= rows"
+        elif self._patches is not None:
+            yield f"rows = row_first + {passing_elements(self._patches, 'q')}"
+            inside = passing_inside(self._patches, "q", "patch_first", self._config.block_q)
+            yield f"row_exists = (rows >= 0) & (rows < q_len){' & ' * bool(inside)}{inside}"
         else:
             yield "rows = row_first + tl.arange(0, BLOCK_Q)"
             if not self._passing_described:
@@ -196,6 +227,9 @@ class KeyAccess:
         for number, part in enumerate(self.parts_of(name)):
             if self._passing_described:
                 first = "row_box, row_class" if self._rows_apart else "row_first"
+                if self._patches is not None:
+                    (width,) = self._patches.sizes
+                    first = f"row_first // {width}, row_first % {width}"
                 place = f"[batch, head, {first}, {part.start}]"
                 load = f"{name}_desc_{number}.load({place}).reshape(BLOCK_Q, {part.width})"
             else:
@@ -210,7 +244,8 @@ class KeyAccess:
         else:
             place = f"{name}_ptr + head_row + {self._rows}"
             other = 'float("inf")' if name == "row_lse" else "0.0"
-            guard = f", mask=row_exists, other={other}" if self._rows_apart else ""
+            some = self._rows_apart or self._patches is not None
+            guard = f", mask=row_exists, other={other}" if some else ""
             load = f"tl.load({place}{guard})"
         return f"{name} = {load}"
 
@@ -309,7 +344,7 @@ class KeyAccess:
         last row."""
         for name in PASSING:
             yield self._tile_first(name)
-            rows = f"tl.arange(0, BLOCK_Q)[:, None].to(tl.int64) * {self._step(name)}"
+            rows = self._elements(name)
             mask = f"row_exists[:, None] & column_exists & {_ours(name)}"
             place = f"{name}_first + {rows} + columns"
             yield f"{name}_columns = tl.load({place}, mask={mask}, other=0.0)"
@@ -351,6 +386,13 @@ class KeyAccess:
         """Where the tile of rows starts that is loaded."""
         first = "row_box" if self._moves_boxes else "row_first"
         return f"{name}_first = {name}_base + {first}.to(tl.int64) * {self._step(name)}"
+
+    def _elements(self, name: str) -> str:
+        """How far the rows of a tile are from its first one."""
+        rows = "tl.arange(0, BLOCK_Q)"
+        if self._patches is not None:
+            rows = f"({passing_elements(self._patches, 'q')})"
+        return f"{rows}[:, None].to(tl.int64) * {self._step(name)}"
 
     def _step(self, name: str) -> str:
         """From one row of the class to the next."""

@@ -3,7 +3,7 @@ them, the kernel, and the sums of the chunks of key tiles that it splits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -28,7 +28,9 @@ from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.list_plan import check_lists, sum_launches
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
 from patterncc.codegen.gpu.pass_plan import Kind
+from patterncc.codegen.gpu.query_tile_plan import patch_obstacle
 from patterncc.codegen.gpu.repair_plan import may_spoil, repair_launch, spoiled_buffer
+from patterncc.codegen.patches import tile_count
 from patterncc.dsl.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
             "split the call",
         )
     places = tiling.k_step * ceildiv(ceildiv(call.kv_len, tiling.k_step), config.block_k)
+    if program.patches is not None:
+        places = tile_count(program.patches, "k", call.env)
     split = _split(one, call)
     chunks = sum(progression.programs for progression in split)
     tall = sum(progression.count for progression in split)
@@ -72,12 +76,14 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
         yield planned_launch(source, grid, call, numbers=numbers, buffers=lists)
     passes = {"resumes": one.resumes, "hands_on": one.hands_on}
     source = sources.get(emit_grad_key_value, program, problem, config, **passes)
-    columns = KeyAccess(problem, config, tiling).columns
+    columns = KeyAccess(problem, config, tiling, program.patches).columns
     sums = (call.batch, kv_heads, chunks, config.block_k, columns) if chunks else (1,)
     buffers = (*_state_buffers(one, call), Buffer("sums", sums, "float32"))
     grid = (chunks + places, kv_heads, call.batch)
     buffers += spoiled_buffer(source, grid)
-    yield planned_launch(source, grid, call, step=tiling.q_step, numbers=numbers, buffers=buffers)
+    # How far apart groups are in the view that tiles of rows are boxes of.
+    step = tiling.q_step if program.patches is None else program.patches.sizes[-1]
+    yield planned_launch(source, grid, call, step=step, numbers=numbers, buffers=buffers)
     if may_spoil(source):
         source = sources.get(emit_grad_key_value_repair, program, problem, config, **passes)
         yield repair_launch(source, grid, call, numbers)
@@ -121,9 +127,15 @@ def _state_buffers(one: Pass, call: Call) -> Iterator[Buffer]:
         yield Buffer(f"{name}_state", call.layouts[like].sizes, "float32")
 
 
-def _obstacle(passes: Passes, layouts: Mapping[str, Layout]) -> str | None:
+def _obstacle(passes: Passes, call: Call) -> str | None:
     """Why tensor descriptors are impossible for some pass, or None."""
+    layouts = call.layouts
     for program in passes:
+        if program.patches is not None:
+            obstacle = patch_obstacle(program.patches, "q", PASSING, call)
+            if obstacle is not None:
+                return obstacle
+            continue
         tiling = program.tiling
         # Keys of a class are loaded once, by pointers.
         held = HELD if tiling.k_step == 1 else ()

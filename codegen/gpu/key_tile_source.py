@@ -28,6 +28,7 @@ from patterncc.codegen.gpu.isolation_source import (
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.list_source import list_leaves, listed_loops
 from patterncc.codegen.gpu.mask_source import emit_mask
+from patterncc.codegen.gpu.patch_source import key_patch_lines
 from patterncc.codegen.gpu.separate import keys_of_tiles
 from patterncc.codegen.gpu.sweep_source import (
     emit_loops,
@@ -133,7 +134,11 @@ class KeyTile:
         if "kv_heads" in self._names:
             yield "kv_heads = tl.num_programs(1)"
         yield from key_class_lines(tiling)
-        yield from key_lines(tiling)
+        patches = self._program.patches
+        if patches is None:
+            yield from key_lines(tiling)
+        else:
+            yield from key_patch_lines(patches, config.block_k)
 
     def body(self, tile: Callable[[TileLoop], Iterator[str]]) -> Iterator[str]:
         """The loops over all tiles of rows; `tile` writes what is done for one."""
@@ -156,7 +161,7 @@ class KeyTile:
             counter = "step" if self._shared == 1 else "position"
             lines = [f"{counter} = {step_text(loops, 'turn', begins)}"]
             lines += self._head_of("position")
-            lines.append(f"row_first = ({tile_text(loops, 'turn')}) * BLOCK_Q")
+            lines += self._access.tile_first_lines(tile_text(loops, "turn"))
             lines += [*self._access.tile_start(), *tile()]
             yield from all_tiles_loop(len(loops), lines, unsettled)
 
@@ -245,7 +250,7 @@ class KeyTile:
         counter = "step" if group == 1 else "turn"
         yield f"for {counter} in range(begin_{number}, stop_{number}):"
         lines = [*self._head_of("turn")]
-        lines.append(f"row_first = ({loop.tile}) * BLOCK_Q")
+        lines += self._access.tile_first_lines(loop.tile)
         if loop.following:
             lines.append(f"next_step = {'step + 1' if group == 1 else f'(turn + 1) // {group}'}")
             lines += loop.following

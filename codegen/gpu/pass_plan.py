@@ -16,7 +16,6 @@ from patterncc.codegen.gpu.config import Emitter, KernelConfig, SharedBytes, che
 from patterncc.codegen.gpu.gluon.reasons import reason_against
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.launches import Call, Launch
-from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.ir import BlockProgram, Passes
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.schedule import evaluate
@@ -102,7 +101,7 @@ class Kind:
     default: _Default
     suited: Callable[[KernelConfig, Problem, str, BlockProgram], KernelConfig]
     shared_bytes: SharedBytes
-    obstacle: Callable[[Passes, Mapping[str, Layout]], str | None]
+    obstacle: Callable[[Passes, Call], str | None]
     launches: Callable[[Pass, Call, Sources], Iterator[Launch]]
     emitters: tuple[Emitter, ...] = ("triton",)
 
@@ -192,7 +191,7 @@ class PassPlanner:
         passes = self._passes(config, call.env)
         obstacle = None
         if config.load == "descriptor":
-            obstacle = self._kind.obstacle(passes, call.layouts)
+            obstacle = self._kind.obstacle(passes, call)
         if obstacle is None:
             return config, passes, self._config is None
         if self._config is not None:
@@ -204,7 +203,7 @@ class PassPlanner:
         """Can a config that nobody asked for by name be had for a call?"""
         if config.emitter == "gluon" and any(reason_against(one, call.problem) for one in passes):
             return False
-        return config.load != "descriptor" or self._kind.obstacle(passes, call.layouts) is None
+        return config.load != "descriptor" or self._kind.obstacle(passes, call) is None
 
     def _default(self, call: Call, *, descriptors: bool = True) -> KernelConfig:
         config = self._kind.default(call.problem, call.target, descriptors=descriptors)

@@ -4,10 +4,10 @@ decide them, the kernel, and the one that repairs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
 
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.launches import Buffer, Call, Launch, ceildiv, planned_launch
-from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.list_plan import (
     check_lists,
     list_turns,
@@ -17,9 +17,11 @@ from patterncc.codegen.gpu.list_plan import (
 )
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
 from patterncc.codegen.gpu.pass_plan import Pass, Sources
+from patterncc.codegen.gpu.patch_source import patch_box
 from patterncc.codegen.gpu.repair_plan import may_spoil, repair_launch, spoiled_buffer
-from patterncc.codegen.ir import DENSE, Passes
+from patterncc.codegen.ir import DENSE, Passes, Patches
 from patterncc.codegen.listing import ranked
+from patterncc.codegen.patches import tile_count
 
 
 def query_tile_launches(
@@ -44,9 +46,13 @@ def query_tile_launches(
     program, problem, config = one.program, call.problem, one.config
     step = program.tiling.q_step
     tiles = step * ceildiv(ceildiv(call.q_len, step), config.block_q)
+    patches = program.patches
+    if patches is not None:
+        tiles = tile_count(patches, "q", call.env)
     between = {"resumes": one.resumes, "hands_on": one.hands_on}
     source = sources.get(emit, program, problem, config, **between)
-    k_step = program.tiling.k_step
+    # How far apart groups are in the view that key tiles are boxes of.
+    k_step = program.tiling.k_step if patches is None else patches.sizes[-1]
 
     def kernel(tiles: int, numbers: Mapping[str, int]) -> Iterator[Launch]:
         grid = (tiles, call.heads, call.batch)
@@ -79,18 +85,22 @@ def query_tile_launches(
         yield from kernel(tiles, {})
 
 
-def query_tile_obstacle(
-    rows: Sequence[str], passes: Passes, layouts: Mapping[str, Layout]
-) -> str | None:
+def query_tile_obstacle(rows: Sequence[str], passes: Passes, call: Call) -> str | None:
     """Why tensor descriptors are impossible for some pass of such a kernel, or None.
 
     Args:
         rows: The tensors of which it loads query tiles.
         passes: The passes.
-        layouts: Of the call's tensors.
+        call: Its tensors and numbers.
     """
+    layouts = call.layouts
     for program in passes:
         tiling = program.tiling
+        if program.patches is not None:
+            obstacle = patch_obstacle(program.patches, "k", ("key", "value"), call)
+            if obstacle is not None:
+                return obstacle
+            continue
         # Rows of a class are loaded once, by pointers.
         for name in (*(rows if tiling == DENSE else ()), "key", "value"):
             obstacle = layouts[name].descriptor_obstacle(tiling.k_step)
@@ -104,6 +114,33 @@ def query_tile_obstacle(
                 f"less than a tile of {program.block_k}"
             )
     return None
+
+
+def patch_obstacle(
+    patches: Patches, side: Literal["q", "k"], names: Sequence[str], call: Call
+) -> str | None:
+    """Why no descriptor loads passing patches, or None.
+
+    Args:
+        patches: The patches.
+        side: Those of queries or of keys.
+        names: The tensors that they are tiles of.
+        call: Their layouts, and the offset.
+    """
+    if patch_box(patches, side) is None:
+        shape = " x ".join(map(str, patches.passing(side)))
+        return f"patches of {shape} places are no boxes of a descriptor"
+    (width,) = patches.sizes
+    for name in names:
+        obstacle = call.layouts[name].descriptor_obstacle(width)
+        if obstacle is not None:
+            return obstacle
+    length = call.layouts[names[0]].sizes[2]
+    what = "rows" if side == "q" else "keys"
+    if length % width:
+        return f"{length} {what} are no whole lines of a raster {width} wide"
+    offset = call.env["q_offset"] if side == "q" else 0
+    return f"position {offset} begins no line of a raster {width} wide" if offset % width else None
 
 
 def state_buffer(name: str, one: Pass, call: Call, like: str) -> tuple[Buffer, ...]:

@@ -20,6 +20,7 @@ from patterncc.codegen.gpu.isolation_source import all_tiles_lines, step_text, t
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.list_source import listed_loops
 from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
+from patterncc.codegen.gpu.patch_source import row_patch_lines
 from patterncc.codegen.gpu.sweep_source import (
     emit_loops,
     scalars_read,
@@ -118,6 +119,7 @@ class QueryTile:
     def setup(self) -> Iterator[str]:
         """Which rows and keys the program has, and the bounds of its loops; after `blocks`."""
         config, group, tiling = self._config, self._group, self._program.tiling
+        patches = self._program.patches
         yield ""
         yield from head_and_tile_lines(tiling, config.order, config.neighbours)
         if self._gathered and self._listed:
@@ -130,7 +132,10 @@ class QueryTile:
         if "kv_heads" in names:
             yield f"kv_heads = tl.num_programs(1) // {group}"
         yield from class_lines(tiling)
-        yield from row_lines(tiling)
+        if patches is None:
+            yield from row_lines(tiling)
+        else:
+            yield from row_patch_lines(patches, config.block_q)
         yield ""
         if self._listed:
             what = "runs of keys" if self._gathered else "key tiles"
@@ -160,7 +165,8 @@ class QueryTile:
 
     def _count(self, loop: TileLoop) -> str:
         """The number of a loop's tiles."""
-        if self._program.tiling != DENSE and not self._listed:
+        some_idle = self._program.tiling != DENSE or self._program.patches is not None
+        if some_idle and not self._listed:
             return f"tl.where(has_work, {loop.count}, 0)"
         return loop.count
 
@@ -169,7 +175,7 @@ class QueryTile:
         if self._gathered:
             yield from gathered_keys(self._program)
         else:
-            yield f"k_first = ({loop.tile}) * BLOCK_K"
+            yield from self._access.tile_first_lines(loop.tile)
         yield from loop.following
         yield from self._access.tile_start(loop.kind == "partial")
 
@@ -184,7 +190,7 @@ class QueryTile:
             yield from gathered_keys(self._program)
         else:
             yield f"step = {step_text(self.loops, 'turn')}"
-            yield f"k_first = ({tile_text(self.loops, 'turn')}) * BLOCK_K"
+            yield from self._access.tile_first_lines(tile_text(self.loops, "turn"))
         yield from self._access.tile_start(True)
 
     def tile_keys(self, masked: bool) -> Iterator[str]:
@@ -196,4 +202,5 @@ class QueryTile:
         """`allowed`, the pairs of a masked tile that the pattern allows; after `tile_keys`."""
         yield from self._mask.key_lines
         again = " & (k_first <= k)" if self._access.moves_boxes else ""
-        yield f"allowed = {self._mask.expression}{again}"
+        inside = " & key_inside" if self._access.tests_inside else ""
+        yield f"allowed = {self._mask.expression}{again}{inside}"

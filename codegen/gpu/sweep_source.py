@@ -123,6 +123,8 @@ class _Piece:
             tiles += f", residue {self.residue}"
         elif sweep.classes > 1:
             tiles += f", {sweep.classes} residue classes"
+        if sweep.repeats:
+            tiles = f"a box of tiles, {len(sweep.repeats) + 1} loops"
         return f"# {sweep.kind} {which}: {tiles}"
 
 
@@ -218,7 +220,7 @@ def _one_start(pieces: Iterable[_Piece]) -> Iterator[_Piece]:
     for number, piece in enumerate(pieces):
         sweep = piece.sweep
         start: tuple[Any, ...] = (sweep.kind, sweep.lo, sweep.stride, sweep.phase)
-        if sweep.classes > 1:
+        if sweep.classes > 1 or sweep.repeats:
             start = (number,)
         if start in alike:
             first = alike[start]
@@ -243,7 +245,8 @@ def _at_class(sweep: Sweep, residue: int) -> Sweep:
 
 
 def _parts(sweep: Sweep) -> tuple[Expr, ...]:
-    return (sweep.lo, sweep.hi, separate(sweep.guard), sweep.phase)
+    ends = (end for repeat in sweep.repeats for end in (repeat.lo, repeat.hi))
+    return (sweep.lo, sweep.hi, separate(sweep.guard), sweep.phase, *ends)
 
 
 # ------------------------------------------------------------------------------------ shared bounds
@@ -347,6 +350,9 @@ def _loop(
 def _stretch(writer: ExpressionWriter, piece: _Piece, before: str, ranked: bool) -> Iterator[str]:
     """The lines of a piece with scalar bounds."""
     label, sweep = piece.label, piece.sweep
+    if sweep.repeats:
+        yield from _repeated(writer, piece, before)
+        return
     yield piece.comment
 
     def bound(expr: IntExpr, plain: str) -> str:
@@ -366,6 +372,51 @@ def _stretch(writer: ExpressionWriter, piece: _Piece, before: str, ranked: bool)
     yield f"end_{label} = ({' + '.join([*([before] if before else []), *lengths])}).to(tl.int32)"
     start = f"first_{label} - {before}" if before else f"first_{label}"
     yield f"shift_{label} = {_shift(writer, sweep, start)}"
+
+
+def _repeated(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[str]:
+    """The lines of a piece that is repeated: how long its loop and each one around that are, and
+    the tile that all of them start at."""
+    label, sweep = piece.label, piece.sweep
+    yield piece.comment
+    yield f"first_{label} = {_integer(writer, sweep.lo)}"
+    length = f"tl.maximum({writer.integer(sweep.hi).operand()} - first_{label}, 0)"
+    guard = separate(sweep.guard)
+    if guard != TRUE:
+        length = f"tl.where({writer.predicate(guard)}, {length}, 0)"
+    yield f"width_{label} = {length}.to(tl.int32)"
+    count = f"width_{label}"
+    start = f"first_{label}" if sweep.stride == 1 else f"first_{label} * {sweep.stride}"
+    for number, repeat in enumerate(sweep.repeats):
+        name = f"{label}_{number}"
+        yield f"begin_{name} = {_integer(writer, repeat.lo)}"
+        end = writer.integer(repeat.hi).operand()
+        yield f"turns_{name} = tl.maximum({end} - begin_{name}, 0).to(tl.int32)"
+        count += f" * turns_{name}"
+        start += f" + begin_{name} * {repeat.step}"
+    if sweep.phase != Const(0):
+        start += f" + {writer.integer(sweep.phase).operand()}"
+    yield f"end_{label} = {f'{before} + ' if before else ''}{count}"
+    yield f"shift_{label} = ({start}).to(tl.int32)"
+    # What a division by nothing gives is never read, but must not be asked for.
+    yield f"width_{label} = tl.maximum(width_{label}, 1)"
+    for number in range(len(sweep.repeats) - 1):
+        yield f"turns_{label}_{number} = tl.maximum(turns_{label}_{number}, 1)"
+
+
+def _repeated_tile(piece: _Piece, before: str) -> str:
+    """The tile at counter `step` of a piece that is repeated."""
+    label, sweep = piece.label, piece.sweep
+    step = f"(step - {before})" if before else "step"
+    inner = f"{step} % width_{label}"
+    terms = [f"shift_{label}", inner if sweep.stride == 1 else f"{inner} * {sweep.stride}"]
+    turn = f"{step} // width_{label}"
+    last = len(sweep.repeats) - 1
+    for number, repeat in enumerate(sweep.repeats):
+        own = turn if number == last else f"({turn}) % turns_{label}_{number}"
+        terms.append(f"({own}) * {repeat.step}")
+        turn = f"({turn}) // turns_{label}_{number}"
+    return " + ".join(terms)
 
 
 def _lanes(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[str]:
@@ -399,12 +450,16 @@ def _shift(writer: ExpressionWriter, sweep: Sweep, start: str) -> str:
 def _tile_number(pieces: Sequence[_Piece], *, lanes: bool) -> str:
     """The tile at counter `step`; a common stride is multiplied once, outside of the selection."""
     strides = {piece.sweep.stride for piece in pieces}
-    common = strides.pop() if len(strides) == 1 else None
+    repeated = any(piece.sweep.repeats for piece in pieces)
+    common = strides.pop() if len(strides) == 1 and not repeated else None
     tile = ""
-    for piece in reversed(pieces):
+    for number in range(len(pieces) - 1, -1, -1):
+        piece = pieces[number]
         label = piece.label
         place = f"shift_{label}"
-        if common is None:
+        if piece.sweep.repeats:
+            place = _repeated_tile(piece, f"end_{pieces[number - 1].label}" if number else "")
+        elif common is None:
             place = f"{_scaled_step(piece.sweep.stride)} + {place}"
         if piece.lanes > 1 and lanes:
             here = f"(starts_{label} <= step) & (step < ends_{label})"

@@ -15,7 +15,7 @@ from patterncc.codegen.gpu.mask_source import scalar_name
 from patterncc.codegen.gpu.run_list_source import RUN_PARAMETERS
 from patterncc.codegen.gpu.sweep_source import expressions
 from patterncc.codegen.gpu.table_source import tables_read
-from patterncc.codegen.ir import K_LAST, K_TILE, Q_FIRST, Q_LAST, RESIDUE
+from patterncc.codegen.ir import BOX_NAMES, K_LAST, K_TILE, Q_FIRST, Q_LAST, RESIDUE
 from patterncc.codegen.listing import kernel_mask, ranked
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import K, Param, Q, Var, walk
@@ -164,7 +164,7 @@ class Computed:
         yield from self._list_numbers
         for table in self.tables:
             yield from table.sizes
-        known = {*_OF_TILE, *_OF_GRID, *_LENGTHS, *CLASS_NAMES, *lengths}
+        known = {*_OF_TILE, *BOX_NAMES, *_OF_GRID, *_LENGTHS, *CLASS_NAMES, *lengths}
         for name in sorted({scalar_name(leaf) for leaf in self.leaves} - known):
             yield KernelParameter(name, "i32")
 

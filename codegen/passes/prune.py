@@ -16,7 +16,8 @@ def prune(program: BlockProgram) -> BlockProgram:
 def _can_run(sweep: Sweep) -> bool:
     if sweep.guard == FALSE:
         return False
-    match sweep.lo, sweep.hi:
-        case Const(low), Const(high):
-            return low < high
-    return True
+    ends = [(sweep.lo, sweep.hi), *((repeat.lo, repeat.hi) for repeat in sweep.repeats)]
+    return not any(
+        isinstance(low, Const) and isinstance(high, Const) and high.value <= low.value
+        for low, high in ends
+    )

@@ -54,6 +54,10 @@ def _sweep(sweep: Sweep) -> Sweep:
         hi=integer(sweep.hi),
         phase=integer(sweep.phase),
         guard=predicate(sweep.guard),
+        repeats=tuple(
+            replace(repeat, lo=integer(repeat.lo), hi=integer(repeat.hi))
+            for repeat in sweep.repeats
+        ),
     )
 
 

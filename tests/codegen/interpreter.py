@@ -27,7 +27,7 @@ from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
 from patterncc.codegen.gpu.pass_plan import Lowered
 from patterncc.codegen.gpu.scalar_source import HELPERS, ExpressionWriter, Text
 from patterncc.codegen.gpu.sweep_source import emit_loops, scalars_read, wide_name
-from patterncc.codegen.ir import BlockProgram, Passes, Tiling
+from patterncc.codegen.ir import BlockProgram, Passes, Patches, Tiling
 from patterncc.dsl.mask import Expr, IntExpr, Param, Predicate, Var, walk
 from tests.codegen.attention import Errors
 
@@ -69,7 +69,8 @@ class Call:
 
     With `passes`, texts and their variables, these are run instead of the text; with `every_tile`,
     all tiles are visited and masked; `chosen` takes the passes that counting tiles chooses, in both
-    directions if `transposed`. With `lists_at_once` lists of runs take no more bytes than that.
+    directions if `transposed`. With `patches` tiles are these, and with `fills` full ones are told
+    apart. With `lists_at_once` lists of runs take no more bytes than that.
     """
 
     text: str
@@ -89,6 +90,8 @@ class Call:
     every_tile: bool = False
     chosen: bool = False
     transposed: bool = False
+    patches: Patches | None = None
+    fills: bool = False
     lists_at_once: int | None = None
 
 
@@ -138,12 +141,32 @@ def prepared(call: Call) -> Prepared:
             return [lower_passes(pattern, block_q, block_k, sizes=sizes, transposed=False)]
 
         lower, lower_rows = chosen, gathered
+    elif call.patches is not None:
+        lower = _in_patches(pattern, call.patches, call.fills)
     elif call.passes:
         lower = in_passes([(load(text), tiling) for text, tiling in call.passes], sizes)
     else:
         lower = all_partial(pattern.body) if call.every_tile else lowered(pattern, sizes)
     scope = {**env, **sizes}
     return Prepared(pattern, query, key, value, env, scope, tables, lower, lower_rows)
+
+
+def _in_patches(pattern: Pattern, patches: Patches, fills: bool) -> Lowered:
+    """Lowers for patches of a raster, both directions."""
+    from patterncc.codegen.lower import specialise, with_transposed
+    from patterncc.codegen.passes import run_passes
+    from patterncc.codegen.patches import patch_program
+    from patterncc.codegen.raster import raster_of
+
+    body = specialise(pattern.body, {})
+    raster = raster_of(body, patches.sizes)
+
+    def lower(block_q: int, block_k: int) -> Sequence[Passes]:
+        tile = block_q, block_k
+        program = patch_program(pattern.structure, body, raster, patches, tile, fills=fills)
+        return [(with_transposed(run_passes(program, check=True), check=True),)]
+
+    return lower
 
 
 def random_tensors(call: Call) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -84,6 +84,7 @@ def test_no_call_lowers_twice() -> None:
     structure = attn.pattern.structure
     assert pipeline.starting_width(structure, 64, 64, ()) == 32
     before = pipeline.cache_counts()
-    pipeline.passes(structure, 64, 32, (), True, False, gather=True)  # as launchers do
+    # As launchers do.
+    pipeline.passes(structure, 64, 32, (), True, False, gather=True, patches=True)
     pipeline.starting_width(structure, 64, 64, ())
     assert pipeline.cache_counts() == before

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from patterncc.codegen.gpu.chunk_source import Progression
 from patterncc.codegen.gpu.config import KernelConfig
-from patterncc.codegen.ir import DENSE, Q_CLASS, Tiling
+from patterncc.codegen.ir import DENSE, Q_CLASS, Patches, Tiling
 from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl.mask import Const
 from tests.codegen.crossing import each_with_one
@@ -114,6 +114,21 @@ CALLS = {
         dtype=HALF,
         heads=(4, 2),
         value_head_dim=24,
+    ),
+    "patches": Call(
+        "neighborhood(9, 8, 5)",
+        72,
+        72,
+        config=SMALL_BOXES,
+        patches=Patches((8,), (3, 5), (2, 8), (5, 3), (4, 4)),
+    ),
+    "patches by pointers, ragged": Call(
+        "q // 8 // 3 == k // 8 // 3 and q % 8 // 4 == k % 8 // 4",
+        61,
+        69,
+        config=KernelConfig(16, 16, 4, 1),
+        patches=Patches((8,), (2, 8), (4, 4), (4, 4), (3, 5)),
+        fills=True,
     ),
     "runs of all rows": Call(
         "pattern p(v: bool[kv_head, *]): causal and v[kv_head, k]",

@@ -21,6 +21,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "pattern p(doc: segments): causal and doc[q] == doc[k]",
         {"doc": torch.tensor([0, 17, 17, 50])},  # int64: kernels read int32
     ),
+    "patches": (
+        "q // 50 == k // 50 and q // 5 % 10 // 3 == k // 5 % 10 // 3 and q % 5 <= k % 5",
+        {},
+    ),
     "sizes it divides by": ("causal and (k // 8 + layer) % layers == 0", {}),
 }
 

@@ -27,6 +27,8 @@ def reason_against(program: BlockProgram, problem: Problem) -> str | None:
         program: The pass.
         problem: The shape class.
     """
+    if program.patches is not None:
+        return problem_reason(problem) or "it knows no tiles that are patches of a raster"
     return problem_reason(problem) or (
         "tables decide which tiles are visited" if program.listed or program.gathered > 1 else None
     )
