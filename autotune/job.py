@@ -39,6 +39,7 @@ class Job:
         numbers: Values of the pattern's run-time numbers, by name.
         tables: Its tables, int64 or bool, of its rank; of segments the `cu_seqlens`.
         seed: Of the random input.
+        patches: Whether tiles may be patches of a raster.
     """
 
     structure: str
@@ -54,6 +55,7 @@ class Job:
     numbers: Mapping[str, int] = field(default_factory=dict)
     tables: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict, compare=False)
     seed: int = 0
+    patches: bool = False
 
     @cached_property
     def pattern(self) -> Pattern:
@@ -139,7 +141,7 @@ class Job:
             UnsupportedError: For a term that has no lowering.
         """
         sizes = tuple(sorted(self.sizes.items()))
-        patches = self.problem.terms.plain
+        patches = self.patches and self.problem.terms.plain
         return _lowered(
             self.structure, block_q, block_k, sizes, self.within, transposed, gather, patches
         )

@@ -24,6 +24,7 @@ from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ArgumentError
 from patterncc.parameters import as_array, bind
 from patterncc.ranks import agreed
+from patterncc.settings import settings
 
 if TYPE_CHECKING:
     from patterncc.pipeline import Signature
@@ -70,6 +71,7 @@ def job_of_tensors(
         call.env.get("layers", 1),
         dict(zip(signature.numbers, numbers, strict=True)),
         {n: as_array(t.cpu()) for n, t in zip(signature.tables, tables, strict=True)},
+        patches=settings().patches,
     )
 
 

@@ -30,7 +30,7 @@ from patterncc.dsl.loader import source_of
 from patterncc.dsl.parser import parse
 from patterncc.dsl.pattern import Pattern
 from patterncc.listing import format_pattern, format_tree
-from patterncc.pipeline import kernel_folder
+from patterncc.pipeline import kernel_folder, takes_patches
 from patterncc.settings import settings
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class Compilation:
                 *tile,
                 sizes=self.sizes,
                 within=self.within,
-                patches=self.problem.terms.plain,
+                patches=takes_patches(self.problem.terms),
             )
             chosen = min(ways, key=lambda way: way.cost)
             programs = [

@@ -44,6 +44,7 @@ from patterncc.live import LiveReport
 from patterncc.live_text import live_text
 from patterncc.loops import Loop, loops
 from patterncc.notation import layout
+from patterncc.pipeline import takes_patches
 
 MOST_ROWS = 1 << 24  # rows and keys up to which each is counted
 
@@ -243,7 +244,7 @@ def explain(
         for head in (range(call.heads) if heads is None else heads)
     ]
     call.require_tables()
-    ways = call.candidates(block_q, block_k, patches=problem.terms.plain)
+    ways = call.candidates(block_q, block_k, patches=takes_patches(problem.terms))
     chosen = min(ways, key=lambda way: way.cost)
     passes = tuple(map(with_transposed, chosen.passes))
     pairs = pair_program(call.pattern, call.sizes, within=call.within)
@@ -271,7 +272,7 @@ def explain(
 
 def _emitter(call: Call, problem: Problem) -> EmitterChoice:
     def lowered(block_q: int, block_k: int) -> Passes:
-        ways = call.candidates(block_q, block_k, patches=problem.terms.plain)
+        ways = call.candidates(block_q, block_k, patches=takes_patches(problem.terms))
         return min(ways, key=lambda way: way.cost).passes
 
     choice = choose_emitter(call.pattern, problem, HOPPER, lowered, call.sizes)

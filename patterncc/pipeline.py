@@ -20,7 +20,7 @@ from patterncc.codegen.lower import DIVIDING_SIZES, lower, with_transposed
 from patterncc.dsl import load
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import FloorDiv, Mod, variables, walk
-from patterncc.dsl.score.terms import terms_of
+from patterncc.dsl.score.terms import ScoreTerms, terms_of
 from patterncc.settings import settings
 from patterncc.tuned import config_for, subject_of
 
@@ -138,6 +138,12 @@ def resolve(structure: str) -> Resolved:
     )
 
 
+def takes_patches(terms: ScoreTerms) -> bool:
+    """May tiles of kernels on GPUs be patches of a raster? Those of kernels with score terms may
+    not; others may where it is asked for, until they were run on a GPU."""
+    return terms.plain and settings().patches
+
+
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
 def passes(
     structure: str,
@@ -191,7 +197,7 @@ def starting_width(
     block_q: int,
     block_k: int,
     sizes: tuple[tuple[str, int], ...],
-    patches: bool = True,
+    patches: bool,
 ) -> int:
     """How many keys the tiles of a default config have, at most `block_k`.
 
@@ -215,7 +221,7 @@ def emitter_choice(
     """
 
     def lowered(block_q: int, block_k: int) -> Passes:
-        patches = problem.terms.plain
+        patches = takes_patches(problem.terms)
         return passes(structure, block_q, block_k, sizes, True, False, gather=True, patches=patches)
 
     return choose_emitter(resolve(structure).pattern, problem, target, lowered, dict(sizes))
@@ -269,14 +275,14 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "s
     """
     from patterncc.codegen.gpu.forward import Forward  # here, because it loads triton and torch
 
-    plain = terms_of(score).plain
+    patches = takes_patches(terms_of(score))
 
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         arguments = (structure, block_q, block_k, sizes)
-        return _Alternatives(*arguments, transposed=False, patches=plain)
+        return _Alternatives(*arguments, transposed=False, patches=patches)
 
     def width(block_q: int, block_k: int) -> int:
-        return starting_width(structure, block_q, block_k, sizes, plain)
+        return starting_width(structure, block_q, block_k, sizes, patches)
 
     def special(call: Call) -> KernelConfig | None:
         choice = emitter_choice(structure, call.problem, call.target, sizes)
@@ -306,15 +312,15 @@ def backward_launcher(
     from patterncc.codegen.gpu.backward import Backward  # here, because it loads triton and torch
     from patterncc.codegen.gpu.backward_plan import TunedGradients
 
-    plain = terms_of(score).plain
+    patches = takes_patches(terms_of(score))
 
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         arguments = (structure, block_q, block_k, sizes)
-        return _Alternatives(*arguments, transposed=True, patches=plain)
+        return _Alternatives(*arguments, transposed=True, patches=patches)
 
     def of_rows(block_q: int, block_k: int) -> Sequence[Passes]:
         arguments = (structure, block_q, block_k, sizes)
-        return _Alternatives(*arguments, transposed=False, patches=plain)
+        return _Alternatives(*arguments, transposed=False, patches=patches)
 
     tuned = TunedGradients(
         tuned_for(structure, "grad_query"), tuned_for(structure, "grad_key_value")

@@ -19,7 +19,7 @@ from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.gpu import config
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
-from patterncc.pipeline import resolve, starting_width
+from patterncc.pipeline import resolve, starting_width, takes_patches
 from patterncc.rivals import Dense, race_against, rivals_of
 from patterncc.score_example import PLAIN_SCORES, Scores
 from patterncc.timing import Timing, once
@@ -267,8 +267,8 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
         vendor = "hip:" if torch.version.hip else f"cuda:{major}{minor}"
         shape = config.default_config(problem, vendor)
         sizes = tuple((name, call.sizes[name]) for name in resolve(call.pattern.structure).sizes)
-        plain = problem.terms.plain
-        width = starting_width(call.pattern.structure, shape.block_q, shape.block_k, sizes, plain)
+        patches = takes_patches(problem.terms)
+        width = starting_width(call.pattern.structure, shape.block_q, shape.block_k, sizes, patches)
         shape = config.narrowed(shape, width)
     else:
         shape = cpu.default_config()
@@ -280,7 +280,7 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
         within=call.within,
         transposed=False,
         gather=device.type == "cuda",
-        patches=device.type == "cuda" and problem.terms.plain,
+        patches=device.type == "cuda" and takes_patches(problem.terms),
     )
     pairs = pair_program(call.pattern, call.sizes, within=call.within, transposed=False)
     visible = full = visited = 0

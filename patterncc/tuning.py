@@ -60,6 +60,7 @@ def job_of(call: Call, problem: Problem, *, batch: int = 1, layer: int = 0, seed
         {number.name: number.value for number in call.pattern.numbers if number.value is not None},
         dict(call.tables),
         seed,
+        settings().patches,
     )
 
 

@@ -53,7 +53,7 @@ def test_other_widths_are_kept() -> None:
 def test_a_call_and_what_is_printed_agree() -> None:
     structure = pipeline.signature_of("sparse_fixed").structure
     compilation = Compilation("sparse_fixed")
-    assert compilation.config.block_k == pipeline.starting_width(structure, 64, 64, ()) == 32
+    assert compilation.config.block_k == pipeline.starting_width(structure, 64, 64, (), False) == 32
     assert "config: tile 64x32," in compilation.text("triton")
 
 
@@ -82,9 +82,9 @@ def test_a_config_that_was_given_is_kept() -> None:
 def test_no_call_lowers_twice() -> None:
     attn = patterncc.compile(RUNS.format(32))
     structure = attn.pattern.structure
-    assert pipeline.starting_width(structure, 64, 64, ()) == 32
+    assert pipeline.starting_width(structure, 64, 64, (), False) == 32
     before = pipeline.cache_counts()
     # As launchers do.
-    pipeline.passes(structure, 64, 32, (), True, False, gather=True, patches=True)
-    pipeline.starting_width(structure, 64, 64, ())
+    pipeline.passes(structure, 64, 32, (), True, False, gather=True, patches=False)
+    pipeline.starting_width(structure, 64, 64, (), False)
     assert pipeline.cache_counts() == before
