@@ -8,7 +8,7 @@ are seen by several classes of rows, a loop over those recomputes what depends o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from patterncc.codegen.gpu.chunk_source import CHUNK_PARAMETERS, place_lines
 from patterncc.codegen.gpu.class_source import (
@@ -43,11 +43,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from patterncc.codegen.gpu.config import KernelConfig
-    from patterncc.codegen.gpu.key_access_source import KeyAccess
     from patterncc.codegen.gpu.sweep_source import TileLoop
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
     from patterncc.dsl.score.nodes import Real
+
+
+class _Access(Protocol):
+    """What is asked of how a kernel reaches its tensors, as `KeyAccess` describes it."""
+
+    def descriptors(self) -> Iterator[KernelParameter]: ...
+    def pointers(self) -> Iterator[KernelParameter]: ...
+    def strides(self) -> Iterator[KernelParameter]: ...
+    def lengths(self) -> Iterator[KernelParameter]: ...
+    def passing_lines(self) -> Iterator[str]: ...
+    def head_lines(self) -> Iterator[str]: ...
+    def tile_start(self) -> Iterator[str]: ...
 
 
 class KeyTile:
@@ -69,12 +80,15 @@ class KeyTile:
         UnsupportedError: The pattern has a cover.
     """
 
+    _within = "tl.arange(0, BLOCK_K)"
+    """The numbers of the keys within the tile."""
+
     def __init__(
         self,
         program: BlockProgram,
         problem: Problem,
         config: KernelConfig,
-        access: KeyAccess,
+        access: _Access,
         terms: Sequence[Real] = (),
         term_lines: Sequence[str] = (),
     ) -> None:
@@ -133,7 +147,7 @@ class KeyTile:
         if "kv_heads" in self._names:
             yield "kv_heads = tl.num_programs(1)"
         yield from key_class_lines(tiling)
-        yield from key_lines(tiling)
+        yield from key_lines(tiling, self._within)
 
     def body(self, tile: Callable[[TileLoop], Iterator[str]]) -> Iterator[str]:
         """The loops over all tiles of rows; `tile` writes what is done for one."""
@@ -211,9 +225,13 @@ class KeyTile:
         if self._masked or self._reads_key:
             yield "k = keys[:, None]"
         if self._masked:
-            yield from self._mask.key_lines
+            yield from self._held_lines()
         yield from self._term_lines
         yield from loops()
+
+    def _held_lines(self) -> Iterator[str]:
+        """What the mask asks of the keys alone."""
+        return iter(self._mask.key_lines)
 
     @property
     def _one_head(self) -> bool:

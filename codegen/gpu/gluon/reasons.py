@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.gluon.warps import ROWS
+from patterncc.codegen.ir import DENSE
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
@@ -27,6 +28,23 @@ def reason_against(program: BlockProgram, problem: Problem) -> str | None:
     return problem_reason(problem) or (
         "tables decide which tiles are visited" if program.listed or program.gathered > 1 else None
     )
+
+
+def one_pass_reason(program: BlockProgram, problem: Problem) -> str | None:
+    """Why no Gluon kernel computes all gradients of a pattern's only pass on `HOPPER`, or None.
+
+    Args:
+        program: The pass.
+        problem: The shape class.
+    """
+    reason = reason_against(program, problem)
+    if reason is not None:
+        return reason
+    if problem.head_dim != 128:
+        return f"the head dimension is 128, not {problem.head_dim}"
+    if program.tiling != DENSE:
+        return "rows or keys are visited in classes"
+    return None
 
 
 def problem_reason(problem: Problem) -> str | None:
