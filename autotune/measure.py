@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import torch
+from platformdirs import user_cache_path
 from torch import Tensor
 
 from patterncc.autotune.device import describe
+from patterncc.autotune.device_lock import device_lock
 from patterncc.autotune.gradient_bench import RESULTS, gradient_bench
 from patterncc.autotune.job import Job
 from patterncc.autotune.key import Device
@@ -133,6 +135,7 @@ class DeviceMeasurer:
             raise ConfigError(f"there is no {device} here", ("cpu",))
         self._budget = _BUDGET[self._device.type] if budget is None else budget
         self._bench: Bench | None = None
+        self._lock = (folder or user_cache_path("patterncc")) / f"{_place_of(self._device)}.lock"
         self._flushed: Tensor | None = None
         if self._device.type == "cuda":
             self._flushed = torch.empty(_FLUSHED, dtype=torch.uint8, device=self._device)
@@ -168,12 +171,13 @@ class DeviceMeasurer:
         error, wrong = bench.oracle.judge(self._poisoned(run))
         if wrong:
             return Measurement("wrong", (), wrong, error)
-        seconds = self._timed([run, run])
-        if min(seconds) > _HOPELESS * best:
-            return Measurement("slow", tuple(seconds), "", error)
-        while len(seconds) < _LEAST or (len(seconds) < _MOST and sum(seconds) < self._budget):
-            count = int(min(_QUEUED, max(1.0, self._budget / min(seconds))))
-            seconds += self._timed([run] * count)
+        with device_lock(self._lock):
+            seconds = self._timed([run, run])
+            if min(seconds) > _HOPELESS * best:
+                return Measurement("slow", tuple(seconds), "", error)
+            while len(seconds) < _LEAST or (len(seconds) < _MOST and sum(seconds) < self._budget):
+                count = int(min(_QUEUED, max(1.0, self._budget / min(seconds))))
+                seconds += self._timed([run] * count)
         error, wrong = bench.oracle.judge(self._poisoned(run))  # of repeated runs, too
         if wrong:
             return Measurement("wrong", (), f"after {len(seconds)} runs {wrong}", error)
@@ -187,13 +191,14 @@ class DeviceMeasurer:
         for run in runs:
             run()
         order = list(range(len(runs)))
-        start = time.perf_counter()
-        for number in range(_RACE_ROUNDS):
-            turn = order if number % 2 else order[::-1]
-            for index, found in zip(turn, self._timed([runs[i] for i in turn]), strict=True):
-                seconds[index].append(found)
-            if number >= _LEAST and time.perf_counter() - start > _RACE_BUDGET * len(runs):
-                break
+        with device_lock(self._lock):
+            start = time.perf_counter()
+            for number in range(_RACE_ROUNDS):
+                turn = order if number % 2 else order[::-1]
+                for index, found in zip(turn, self._timed([runs[i] for i in turn]), strict=True):
+                    seconds[index].append(found)
+                if number >= _LEAST and time.perf_counter() - start > _RACE_BUDGET * len(runs):
+                    break
         return tuple(Measurement("timed", tuple(each)) for each in seconds)
 
     def _ready_bench(self) -> Bench:
@@ -236,6 +241,14 @@ class DeviceMeasurer:
             events.append((start, end))
         torch.cuda.synchronize(self._device)
         return [float(start.elapsed_time(end)) / 1000 for start, end in events]
+
+
+def _place_of(device: torch.device) -> str:
+    """The very device, whatever number this process knows it by."""
+    if device.type != "cuda":
+        return "cpu"
+    properties = torch.cuda.get_device_properties(device)
+    return f"cuda-{getattr(properties, 'uuid', device.index or 0)}"  # older torch has none
 
 
 def _seconds(run: Run) -> float:

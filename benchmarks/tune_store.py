@@ -4,7 +4,9 @@ be broken off and goes on where it was.
     python benchmarks/tune_store.py --out autotune/shipped/h100.json --report tune_h100.json
 
 Tunes each phase of the patterns that patterncc is compared with its peers on, as `patterncc tune`
-does, while what comes next is compiled. Every key is kept: where nothing beat the default by more
+does, while what comes next is compiled. The report says after how many seconds a search was within
+3% of the best time that it found, or of that of an exhaustive sweep (`--sweeps`, of
+`tune_sweep.py`). Every key is kept: where nothing beat the default by more
 than noise its entry says so, and calls stay with the default. Entries of other keys that the file
 has stay in it. On an H200 half an hour is ample; `--seconds` limits each search.
 """
@@ -82,14 +84,29 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[str, Job]]:
             )
 
 
-def row_of(name: str, result: TuneResult) -> dict[str, Any]:
-    """What is reported of a search."""
-    entry, best = result.entry, result.finals[0][1]
+def best_of_sweeps(path: Path | None) -> dict[tuple[str, str], float]:
+    """The least time in seconds that each recorded sweep found, by call and phase."""
+    found: dict[tuple[str, str], float] = {}
+    for sweep in json.loads(path.read_text()) if path else ():
+        problem, heads = sweep["problem"], sweep["heads"]
+        shape = f"{heads}:{heads // problem['group']}, {sweep['length']}"
+        name = f"{sweep['pattern']}, D{problem['head_dim']}, {shape}"
+        times = [run["seconds"] for run in sweep["runs"] if run["seconds"]]
+        if times:
+            found[name, sweep["phase"]] = min(times)
+    return found
+
+
+def row_of(name: str, result: TuneResult, of_sweep: float | None) -> dict[str, Any]:
+    """What is reported of a search; `of_sweep`: seconds of the best of an exhaustive one."""
+    entry = result.entry
+    best = of_sweep or result.finals[0][1]
     close = [trial.elapsed for trial in result.search.trials if trial.seconds <= best / CLOSE]
     return {
         "call": name,
         "phase": entry.key.phase,
-        "best_ms": best * 1e3,
+        "best_ms": result.finals[0][1] * 1e3,
+        "best_of_sweep_ms": None if of_sweep is None else of_sweep * 1e3,
         "default_ms": None if entry.default_seconds is None else entry.default_seconds * 1e3,
         "beats_default": entry.beats_default,
         "config": dict(entry.config),
@@ -110,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the collection to write")
     parser.add_argument("--report", type=Path, help="a JSON file of what each search did")
+    parser.add_argument("--sweeps", type=Path, help="a file of tune_sweep.py, to compare with")
     parser.add_argument("--patterns", nargs="+", help="of the table; all if not given")
     parser.add_argument("--phases", nargs="+", default=list(PHASES))
     parser.add_argument("--device", default="cuda:0")
@@ -123,6 +141,7 @@ def main() -> None:
     store = TunedStore(folder)
     limits = Limits(options.trials, options.seconds)
     rows: list[dict[str, Any]] = []
+    swept = best_of_sweeps(options.sweeps)
     with Tuner(
         options.device, store, options=Options(limits, folder=folder / "src"), written_by=WRITTEN_BY
     ) as tuner:
@@ -138,7 +157,7 @@ def main() -> None:
         for number, (name, job, phase) in enumerate(works):
             then = works[number + 1][1:] if number + 1 < len(works) else None
             result = tuner.tune(job, phase, then=then)
-            rows.append(row_of(name, result))
+            rows.append(row_of(name, result, swept.get((name, phase.name))))
             row = rows[-1]
             gain = "default" if not row["beats_default"] else f"{result.entry.speedup or 0:.3f}x"
             print(

@@ -13,6 +13,7 @@ _INSTRUCTION = re.compile(
 )
 _PREDICATE = re.compile(r"!?U?P(T|\d+)")
 _UNIFORM = re.compile(r"UR\d+")
+_ALL = frozenset(range(63))
 
 
 def disassemble(cubin: str | bytes, folder: Path) -> str:
@@ -34,7 +35,8 @@ def unwritten_registers(instructions: str) -> list[str]:
 
     The text is in the order of addresses, and code begins at its start: whatever a first loop reads
     must have been written before it. Registers of matrix products are not looked at: how many of
-    them a product reads depends on its kind.
+    them a product reads depends on its kind. After a call of a function, such as that which divides
+    64 bits, any register may be what that returns.
     """
     written: set[int] = set()
     found = []
@@ -54,7 +56,7 @@ def unwritten_registers(instructions: str) -> list[str]:
         }
         if read - written:
             found.append(match.group())
-        written |= results
+        written |= _ALL if name.startswith("CALL") else results
     return found
 
 

@@ -28,6 +28,7 @@ from patterncc.codegen.gpu.gluon.dialect import (
 )
 from patterncc.codegen.gpu.gluon.mask_source import TileMask
 from patterncc.codegen.gpu.gluon.reasons import reason_against
+from patterncc.codegen.gpu.gluon.term_source import TileTerms
 from patterncc.codegen.gpu.gluon.tile_source import VisitedTiles
 from patterncc.codegen.gpu.gluon.warps import ROWS, warps_of
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
@@ -107,12 +108,13 @@ class _ForwardWriter:
         nest = emit_loops(program.forward)
         moves = self._access.moves_boxes
         self._mask = TileMask(program.mask, nest.documents, moves_boxes=moves)
-        self._computed = Computed(program, "forward", True, ())
+        self._terms = TileTerms(problem.terms, program.tiling, "SCORES", resumes=resumes)
+        self._computed = Computed(program, "forward", True, self._terms.exprs)
         self._visited = VisitedTiles(program, config, nest, self._computed.leaves, problem.group)
         pointers = [KernelParameter("lse_ptr", "*fp32", 4)]
         if resumes or hands_on:
             pointers.append(KernelParameter("state_ptr", "*fp32", 16))
-        scale = [KernelParameter("scale", "fp32")]
+        scale = [KernelParameter("scale", "fp32")] if self._terms.scale else []
         self._parameters = tuple(self._computed.parameters(self._access, pointers, scale))
 
     def source(self) -> KernelSource:
@@ -256,7 +258,8 @@ class _ForwardWriter:
             yield f"call_rows = rows * {self._program.tiling.q_step} + row_class"
         yield "q = q_offset + rows[:, None]"
         yield from self._mask.held_lines
-        yield from self._mask.before_loops()
+        yield from self._terms.program_lines
+        yield from self._mask.before_loops(always=self._terms.reads_key)
         yield ""
         yield f"query = query_tiles.index(part).reshape([{ROWS}, {head_dim}])"
         if access.describes_rows:
@@ -299,7 +302,9 @@ class _ForwardWriter:
         yield "scores = finish(0, deps=(scores,))"
         yield "arrive(key_free.index(0))"
         yield self._visited.first()
-        yield from self._masked_scores()
+        yield self._access.box_start()
+        yield from self._logits()
+        yield from self._mask.masked_scores()
         if self._resumes:
             yield "# Where the earlier passes ended: one key of weight 1, unless a row saw none."
             yield access.row_numbers_address("lse")
@@ -310,9 +315,14 @@ class _ForwardWriter:
             yield from self._weights()
             yield self._decayed()
             return
-        yield f"peak = tl.maximum(tl.max(scores, 1) * scale, {PEAK_FLOOR})"
-        yield "weights = tl.exp2(scores * scale - peak[:, None])"
-        yield "total = tl.sum(weights, 1)"
+        if self._terms.has_sink:
+            yield from self._terms.start()
+            yield from self._weights()
+        else:
+            scale = self._terms.scale
+            yield f"peak = tl.maximum(tl.max(scores, 1){scale}, {PEAK_FLOOR})"
+            yield f"weights = tl.exp2(scores{scale} - peak[:, None])"
+            yield "total = tl.sum(weights, 1)"
         width = self._problem.value_head_dim
         yield f"out = tl.full([{ROWS}, {width}], 0.0, tl.float32, layout=OUT)"
 
@@ -326,9 +336,12 @@ class _ForwardWriter:
         yield self._add_values("last")
         yield "scores = finish(1, deps=(scores,))"
         yield "arrive(key_free.index(stage))"
-        if masked:
+        if masked or self._terms.reads_key:
             yield self._visited.start(number)
-            yield from self._masked_scores()
+            yield self._access.box_start()
+        yield from self._logits()
+        if masked:
+            yield from self._mask.masked_scores()
         yield from self._weights()
         yield "out = finish(0, deps=(out,))"
         yield "arrive(value_free.index(last))"
@@ -349,13 +362,16 @@ class _ForwardWriter:
         tile = f"value_tiles.index({stage}).reshape([BLOCK_K, {self._problem.value_head_dim}])"
         return f"out = multiply(rounded, {tile}, out, is_async=True)"
 
-    def _masked_scores(self) -> Iterator[str]:
-        yield self._access.box_start()
-        yield from self._mask.masked_scores()
+    def _logits(self) -> Iterator[str]:
+        """What score terms make of a tile's scores."""
+        if self._terms.reads_key:
+            yield "k = k_box + columns"
+        yield from self._terms.tile_lines
 
     def _weights(self) -> Iterator[str]:
-        yield "new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)"
-        yield "weights = tl.exp2(scores * scale - new_peak[:, None])"
+        scale = self._terms.scale
+        yield f"new_peak = tl.maximum(peak, tl.max(scores, 1){scale})"
+        yield f"weights = tl.exp2(scores{scale} - new_peak[:, None])"
         yield "decay = tl.exp2(peak - new_peak)"
         yield "total = total * decay + tl.sum(weights, 1)"
         yield "peak = new_peak"

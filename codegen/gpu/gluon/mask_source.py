@@ -57,10 +57,13 @@ class TileMask:
         block = "BLOCK_K" if rows else "BLOCK_Q"
         self._columns = f"tl.arange(0, {block}, layout=tl.SliceLayout(0, SCORES))[None, :]"
 
-    def before_loops(self) -> Iterator[str]:
-        """What the lines of a tile need."""
-        if any(bound.passing == self._passing for bound in self._bounds):
+    def before_loops(self, *, always: bool = False) -> Iterator[str]:
+        """What the lines of a tile need; `columns`, its keys counted from `k_box` or its rows, also
+        where they do not."""
+        bounded = any(bound.passing == self._passing for bound in self._bounds)
+        if bounded or always:
             yield f"columns = {self._columns}"
+        if bounded:
             yield "near = columns & 6"
             yield "far = columns & -7"
 
