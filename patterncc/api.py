@@ -31,6 +31,7 @@ def compile(
     score: str | None = None,
     sink: str | None = None,
     autotune: bool = False,
+    deterministic: bool = True,
     **values: int,
 ) -> Attention:
     """Reads a pattern and returns what computes attention under it.
@@ -51,6 +52,9 @@ def compile(
             for it; later calls and processes take it. Else nothing is ever tuned inside of a call.
             Under `torch.compile` and while a graph is captured nothing is tuned either: call it
             once before. In a job of several ranks they must make these calls together.
+        deterministic: Whether repeated calls give gradients of the same bits, which on GPUs takes
+            seven matrix products where five would do. Without it those of full-length causal and
+            dense calls are faster on some GPUs (docs/training.md); the output is the same.
         **values: Parameters by name. One that is fixed when compiled becomes a constant, a run-time
             one gets this default.
 
@@ -64,12 +68,12 @@ def compile(
     terms = load_terms(score, sink)
     if isinstance(source, Pattern):
         if not values:
-            return Attention(source, terms, autotune=autotune)
+            return Attention(source, terms, autotune=autotune, deterministic=deterministic)
         pattern = replace(load(source.text, name=None, file=None, **values), name=source.name)
-        return Attention(pattern, terms, autotune=autotune)
+        return Attention(pattern, terms, autotune=autotune, deterministic=deterministic)
     text, path = pipeline.read_source(source)
     pattern = load(text, name=name, file=file or path, **values)
-    return Attention(pattern, terms, autotune=autotune)
+    return Attention(pattern, terms, autotune=autotune, deterministic=deterministic)
 
 
 @overload

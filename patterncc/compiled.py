@@ -34,10 +34,23 @@ class Attention(Masks, Views, Tunable):
     at `torch._dynamo.config.recompile_limit`: compile the model as a whole, or raise the limit.
     """
 
-    __slots__ = ("_autotune", "_pattern", "_recent", "_score", "_signature", "_terms")
+    __slots__ = (
+        "_autotune",
+        "_deterministic",
+        "_pattern",
+        "_recent",
+        "_score",
+        "_signature",
+        "_terms",
+    )
 
     def __init__(
-        self, pattern: Pattern, terms: ScoreTerms = PLAIN, *, autotune: bool = False
+        self,
+        pattern: Pattern,
+        terms: ScoreTerms = PLAIN,
+        *,
+        autotune: bool = False,
+        deterministic: bool = True,
     ) -> None:
         """Wraps a pattern and score terms that have been checked; `patterncc.compile` is the usual
         way.
@@ -50,6 +63,7 @@ class Attention(Masks, Views, Tunable):
             refuse_terms(terms)
         self._autotune = autotune
         self._recent: RecentCalls | None = None
+        self._deterministic = deterministic
         self._pattern = pattern
         self._signature = Signature.of(pattern)
         self._terms = terms
@@ -179,6 +193,7 @@ class Attention(Masks, Views, Tunable):
             values,
             self._score,
             recent,
+            self._deterministic,
         )
         return results if return_lse else results[0]
 
@@ -199,11 +214,18 @@ class Attention(Masks, Views, Tunable):
 
     def __reduce__(self) -> tuple[object, ...]:
         text, score = self._identity
-        return _restore, (text, self._pattern.name, score, self._autotune)
+        return _restore, (text, self._pattern.name, score, self._autotune, self._deterministic)
 
 
-def _restore(text: str, name: str, score: str | None = None, autotune: bool = False) -> Attention:
-    """An `Attention` from what identifies it, the name that its text was read under, and whether
-    it tunes."""
+def _restore(
+    text: str,
+    name: str,
+    score: str | None = None,
+    autotune: bool = False,
+    deterministic: bool = True,
+) -> Attention:
+    """An `Attention` from what identifies it, the name that its text was read under, and its
+    options."""
     terms = PLAIN if score is None else terms_of(score)
-    return Attention(replace(load(text), name=name), terms, autotune=autotune)
+    pattern = replace(load(text), name=name)
+    return Attention(pattern, terms, autotune=autotune, deterministic=deterministic)

@@ -20,6 +20,7 @@ from patterncc.codegen.facts.counts import Work, count_tiles, work
 from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter
 from patterncc.codegen.gpu.gluon.reasons import HOPPER
+from patterncc.codegen.gpu.one_pass_choice import ONE_PASS, OnePassChoice, choose_one_pass
 from patterncc.codegen.ir import BlockProgram, Passes
 from patterncc.codegen.lower import lower, with_transposed
 from patterncc.codegen.printer import format_clauses
@@ -150,6 +151,8 @@ class Explanation:
         live: Which keys a cache must keep, counted at the last row of the call; or why that is not
             known.
         emitter: What writes the forward kernels of untuned calls on `HOPPER`, and why.
+        gradients: How gradients are computed there that need not be deterministic, and why; None
+            where they must be.
     """
 
     call: Call
@@ -163,6 +166,7 @@ class Explanation:
     groups: tuple[Group, ...]
     live: LiveReport | str
     emitter: EmitterChoice | None = None
+    gradients: OnePassChoice | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All of it as what `json.dumps` takes."""
@@ -192,6 +196,13 @@ class Explanation:
             "emitter": None
             if self.emitter is None
             else {"target": HOPPER, "name": self.emitter.name, "reason": self.emitter.reason},
+            "gradients": None
+            if self.gradients is None
+            else {
+                "target": HOPPER,
+                "one_pass": self.gradients.program is not None,
+                "reason": self.gradients.reason,
+            },
             "tilings": [asdict(way) for way in self.ways],
             "groups": [
                 {
@@ -220,6 +231,7 @@ def explain(
     heads: Sequence[int] | None = None,
     block_q: int = 128,
     block_k: int = 128,
+    deterministic: bool = True,
 ) -> Explanation:
     """Explains a pattern at one call.
 
@@ -230,6 +242,7 @@ def explain(
         heads: Query heads to look at; all of the call if not given.
         block_q: Rows of a query tile.
         block_k: Keys of a key tile.
+        deterministic: Must repeated calls give gradients of the same bits?
 
     Raises:
         ConfigError: There are more than `MOST_ROWS` rows or keys.
@@ -267,6 +280,7 @@ def explain(
         groups=tuple(_group(call, passes, groups[key], first[key]) for key in groups),
         live=_live(call, layers, heads),
         emitter=_emitter(call, problem),
+        gradients=None if deterministic else _gradients(call, problem),
     )
 
 
@@ -277,6 +291,15 @@ def _emitter(call: Call, problem: Problem) -> EmitterChoice:
 
     choice = choose_emitter(call.pattern, problem, HOPPER, lowered, call.sizes)
     return choice.for_rows(call.q_len)
+
+
+def _gradients(call: Call, problem: Problem) -> OnePassChoice:
+    ways = call.candidates(ONE_PASS.block_q, ONE_PASS.block_k)
+    passes = tuple(map(with_transposed, min(ways, key=lambda way: way.cost).passes))
+    # What tables hold is known to the device alone.
+    env = {name: value for name, value in call.env().items() if name not in call.tables}
+    problem = replace(problem, group=call.heads // call.kv_heads)
+    return choose_one_pass(passes, problem, HOPPER, env, call.heads)
 
 
 def _live(

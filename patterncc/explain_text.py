@@ -176,6 +176,9 @@ def _call(explanation: Explanation) -> Iterator[str]:
     if explanation.emitter is not None:
         emitter = explanation.emitter
         yield f"  kernel  {emitter.name.capitalize()} on {HOPPER}: {emitter.reason}"
+    if explanation.gradients is not None:
+        how = "kernels of their own" if explanation.gradients.program is None else "one pass"
+        yield f"  grads   in {how} on {HOPPER}: {explanation.gradients.reason}"
 
 
 def _overview(explanation: Explanation) -> Iterator[str]:

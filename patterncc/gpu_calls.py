@@ -133,8 +133,10 @@ def _plan_forward(query: Tensor, key: Tensor, value: Tensor, options: Options) -
 def attn_bwd(*arguments: Any) -> list[Tensor]:
     """The gradients of attention; arguments as of the operator."""
     tensors, rest = BackwardTensors._make(arguments[:BACKWARD]), arguments[BACKWARD:]
-    signature = (layout_signature(tensors), *_signature(rest))
     options = Options(*rest)
+    if not options.deterministic and torch.are_deterministic_algorithms_enabled():
+        rest = options = options._replace(deterministic=True)
+    signature = (layout_signature(tensors), *_signature(rest))
     found = _backwards.get(signature)
     if found is None:
         found = _backwards.keep(signature, _plan_backward(tensors, options))
@@ -157,7 +159,9 @@ def _plan_backward(tensors: BackwardTensors, options: Options) -> _Backward:
     needs = wanted_gradients(options, len(call.declared))
     values = call.score_values(options)
     own = _narrow_all(call, call.named(options))
-    backward = pipeline.backward_launcher(options.pattern, call.sizes, options.score or PLAIN.text)
+    backward = pipeline.backward_launcher(
+        options.pattern, call.sizes, options.score or PLAIN.text, options.deterministic
+    )
     kind = (layout_signature(tensors), *_kind(call, options))
     known = _backwards_by_kind.get(kind)
     if known is not None:

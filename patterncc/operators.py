@@ -40,7 +40,8 @@ LIBRARY = _torch.library.Library("patterncc", "DEF")  # the operators live as lo
 # dispatcher time only where they are given. `Tensor[]?` could have one, but vmap does not know it.
 _OPTIONS = (
     "str pattern, Tensor[] tables, SymInt[] numbers=[], float? scale=None, SymInt? q_offset=None, "
-    "SymInt layer=0, SymInt? layers=None, str? score=None, float[] score_numbers=[]"
+    "SymInt layer=0, SymInt? layers=None, str? score=None, float[] score_numbers=[], "
+    "bool deterministic=True"
 )
 _INPUTS = "Tensor query, Tensor key, Tensor value"
 _RESULTS = "Tensor out, Tensor lse"

@@ -37,6 +37,7 @@ def attend(
     values: Mapping[str, object],
     score: ScoreSignature | None,
     recent: RecentCalls | None = None,
+    deterministic: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Attention under a pattern: everything of a call that is not the operator itself.
 
@@ -52,6 +53,7 @@ def attend(
         values: Run-time numbers and tables by name, those of the score terms among them.
         score: Of the score terms, if there are any.
         recent: Where calls are remembered that are found to be known.
+        deterministic: Must repeated calls give gradients of the same bits?
 
     Returns:
         The output `[batch, heads, q_len, value_head_dim]`, of the dtype of `query`, and the natural
@@ -88,6 +90,8 @@ def attend(
     if score is not None:
         score_numbers, score_tables, of_pattern = score.split(values)
         terms = (score.text, score_numbers)
+    if not deterministic:
+        terms = (*(terms or (None, ())), False)
     numbers, tables = bind(signature, of_pattern)
     tables += score_tables
     options = (signature.structure, tables, numbers, scale, q_offset, layer, layers, *terms)

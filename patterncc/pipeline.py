@@ -301,10 +301,19 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "s
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
 def backward_launcher(
-    structure: str, sizes: tuple[tuple[str, int], ...], score: str = "score"
+    structure: str,
+    sizes: tuple[tuple[str, int], ...],
+    score: str = "score",
+    deterministic: bool = True,
 ) -> Backward:
     """What runs the gradients of a structure on GPUs, with score terms of a canonical text; kept
     for those used last.
+
+    Args:
+        structure: Canonical text.
+        sizes: What the pattern divides by, by name.
+        score: Canonical text of the score terms.
+        deterministic: Must repeated calls give the same bits?
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -332,6 +341,7 @@ def backward_launcher(
         tuned=tuned,
         terms=terms_of(score),
         isolates=settings().isolate,
+        deterministic=deterministic,
     )
 
 

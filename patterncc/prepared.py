@@ -54,6 +54,7 @@ class Options(NamedTuple):
         layer, layers: Number of the layer, and of layers.
         score: Canonical text of the score terms; None where there are none.
         score_numbers: The numbers that they read, in name order.
+        deterministic: Must repeated calls give gradients of the same bits?
         needs: Of `attn_bwd` only: whether the gradients of query, key, value and each table are
             asked for; None asks for all that there are.
     """
@@ -67,6 +68,7 @@ class Options(NamedTuple):
     layers: int | None = None
     score: str | None = None
     score_numbers: Sequence[float] = ()
+    deterministic: bool = True
     needs: Sequence[bool] | None = None
 
     @property
@@ -78,6 +80,7 @@ class Options(NamedTuple):
             *self.numbers,
             *self[3:8],
             *self.score_numbers,
+            self.deterministic,
             None if self.needs is None else tuple(self.needs),
         )
 

@@ -134,6 +134,7 @@ def run(
     backward: bool = False,
     report: Callable[[str], None] = lambda _: None,
     scores: Scores = PLAIN_SCORES,
+    deterministic: bool = True,
 ) -> Trial:
     """Runs attention under a pattern on random input, judges the result and times it.
 
@@ -148,6 +149,7 @@ def run(
         backward: Whether to judge and time the gradients, too.
         report: Told what is being done, for a person who waits.
         scores: Score terms, and what they read.
+        deterministic: Must repeated calls give gradients of the same bits?
 
     Raises:
         UnsupportedError: The pattern or the type has no kernel there.
@@ -157,7 +159,7 @@ def run(
         name: torch.from_numpy(table).to(device) for name, table in call.tables.items()
     }
     query, key, value = random_input(call, problem, device, batch, seed)
-    attention = Attention(call.pattern, scores.terms)
+    attention = Attention(call.pattern, scores.terms, deterministic=deterministic)
     real = torch.float64 if problem.dtype == "float64" else torch.float32
     terms = {
         name: torch.from_numpy(table).to(device, real) for name, table in scores.tables.items()

@@ -24,6 +24,7 @@ class Views(Facts):
     __slots__ = ()
 
     if TYPE_CHECKING:
+        _deterministic: bool
         _terms: ScoreTerms
 
     def explain(
@@ -72,8 +73,15 @@ class Views(Facts):
         from patterncc.explain_text import format_explanation
 
         call = self._call(q_len, kv_len, q_offset, heads, kv_heads, layers, batch, values)
-        problem = Problem(dtype, head_dim, value_head_dim or head_dim)
-        text = format_explanation(explain(call, problem, block_q=block_q, block_k=block_k))
+        problem = Problem(dtype, head_dim, value_head_dim or head_dim, terms=self._terms)
+        explanation = explain(
+            call,
+            problem,
+            block_q=block_q,
+            block_k=block_k,
+            deterministic=self._deterministic,
+        )
+        text = format_explanation(explanation)
         return text if self._terms.plain else f"{text}\n{format_terms(self._terms)}"
 
     def plot(

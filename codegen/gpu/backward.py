@@ -57,7 +57,7 @@ class Backward:
     """Attention backward of one pattern on GPUs: compiles what a call needs once and launches it.
 
     Every kernel writes each of its results once and adds in a fixed order, so repeated calls give
-    the same bits.
+    the same bits, unless `deterministic=False` allows the query's gradient to differ.
 
     Args:
         lower: Gives the pattern's passes for a tile shape, both directions of each, from the most
@@ -70,6 +70,8 @@ class Backward:
         terms: Which logits entered the softmax.
         lower_rows: As of `BackwardPlanner`.
         isolates: As of `Problem`.
+        deterministic: Must repeated calls give the same bits? Otherwise all gradients are computed
+            in one pass where that is chosen (`one_pass_choice`).
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -85,10 +87,15 @@ class Backward:
         tuned: TunedGradients | None = None,
         terms: ScoreTerms = PLAIN,
         isolates: bool = False,
+        deterministic: bool = True,
     ) -> None:
         self._terms = terms
         self.planner = BackwardPlanner(
-            lower, config or BackwardConfig(), tuned, lower_rows=lower_rows
+            lower,
+            config or BackwardConfig(),
+            tuned,
+            lower_rows=lower_rows,
+            one_pass=not deterministic,
         )
         require_triton()
         self._folder = folder

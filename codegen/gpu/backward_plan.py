@@ -37,6 +37,7 @@ from patterncc.codegen.gpu.grad_query_source import (
 from patterncc.codegen.gpu.kernel_terms import SCALE, row_entries
 from patterncc.codegen.gpu.key_tile_plan import GRAD_KEY_VALUE
 from patterncc.codegen.gpu.launches import Buffer, Launch, call_of, ceildiv, planned_launch
+from patterncc.codegen.gpu.one_pass_plan import OnePass
 from patterncc.codegen.gpu.pass_plan import Kind, PassPlanner
 from patterncc.codegen.gpu.query_tile_plan import (
     query_tile_launches,
@@ -153,6 +154,8 @@ class BackwardPlanner:
             tuned, and take their defaults.
         lower_rows: The passes of the kernels of the query's gradient, which read the forward
             direction alone and may gather; None takes those of `lower`.
+        one_pass: Compute all gradients at once where `choose_one_pass` says so: repeated calls may
+            then differ in the last bits of the query's gradient.
     """
 
     def __init__(
@@ -162,7 +165,9 @@ class BackwardPlanner:
         tuned: TunedGradients | None = None,
         *,
         lower_rows: Lowered | None = None,
+        one_pass: bool = False,
     ) -> None:
+        self._one_pass = OnePass(lower) if one_pass else None
         tuned = tuned or TunedGradients()
         rows = lower_rows or lower
         self._grad_query = PassPlanner(rows, GRAD_QUERY, config.grad_query, tuned.grad_query)
@@ -214,6 +219,10 @@ class BackwardPlanner:
         factors = {"scale": scale, "score_scale": scale * math.log2(math.e), SCALE.name: scale}
         factors |= real_values
         call = call_of(problem, target, layouts, env, factors, shapes, multiprocessors)
+        if self._one_pass and needs_query and needs_key_value and not (needs_entries or reaches):
+            at_once = self._one_pass.launches(call)
+            if at_once is not None:
+                return at_once
         launches = [self._delta(call, with_rows=needs_key_value)]
         if needs_entries:
             launches += self._entries.launches(call)

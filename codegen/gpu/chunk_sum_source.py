@@ -48,7 +48,9 @@ def emit_sum_chunks(
     """Writes the kernel for what `emit_grad_key_value` with the same arguments leaves of split
     tiles; its grid has `block_k // KEYS_TOGETHER` programs for each of them, heads of the keys,
     batch entries."""
-    config = replace(config, num_warps=4, num_stages=1, load="pointer", max_registers=None)
+    config = replace(
+        config, num_warps=4, num_stages=1, load="pointer", max_registers=None, emitter="triton"
+    )
     access = KeyAccess(problem, config, program.tiling, program.patches)
     within, patches = "part * KEYS + tl.arange(0, KEYS)", program.patches
     lines = [

@@ -8,7 +8,8 @@ row (Dao et al., FlashAttention, 2022, appendix B; the term of the logarithm fol
 For the kernel of keys and values, to which rows pass by, it also writes what each tile of rows
 needs, ready for use: `row_lse`, the base-2 logarithm of the row's sum, plus infinity for rows
 without keys, and `row_delta`. Both go on after the last row, where weights are 0 as well, so that
-no load of a tile of them needs a mask.
+no load of a tile of them needs a mask. For the kernel of all gradients it also sets the sums of the
+query's gradient to 0 (`query_sum_source`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.head_dim import parts
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import header_text, module_text
+from patterncc.codegen.gpu.query_sum_source import QUERY_SUMS
 from patterncc.codegen.gpu.tile_source import check_dtype
 
 if TYPE_CHECKING:
@@ -46,20 +48,24 @@ def row_length(q_len: int) -> int:
     return -(-q_len // PADDED_TO) * PADDED_TO
 
 
-def emit_delta(problem: Problem, *, with_lse: bool, with_rows: bool = False) -> KernelSource:
+def emit_delta(
+    problem: Problem, *, with_lse: bool, with_rows: bool = False, with_sums: bool = False
+) -> KernelSource:
     """Writes the delta kernel of a shape class, for a grid of `ROWS` rows, heads, batch entries.
 
     Args:
-        problem: The shape class; its query's head dimension and group do not matter.
+        problem: The shape class; its group does not matter, nor its query's head dimension without
+            sums.
         with_lse: There is a gradient of the lse.
         with_rows: The row numbers are written too; the grid then has all `row_length` rows.
+        with_sums: The sums of the query's gradient are set to 0, besides the row numbers.
 
     Raises:
         UnsupportedError: The dtype or head dimension has no kernel.
     """
     check_dtype(problem)
     config = KernelConfig(ROWS, ROWS, num_warps=4, num_stages=1)
-    parameters = tuple(_parameters(problem, with_lse, with_rows))
+    parameters = tuple(_parameters(problem, with_lse, with_rows, with_sums))
     header = header_text(
         "Attention backward: delta",
         {
@@ -67,11 +73,13 @@ def emit_delta(problem: Problem, *, with_lse: bool, with_rows: bool = False) -> 
             "emitter": str(EMITTER),
         },
     )
-    text = module_text(header, "delta", parameters, _lines(problem, with_lse, with_rows))
+    text = module_text(header, "delta", parameters, _lines(problem, with_lse, with_rows, with_sums))
     return KernelSource("delta", text, parameters, problem, config)
 
 
-def _parameters(problem: Problem, with_lse: bool, with_rows: bool) -> Iterator[KernelParameter]:
+def _parameters(
+    problem: Problem, with_lse: bool, with_rows: bool, with_sums: bool
+) -> Iterator[KernelParameter]:
     element = TYPES[problem.dtype]
     yield KernelParameter("grad_out_ptr", f"*{element}", 16)
     yield KernelParameter("out_ptr", f"*{element}", 16)
@@ -82,6 +90,8 @@ def _parameters(problem: Problem, with_lse: bool, with_rows: bool) -> Iterator[K
         yield KernelParameter("lse_ptr", "*fp32", 4)
         for name in ROW_NUMBERS:
             yield KernelParameter(f"{name}_ptr", "*fp32", 16)
+    if with_sums:
+        yield QUERY_SUMS
     yield KernelParameter("q_len", "i32")
     if with_rows:
         yield KernelParameter("row_length", "i32")
@@ -92,7 +102,7 @@ def _parameters(problem: Problem, with_lse: bool, with_rows: bool) -> Iterator[K
             yield KernelParameter(f"{name}_stride_{axis}", "i64", multiple)
 
 
-def _lines(problem: Problem, with_lse: bool, with_rows: bool) -> Iterator[str]:
+def _lines(problem: Problem, with_lse: bool, with_rows: bool, with_sums: bool) -> Iterator[str]:
     yield f"rows = tl.program_id(0) * {ROWS} + tl.arange(0, {ROWS})"
     yield "row_exists = rows < q_len"
     yield "head = tl.program_id(1)"
@@ -119,6 +129,12 @@ def _lines(problem: Problem, with_lse: bool, with_rows: bool) -> Iterator[str]:
         yield f'lse = tl.where(lse == {none}, float("inf"), lse * 1.4426950408889634)'
         yield f"tl.store(row_lse_ptr + {first} * row_length + rows, lse)"
         yield f"tl.store(row_delta_ptr + {first} * row_length + rows, delta)"
+    if with_sums:
+        width = problem.head_dim
+        rows = f"{first} * row_length + tl.program_id(0) * {ROWS}"
+        yield f"sums = query_sums_ptr + ({rows}) * {width}"
+        count = ROWS * width
+        yield f"tl.store(sums + tl.arange(0, {count}), tl.zeros([{count}], tl.float32))"
 
 
 def _place(name: str) -> str:

@@ -145,7 +145,7 @@ def emitter_of(config: KernelConfig) -> Callable[..., KernelSource]:
 def _obstacle(passes: Passes, problem: Problem) -> str | None:
     """Why no Gluon kernel should compute some pass, or None."""
     for program in passes:
-        reason = reason_against(program, problem) or _costly(program.mask)
+        reason = reason_against(program, problem) or costly_mask(program.mask)
         if reason is not None:
             return reason
     return None
@@ -159,7 +159,7 @@ def _counted(
     return speed.cost(pairs, REFERENCE_LENGTH * len(passes))
 
 
-def _costly(mask: Predicate) -> str | None:
+def costly_mask(mask: Predicate) -> str | None:
     """Why the registers of a warpgroup would not suffice for a mask, or None: known from compiling
     the library."""
     for node in walk(mask):

@@ -18,6 +18,7 @@ from patterncc.codegen.gpu.chunk_source import chunk_values
 from patterncc.codegen.gpu.chunk_sum_source import KEYS_TOGETHER, emit_sum_chunks
 from patterncc.codegen.gpu.class_source import classes_seen
 from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, row_length
+from patterncc.codegen.gpu.gluon.gradient_source import emit_gluon_gradients
 from patterncc.codegen.gpu.grad_key_value_source import (
     emit_grad_key_value,
     emit_grad_key_value_repair,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.launches import Call
     from patterncc.codegen.gpu.pass_plan import Pass, Sources
-    from patterncc.codegen.ir import Passes
+    from patterncc.codegen.ir import BlockProgram, Passes
 
 _MOST_STEPS = 2**31
 _WARPS = 8
@@ -46,7 +47,19 @@ _WARPS = 8
 it can have."""
 
 
-def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
+def key_tile_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
+    """The launches of a pass whose kernel runs a program for each key tile; in Gluon it computes
+    the query's gradient as well.
+
+    Args:
+        one: The pass; in Gluon the only one.
+        call: The call, with the numbers of its rows on the device.
+        sources: Kernels that are written already.
+
+    Raises:
+        UnsupportedError: There are too many rows, or lists of tiles are too large.
+        ConfigError: The pattern reads a scalar or a table that the call does not give.
+    """
     program, problem, config = one.program, call.problem, one.config
     tiling, group = program.tiling, problem.group
     kv_heads = call.heads // group
@@ -58,7 +71,7 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
     places = tiling.k_step * ceildiv(ceildiv(call.kv_len, tiling.k_step), config.block_k)
     if program.patches is not None:
         places = tile_count(program.patches, "k", call.env)
-    split = _split(one, call)
+    split = _split(program, config, call)
     chunks = sum(progression.programs for progression in split)
     tall = sum(progression.count for progression in split)
     numbers = chunk_values(split) | {"row_length": row_length(call.q_len)}
@@ -74,8 +87,12 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
         yield from sum_launches(program, config, call, sources)
         source = sources.get(emit_lists, program, problem, config, direction="transposed")
         yield planned_launch(source, grid, call, numbers=numbers, buffers=lists)
-    passes = {"resumes": one.resumes, "hands_on": one.hands_on}
-    source = sources.get(emit_grad_key_value, program, problem, config, **passes)
+    if config.emitter == "gluon":
+        passes = {}
+        source = sources.get(emit_gluon_gradients, program, problem, config)
+    else:
+        passes = {"resumes": one.resumes, "hands_on": one.hands_on}
+        source = sources.get(emit_grad_key_value, program, problem, config, **passes)
     columns = KeyAccess(problem, config, tiling, program.patches).columns
     sums = (call.batch, kv_heads, chunks, config.block_k, columns) if chunks else (1,)
     buffers = (*_state_buffers(one, call), Buffer("sums", sums, "float32"))
@@ -93,16 +110,16 @@ def _launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
         yield planned_launch(source, grid, call, numbers=numbers)
 
 
-def _split(one: Pass, call: Call) -> tuple[Progression, ...]:
+def _split(program: BlockProgram, config: KernelConfig, call: Call) -> tuple[Progression, ...]:
     """The key tiles to split."""
-    program, group = one.program, call.problem.group
+    group = call.problem.group
     if program.listed:  # lists say how many tiles there are to visit, which the host does not know
         return ()
     try:
         steps = key_tile_steps(program, call.env, call.heads, group)
     except KeyError:  # a number that the call does not give: named when arguments are collected
         return ()
-    return split_tiles(steps, call.heads // group * call.batch, _at_once(call, one.config))
+    return split_tiles(steps, call.heads // group * call.batch, _at_once(call, config))
 
 
 def _row_layouts(call: Call) -> dict[str, Layout]:
@@ -158,5 +175,5 @@ GRAD_KEY_VALUE = Kind(
     suited_grad_key_value,
     grad_key_value_shared_bytes,
     _obstacle,
-    _launches,
+    key_tile_launches,
 )

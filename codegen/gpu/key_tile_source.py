@@ -8,7 +8,7 @@ are seen by several classes of rows, a loop over those recomputes what depends o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from patterncc.codegen.gpu.chunk_source import CHUNK_PARAMETERS, place_lines
 from patterncc.codegen.gpu.class_source import (
@@ -44,11 +44,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from patterncc.codegen.gpu.config import KernelConfig
-    from patterncc.codegen.gpu.key_access_source import KeyAccess
     from patterncc.codegen.gpu.sweep_source import TileLoop
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
     from patterncc.dsl.score.nodes import Real
+
+
+class _Access(Protocol):
+    """What is asked of how a kernel reaches its tensors, as `KeyAccess` describes it."""
+
+    def descriptors(self) -> Iterator[KernelParameter]: ...
+    def pointers(self) -> Iterator[KernelParameter]: ...
+    def strides(self) -> Iterator[KernelParameter]: ...
+    def lengths(self) -> Iterator[KernelParameter]: ...
+    def passing_lines(self) -> Iterator[str]: ...
+    def head_lines(self) -> Iterator[str]: ...
+    def tile_first_lines(self, tile: str) -> Iterator[str]: ...
+    def tile_start(self) -> Iterator[str]: ...
 
 
 class KeyTile:
@@ -70,12 +82,15 @@ class KeyTile:
         UnsupportedError: The pattern has a cover.
     """
 
+    _within = "tl.arange(0, BLOCK_K)"
+    """The numbers of the keys within the tile."""
+
     def __init__(
         self,
         program: BlockProgram,
         problem: Problem,
         config: KernelConfig,
-        access: KeyAccess,
+        access: _Access,
         terms: Sequence[Real] = (),
         term_lines: Sequence[str] = (),
     ) -> None:
@@ -136,7 +151,7 @@ class KeyTile:
         yield from key_class_lines(tiling)
         patches = self._program.patches
         if patches is None:
-            yield from key_lines(tiling)
+            yield from key_lines(tiling, self._within)
         else:
             yield from key_patch_lines(patches, config.block_k)
 
@@ -216,9 +231,13 @@ class KeyTile:
         if self._masked or self._reads_key:
             yield "k = keys[:, None]"
         if self._masked:
-            yield from self._mask.key_lines
+            yield from self._held_lines()
         yield from self._term_lines
         yield from loops()
+
+    def _held_lines(self) -> Iterator[str]:
+        """What the mask asks of the keys alone."""
+        return iter(self._mask.key_lines)
 
     @property
     def _one_head(self) -> bool:

@@ -52,8 +52,9 @@ class MaskSource:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A comparison of what passes, a vector of int32 of which `k` is one, with a limit of what is
-    held: `passing < limit`, `limit <= passing`, `passing == limit` or `passing != limit`."""
+    """A comparison of what passes, a vector of int32 of which `k` (or `q`, where keys are held) is
+    one, with a limit of what is held: `passing < limit`, `limit <= passing`, `passing == limit` or
+    `passing != limit`."""
 
     op: Literal["<", "<=", "==", "!="]
     passing: str
@@ -69,16 +70,22 @@ def scalar_name(leaf: Var | Param) -> str:
 def emit_bounded_mask(
     mask: Predicate,
     documents: Mapping[tuple[str, IntExpr], str] = MappingProxyType({}),
+    held: Held = ROWS,
 ) -> tuple[MaskSource, tuple[Bound, ...]]:
     """Writes the mask, and that the key exists, as comparisons that must all hold and an expression
-    for the rest, which is empty where nothing is left; for a program that keeps rows.
+    for the rest, which is empty where nothing is left.
+
+    Args:
+        mask: The predicate.
+        documents: Numbers of documents that have been looked up, by segments and position.
+        held: The side of a tile that the program keeps.
 
     Raises:
         UnsupportedError: The mask reads a cover.
     """
     exists = compare("<", K, Var("kv_len"))
-    writer = _MaskWriter(documents, ROWS)
-    bounds, rest = writer.bounds(separate(all_of(mask, exists)))
+    writer = _MaskWriter(documents, held)
+    bounds, rest = writer.bounds(separate(all_of(mask, exists), held))
     expression = "" if rest == TRUE else writer.element(rest)
     return MaskSource(tuple(writer.row_lines), tuple(writer.key_lines), expression), bounds
 

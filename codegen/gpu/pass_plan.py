@@ -216,10 +216,19 @@ class PassPlanner:
         tile = (config.block_q, config.block_k)
         if tile not in self._alternatives:
             self._alternatives[tile] = self._lower(*tile)
-        for passes in self._alternatives[tile]:
-            if all(_holds(program, env) for program in passes):
-                return passes
-        raise ConfigError("no program of the pattern was lowered for a call like this one")
+        return first_that_holds(self._alternatives[tile], env)
+
+
+def first_that_holds(alternatives: Sequence[Passes], env: Mapping[str, int]) -> Passes:
+    """The first of the lowered alternatives whose assumptions a call meets.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    for passes in alternatives:
+        if all(_holds(program, env) for program in passes):
+            return passes
+    raise ConfigError("no program of the pattern was lowered for a call like this one")
 
 
 def _holds(program: BlockProgram, env: Mapping[str, int]) -> bool:

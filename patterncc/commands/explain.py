@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
                 heads=args.head,
                 block_q=block_q,
                 block_k=block_k,
+                deterministic=args.deterministic,
             )
     except (MissingTableError, UnsupportedError):
         # What it means can be said all the same; the error follows.

@@ -7,6 +7,7 @@ from patterncc.commands.shared_arguments import (
     PATTERN_HELP,
     add_call,
     add_choice,
+    add_deterministic,
     add_json,
     add_param,
     add_pattern,
@@ -25,6 +26,7 @@ def add_arguments_of_explain(parser: argparse.ArgumentParser) -> None:
     add_choice(parser)
     add_shape(parser)
     add_tiles(parser, "128")
+    add_deterministic(parser, "say how gradients are computed that need not be deterministic, too")
     group = parser.add_argument_group("the configuration")
     group.add_argument(
         "--why-config",

@@ -12,6 +12,7 @@ from patterncc.commands.shared_arguments import (
     DTYPES,
     PATTERN_HELP,
     add_call,
+    add_deterministic,
     add_json,
     add_param,
     add_pattern,
@@ -47,6 +48,7 @@ def add_arguments_of_run(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check and time the gradients of query, key, value and score tables, too",
     )
+    add_deterministic(parser, "let gradients differ in their last bits from call to call")
     parser.add_argument(
         "--repeats",
         type=read_count,

@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             backward=args.backward,
             report=status.update,
             scores=scores,
+            deterministic=args.deterministic,
         )
     if args.json:
         console.print_json(document(found))

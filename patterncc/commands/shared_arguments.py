@@ -20,6 +20,13 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
+def add_deterministic(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """`--no-deterministic`."""
+    parser.add_argument(
+        "--no-deterministic", dest="deterministic", action="store_false", help=meaning
+    )
+
+
 def add_pattern(parser: argparse.ArgumentParser) -> None:
     """One pattern: its text, file or name, which pattern of it, and its parameters."""
     parser.add_argument("pattern", metavar="PATTERN", help=PATTERN_HELP)

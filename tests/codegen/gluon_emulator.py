@@ -93,6 +93,9 @@ class Tile:
     def reshape(self, shape: list[int]) -> Tile:
         return Tile(self.data.view(shape))
 
+    def slice(self, start: int, length: int, dim: int) -> Tile:
+        return Tile(self.data.narrow(dim, start, length))
+
     def permute(self, order: tuple[int, ...]) -> Tile:
         return Tile(self.data.permute(order))
 
@@ -242,7 +245,7 @@ class Emulator:
             cast=lambda value, dtype: torch.as_tensor(value).to(dtype),
             arange=lambda start, end, layout=None: torch.arange(start, end, dtype=torch.int32),
             full=lambda shape, value, dtype, layout=None: torch.full(shape, value, dtype=dtype),
-            convert_layout=lambda value, layout: value,
+            convert_layout=lambda value, layout, assert_trivial=False: value,
             sum=lambda value, axis: value.sum(axis),
             max=lambda value, axis=None: value.max() if axis is None else value.amax(axis),
             min=lambda value: value.min(),
@@ -255,6 +258,7 @@ class Emulator:
             log2=torch.log2,
             load=_load,
             store=_store,
+            atomic_add=self._atomic_add,
             inline_asm_elementwise=_assembly,
             **dict.fromkeys(_LAYOUTS, _layout),
         )
@@ -304,21 +308,34 @@ class Emulator:
         def compute() -> torch.Tensor:
             rows = left.data if isinstance(left, Tile) else left
             product = rows.float() @ right.data.float()
-            return product + onto if use_acc else product
+            if not use_acc:
+                return product
+            # Products run in the order in which they were asked for.
+            return product + (onto.done() if isinstance(onto, _Pending) else onto)
 
-        assert not isinstance(onto, _Pending), "an accumulator that is being added to"
         pending = _Pending(compute)
         self._own.products.append(pending)
         return pending
 
-    def _finish(self, running: int, deps: tuple[Any, ...]) -> torch.Tensor:
+    def _finish(self, running: int, deps: tuple[Any, ...]) -> Any:
         products = self._own.products
         while len(products) > running:
             products.pop(0).done()
-        (wanted,) = deps
-        assert isinstance(wanted, _Pending)
-        assert wanted.found, "a product is read that may still run"
-        return wanted.found[0]
+        for wanted in deps:
+            # What no product has been added to yet may stand beside what one is added to.
+            assert not isinstance(wanted, _Pending) or wanted.found, (
+                "a product is read that may still run"
+            )
+        found = [one.found[0] if isinstance(one, _Pending) else one for one in deps]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def _atomic_add(self, pointer: Pointer, value: torch.Tensor, mask: Any, sem: str) -> None:
+        place = torch.as_tensor(pointer.offset).long().expand(value.shape)
+        mask = mask.expand(value.shape)
+        place, memory = place[mask], pointer.memory
+        assert bool(((place >= 0) & (place < memory.numel())).all()), "outside of memory"
+        with self._condition:
+            memory.index_put_((place,), value[mask], accumulate=True)
 
     def _run_apart(self, functions: list[Any], warps: list[int], registers: list[int]) -> None:
         failures: list[BaseException] = []
@@ -390,9 +407,9 @@ def _load(pointer: Pointer, mask: Any = None, other: float = 0.0) -> torch.Tenso
     return torch.where(mask, found, torch.as_tensor(other, dtype=memory.dtype))
 
 
-def _store(pointer: Pointer, value: torch.Tensor, mask: torch.Tensor) -> None:
+def _store(pointer: Pointer, value: torch.Tensor, mask: torch.Tensor | None = None) -> None:
     place = torch.as_tensor(pointer.offset).long()
-    mask = mask.expand(place.shape)
+    mask = torch.ones_like(place, dtype=torch.bool) if mask is None else mask.expand(place.shape)
     place, memory = place[mask], pointer.memory
     assert bool(((place >= 0) & (place < memory.numel())).all()), "outside of memory"
     memory[place] = value.expand(mask.shape)[mask]

@@ -149,7 +149,7 @@ def test_opcheck() -> None:
     out, lse = torch.ops.patterncc.attn_fwd(*inputs, *options)
     with torch.no_grad():
         for needs in (None, [True, False, True, True, False]):
-            args = (out.clone(), None, *inputs, out, lse, *options, needs)
+            args = (out.clone(), None, *inputs, out, lse, *options, True, needs)
             torch.library.opcheck(torch.ops.patterncc.attn_bwd, args)
 
 
@@ -198,7 +198,7 @@ def test_explain_lists_the_terms() -> None:
     )
     text = attend.explain(q_len=128)
     assert "score terms" not in patterncc.compile("window(30)").explain(q_len=128)
-    assert text.partition("score terms\n")[2].splitlines() == [
+    assert text.partition("\nscore terms\n")[2].splitlines() == [
         "  logit      cap * tanh(score / cap) + bias[head, min(max(q - k, -9), 9) + 9]",
         "  by score   1.0 - tanh(score / cap) * tanh(score / cap)",
         "    by bias[head, min(max(q - k, -9), 9) + 9]: 1.0; summed on CPUs and GPUs",

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.access_source import TYPES
+from patterncc.codegen.gpu.kernel_text import INDENT, indented
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -56,6 +57,37 @@ def running_sum(values):
 """The head of every generated module: imports, names, and functions that Gluon lacks."""
 
 
+FOLLOWING = '''\
+@gluon.jit
+def following(stage, phase):
+    """The next stage of a ring; its phase changes with each round."""
+    last = stage == STAGES - 1
+    return tl.where(last, 0, stage + 1), tl.where(last, phase ^ 1, phase)
+'''
+"""Source of what moves on in a ring of stages."""
+
+ADD_TILE = '''\
+@gluon.jit
+def add_tile(place, tile, part: tl.constexpr, exists):
+    """Adds a product of 64 rows to sums that lie as the threads hold it, if it exists.
+
+    A thread's numbers of eight columns and of rows that are eight apart follow each other, so that
+    it adds four with an instruction, and a warp 512 bytes.
+    """
+    columns: tl.constexpr = tile.shape[1]
+    steps: tl.constexpr = columns // 8
+    tile = tile.reshape([4, 2, 8, steps, 4, 2]).permute([0, 3, 2, 4, 1, 5])
+    tile = tl.convert_layout(tile.reshape([4, steps, 128]), ADDED, assert_trivial=True)
+    warp = tl.arange(0, 4, layout=tl.SliceLayout(1, tl.SliceLayout(2, ADDED)))[:, None, None]
+    step = tl.arange(0, steps, layout=tl.SliceLayout(0, tl.SliceLayout(2, ADDED)))[None, :, None]
+    number = tl.arange(0, 128, layout=tl.SliceLayout(0, tl.SliceLayout(1, ADDED)))[None, None, :]
+    within = (part * 4 + warp) * (16 * columns) + step * 128 + number
+    end = tl.where(exists, 128 * columns, 0)
+    tl.atomic_add(place + within, tile, mask=within < end, sem="relaxed")
+'''
+"""Source of what adds to the query's gradient (`query_sum_source`)."""
+
+
 def gluon_text(lines: Iterable[str]) -> Iterator[str]:
     """Lines that were written for Triton, where Gluon says it otherwise: vectors of lanes need a
     layout, which the function that they stand in calls `LANES`."""
@@ -69,6 +101,12 @@ def gluon_text(lines: Iterable[str]) -> Iterator[str]:
 def gluon_functions(text: str) -> str:
     """Functions that were written for Triton's compiler, for Gluon's."""
     return text.replace("@triton.jit\n", "@gluon.jit\n")
+
+
+def function_text(name: str, parameters: Iterable[str], lines: Iterable[str]) -> str:
+    """The source of a function of a kernel."""
+    signature = "".join(f"{INDENT}{parameter},\n" for parameter in parameters)
+    return f"@gluon.jit\ndef {name}(\n{signature}):\n{indented(gluon_text(lines))}\n"
 
 
 def kept_where(scores: str, comparisons: Sequence[tuple[str, str, str]]) -> str:
@@ -101,6 +139,12 @@ def product_layout(columns: int) -> str:
     return f"tl.NVMMADistributedLayout([3, 0], [4, 1], [16, {columns}, 16])"
 
 
+def added_layout(columns: int) -> str:
+    """The same product as `ADD_TILE` takes it: warps, steps, and the numbers of a step, four of a
+    thread after those of another."""
+    return f"tl.BlockedLayout([1, {columns // 8}, 4], [1, 1, 32], [4, 1, 1], [2, 1, 0])"
+
+
 def store_layout(columns: int) -> str:
     """Where they hold rows that go out by pointers, 16 bytes to a thread."""
     across = min(columns // 8, 32)
@@ -112,6 +156,17 @@ def descriptor_type(dtype: DType, box: tuple[int, ...]) -> str:
     memory."""
     layout = tile_layout(box).removeprefix("tl.")
     return f"tensordesc<{TYPES[dtype]}[{', '.join(map(str, box))}],{layout}>"
+
+
+def number_descriptor_type(box: tuple[int, ...]) -> str:
+    """The type of a descriptor of float32 numbers, which are read one by one."""
+    layout = number_layout(box).removeprefix("tl.")
+    return f"tensordesc<fp32[{', '.join(map(str, box))}],{layout}>"
+
+
+def number_layout(box: tuple[int, ...]) -> str:
+    """How such numbers lie in shared memory: one after the other."""
+    return f"tl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank={len(box)})"
 
 
 def tile_layout(box: tuple[int, ...]) -> str:

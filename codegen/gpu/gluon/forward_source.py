@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 from patterncc.codegen.gpu.forward_source import PEAK_FLOOR
 from patterncc.codegen.gpu.gluon.access_source import GluonAccess
 from patterncc.codegen.gpu.gluon.dialect import (
+    FOLLOWING,
     PRELUDE,
+    function_text,
     gluon_functions,
-    gluon_text,
     product_layout,
     store_layout,
     tile_layout,
@@ -36,7 +37,6 @@ from patterncc.codegen.gpu.kernel_text import (
     called_functions,
     described_fields,
     header_text,
-    indented,
 )
 from patterncc.codegen.gpu.sweep_source import emit_loops
 from patterncc.codegen.gpu.tile_source import Computed, check_program
@@ -55,13 +55,6 @@ EMITTER = "gluon 1"
 _NOTHING = 'float("-inf")'
 _TILES = ("query_tiles", "key_tiles", "value_tiles")
 _BARRIERS = ("query_ready", "key_ready", "key_free", "value_ready", "value_free")
-_FOLLOWING = '''\
-@gluon.jit
-def following(stage, phase):
-    """The next stage of a ring; its phase changes with each round."""
-    last = stage == STAGES - 1
-    return tl.where(last, 0, stage + 1), tl.where(last, phase ^ 1, phase)
-'''
 
 
 def emit_gluon_forward(
@@ -139,10 +132,10 @@ class _ForwardWriter:
         load = [*(n for n in names if n in copied or "_desc_" not in n), *shared]
         attend = [*(n for n in names if n not in copied), *shared]
         functions = [
-            _FOLLOWING,
-            _function("load_tiles", load, self._load_tiles()),
-            _function("attend", [*attend, "part: tl.constexpr"], self._attend()),
-            _function("forward", names, self._forward(load, attend)),
+            FOLLOWING,
+            function_text("load_tiles", load, self._load_tiles()),
+            function_text("attend", [*attend, "part: tl.constexpr"], self._attend()),
+            function_text("forward", names, self._forward(load, attend)),
         ]
         text = "\n\n".join(functions)
         called = "".join(f"{gluon_functions(one)}\n\n" for one in called_functions(text))
@@ -264,7 +257,7 @@ class _ForwardWriter:
         if self._program.tiling.q_step > 1:
             yield f"call_rows = rows * {self._program.tiling.q_step} + row_class"
         yield "q = q_offset + rows[:, None]"
-        yield from self._mask.row_lines
+        yield from self._mask.held_lines
         yield from self._terms.program_lines
         yield from self._mask.before_loops(always=self._terms.reads_key)
         yield ""
@@ -412,11 +405,6 @@ class _ForwardWriter:
             yield "copied_out(0)"
         else:
             yield from access.store_out()
-
-
-def _function(name: str, parameters: Iterable[str], lines: Iterable[str]) -> str:
-    signature = "".join(f"{INDENT}{parameter},\n" for parameter in parameters)
-    return f"@gluon.jit\ndef {name}(\n{signature}):\n{indented(gluon_text(lines))}\n"
 
 
 def _per_row_of_out(name: str) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.gluon.warps import ROWS
 from patterncc.codegen.gpu.kernel_terms import spreads
+from patterncc.codegen.ir import DENSE
 from patterncc.dsl.score.nodes import Apply, Lookup, walk
 
 if TYPE_CHECKING:
@@ -32,6 +33,25 @@ def reason_against(program: BlockProgram, problem: Problem) -> str | None:
     return problem_reason(problem) or (
         "tables decide which tiles are visited" if program.listed or program.gathered > 1 else None
     )
+
+
+def one_pass_reason(program: BlockProgram, problem: Problem) -> str | None:
+    """Why no Gluon kernel computes all gradients of a pattern's only pass on `HOPPER`, or None.
+
+    Args:
+        program: The pass.
+        problem: The shape class.
+    """
+    reason = reason_against(program, problem)
+    if reason is not None:
+        return reason
+    if not problem.terms.plain:
+        return "it knows no score terms"
+    if problem.head_dim != 128:
+        return f"the head dimension is 128, not {problem.head_dim}"
+    if program.tiling != DENSE:
+        return "rows or keys are visited in classes"
+    return None
 
 
 def problem_reason(problem: Problem) -> str | None:

@@ -41,7 +41,7 @@ def warps_of(config: KernelConfig) -> Warps:
     Left alone, one program fills a multiprocessor where two warpgroups compute, and two do where
     one computes. `max_registers` of a computing thread leave room for more.
     """
-    computing = config.block_q // ROWS
+    computing = config.num_warps // _WARPGROUP
     programs = 2 if computing == 1 else 1
     threads = programs * 32 * _WARPGROUP * (computing + 1)
     at_start = _REGISTERS // threads // _STEP * _STEP

@@ -1,0 +1,377 @@
+"""The Gluon kernel of all gradients in one pass: warpgroups that compute, a warp that loads.
+
+A program computes the gradients of a key tile of one head of the keys, 64 keys by each of two
+warpgroups, while tiles of queries and of the output's gradient pass by. With transposed tiles:
+
+    scores^T  = k q^T                   weights^T = 2^(scores^T scale - row_lse)
+    grad_v   += weights^T grad_out      grad_scores^T = weights^T (v grad_out^T - delta)
+    grad_k   += grad_scores^T q         grad_q += grad_scores k
+
+Five products, where kernels of their own for queries and for keys compute seven: scores and their
+gradient once. But many programs add to one row of `grad_q`, in an order that nobody fixes: sums of
+float32 that another kernel scales and rounds (`query_sum_source`).
+
+The last product takes the gradients of scores of both warpgroups, which go through shared memory;
+each computes half of its columns, for the tile before, first of all in a step. So the warpgroups
+wait for each other only long after they have left what the other one reads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from patterncc.codegen.gpu.chunk_source import CHUNK_HELPERS
+from patterncc.codegen.gpu.gluon.dialect import (
+    ADD_TILE,
+    FOLLOWING,
+    PRELUDE,
+    added_layout,
+    function_text,
+    gluon_functions,
+    number_layout,
+    product_layout,
+    store_layout,
+    tile_layout,
+)
+from patterncc.codegen.gpu.gluon.gradient_access_source import GradientAccess
+from patterncc.codegen.gpu.gluon.mask_source import TileMask
+from patterncc.codegen.gpu.gluon.reasons import one_pass_reason
+from patterncc.codegen.gpu.gluon.warps import ROWS, warps_of
+from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
+from patterncc.codegen.gpu.kernel_text import (
+    INDENT,
+    called_functions,
+    described_fields,
+    header_text,
+)
+from patterncc.codegen.gpu.key_access_source import HELD, RESULTS
+from patterncc.codegen.gpu.key_tile_source import KeyTile
+from patterncc.codegen.gpu.separate import keys_of_tiles
+from patterncc.codegen.gpu.tile_source import check_program
+from patterncc.dsl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from patterncc.codegen.gpu.config import KernelConfig
+    from patterncc.codegen.gpu.sweep_source import TileLoop
+    from patterncc.codegen.ir import BlockProgram
+    from patterncc.codegen.problem import Problem
+
+EMITTER = "gluon 1"
+"""Version of the generated text; it is part of the text, so a change of it separates caches."""
+
+_RINGS = {"query": "row_lse", "grad_out": "row_delta"}
+"""What passes by, and the numbers of rows that come with it."""
+
+_TILES = ("query", "grad_out", "row_lse", "row_delta", *HELD)
+_BARRIERS = ("held_ready", "query_ready", "grad_out_ready", "rows_free", "grad_scores_ready")
+
+
+def emit_gluon_gradients(
+    program: BlockProgram, problem: Problem, config: KernelConfig
+) -> KernelSource:
+    """Writes the kernel of all gradients, for any lengths, offset, strides and numbers.
+
+    Args:
+        program: The pattern, with its transposed sweeps.
+        problem: The shape class.
+        config: How to build it; `block_k` keys are held while `block_q` rows at a time pass by.
+
+    Raises:
+        UnsupportedError: The dtype or head dimension has no kernel, or the pattern has a cover.
+        ConfigError: The config's tiles are not the program's, or Gluon has no kernel for the
+            program.
+        InternalError: The program was lowered for the forward direction alone.
+    """
+    return _Writer(program, problem, config).source()
+
+
+class _LoadedKeyTile(KeyTile):
+    """What the loading warp must know of the tiles: where they are."""
+
+    _within = "0"  # of the keys only the first
+
+    def __init__(
+        self,
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        access: GradientAccess,
+    ) -> None:
+        super().__init__(program, problem, config, access)
+        self._masked = False
+
+
+class _ComputedKeyTile(KeyTile):
+    """What a computing warpgroup must: also the mask of its own keys."""
+
+    _within = f"(part * {ROWS} + tl.arange(0, {ROWS}, layout=tl.SliceLayout(1, SCORES)))"
+
+    def __init__(
+        self,
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        access: GradientAccess,
+    ) -> None:
+        super().__init__(program, problem, config, access)
+        held = keys_of_tiles(program.block_k)
+        self.tile_mask = TileMask(program.mask, self._nest.documents, held=held)
+
+    @property
+    def has_lanes(self) -> bool:
+        """Are there bounds of residue classes in the lanes of vectors?"""
+        lines = (line for loop in self._nest.loops for line in loop.setup)
+        return any(line.startswith("residue_wide = ") for line in lines)
+
+    def _held_lines(self) -> Iterator[str]:
+        yield from self.tile_mask.held_lines
+        yield from self.tile_mask.before_loops()
+
+
+class _Writer:
+    """Writes one kernel: the function of the loading warp, that of a computing warpgroup, and the
+    one that starts both."""
+
+    def __init__(self, program: BlockProgram, problem: Problem, config: KernelConfig) -> None:
+        check_program(program, problem, config)
+        reason = one_pass_reason(program, problem)
+        if reason is not None:
+            raise ConfigError(f"gradients in one pass are impossible: {reason}", ("two kernels",))
+        self._program = program
+        self._problem = problem
+        self._config = config
+        self._warps = warps_of(config)
+        self._access = GradientAccess(problem, config)
+        self._loaded = _LoadedKeyTile(program, problem, config, self._access)
+        self._computed = _ComputedKeyTile(program, problem, config, self._access)
+        factors = [KernelParameter("score_scale", "fp32"), KernelParameter("scale", "fp32")]
+        self._parameters = tuple(self._computed.parameters([], factors))
+
+    def source(self) -> KernelSource:
+        fields = described_fields(
+            self._program, self._problem, self._config, EMITTER, resumes=False, hands_on=False
+        )
+        names = [parameter.name for parameter in self._parameters]
+        shared = [
+            *(f"{name}_tiles" for name in _TILES),
+            "grad_scores_tiles",
+            *_BARRIERS,
+        ]
+        load = [*names, *shared]
+        compute = [*(n for n in names if "_desc_" not in n), *shared]
+        functions = [
+            FOLLOWING,
+            ADD_TILE,
+            gluon_functions(CHUNK_HELPERS),
+            function_text("load_tiles", load, self._load_tiles()),
+            function_text("differentiate", [*compute, "part: tl.constexpr"], self._differentiate()),
+            function_text("gradients", names, self._gradients(load, compute)),
+        ]
+        text = "\n\n".join(functions)
+        called = "".join(f"{gluon_functions(one)}\n\n" for one in called_functions(text))
+        header = header_text("Gradients in one pass", fields)
+        constants = "\n".join(self._constants())
+        return KernelSource(
+            "gradients",
+            f"{header}\n{PRELUDE}\n\n{constants}\n\n\n{called}{text}",
+            self._parameters,
+            self._problem,
+            self._config,
+            self._computed.tables,
+        )
+
+    def _constants(self) -> Iterator[str]:
+        """What the functions know at compile time."""
+        width, config = self._problem.head_dim, self._config
+        shared = width // self._warps.computing
+        values = {
+            "BLOCK_Q": config.block_q,
+            "BLOCK_K": config.block_k,
+            "STAGES": config.num_stages,
+            "SCORES": product_layout(config.block_q),
+            "GRADIENT": product_layout(width),
+            "FACTORS": f"tl.DotOperandLayout(0, {product_layout(width)}, 2)",
+            "SHARE": product_layout(shared),
+            "ADDED": added_layout(shared),
+            "STORED": store_layout(width),
+        }
+        for name, value in values.items():
+            yield f"{name} = tl.constexpr({value})"
+
+    # -------------------------------------------------------------------------------- the kernel
+
+    def _gradients(self, load: Iterable[str], compute: Iterable[str]) -> Iterator[str]:
+        """Allocates what the warps share and starts them."""
+        warps, access = self._warps, self._access
+        dtype = f"tl.{self._problem.dtype}"
+        for name in _TILES:
+            box = access.box(name)
+            count = f"{warps.computing}" if name in HELD else "STAGES"
+            numbers = name in _RINGS.values()
+            shape = f"[{count}, {', '.join(map(str, box))}]"
+            layout = number_layout(box) if numbers else tile_layout(box)
+            kind = "tl.float32" if numbers else dtype
+            yield f"{name}_tiles = allocate({kind}, {shape}, {layout})"
+        pair = (ROWS, self._config.block_q)
+        shape = f"[{2 * warps.computing}, {pair[0]}, {pair[1]}]"
+        yield f"grad_scores_tiles = allocate({dtype}, {shape}, {tile_layout(pair)})"
+        for name in _BARRIERS:
+            yield f"{name} = allocate(tl.int64, [{self._stages(name)}, 1], BARRIER)"
+        for name in _BARRIERS:
+            arrivals = 1 if name.endswith("_ready") else warps.computing
+            if name == "grad_scores_ready":
+                arrivals = warps.computing
+            yield f"for stage in tl.static_range({self._stages(name)}):"
+            yield f"{INDENT}init_barrier({name}.index(stage), count={arrivals})"
+        yield "show_to_copies()"
+        yield "run_apart("
+        yield f"{INDENT}["
+        for part in range(warps.computing):
+            arguments = f"{', '.join(compute)}, tl.constexpr({part})"
+            yield f"{INDENT * 2}(differentiate, ({arguments})),"
+        yield f"{INDENT * 2}(load_tiles, ({', '.join(load)})),"
+        yield f"{INDENT}],"
+        others = warps.computing - 1
+        yield f"{INDENT}{[4] * others + [1]},"
+        yield f"{INDENT}{[warps.computing_registers] * others + [warps.loading_registers]},"
+        yield ")"
+
+    def _stages(self, barrier: str) -> str:
+        return {"held_ready": "1", "grad_scores_ready": "2"}.get(barrier, "STAGES")
+
+    def _lanes(self) -> Iterator[str]:
+        """The layout of vectors of residue classes, where bounds are such."""
+        if self._computed.has_lanes:
+            yield "LANES: tl.constexpr = tl.BlockedLayout([1], [32], [tl.num_warps()], [0])"
+
+    # -------------------------------------------------------------------------------- loading
+
+    def _load_tiles(self) -> Iterator[str]:
+        """The warp that copies tiles into shared memory."""
+        access, parts = self._access, self._warps.computing
+        yield from self._lanes()
+        yield from self._loaded.setup()
+        count = parts * sum(access.box_bytes(name) for name in HELD)
+        yield f"expect_bytes(held_ready.index(0), {count})"
+        yield f"for part in tl.static_range({parts}):"
+        for name in HELD:
+            place = f"[batch, kv_head, k_first + part * {ROWS}, 0]"
+            into = f"held_ready.index(0), {name}_tiles.index(part)"
+            yield f"{INDENT}copy_in({name}_desc_0, {place}, {into})"
+        yield "stage = STAGES - 1"
+        yield "phase = 1"
+        yield from self._loaded.body(self._copy)
+
+    def _copy(self, loop: TileLoop) -> Iterator[str]:
+        """Copies a tile of rows into the next stage; at first all are free, as to wait for the
+        phase before says."""
+        access = self._access
+        yield "stage, phase = following(stage, phase)"
+        yield "wait(rows_free.index(stage), phase ^ 1)"
+        for name, numbers in _RINGS.items():
+            ready = f"{name}_ready.index(stage)"
+            yield f"expect_bytes({ready}, {access.box_bytes(name) + access.box_bytes(numbers)})"
+            for one, place in ((name, "row_first, 0"), (numbers, "0, row_first")):
+                tile = f"{one}_tiles.index(stage)"
+                yield f"copy_in({one}_desc_0, [batch, head, {place}], {ready}, {tile})"
+
+    # -------------------------------------------------------------------------------- computing
+
+    def _differentiate(self) -> Iterator[str]:
+        """A warpgroup that computes the gradients of 64 keys, and its share of the query's."""
+        width, parts = self._problem.head_dim, self._warps.computing
+        share = width // parts
+        yield from self._lanes()
+        yield from self._computed.setup()
+        yield ""
+        for name in HELD:
+            yield f"{name} = {name}_tiles.index(part).reshape([{ROWS}, {width}])"
+        for part in range(parts):
+            tile = f"key_tiles.index({part}).reshape([{ROWS}, {width}])"
+            yield f"key_share_{part} = {tile}.slice(part * {share}, {share}, dim=1)"
+        yield f"no_scores = tl.full([{ROWS}, BLOCK_Q], 0.0, tl.float32, layout=SCORES)"
+        yield f"no_share = tl.full([BLOCK_Q, {share}], 0.0, tl.float32, layout=SHARE)"
+        for name in RESULTS:
+            yield f"{name} = tl.full([{ROWS}, {width}], 0.0, tl.float32, layout=GRADIENT)"
+        yield "stage = STAGES - 1"
+        yield "phase = 1"
+        yield "# Where the gradients of the scores of the tile before are, if there is one."
+        yield "side = 1"
+        yield "side_phase = 1"
+        yield "started = False"
+        yield "last_sums = query_sums_ptr"
+        yield "wait(held_ready.index(0), 0)"
+        yield from self._computed.body(self._tile)
+        yield ""
+        yield "# The query's gradient of the last tile."
+        yield from self._ask_share()
+        yield "grad_query = finish(0, deps=(grad_query,))"
+        yield "add_tile(last_sums, grad_query, part, started)"
+        yield from self._finish()
+
+    def _ask_share(self) -> Iterator[str]:
+        """The product of the tile before for the query's gradient."""
+        acc, use = "no_share", ", use_acc=False"
+        for part in range(self._warps.computing):
+            tile = f"grad_scores_tiles.index(side * {self._warps.computing} + {part})"
+            operands = f"{tile}.permute((1, 0)), key_share_{part}, {acc}"
+            yield f"grad_query = multiply({operands}{use}, is_async=True)"
+            acc, use = "grad_query", ""
+
+    def _tile(self, loop: TileLoop) -> Iterator[str]:
+        width, dtype = self._problem.head_dim, self._problem.dtype
+        yield "stage, phase = following(stage, phase)"
+        for name in _RINGS:
+            yield f"{name} = {name}_tiles.index(stage).reshape([BLOCK_Q, {width}])"
+        yield from self._ask_share()
+        yield "wait(query_ready.index(stage), phase)"
+        yield self._ask_pairs("scores", "key", "query")
+        yield "grad_query = finish(1, deps=(grad_query,))"
+        yield "add_tile(last_sums, grad_query, part, started)"
+        yield "wait(grad_out_ready.index(stage), phase)"
+        yield self._ask_pairs("grad_weights", "value", "grad_out")
+        yield "scores = finish(1, deps=(scores,))"
+        yield self._row_numbers("row_lse")
+        yield "scores = scores * score_scale - row_lse[None, :]"
+        if loop.kind == "partial":
+            yield from self._computed.tile_mask.masked_scores()
+        yield "weights = tl.exp2(scores)"
+        yield f"factors = tl.convert_layout(weights.to(tl.{dtype}), FACTORS)"
+        yield "grad_value = multiply(factors, grad_out, grad_value, is_async=True)"
+        yield "grad_weights = finish(1, deps=(grad_weights,))"
+        yield self._row_numbers("row_delta")
+        yield "grad_scores = weights * (grad_weights - row_delta[None, :])"
+        yield f"grad_scores = grad_scores.to(tl.{dtype})"
+        yield "factors = tl.convert_layout(grad_scores, FACTORS)"
+        yield "grad_key = multiply(factors, query, grad_key, is_async=True)"
+        yield "side = side ^ 1"
+        yield "side_phase = side_phase ^ (side ^ 1)"
+        yield f"grad_scores_tiles.index(side * {self._warps.computing} + part).store(grad_scores)"
+        yield "show_to_copies()"
+        yield "synchronize()"
+        yield "arrive(grad_scores_ready.index(side))"
+        yield "wait(grad_scores_ready.index(side), side_phase)"
+        yield "grad_key, grad_value = finish(0, deps=(grad_key, grad_value))"
+        yield "arrive(rows_free.index(stage))"
+        yield "started = True"
+        yield f"last_sums = query_sums_ptr + (head_row + row_first) * {width}"
+
+    def _ask_pairs(self, result: str, held: str, passing: str) -> str:
+        operands = f"{held}, {passing}.permute((1, 0)), no_scores"
+        return f"{result} = multiply({operands}, use_acc=False, is_async=True)"
+
+    def _row_numbers(self, name: str) -> str:
+        tile = f"{name}_tiles.index(stage).reshape([BLOCK_Q])"
+        return f"{name} = {tile}.load(tl.SliceLayout(0, SCORES))"
+
+    # -------------------------------------------------------------------------------- the end
+
+    def _finish(self) -> Iterator[str]:
+        yield ""
+        yield "if split:"
+        yield f"{INDENT}# A chunk: its sums are added up later."
+        yield from (f"{INDENT}{line}" for line in self._access.store_sums())
+        yield "else:"
+        yield from (f"{INDENT}{line}" for line in self._access.store_results())

@@ -1,0 +1,100 @@
+"""Whether a backward that need not be deterministic computes all gradients in one pass, and why.
+
+By what is known of a call on the host: the pattern, the shape class, and how many tiles of rows key
+tiles see on average, from closed forms. What the limits rest on is in docs/gluon.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from patterncc.codegen.gpu.backward_config import suited_grad_key_value
+from patterncc.codegen.gpu.balance import key_tile_steps
+from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.emitter_choice import costly_mask
+from patterncc.codegen.gpu.gluon.reasons import HOPPER, one_pass_reason, problem_reason
+from patterncc.dsl.mask import Entry, Member, Segment, walk
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from patterncc.codegen.ir import BlockProgram, Passes
+    from patterncc.codegen.problem import Problem
+    from patterncc.dsl.mask import Predicate
+
+ONE_PASS = KernelConfig(64, 128, 8, 2, "descriptor", emitter="gluon")
+"""Two warpgroups hold 64 keys each while 64 rows at a time pass by: what registers suffice for."""
+
+LEAST_STEPS = 40
+"""Tiles of rows that a key tile sees from where on one pass is faster: its programs are long to
+start, and clearing and rounding the sums takes as long however few there are."""
+
+DEEP_STEPS = 96
+"""From where on a third stage pays."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnePassChoice:
+    """How a backward computes its gradients.
+
+    Attributes:
+        program: The pass that one kernel computes all gradients of; None: kernels of their own for
+            the query, and for key and value.
+        config: Of that kernel.
+        reason: Why, in words.
+    """
+
+    program: BlockProgram | None
+    config: KernelConfig
+    reason: str
+
+
+def choose_one_pass(
+    passes: Passes, problem: Problem, target: str, env: Mapping[str, int], heads: int
+) -> OnePassChoice:
+    """Chooses for one call.
+
+    Args:
+        passes: The pattern in the tiles of `ONE_PASS`, both directions of each pass.
+        problem: The shape class.
+        target: As in `check_config`.
+        env: `q_len`, `kv_len`, `q_offset` of the call, and the other scalars that the pattern
+            reads, by name.
+        heads: Heads of the query.
+    """
+    if target != HOPPER:
+        return _apart(f"its kernel is written for {HOPPER} alone")
+    if len(passes) > 1:
+        return _apart(f"the pattern is computed in {len(passes)} passes over disjoint pairs")
+    (program,) = passes
+    reason = problem_reason(problem) or one_pass_reason(program, problem)
+    if reason is None:
+        reason = _untried(program.mask) or costly_mask(program.mask)
+    if reason is not None:
+        return _apart(f"no kernel does it: {reason}")
+    try:
+        steps = key_tile_steps(program, env, heads, problem.group, strict=True)
+    except KeyError:
+        return _apart("how many rows see a key is known to the device alone")
+    mean = float(steps.mean()) / problem.group if steps.size else 0.0
+    seen = (
+        f"a tile of {ONE_PASS.block_k} keys is seen by {mean:.0f} tiles of {ONE_PASS.block_q} rows"
+    )
+    if mean < LEAST_STEPS:
+        return _apart(f"{seen} on average, and one pass is faster from {LEAST_STEPS} on")
+    config = suited_grad_key_value(ONE_PASS, problem, target, program)
+    if mean >= DEEP_STEPS:
+        config = replace(config, num_stages=3)
+    return OnePassChoice(program, config, f"{seen} on average")
+
+
+def _untried(mask: Predicate) -> str | None:
+    """Why a mask is left to kernels that were tried on a device, or None."""
+    if any(isinstance(node, (Entry, Member, Segment)) for node in walk(mask)):
+        return "its mask looks up tables or documents"
+    return None
+
+
+def _apart(reason: str) -> OnePassChoice:
+    return OnePassChoice(None, ONE_PASS, reason)

@@ -1,0 +1,70 @@
+"""The sums of the query's gradient that all programs of a one-pass backward add to, and the kernel
+that makes the gradient of them.
+
+They lie as the threads of a warpgroup hold a product of 64 rows, so that the 32 threads of a warp
+add 512 bytes that follow each other. With the bits of a row, `w w h r r r`, and of a column of the
+half of the head dimension that one warpgroup computes, `j ... j t t c`, the place within the half
+of a tile is `w w j ... j r r r t t h c`: warp, step, thread, and the four numbers of a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from patterncc.codegen.gpu.access_source import TYPES
+from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
+from patterncc.codegen.gpu.kernel_text import header_text, module_text
+from patterncc.codegen.problem import Problem
+
+EMITTER = 1
+"""Version of the generated text; it is part of the text."""
+
+TILE_ROWS = 64
+"""Rows of a tile of the sums."""
+
+HALVES = 2
+"""Warpgroups that share the columns of a tile."""
+
+QUERY_SUMS = KernelParameter("query_sums_ptr", "*fp32", 16)
+"""float32 `[batch, heads, row_length, head_dim]`, tiles of `TILE_ROWS` rows one after the other."""
+
+
+def emit_round_query(problem: Problem) -> KernelSource:
+    """Writes the kernel that scales and rounds the sums to the query's gradient, for a grid of
+    tiles of `TILE_ROWS` rows, heads, batch entries.
+
+    Args:
+        problem: The shape class; its values' head dimension and its group do not matter.
+    """
+    config = KernelConfig(TILE_ROWS, TILE_ROWS, num_warps=4, num_stages=1)
+    parameters = (
+        QUERY_SUMS,
+        KernelParameter("grad_query_ptr", f"*{TYPES[problem.dtype]}", 16),
+        KernelParameter("scale", "fp32"),
+        KernelParameter("q_len", "i32"),
+        KernelParameter("row_length", "i32"),
+    )
+    fields = {
+        "problem": f"{problem.dtype}, head_dim {problem.head_dim}",
+        "emitter": str(EMITTER),
+    }
+    header = header_text("Gradient of the query from sums", fields)
+    text = module_text(header, "round_query", parameters, _lines(problem))
+    return KernelSource("round_query", text, parameters, problem, config)
+
+
+def _lines(problem: Problem) -> Iterator[str]:
+    width = problem.head_dim
+    steps = width // HALVES // 8
+    yield "row_first = tl.program_id(0) * 64"
+    yield "head = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)"
+    yield f"sums = query_sums_ptr + (head * row_length + row_first) * {width}"
+    yield f"tile = tl.load(sums + tl.arange(0, {TILE_ROWS * width}))"
+    yield "# Half, warp, step, row in eight, pair of columns, eight of rows, column of the pair."
+    yield f"tile = tile.reshape({HALVES}, 4, {steps}, 8, 4, 2, 2)"
+    yield f"tile = tile.permute(1, 5, 3, 0, 2, 4, 6).reshape({TILE_ROWS}, {width})"
+    yield f"rows = row_first + tl.arange(0, {TILE_ROWS})[:, None]"
+    yield f"place = (head * q_len + rows) * {width} + tl.arange(0, {width})[None, :]"
+    yield f"rounded = (tile * scale).to(tl.{problem.dtype})"
+    yield "tl.store(grad_query_ptr + place, rounded, mask=rows < q_len)"

@@ -1,0 +1,262 @@
+"""Gradients in one pass: what the kernel's text says, what calls launch, when it is chosen."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu.backward_config import BackwardConfig
+from patterncc.codegen.gpu.backward_plan import BackwardPlanner
+from patterncc.codegen.gpu.gluon.dialect import PRELUDE
+from patterncc.codegen.gpu.gluon.gradient_source import emit_gluon_gradients
+from patterncc.codegen.gpu.kernel_source import KernelSource
+from patterncc.codegen.gpu.launches import Launch
+from patterncc.codegen.gpu.layout import Layout
+from patterncc.codegen.gpu.one_pass_choice import ONE_PASS, choose_one_pass
+from patterncc.codegen.gpu.query_sum_source import emit_round_query
+from patterncc.codegen.ir import Passes
+from patterncc.codegen.problem import Problem
+from patterncc.dsl import load
+from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.score.terms import load_terms
+from tests.codegen.interpreter import interpreter
+
+WIDE = Problem("bfloat16", 128, 128)
+SIZES = {"heads": 8, "kv_heads": 4, "layers": 4}
+
+
+def _passes(text: str) -> Passes:
+    tile = (ONE_PASS.block_q, ONE_PASS.block_k)
+    return lower_passes(load(text), *tile, sizes=SIZES, within=True)
+
+
+def _source(text: str, problem: Problem = WIDE) -> KernelSource:
+    return emit_gluon_gradients(_passes(text)[0], problem, ONE_PASS)
+
+
+def _functions(source: KernelSource) -> dict[str, ast.FunctionDef]:
+    nodes = ast.walk(ast.parse(source.text))
+    return {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
+
+
+# ------------------------------------------------------------------------------------ the text
+
+
+@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize(
+    "text", ["causal", "streaming(64, 1024)", "ladder(4, 64, 100, 7)", "local_strided(16, 4, 3)"]
+)
+def test_both_sides_visit_the_same_tiles(text: str, group: int) -> None:
+    """Bounds and loops stand twice in the text, and must not come apart."""
+    functions = _functions(_source(text, replace(WIDE, group=group)))
+    wanted = r"\s*(for (step|turn) in |row_first = |(begin|stop|first|end|shift)_\w+ = |head = )"
+    of_both = []
+    for name in ("load_tiles", "differentiate"):
+        lines = ast.unparse(functions[name]).splitlines()
+        of_both.append([line for line in lines if re.match(wanted, line)])
+    assert of_both[0] == of_both[1]
+    assert len(of_both[0]) > 6
+
+
+def test_only_the_loading_warp_has_descriptors() -> None:
+    functions = _functions(_source("causal"))
+    loads = [argument.arg for argument in functions["load_tiles"].args.args]
+    computes = [argument.arg for argument in functions["differentiate"].args.args]
+    assert [name for name in loads if "_desc_" in name] == [
+        *("query_desc_0", "grad_out_desc_0", "key_desc_0", "value_desc_0"),
+        *("row_lse_desc_0", "row_delta_desc_0"),
+    ]
+    assert not [name for name in computes if "_desc_" in name]
+
+
+def test_full_tiles_have_no_mask() -> None:
+    text = _source("causal").text
+    partial, full = text.split("    # Full tiles.\n")[-2:]
+    assert "setp." in partial.rsplit("# Partial tiles", 1)[-1]
+    assert "setp." not in full
+
+
+def test_limits_of_rows_do_not_wrap() -> None:
+    """Positions of rows reach 2^30 either way, and so do limits: their difference is taken after a
+    limit has been moved next to the tile."""
+    text = _source("window(100)").text
+    row = r"\(q_offset \+ row_first\)"
+    limit = rf"\(tl\.minimum\(tl\.maximum\(\w+, {row} - 1\), {row} \+ BLOCK_Q\) - {row}\) - near"
+    assert len(re.findall(limit, text)) == text.count(" - near") == 2
+
+
+def test_names_of_gluon_stand_in_the_prelude_alone() -> None:
+    rest = _source("ladder(4, 64, 100, 7)").text.replace(PRELUDE, "")
+    assert not re.search(r"hopper|mbarrier|tma\b|warpgroup_mma|warp_specialize", rest)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem", "reason"),
+    [
+        ("causal", Problem("bfloat16", 64, 64), "head dimension is 128, not 64"),
+        ("causal", Problem("float32", 128, 128), "16-bit numbers, not of float32"),
+        ("causal", replace(WIDE, isolates=True), "not finite"),
+        ("dilated(512, 8)", WIDE, "visited in classes"),
+    ],
+)
+def test_refusals(text: str, problem: Problem, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        _source(text, problem)
+
+
+# ------------------------------------------------------------------------------------ the sums
+
+
+def _added(tile: np.ndarray) -> np.ndarray:
+    """Where `add_tile` puts the numbers of a tile `[64, width]`: those of each half of the columns
+    in the order of warps, steps, and the threads' numbers."""
+    halves = []
+    for half in np.split(tile, 2, axis=1):
+        parts = half.reshape(4, 2, 8, half.shape[1] // 8, 4, 2).transpose(0, 3, 2, 4, 1, 5)
+        halves.append(parts.reshape(-1))
+    return np.concatenate(halves)
+
+
+def test_what_is_added_is_what_is_rounded() -> None:
+    """`round_query` finds the rows where `add_tile` has left them; the last tile is ragged."""
+    with interpreter() as pool:
+        rows, rounded = pool.submit(_rounded, 100, 128).result()
+    np.testing.assert_allclose(rounded, 0.5 * rows, rtol=1e-3)
+
+
+def _rounded(q_len: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of two heads, and what the kernel makes of them, in the interpreter."""
+    import torch
+
+    from patterncc.codegen.gpu.launch import kernel_of
+
+    rows = np.random.default_rng(0).standard_normal((2, 256, width)).astype(np.float32)
+    tiles = rows.reshape(2, 4, 64, width)
+    sums = np.stack([np.stack([_added(tile) for tile in head]) for head in tiles])
+    result = torch.full((1, 2, q_len, width), float("nan"), dtype=torch.float16)
+    kernel = kernel_of(
+        emit_round_query(Problem("float16", width, width)), torch.device("cpu"), aligned=True
+    )
+    kernel[(-(-q_len // 64), 2, 1)](torch.from_numpy(sums), result, 0.5, q_len, 256)
+    return rows[:, :q_len], result[0].float().numpy()
+
+
+def test_add_tile_is_what_the_test_above_says() -> None:
+    text = _source("causal").text
+    assert "tile.reshape([4, 2, 8, steps, 4, 2]).permute([0, 3, 2, 4, 1, 5])" in text
+    assert "within = (part * 4 + warp) * (16 * columns) + step * 128 + number" in text
+
+
+# ------------------------------------------------------------------------------------ launches
+
+
+def _launches(
+    text: str,
+    length: int = 16384,
+    heads: tuple[int, int] = (8, 4),
+    target: str = "cuda:90",
+    stride: int = 128,
+    needs_query: bool = True,
+    needs_key_value: bool = True,
+) -> dict[str, Launch]:
+    def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
+        return [lower_passes(load(text), block_q, block_k, sizes=SIZES)]
+
+    def tensor(name: str, count: int) -> Layout:
+        strides = (count * length * stride, length * stride, stride, 1)
+        return Layout(name, 4096, (1, count, length, 128), strides, 2)
+
+    named = {"grad_out": 0, "query": 0, "key": 1, "value": 1, "out": 0}
+    problem = replace(WIDE, group=heads[0] // heads[1])
+    launches = BackwardPlanner(lowered, BackwardConfig(), one_pass=True).plan(
+        problem,
+        target,
+        [tensor(name, heads[which]) for name, which in named.items()],
+        {"q_offset": 0, "layer": 0},
+        0.1,
+        multiprocessors=132,
+        needs_query=needs_query,
+        needs_key_value=needs_key_value,
+    )
+    return {launch.source.name: launch for launch in launches}
+
+
+def test_launches() -> None:
+    launches = _launches("causal", 16200)
+    assert [*launches] == ["delta", "gradients", "round_query"]
+    assert launches["delta"].grid == (16384 // 32, 8, 1)
+    assert {buffer.name: buffer.shape for buffer in launches["delta"].buffers} == {
+        "row_lse": (1, 8, 16384),
+        "row_delta": (1, 8, 16384),
+        "query_sums": (1, 8, 16384, 128),
+    }
+    assert launches["gradients"].grid == (127, 4, 1)
+    assert launches["gradients"].pointers == ("query_sums", "grad_key", "grad_value", "sums")
+    assert launches["round_query"].grid == (254, 8, 1)
+    assert launches["round_query"].pointers == ("query_sums", "grad_query")
+
+
+def test_tall_columns_are_split() -> None:
+    launches = _launches("streaming(64, 8192)", 65536, heads=(1, 1))
+    assert [*launches] == ["delta", "gradients", "sum_chunks", "round_query"]
+    assert launches["sum_chunks"].source.config.emitter == "triton"
+    assert launches["gradients"].grid[0] > 512
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"length": 2048},
+        {"target": "cuda:100"},
+        {"stride": 132},  # rows are no multiples of 16 bytes apart
+        {"needs_query": False},
+        {"needs_key_value": False},
+    ],
+)
+def test_other_calls_take_kernels_of_their_own(options: Mapping[str, int | str | bool]) -> None:
+    assert "gradients" in _launches("causal")
+    assert "gradients" not in _launches("causal", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem", "length", "reason"),
+    [
+        ("causal", WIDE, 16384, None),
+        ("causal", replace(WIDE, group=4), 16384, None),
+        ("window(4096)", WIDE, 16384, None),
+        ("window(1024)", WIDE, 16384, "seen by 17 tiles of 64 rows on average"),
+        ("causal", WIDE, 2048, "faster from 40 on"),
+        ("dilated(512, 8)", WIDE, 16384, "classes"),
+        ("window(512) or dilated(512, 8)", WIDE, 16384, "2 passes"),
+        ("causal", Problem("bfloat16", 64, 64), 16384, "head dimension is 128"),
+        (
+            "causal",
+            replace(WIDE, terms=load_terms("softcap(score, 5)", None)),
+            16384,
+            "score terms",
+        ),
+        ("pattern p(w: int[head]): window(w[head])", WIDE, 16384, "looks up tables"),
+        ("pattern p(d: segments): causal and d[q] == d[k]", WIDE, 16384, "looks up tables"),
+        ("causal and k % 5 != q % 7", WIDE, 16384, "takes registers"),
+    ],
+)
+def test_choice(text: str, problem: Problem, length: int, reason: str | None) -> None:
+    env = {"q_len": length, "kv_len": length, "q_offset": 0, "layer": 0}
+    choice = choose_one_pass(_passes(text), problem, "cuda:90", env, 8)
+    assert (choice.program is not None) == (reason is None), choice.reason
+    assert reason is None or reason in choice.reason
+
+
+def test_long_columns_take_three_stages() -> None:
+    env = {"q_len": 16384, "kv_len": 16384, "q_offset": 0}
+    stages = {
+        text: choose_one_pass(_passes(text), WIDE, "cuda:90", env, 8).config.num_stages
+        for text in ("full", "causal", "window(4096)")
+    }
+    assert stages == {"full": 3, "causal": 3, "window(4096)": 2}

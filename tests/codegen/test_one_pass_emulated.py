@@ -1,0 +1,204 @@
+"""The kernel of all gradients run on the CPU by `gluon_emulator`, against float64."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu import key_tile_plan, one_pass_choice
+from patterncc.codegen.gpu.backward_config import BackwardConfig
+from patterncc.codegen.gpu.backward_plan import BackwardPlanner
+from patterncc.codegen.gpu.chunk_source import Progression
+from patterncc.codegen.gpu.launches import Launch
+from patterncc.codegen.gpu.steps import layout_of, problem_of
+from patterncc.dsl import load
+from patterncc.dsl.score.terms import PLAIN
+from tests.codegen.attention import poisoned
+from tests.codegen.gluon_emulator import Deadlock, run_launch
+from tests.codegen.gradients import GradientErrors, gradient_errors, reference
+
+LENGTHS = ((300, 300, 0), (77, 391, 314), (391, 77, -314), (1, 400, 399))
+SIZES = {"heads": 4, "kv_heads": 2, "layers": 4}
+SCALE = 128**-0.5
+
+Change = Callable[[str], str]
+
+
+@pytest.fixture(autouse=True)
+def _in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_pass_choice, "LEAST_STEPS", 0)
+    monkeypatch.setattr(one_pass_choice, "costly_mask", lambda mask: None)
+
+
+def _launches(text: str, operands: dict[str, torch.Tensor], env: dict[str, int]) -> list[Launch]:
+    def lowered(block_q: int, block_k: int) -> Any:
+        return [
+            lower_passes(load(text), block_q, block_k, sizes=SIZES, within=within)
+            for within in (True, False)
+        ]
+
+    names = ("grad_out", "query", "key", "value", "out")
+    query, key, value = (operands[name] for name in names[1:4])
+    planned = BackwardPlanner(lowered, BackwardConfig(), one_pass=True).plan(
+        problem_of(query, key, value, PLAIN, isolates=False),
+        "cuda:90",
+        [layout_of(name, operands[name]) for name in names],
+        env,
+        SCALE,
+    )
+    return list(planned)
+
+
+def _errors(
+    text: str,
+    lengths: tuple[int, int, int],
+    heads: tuple[int, int] = (4, 2),
+    change: Change | None = None,
+) -> GradientErrors:
+    """The errors of the gradients; the kernels before and after, Triton's, are done by torch."""
+    q_len, kv_len, offset = lengths
+    like = torch.empty(0, dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    query, key, value = (
+        poisoned((1, count, length, 128), like)
+        for count, length in ((heads[0], q_len), (heads[1], kv_len), (heads[1], kv_len))
+    )
+    grad_out = torch.randn(query.shape).bfloat16()
+    env = {"q_offset": offset, "layer": 2}
+    wanted = reference(load(text), (query, key, value), grad_out, None, env, SCALE)
+    operands = {"query": query, "key": key, "value": value, "grad_out": grad_out}
+    operands["out"] = wanted.out.bfloat16()
+    launches = _launches(text, operands, env)
+    assert [one.source.name for one in launches][:2] == ["delta", "gradients"]
+    for launch in launches:
+        for buffer in launch.buffers:
+            operands[buffer.name] = torch.full(buffer.shape, float("nan"))
+    rows = slice(0, q_len)
+    operands["row_lse"].fill_(float("inf"))
+    lse = wanted.lse * 1.4426950408889634
+    operands["row_lse"][:, :, rows] = torch.where(wanted.alive, lse, float("inf")).float()
+    operands["row_delta"].zero_()
+    operands["row_delta"][:, :, rows] = (wanted.out * grad_out.double()).sum(3).float()
+    operands["query_sums"].zero_()
+    for name, tensor in (("grad_key", key), ("grad_value", value)):
+        operands[name] = torch.full_like(tensor, float("nan"))
+    kernel = launches[1]
+    if change is not None:
+        changed = change(kernel.source.text)
+        assert changed != kernel.source.text
+        kernel = replace(kernel, source=replace(kernel.source, text=changed))
+    run_launch(kernel, operands)
+    sums = operands["query_sums"].view(1, heads[0], -1, 2, 4, 8, 8, 4, 2, 2)
+    # Tile, warp, rows eight apart, row; half, step, pair of columns, column of the pair.
+    grad_query = sums.permute(0, 1, 2, 4, 8, 6, 3, 5, 7, 9).reshape(1, heads[0], -1, 128)
+    found = (SCALE * grad_query[:, :, rows], operands["grad_key"], operands["grad_value"])
+    return gradient_errors(found, wanted)
+
+
+def _right(found: GradientErrors) -> bool:
+    return max(found.query, found.key, found.value) < 2e-2 and found.hidden
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "full",
+        "causal",
+        "around(50)",
+        "streaming(5, 70)",
+        "local_strided(16, 4, 3)",
+        "ladder(4, 64, 48, 3)",
+        "chunked(100)",
+        "if head in {0, 3} then causal else streaming(4, 50)",
+        "k > q",
+        "q > 100000 and k < 5",
+    ],
+)
+def test_patterns(text: str) -> None:
+    for lengths in LENGTHS:
+        found = _errors(text, lengths)
+        assert _right(found), (lengths, found)
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 1)])
+@pytest.mark.parametrize("deep", [False, True])
+def test_groups_and_stages(
+    heads: tuple[int, int], deep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_pass_choice, "DEEP_STEPS", 0 if deep else 1 << 30)
+    assert _right(_errors("window(200)", (500, 500, 0), heads))
+
+
+def test_positions_at_the_ends_of_what_kernels_count() -> None:
+    """Limits and positions 2^30 apart differ by more than 32 bits hold."""
+    for offset in (-(1 << 30), (1 << 30) - 300):
+        assert _right(_errors("around(50)", (300, 300, offset), (1, 1)))
+        assert _right(_errors("k > q", (300, 300, offset), (1, 1)))
+
+
+def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A split tile leaves sums, one of each chunk; nobody writes its gradients."""
+    split = (Progression(0, 1, 1, 3),)
+    monkeypatch.setattr(key_tile_plan, "split_tiles", lambda *_: split)
+    assert not _right(_errors("causal", (500, 500, 0), (1, 1)))  # chunks are not summed here
+    run = run_launch
+
+    def summed(launch: Launch, operands: dict[str, torch.Tensor]) -> None:
+        run(launch, operands)
+        assert operands["sums"].shape == (1, 1, 3, 128, 256)
+        sums = operands["sums"].sum(2)
+        assert bool(operands["grad_key"][:, :, :128].isnan().all())
+        operands["grad_key"][:, :, :128] = SCALE * sums[..., :128]
+        operands["grad_value"][:, :, :128] = sums[..., 128:]
+
+    monkeypatch.setattr("tests.codegen.test_one_pass_emulated.run_launch", summed)
+    assert _right(_errors("causal", (500, 500, 0), (1, 1)))
+
+
+# ------------------------------------------------------------------------------------ it would tell
+
+
+@pytest.mark.parametrize("barrier", ["rows_free.index(stage)", "grad_scores_ready.index(side)"])
+def test_a_missing_arrival_is_a_deadlock(barrier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.codegen.gluon_emulator._PATIENCE", 0.2)
+    with pytest.raises(Deadlock):
+        _errors(
+            "causal", (500, 500, 0), (1, 1), lambda text: text.replace(f"arrive({barrier})", "pass")
+        )
+
+
+def test_warpgroups_that_do_not_wait_for_each_other_are_seen() -> None:
+    """The share of the query's gradient would read what the other one has not yet left."""
+
+    def unheard(text: str) -> str:
+        slow = "__import__('time').sleep(0.05 * part)"
+        text = re.sub(r"( +)(grad_scores_tiles.index\(.*?store.*)", rf"\1{slow}\n\1\2", text)
+        return text.replace("wait(grad_scores_ready.index(side), side_phase)", "pass")
+
+    assert not _right(_errors("causal", (500, 500, 0), (1, 1), unheard))
+
+
+def test_rows_that_are_given_back_early_are_seen() -> None:
+    def early(text: str) -> str:
+        text = re.sub(r" +arrive\(rows_free.index\(stage\)\)\n", "", text)
+        wait = "__import__('time').sleep(0.02)"
+        asked = r"( +)(grad_key = multiply\(factors, query.*\n)"
+        return re.sub(asked, rf"\1\2\1arrive(rows_free.index(stage))\n\1{wait}\n", text)
+
+    assert not _right(_errors("full", (700, 700, 0), (1, 1), early))
+
+
+def test_a_product_that_is_read_early_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="may still run"):
+        _errors(
+            "causal",
+            (300, 300, 0),
+            (1, 1),
+            lambda text: text.replace("grad_weights = finish(1, ", "grad_weights = finish(2, "),
+        )
