@@ -46,6 +46,7 @@ def _launches(
     tensors: Tensors,
     env: Mapping[str, int],
     tables: Mapping[str, torch.Tensor],
+    multiprocessors: int = 1,
 ) -> tuple[tuple[Launch, ...], dict[str, torch.Tensor]]:
     """A call's launches, and memory for what they read and write."""
     query, key, value = tensors
@@ -59,6 +60,7 @@ def _launches(
         env,
         query.shape[3] ** -0.5,
         shapes_of(tables),
+        multiprocessors=multiprocessors,
     )
     operands["lse"] = torch.full(query.shape[:3], float("nan"))
     for name, table in tables.items():
@@ -75,9 +77,10 @@ def _errors(
     tensors: Tensors,
     env: Mapping[str, int],
     tables: Mapping[str, torch.Tensor] | None = None,
+    multiprocessors: int = 1,
 ) -> Errors:
     tables = tables or {}
-    launches, operands = _launches(text, config, tensors, env, tables)
+    launches, operands = _launches(text, config, tensors, env, tables, multiprocessors)
     for launch in launches:
         run_launch(launch, operands)
     pattern = load(text)
@@ -146,6 +149,41 @@ def test_tables(text: str, tables: dict[str, torch.Tensor], shape: str) -> None:
 def test_wide_heads() -> None:
     for config in (WIDE, SMALL):
         assert _right(_errors("causal", config, _tensors(200, 200, 128), {"q_offset": 0}))
+
+
+# ------------------------------------------------------------------------------------ many tiles
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("multiprocessors", [1, 3])
+@pytest.mark.parametrize(
+    "text", ["full", "causal", "streaming(5, 70)", "k > q", "ladder(4, 64, 48, 3)"]
+)
+def test_walks(text: str, multiprocessors: int, shape: str) -> None:
+    """Programs that compute one query tile after another, up to all of them."""
+    config = replace(CONFIGS[shape], query_tiles="many", order="reverse")
+    for q_len, kv_len, offset in ((391, 400, 9), (391, 77, -314), (1, 400, 399)):
+        env = {"q_offset": offset, "layer": 2}
+        tensors = _tensors(q_len, kv_len)
+        found = _errors(text, config, tensors, env, multiprocessors=multiprocessors)
+        assert _right(found), (q_len, kv_len, offset, found)
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("text", ["dilated(20, 5)", "window(100) or dilated(40, 8)"])
+def test_walks_of_classes_and_passes(text: str, shape: str) -> None:
+    config = replace(CONFIGS[shape], query_tiles="many")
+    found = _errors(text, config, _tensors(1100, 1101), {"q_offset": 1}, multiprocessors=3)
+    assert _right(found), found
+
+
+def test_walks_of_documents() -> None:
+    text = "pattern p(doc: segments): causal and doc[q] == doc[k]"
+    tables = {"doc": torch.tensor(DOCUMENTS, dtype=torch.int32)}
+    for config in CONFIGS.values():
+        walking = replace(config, query_tiles="many")
+        found = _errors(text, walking, _tensors(150, 150), {"q_offset": 0}, tables)
+        assert _right(found), found
 
 
 # ------------------------------------------------------------------------------------ it would tell
