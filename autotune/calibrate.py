@@ -15,9 +15,8 @@ from patterncc.autotune.measurement import Resources
 from patterncc.codegen.gpu.config import KernelConfig
 
 _SHARES = ("small", "hidden_one", "hidden_within", "hidden_two", "hidden_more")  # between 0 and 1
-_GIVEN = ("multiprocessors", "launch", "gluon", "gluon_start")
-"""Not fitted: the first is known, the second too small a part of any call that is worth timing, and
-calibrating times Triton's kernels alone."""
+_GIVEN = ("multiprocessors", "launch")
+"""Not fitted: the first is known, the second too small a part of any call that is worth timing."""
 _STEPS = (0.5, 0.2, 0.08, 0.03, 0.01)  # in the logarithm of a constant
 _ROUNDS = 6  # of each step
 _SLOW_POWER = 4  # twice the best time counts a sixteenth
@@ -46,12 +45,19 @@ class Observation:
         return self.model.predict(self.config, self.resources).seconds
 
 
-def fit(observations: Sequence[Observation], start: Constants) -> Constants:
+def fit(
+    observations: Sequence[Observation], start: Constants, only: Sequence[str] | None = None
+) -> Constants:
     """The constants under which predicted times are closest to measured ones: least squares of the
     logarithm of their ratio, by a search along one constant after the other. A config counts the
     less the slower it is than the best of its call: it need not be known how bad bad ones are.
 
     Deterministic. A constant that no observation depends on keeps its value.
+
+    Args:
+        observations: What was measured.
+        start: Where the search begins.
+        only: The constants to fit; all that can be where None.
     """
     best_of: dict[int, float] = {}
     for one in observations:
@@ -63,7 +69,7 @@ def fit(observations: Sequence[Observation], start: Constants) -> Constants:
         if (weight := (best_of[id(one.model)] / one.seconds) ** _SLOW_POWER) > _LEAST_WEIGHT
     ]
     values = asdict(start)
-    names = [name for name in values if name not in _GIVEN]
+    names = [name for name in only or values if name not in _GIVEN]
     best = _loss(weighted, constants_from(values))
     for step in _STEPS:
         for _ in range(_ROUNDS):

@@ -170,14 +170,14 @@ def _seeds(
     space: SearchSpace,
 ) -> tuple[KernelConfig, ...]:
     """What is tried first: the default, what the store has, the model's favourites of different
-    tile shapes."""
+    tile shapes and emitters."""
     seeds = [default]
     if found.entry is not None:
         near = space.nearest(found.entry.kernel_config)
         seeds += [near] if near is not None else []
-    shapes: set[tuple[int, int, int]] = set()
+    shapes: set[tuple[int, int, int, str]] = set()
     for config in predicted:
-        shape = (config.block_q, config.block_k, config.num_warps)
+        shape = (config.block_q, config.block_k, config.num_warps, config.emitter)
         if shape not in shapes:
             shapes.add(shape)
             seeds.append(config)

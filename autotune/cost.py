@@ -20,7 +20,14 @@ import numpy as np
 
 from patterncc.autotune.job import Job
 from patterncc.autotune.measurement import Resources
-from patterncc.autotune.space import CPU, FORWARD, GRAD_KEY_VALUE, GRAD_QUERY, Phase
+from patterncc.autotune.space import (
+    CPU,
+    FORWARD,
+    GRAD_KEY_VALUE,
+    GRAD_QUERY,
+    Phase,
+    programs_by_registers,
+)
 from patterncc.autotune.tile_facts import PassFacts, tile_facts
 from patterncc.codegen.gpu.config import KernelConfig, shared_limit
 from patterncc.codegen.gpu.gluon.warps import warps_of
@@ -61,9 +68,12 @@ class GpuConstants:
         start: Seconds of a program besides its tiles.
         drain: Seconds that filling and draining the pipeline of a loop takes.
         launch: Seconds of a launch.
-        gluon: What a tile takes in a Gluon kernel, whose exponentials and loads hide, besides its
-            rows, in units of what its products take in one of Triton's.
-        gluon_start: What a program of such a kernel takes besides, in the same way.
+        gluon_products: What the products of a tile take in a Gluon kernel, in units of what they
+            take in one of Triton's.
+        gluon_softmax, gluon_rows, gluon_mask: Scores, rows and masked scores per second, as above,
+            of what such a kernel does not hide under products. Its loads hide.
+        gluon_ends: Bytes per second of the rows that a program of it reads first and writes last.
+        gluon_drain: Seconds that filling and draining the pipeline of a loop takes there.
     """
 
     multiprocessors: float
@@ -84,8 +94,12 @@ class GpuConstants:
     start: float
     drain: float
     launch: float
-    gluon: float
-    gluon_start: float
+    gluon_products: float
+    gluon_softmax: float
+    gluon_rows: float
+    gluon_mask: float
+    gluon_ends: float
+    gluon_drain: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +142,12 @@ H200 = GpuConstants(
     start=1.8e-6,
     drain=1.1e-6,
     launch=6.0e-6,
-    gluon=0.52,
-    gluon_start=1.0,
+    gluon_products=0.506,
+    gluon_softmax=3.49e10,
+    gluon_rows=6.83e8,
+    gluon_mask=1.02e11,
+    gluon_ends=2.35e10,
+    gluon_drain=6.34e-7,
 )
 """The forward's on an H200; a guess for other GPUs until `patterncc tune --calibrate` has run
 there."""
@@ -244,10 +262,9 @@ def resident_programs(
             0 if limit is None else phase.shared_bytes(config, problem) + _EXTRA,
         )
     rounded, warps = 8 * math.ceil(max(resources.registers, 1) / 8), config.num_warps
-    if config.emitter == "gluon":  # which hands out registers, and has a warp group that loads
-        shares = warps_of(config)
-        rounded, warps = shares.at_start, 4 * (shares.computing + 1)
     by_registers = _FILE_REGISTERS // (rounded * 32 * warps)
+    if config.emitter == "gluon":  # which hands out registers, and has a warp group that loads
+        by_registers, warps = programs_by_registers(warps_of(config)), warps + 4
     by_memory = _MOST_WARPS
     if limit is not None:
         by_memory = (limit + _KEPT) // (resources.shared + _KEPT)
@@ -263,12 +280,14 @@ class TileWork:
         passing: Those that pass by.
         operations: Of the products.
         loaded: Bytes of what passes by.
+        ends: Bytes of the rows that a program of the forward reads first and writes last.
     """
 
     held: int
     passing: int
     operations: float
     loaded: float
+    ends: float
 
 
 def tile_work(config: KernelConfig, phase: Phase, problem: Problem) -> TileWork:
@@ -281,7 +300,8 @@ def tile_work(config: KernelConfig, phase: Phase, problem: Problem) -> TileWork:
         held, passing, columns = passing, held, 2 * (keys + values)
     elif phase == GRAD_QUERY:
         columns += keys
-    return TileWork(held, passing, 2.0 * pairs * columns, float(passing * (keys + values) * item))
+    line = (keys + values) * item
+    return TileWork(held, passing, 2.0 * pairs * columns, float(passing * line), float(held * line))
 
 
 def predict_gpu(
@@ -314,20 +334,21 @@ def predict_gpu(
         visible += work.loaded * constants.pointer
     waiting = {1: constants.exposed_one, 2: constants.exposed_two}.get(config.num_stages, 0.0)
     waiting /= resident  # the others work meanwhile
-    start = constants.start
-    gluon = config.emitter == "gluon"
-    if gluon:
-        products *= constants.gluon
-        visible, waiting = work.held / constants.rows, 0.0
-        start *= constants.gluon_start
-    mask = pairs / constants.mask
-    least = 0.0 if gluon else work.loaded / constants.load
+    mask, least = pairs / constants.mask, work.loaded / constants.load
+    start, drain = constants.start, constants.drain
+    if config.emitter == "gluon":
+        products *= constants.gluon_products
+        # One warp group alone has nobody whose products hide its softmax: a guess, none was timed.
+        alone = visible if resident * (config.num_warps // 4) <= 1 else 0.0
+        visible = alone + pairs / constants.gluon_softmax + work.held / constants.gluon_rows
+        mask, waiting, least = pairs / constants.gluon_mask, 0.0, 0.0
+        start, drain = work.ends / constants.gluon_ends, constants.gluon_drain
     each = max(products + visible + waiting, least)
     parts = dict.fromkeys(
         ("products", "softmax", "loads", "mask", "programs", "tail", "launch"), 0.0
     )
     for one in facts:
-        once = (start + one.loops * constants.drain) / resident
+        once = (start + one.loops * drain) / resident
         masked = mask + (pairs / constants.lookup if one.looked_up else 0.0)
         tiles = one.visited * one.heads / constants.multiprocessors
         partial = one.visited_partial * one.heads / constants.multiprocessors

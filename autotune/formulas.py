@@ -55,6 +55,7 @@ MEANINGS: Mapping[str, str] = {
     "A": "scores of a tile",
     "H": "rows or keys that a program holds",
     "B": "bytes of what passes by, of a tile",
+    "G": "bytes of the rows that a program reads first and writes last",
     "L": "loops of a program",
     "E": "launches",
 }
@@ -71,28 +72,26 @@ def gpu_formulas(
     """The parts of one pass on a GPU; arguments as of `cost.predict_gpu`."""
     work = tile_work(config, phase, problem)
     v, p, n, m, r, f, a, h, b, loops, launches = sympy.symbols("V P N M R F A H B L E")
-    rate = sympy.Symbol("products")
+    rate, g = sympy.Symbol("products"), sympy.Symbol("G")
     if work.held < WIDE_ROWS * max(1, config.num_warps // 4):
         rate = rate * sympy.Symbol("small")
     products = f / rate
-    gluon = config.emitter == "gluon"
-    if gluon:
-        products *= sympy.Symbol("gluon")
     hidden, share = hidden_share(resident, config.num_warps // 4, constants)
     visible = (1 - sympy.Symbol(hidden)) * (a / sympy.Symbol("softmax") + h / sympy.Symbol("rows"))
     if config.load == "pointer":
         visible += b * sympy.Symbol("pointer")
     waits = {1: "exposed_one", 2: "exposed_two"}.get(config.num_stages)
     waiting = sympy.Symbol(waits) / r if waits else sympy.Integer(0)
-    start = sympy.Symbol("start")
-    if gluon:
-        visible, waiting = h / sympy.Symbol("rows"), sympy.Integer(0)
-        start *= sympy.Symbol("gluon_start")
     loads = sympy.Max(waiting, b / sympy.Symbol("load") - products - visible)
-    if gluon:
-        loads = sympy.Integer(0)
-    mask = a / sympy.Symbol("mask") + (a / sympy.Symbol("lookup") if one.looked_up else 0)
-    once = (start + loops * sympy.Symbol("drain")) / r
+    mask, start, drain = a / sympy.Symbol("mask"), sympy.Symbol("start"), sympy.Symbol("drain")
+    if config.emitter == "gluon":
+        products *= sympy.Symbol("gluon_products")
+        alone = visible if resident * (config.num_warps // 4) <= 1 else 0
+        visible = alone + a / sympy.Symbol("gluon_softmax") + h / sympy.Symbol("gluon_rows")
+        loads, mask = sympy.Integer(0), a / sympy.Symbol("gluon_mask")
+        start, drain = g / sympy.Symbol("gluon_ends"), sympy.Symbol("gluon_drain")
+    mask += a / sympy.Symbol("lookup") if one.looked_up else 0
+    once = (start + loops * drain) / r
     expressions = {
         "products": (v / m * products, "products on the matrix units"),
         "softmax": (v / m * visible, "what of the softmax hides under no products"),
@@ -112,6 +111,7 @@ def gpu_formulas(
         "A": float(config.block_q * config.block_k),
         "H": float(work.held),
         "B": work.loaded,
+        "G": work.ends,
         "L": float(one.loops),
         "E": 2.0 if one.listed else 1.0,
         hidden: share,

@@ -40,6 +40,10 @@ _GPU_CONFIGS = (
     KernelConfig(32, 64, 4, 2, "descriptor"),
     KernelConfig(128, 128, 8, 2, "pointer"),
     KernelConfig(64, 64, 4, 2, "pointer"),
+    KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon"),
+    KernelConfig(128, 64, 8, 3, "descriptor", emitter="gluon"),
+    KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon"),
+    KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon"),
 )
 _GRADIENT_CONFIGS = (
     KernelConfig(64, 64, 4, 1, "descriptor", max_registers=255),

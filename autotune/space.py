@@ -7,7 +7,7 @@ Loads no torch. A phase is a value of `PHASES`; what runs it is in `measure`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -25,6 +25,7 @@ from patterncc.codegen.gpu.config import (
     shared_bytes,
 )
 from patterncc.codegen.gpu.gluon.reasons import HOPPER
+from patterncc.codegen.gpu.gluon.warps import Warps, warps_of
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
@@ -37,6 +38,10 @@ _FILE_REGISTERS = 65536  # of one multiprocessor
 _OTHER_REGISTERS = 24
 """Fewest that a thread needs besides its shares of the accumulators: offsets, row sums and maxima,
 bounds of loops. A lower bound, so that it never excludes a config that could be fast."""
+
+_OTHER_OF_GLUON = 48
+"""The same of a thread that computes in a Gluon kernel: with 48, tiles of 64x64 at head dimension
+64 spill 40 bytes (compiled by Triton 3.6.0)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +343,8 @@ def _register_refusal(
     """
     if not target.startswith("cuda") or has_tensor_memory(target):
         return None
+    if config.emitter == "gluon":
+        return _gluon_register_refusal(config, problem)
     threads = 32 * config.num_warps
     needed = -(-phase.accumulators(config, problem) // threads) + _OTHER_REGISTERS
     most = min(_THREAD_REGISTERS, _FILE_REGISTERS // threads)
@@ -347,5 +354,32 @@ def _register_refusal(
         return (
             f"accumulators of {config.block_q}x{config.block_k} tiles take at least {needed} "
             f"registers of each thread of {config.num_warps} warps, which may have {most}"
+        )
+    return None
+
+
+def programs_by_registers(warps: Warps) -> int:
+    """How many programs of a Gluon kernel the registers of a multiprocessor hold."""
+    return _FILE_REGISTERS // (warps.at_start * 128 * (warps.computing + 1))
+
+
+def _gluon_register_refusal(config: KernelConfig, problem: Problem) -> str | None:
+    """Why the registers of a thread that computes in a Gluon kernel cannot hold what it has to, or
+    a cap of them is of no use, or None.
+
+    The next scores are computed while the last weights, 16 bits each, are multiplied.
+    """
+    scores = config.block_q * config.block_k
+    held = scores + scores // 2 + config.block_q * _widths(problem)[1]
+    warps = warps_of(config)
+    needed = held // (32 * config.num_warps) + _OTHER_OF_GLUON
+    if config.max_registers is not None:
+        alone = warps_of(replace(config, max_registers=None))
+        if programs_by_registers(warps) <= programs_by_registers(alone):
+            return f"max_registers={config.max_registers} makes room for no further program"
+    if needed > min(_THREAD_REGISTERS, warps.computing_registers):
+        return (
+            f"Gluon's {config.block_q}x{config.block_k} tiles take at least {needed} registers of "
+            f"each thread that computes, which may have {warps.computing_registers}"
         )
     return None

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Container
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -337,5 +338,11 @@ def _optuna_sampler(sampler: Sampler, seed: int) -> optuna.samplers.BaseSampler:
     if sampler == "tpe":
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
     if sampler == "gp":
+        missing = [name for name in ("scipy", "torch") if find_spec(name) is None]
+        if missing:
+            raise ConfigError(
+                f"the sampler gp of Optuna needs {missing[0]}, which is not installed",
+                (f"pip install {missing[0]}", "another sampler"),
+            )
         return optuna.samplers.GPSampler(seed=seed)
     return optuna.samplers.RandomSampler(seed=seed)

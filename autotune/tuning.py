@@ -50,6 +50,7 @@ class TuneResult:
         compiled: What static pruning found of those that were compiled, before it and for it.
         comparison: The best few and the default, timed in turn.
         default: The config of untuned calls.
+        prepared: Seconds until the search began: processes started, candidates compiled.
         seconds: Of the whole run.
     """
 
@@ -62,6 +63,7 @@ class TuneResult:
     compiled: Mapping[KernelConfig, Measurement]
     comparison: Comparison
     default: KernelConfig
+    prepared: float
     seconds: float
 
     @property
@@ -170,6 +172,7 @@ class Tuner:
         default, limits = candidates.default, options.limits
         spent = candidates.seconds + time.monotonic() - ready
         place, journal = _place(candidates.key, job, options, self._store)
+        prepared = time.monotonic() - start
         opened = candidates.opened
         searched = search(
             candidates.space,
@@ -204,6 +207,7 @@ class Tuner:
             opened.compiled,
             comparison,
             default,
+            prepared,
             time.monotonic() - start,
         )
 

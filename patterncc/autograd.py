@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import Function, forward_ad
 
+from patterncc import eager, gpu_calls
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.score.terms import terms_of
 from patterncc.operators import LIBRARY, attn_bwd, attn_bwd_bwd, attn_fwd
@@ -36,7 +37,7 @@ class PatternAttention(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _beneath(attn_fwd, _joined(arguments, INPUTS))
+        return _beneath(attn_fwd, INPUTS, _joined(arguments, INPUTS))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -69,7 +70,7 @@ class PatternAttentionGrad(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return tuple(_beneath(attn_bwd, _joined(arguments, BACKWARD)))
+        return tuple(_beneath(attn_bwd, BACKWARD, _joined(arguments, BACKWARD)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -100,7 +101,8 @@ class PatternAttentionGradGrad(Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _beneath(attn_bwd_bwd, _joined(arguments, INPUTS + BACKWARD))
+        tensors = INPUTS + BACKWARD
+        return _beneath(attn_bwd_bwd, tensors, _joined(arguments, tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -127,9 +129,25 @@ def _joined(inputs: tuple[Any, ...], tensors: int) -> tuple[Any, ...]:
     return (*inputs[:tensors], pattern, list(inputs[tensors:-1]), *rest)
 
 
-def _beneath(operator: Any, arguments: tuple[Any, ...]) -> Any:
+# What the dispatcher would come to on a GPU; getting there takes it longer than a launch.
+_ON_GPU: dict[Any, Callable[..., Any]] = {
+    attn_fwd: gpu_calls.attn_fwd,
+    attn_bwd: gpu_calls.attn_bwd,
+}
+
+
+def _beneath(operator: Any, tensors: int, arguments: tuple[Any, ...]) -> Any:
     """Runs an operator as the forward of a Function does: beneath autograd, or beneath the level of
-    a transform of torch.func; the levels under that one record what they want to."""
+    a transform of torch.func; the levels under that one record what they want to.
+
+    Args:
+        operator: The operator.
+        tensors: How many of its first arguments are tensors, or None.
+        arguments: All of them.
+    """
+    if operator in _ON_GPU and eager.unattended((*arguments[:tensors], *arguments[tensors + 1])):
+        with _beneath_autograd():
+            return _ON_GPU[operator](*arguments)
     with _beneath_autograd():
         if transforming():
             with torch.enable_grad():
@@ -177,8 +195,7 @@ def _derive(
         arguments = _short(arguments, tensors)
         if _recorded(arguments, tensors):
             return record(arguments)
-        with _beneath_autograd():
-            return operator(*arguments)
+        return _beneath(operator, tensors, arguments)
 
     LIBRARY.impl(operator.name(), at_autograd_key, "Autograd")
     return call

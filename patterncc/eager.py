@@ -17,7 +17,7 @@ from patterncc.codegen.gpu.signature import Kept, inputs_signature, table_kind
 from patterncc.codegen.score.values import NO_VALUES, ScoreValues
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from patterncc.codegen.gpu.signature import Signature
     from patterncc.gpu_calls import Planned
@@ -28,6 +28,8 @@ _torch: Any = torch  # the parts of torch that have no types
 _profiling: Callable[[], bool] = _torch.autograd._profiler_enabled
 _function_mode: Callable[[], bool] = _torch._C._is_torch_function_mode_enabled
 _autocasting: Callable[[], bool] = _torch._C._is_any_autocast_enabled  # on whatever device
+_modes: Callable[[], int] = getattr(_torch._C, "_len_torch_dispatch_stack", lambda: 0)
+_is_zero: Callable[[Tensor], bool] = _torch._C.TensorBase._is_zerotensor  # not in memory
 _included: Callable[[], Any] = _torch._C._dispatch_tls_local_include_set
 
 # What the dispatcher looks at besides what tensors ask for: nothing that could do something here.
@@ -42,7 +44,7 @@ _NOTHING = frozenset(
 )
 
 _PLAIN = (Tensor, torch.nn.Parameter)  # types whose operations nobody has changed
-_DEFAULTS = (None, None, 0, None)  # of scale, q_offset, layer and layers
+DEFAULTS = (None, None, 0, None)  # of scale, q_offset, layer and layers
 
 calls: Kept[Planned] = Kept()
 """The plans of the calls that went the short way, by `call_signature`."""
@@ -60,12 +62,37 @@ def bare(query: Tensor, key: Tensor, value: Tensor) -> bool:
             and (query.requires_grad or key.requires_grad or value.requires_grad)
         )
         and _included().raw_repr() in _NOTHING
-        and not _profiling()
-        and not _function_mode()
-        and forward_ad._current_level < 0
-        and not _autocasting()
+        and not observed()
         # Their numbers are not those in memory.
         and not (query.is_neg() or key.is_neg() or value.is_neg())
+    )
+
+
+def unattended(tensors: Iterable[Tensor | None]) -> bool:
+    """Would the dispatcher, beneath autograd, hand these tensors to kernels for GPUs as they are?
+
+    Args:
+        tensors: All that an operator is given.
+    """
+    if observed() or _included().raw_repr() not in _NOTHING:
+        return False
+    for tensor in tensors:
+        if tensor is not None and (
+            type(tensor) not in _PLAIN or not tensor.is_cuda or tensor.is_neg() or _is_zero(tensor)
+        ):
+            return False
+    return True
+
+
+def observed() -> bool:
+    """Does anything look at calls that is no dispatch key of a tensor: the profiler, a mode of
+    functions or of operators, forward mode, or autocast?"""
+    return (
+        _profiling()
+        or _function_mode()
+        or forward_ad._current_level >= 0
+        or _autocasting()
+        or _modes() > 0
     )
 
 
@@ -97,7 +124,7 @@ def call_signature(
         signature.defaults,
         None if score is None else score.text,
     )
-    if not values and numbers == _DEFAULTS and type(numbers[2]) is int:
+    if not values and numbers == DEFAULTS and type(numbers[2]) is int:
         return first  # the most usual call
     found: list[Any] = []
     for name, given in values.items():

@@ -14,6 +14,7 @@ from patterncc import autograd, eager, gpu_calls, pipeline, score_call
 from patterncc.arguments import integer, refuse_types, scale_factor
 from patterncc.operators import DEVICES
 from patterncc.parameters import bind
+from patterncc.recent import RecentCalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ def attend(
     layers: int | None,
     values: Mapping[str, object],
     score: ScoreSignature | None,
+    recent: RecentCalls | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention under a pattern: everything of a call that is not the operator itself.
 
@@ -49,6 +51,7 @@ def attend(
         layers: Number of layers, where the pattern reads it.
         values: Run-time numbers and tables by name, those of the score terms among them.
         score: Of the score terms, if there are any.
+        recent: Where calls are remembered that are found to be known.
 
     Returns:
         The output `[batch, heads, q_len, value_head_dim]`, of the dtype of `query`, and the natural
@@ -65,6 +68,8 @@ def attend(
         place = eager.call_signature(signature, score, query, key, value, given, values)
         known = None if place is None else eager.calls.get(place)
         if known is not None:
+            if recent is not None:
+                recent.add(known, query, key, value, given, values)
             if known.tabled:
                 return eager.run_with_tables(known, query, key, value, values)
             return known.ready(query, key, value, gpu_calls.NO_TABLES, known.values)

@@ -290,6 +290,7 @@ def document(name: str, result: TuneResult) -> dict[str, Any]:
         "compiled": len(result.compiled),
         "predicted": len(result.predicted),
         "stopped": result.search.stopped,
+        "prepared": result.prepared,
         "elapsed": result.seconds,
         "importances": importances(result),
         "finals": [

@@ -110,6 +110,8 @@ def choose_emitter(
     reason = problem_reason(problem)
     if reason is not None:
         return EmitterChoice(None, f"no Gluon kernel: {reason}")
+    if not problem.terms.plain:
+        return EmitterChoice(None, "Gluon's kernels with score terms were not measured")
 
     base = default_config(problem, target)
     width = key_width(

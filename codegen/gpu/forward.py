@@ -150,7 +150,7 @@ class Forward:
         rows = Rows.of(query, key, env)
         given = term_values(terms, score_values, query.device)
         negated = scale < 0  # the kernel takes the largest score before it scales
-        copied = not all(tensor.stride(3) == 1 for tensor in (query, key, value))
+        changed = negated or any(tensor.stride(3) != 1 for tensor in (query, key, value))
         query, key, value = with_contiguous_rows((-query if negated else query, key, value))
         device = query.device
         batch, heads, q_len, _ = query.shape
@@ -173,7 +173,7 @@ class Forward:
             )
             steps = bind_all(launches, tables, device, self._folder)
         index = index_of(device)
-        return ReadyForward(steps, terms, rows, out_room, lse_room, device, index, negated, copied)
+        return ReadyForward(steps, terms, rows, out_room, lse_room, device, index, negated, changed)
 
     def resized(self, ready: ReadyForward, tables: Mapping[str, torch.Tensor]) -> ReadyForward:
         """The same calls with tables of other shapes, which is much quicker than to plan them."""
@@ -195,7 +195,7 @@ class ReadyForward:
         device: Where all tensors are.
         index: Its number, if it is a GPU; -1 if not.
         negated: Whether the kernels take the query with the other sign.
-        copied: Whether a tensor has steps in its last axis.
+        changed: Whether that is so, or a tensor has steps in its last axis.
     """
 
     steps: tuple[BoundLaunch, ...] | None
@@ -206,7 +206,7 @@ class ReadyForward:
     device: torch.device
     index: int
     negated: bool
-    copied: bool
+    changed: bool
 
     def __call__(
         self,
@@ -222,12 +222,12 @@ class ReadyForward:
             with torch.cuda.device(index):
                 return self(query, key, value, tables, score_values)
         out, lse = self.out_room(), self.lse_room()
-        if self.steps is None:
+        steps = self.steps
+        if steps is None:
             logits = sink_logits(self.terms, score_values, self.rows, lse)
             return out.zero_(), lse.copy_(logits)
-        if self.negated:
-            query = -query
-        if self.copied:
+        if self.changed:
+            query = -query if self.negated else query
             query, key, value = with_contiguous_rows((query, key, value))
         # What passes hand on: float32 outputs can hold it themselves.
         operands = {
@@ -242,5 +242,5 @@ class ReadyForward:
             operands |= named_operands(tables)
         if score_values.tables:
             operands |= term_operands(score_values)
-        run_here(self.steps, operands, index)
+        run_here(steps, operands, index)
         return out, lse

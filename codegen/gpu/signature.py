@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Mapping
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from patterncc.codegen.gpu.layout import LINE
 
@@ -38,7 +38,7 @@ class Kept(dict[Signature, _T]):
         super().__init__()
         self._most = most
         self._lock = Lock()
-        _all.append(weakref.ref(self, _all.remove))
+        forgets(self)
 
     def keep(self, signature: Signature, value: _T) -> _T:
         """Remembers a value, and returns it."""
@@ -49,7 +49,19 @@ class Kept(dict[Signature, _T]):
         return value
 
 
-_all: list[weakref.ref[Kept[Any]]] = []
+class Forgetful(Protocol):
+    """Remembers calls until it is told not to."""
+
+    def clear(self) -> None:
+        """Forgets all of them."""
+
+
+_all: list[weakref.ref[Forgetful]] = []
+
+
+def forgets(memory: Forgetful) -> None:
+    """Lets `forget_all` reach a memory for as long as that lives."""
+    _all.append(weakref.ref(memory, _all.remove))
 
 
 def forget_all() -> None:

@@ -92,6 +92,7 @@ class TableGradients:
         sink: The entries that the sink reads, with its derivatives by them; none where there is no
             row.
         readings: Where entries are read, of those that it is kept of.
+        indexed: Whether some of that are indexes on the device.
     """
 
     names: tuple[str, ...]
@@ -100,6 +101,7 @@ class TableGradients:
     wanted: WantedSums
     sink: tuple[tuple[Lookup, Real], ...]
     readings: Mapping[Lookup, Reading]
+    indexed: bool
 
     @staticmethod
     def of(
@@ -131,7 +133,8 @@ class TableGradients:
                 found[one.lookup] = known_reading(rows, values, one.lookup, device, *places)
         known = {lookup: reading for lookup, reading in found.items() if reading is not None}
         sink = tuple(one for one in of_sink if one[0].table in names and 0 not in rows.shape)
-        return TableGradients(tuple(names), terms, rows, wanted, sink, known)
+        indexed = any(reading.flat is not None for reading in known.values())
+        return TableGradients(tuple(names), terms, rows, wanted, sink, known, indexed)
 
     def __call__(
         self, values: ScoreValues, operands: Mapping[str, torch.Tensor]
@@ -146,7 +149,7 @@ class TableGradients:
         delta = operands["delta"]
         # A graph that is captured outlives this plan, and with it what it keeps on the device.
         readings = self.readings
-        if delta.is_cuda and torch.cuda.is_current_stream_capturing():
+        if self.indexed and _capturing(delta.device):
             readings = {at: one for at, one in readings.items() if one.flat is None}
         evaluate = self.rows.evaluator(values, delta, readings=readings)
         found: dict[str, torch.Tensor] = {}
@@ -179,6 +182,10 @@ class TableGradients:
                 shape = values.tables[name].shape
                 found[name] = torch.zeros(shape, dtype=torch.float32, device=delta.device)
         return found
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _positions(

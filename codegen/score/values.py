@@ -129,7 +129,11 @@ class Rows:
             names = variables(expr)
             scope: dict[str, Any] = {name: scalar(name) for name in names - {"k"}}
             rows = scope.pop("q", _NOWHERE)
-            return discrete(expr, rows, rows if k is None else k, scope).to(device)
+            value = discrete(expr, rows, rows if k is None else k, scope)
+            if value.device == device:
+                return value
+            # A constant; a copy from the host would wait for the device.
+            return torch.full((), value.item(), dtype=value.dtype, device=device)
 
         return RealEvaluator(None, found, values.numbers, values.tables, like, readings)
 

@@ -62,6 +62,8 @@ def _list(args: argparse.Namespace) -> int:
 def _row(entry: Entry, origin: Origin) -> Iterable[str]:
     key, config = entry.key, entry.config
     faster = "" if entry.speedup is None else f"{entry.speedup:.2f}x, {origin}"
+    if not entry.beats_default:
+        faster = f"default, {origin}"
     return (
         key.pattern,
         key.device,

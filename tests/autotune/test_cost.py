@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -158,3 +159,44 @@ def test_recorded_times() -> None:
             assert found.error < 0.15
             assert found.first_eight < 1.05
     assert sum(correlations) / len(correlations) > 0.7
+
+
+def test_recorded_times_of_gluon() -> None:
+    """Of kernels of both emitters the first pick is as good as the best."""
+    document = json.loads((ROOT / "benchmarks/results/gpu_gluon_h200.json").read_text())
+    patterns = {"causal": "causal", "w1024": "window(1024)", "w256": "window(256)"}
+    triton = KernelConfig(64, 64, 4, 3, "descriptor", "reverse")
+    gluon = replace(triton, emitter="gluon")
+    configs = {
+        "T64": triton,
+        "G64": gluon,
+        "G128": replace(gluon, block_q=128, block_k=128, num_warps=8, num_stages=2),
+        "G64k128": replace(gluon, block_k=128, num_stages=2),
+    }
+    rows = [row for row in document["runs"][2]["rows"] if row["pattern"] in patterns]
+    rows = [row for row in rows if row["length"] == 16384]
+    assert len(rows) == 6
+    for row in rows:
+        problem = Problem("bfloat16", row["head_dim"], row["head_dim"])
+        cost = model(patterns[row["pattern"]], q_len=16384, problem=problem)
+        seen = [
+            Observation(cost, config, median(row["ms"][name]) / 1000)
+            for name, config in configs.items()
+            if name in row["ms"]
+        ]
+        found = quality(seen)
+        assert found.first < 1.05
+        assert found.error < 0.12
+
+
+def test_a_gluon_program_has_a_warp_group_that_loads() -> None:
+    """It takes registers of its own, whatever room shared memory leaves: two programs of 64 rows,
+    one of 128."""
+    problem = Problem("bfloat16", 64, 64)
+    small = KernelConfig(64, 64, 4, 2, "descriptor", emitter="gluon")
+    assert resident_programs(small, FORWARD, problem, "cuda:90") == 2
+    assert resident_programs(replace(small, emitter="triton"), FORWARD, problem, "cuda:90") > 2
+    capped = replace(small, max_registers=128)
+    assert resident_programs(capped, FORWARD, problem, "cuda:90") == 3
+    tall = replace(small, block_q=128, num_warps=8)
+    assert resident_programs(tall, FORWARD, problem, "cuda:90") == 1

@@ -1,6 +1,7 @@
 """The formulas that `explain --cost` prints are what the model computes."""
 
 import math
+from dataclasses import asdict
 
 import pytest
 
@@ -27,19 +28,18 @@ def value(formula: Formula) -> float:
     return float(formula.expression.subs(dict(formula.values)))
 
 
-@pytest.mark.parametrize("phase", PHASES.values(), ids=list(PHASES))
-@pytest.mark.parametrize("text", ["causal", "window(300) or dilated(64, 4)"])
-def test_gpu(text: str, phase: Phase) -> None:
-    one = job(text, problem=D128, q_len=2048, heads=8, kv_heads=4)
+def symbols_of(text: str, problem: Problem, phase: Phase, fixed: dict[str, str]) -> set[str]:
+    """The symbols of the formulas of some configs, which come to what the model predicts."""
+    one = job(text, problem=problem, q_len=2048, heads=8, kv_heads=4)
     model = CostModel(one, "cuda:90", H200, phase)
-    configs = SearchSpace(phase, D128, "cuda:90", {"neighbours": "tiles"}).configs[::97]
-    seen = set()
-    for config in configs:
-        resident = resident_programs(config, phase, D128, "cuda:90")
+    space = SearchSpace(phase, problem, "cuda:90", {"neighbours": "tiles", **fixed})
+    seen: set[str] = set()
+    for config in space.configs[:: max(1, len(space.configs) // 16)]:
+        resident = resident_programs(config, phase, problem, "cuda:90")
         total = 0.0
         for facts in model.facts(config.block_q, config.block_k):
-            formulas = gpu_formulas(facts, config, phase, D128, resident, H200)
-            parts = predict_gpu((facts,), config, phase, D128, resident, H200).parts
+            formulas = gpu_formulas(facts, config, phase, problem, resident, H200)
+            parts = predict_gpu((facts,), config, phase, problem, resident, H200).parts
             assert [formula.part for formula in formulas] == list(parts)
             for formula in formulas:
                 assert math.isclose(
@@ -48,8 +48,27 @@ def test_gpu(text: str, phase: Phase) -> None:
                 seen |= set(formula.values)
                 total += value(formula)
         assert math.isclose(total, model.predict(config).seconds, rel_tol=1e-9)
-    assert {"V", "P", "N", "R", "products", "start"} <= seen
     assert {name for name in seen if len(name) == 1} <= set(MEANINGS)
+    return seen
+
+
+TEXTS = ("causal", "window(300) or dilated(64, 4)")
+
+
+@pytest.mark.parametrize("phase", PHASES.values(), ids=list(PHASES))
+@pytest.mark.parametrize("text", TEXTS)
+def test_gpu(text: str, phase: Phase) -> None:
+    seen = symbols_of(text, D128, phase, {})
+    assert {"V", "P", "N", "R", "products", "start"} <= seen
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_gluon(text: str) -> None:
+    problem = Problem("bfloat16", 128, 128, 2)
+    seen = symbols_of(text, problem, PHASES["forward"], {"emitter": "gluon"})
+    assert {name for name in asdict(H200) if name.startswith("gluon_")} <= seen
+    assert {"G", "softmax"} <= seen  # the latter where one warp group is alone
+    assert not {"start", "load", "mask"} & seen
 
 
 def test_cpu() -> None:

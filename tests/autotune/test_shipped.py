@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from patterncc.autotune.entries import Entry, read_collection
+from patterncc.autotune.job import Job
 from patterncc.autotune.key import Device, Subject, key_of
+from patterncc.autotune.phase_launches import untuned_config
+from patterncc.autotune.space import phase_named
 from patterncc.autotune.store import SHIPPED, TunedStore
 from patterncc.codegen.problem import Problem
+from patterncc.tuned import config_of, why_not
 
 FILES = sorted(SHIPPED.glob("*.json"))
 PHASES = ("grad_query", "grad_key_value")
@@ -43,6 +47,49 @@ def test_files(path: Path, tmp_path: Path) -> None:
         assert entry.default_seconds is not None
         assert entry.seconds <= entry.default_seconds
         assert entry.written_by
+
+
+LEAST_GAIN = 0.02
+"""Of entries from before a comparison told what is noise: their rounds were not kept."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_is_kept_beats_the_default(path: Path) -> None:
+    """By more than noise, and the default of today; other entries say that nothing did."""
+    kept = 0
+    for entry in read_collection(path):
+        assert entry.default is not None
+        assert entry.speedup is not None
+        if not entry.beats_default:
+            assert entry.speedup == 1.0
+            continue
+        kept += 1
+        assert entry.speedup > 1 + LEAST_GAIN
+        key, call = entry.key, entry.call
+        subject = subject_of(entry)
+        job = Job(
+            key.pattern,
+            subject.problem,
+            call["batch"],
+            subject.heads,
+            subject.kv_heads,
+            subject.q_len,
+            subject.kv_len,
+            numbers=dict(subject.numbers),
+        )
+        assert entry.default_config == untuned_config(job, phase_named(key.phase), key.target, 132)
+    assert kept
+
+
+def test_calls_stay_with_the_default_where_nothing_beat_it(tmp_path: Path) -> None:
+    store = TunedStore(tmp_path)
+    for entry, _ in store.entries():
+        for device in (replace(H100, name=entry.key.device), H100):
+            found = store.lookup(key_of(subject_of(entry), device))
+            assert found.entry == entry
+            assert (config_of(found) is None) == (not entry.beats_default)
+            if not entry.beats_default:
+                assert why_not(found) == "nothing beat the default there"
 
 
 def test_an_h200_has_its_own(tmp_path: Path) -> None:

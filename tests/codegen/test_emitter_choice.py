@@ -19,9 +19,11 @@ from patterncc.codegen.problem import Problem
 from patterncc.compilation import Compilation
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.score.terms import load_terms
 
 D128 = Problem("bfloat16", 128, 128)
 D64 = Problem("float16", 64, 64)
+CAPPED = load_terms("30 * tanh(score / 30)")
 SIZES = {"heads": 16, "kv_heads": 16}
 
 
@@ -84,6 +86,7 @@ def test_what_was_fastest_is_chosen(
         ("local_strided(16, 4, 3)", D128, "cuda:90", "no power of two"),
         ("longformer(256, 64)", D128, "cuda:90", "more than limits"),
         ("tri_shape", D128, "cuda:90", "more than limits"),
+        ("causal", replace(D128, terms=CAPPED), "cuda:90", "score terms were not measured"),
     ],
 )
 def test_reasons_for_triton(text: str, problem: Problem, target: str, words: str) -> None:

@@ -16,6 +16,7 @@ from patterncc.codegen.problem import DType, Problem
 from patterncc.compilation import Compilation
 from patterncc.dsl import library, load
 from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.score.terms import PLAIN, ScoreTerms, load_terms
 from tests.codegen.crossing import each_with_one
 from tests.codegen.machine_code import disassemble
 from tests.codegen.machine_flow import doubtful_products
@@ -41,8 +42,9 @@ def _compiled(
     head_dim: int = 128,
     dtype: DType = "bfloat16",
     within: bool = True,
+    terms: ScoreTerms = PLAIN,
 ) -> list[CompiledKernel]:
-    problem = Problem(dtype, head_dim, head_dim)
+    problem = Problem(dtype, head_dim, head_dim, terms=terms)
     passes = lower_passes(
         load(text), config.block_q, config.block_k, sizes=SIZES, within=within, transposed=False
     )
@@ -118,6 +120,24 @@ def test_sweeps_and_masks(text: str, tmp_path: Path) -> None:
         for kernel in _compiled(text, SMALL, tmp_path, within=within):
             assert kernel.spilled <= HOISTED
             assert kernel.shared <= (shared_limit("cuda:90") or 0)
+
+
+@pytest.mark.parametrize(("config", "head_dim"), [(WIDE, 128), (SMALL, 128), (LONG, 64)])
+@pytest.mark.parametrize(
+    ("score", "sink"),
+    [
+        (None, "sinks[head]"),
+        ("50 * tanh(score / 50)", None),
+        ("score + slope[head] * (k - q)", "sinks[head]"),
+    ],
+)
+def test_score_terms(
+    score: str | None, sink: str | None, config: KernelConfig, head_dim: int, tmp_path: Path
+) -> None:
+    terms = load_terms(score, sink)
+    (kernel,) = _compiled("window(1024)", config, tmp_path, head_dim, terms=terms)
+    assert kernel.spilled <= (2 * HOISTED if config == WIDE else HOISTED)
+    assert kernel.shared <= (shared_limit("cuda:90") or 0)
 
 
 @pytest.mark.slow

@@ -10,14 +10,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.config import KernelConfig, QueryTiles
 from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.launches import Launch
-from patterncc.codegen.gpu.steps import layout_of, problem_of, shapes_of
+from patterncc.codegen.gpu.steps import layout_of, problem_of, shapes_of, term_operands, term_values
+from patterncc.codegen.score.reference import dense_attention
+from patterncc.codegen.score.values import NO_VALUES, ScoreValues
 from patterncc.dsl import load
-from patterncc.dsl.score.terms import PLAIN
-from tests.codegen.attention import Errors, errors, expected, lowered, poisoned
+from patterncc.dsl.score.terms import PLAIN, ScoreTerms
+from tests.codegen.attention import Errors, allowed_pairs, errors, expected, lowered, poisoned
 from tests.codegen.gluon_emulator import Deadlock, run_launch
+from tests.codegen.interpreter import Call
+from tests.codegen.score_calls import ScoreCall
 
 WIDE = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
 SMALL = KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon")
@@ -46,6 +50,9 @@ def _launches(
     tensors: Tensors,
     env: Mapping[str, int],
     tables: Mapping[str, torch.Tensor],
+    terms: ScoreTerms = PLAIN,
+    values: ScoreValues = NO_VALUES,
+    *,
     multiprocessors: int = 1,
 ) -> tuple[tuple[Launch, ...], dict[str, torch.Tensor]]:
     """A call's launches, and memory for what they read and write."""
@@ -54,14 +61,16 @@ def _launches(
     operands["out"] = torch.full_like(query, float("nan"))
     planner = Planner(lowered(load(text), SIZES), config)
     launches = planner.plan(
-        problem_of(*tensors, PLAIN, isolates=False),
+        problem_of(*tensors, terms, isolates=False),
         "cuda:90",
         [layout_of(name, tensor) for name, tensor in operands.items()],
         env,
         query.shape[3] ** -0.5,
         shapes_of(tables),
+        term_values(terms, values, query.device),
         multiprocessors=multiprocessors,
     )
+    operands |= term_operands(values)
     operands["lse"] = torch.full(query.shape[:3], float("nan"))
     for name, table in tables.items():
         operands[f"table_{name}"] = table
@@ -80,7 +89,9 @@ def _errors(
     multiprocessors: int = 1,
 ) -> Errors:
     tables = tables or {}
-    launches, operands = _launches(text, config, tensors, env, tables, multiprocessors)
+    launches, operands = _launches(
+        text, config, tensors, env, tables, multiprocessors=multiprocessors
+    )
     for launch in launches:
         run_launch(launch, operands)
     pattern = load(text)
@@ -184,6 +195,59 @@ def test_walks_of_documents() -> None:
         walking = replace(config, query_tiles="many")
         found = _errors(text, walking, _tensors(150, 150), {"q_offset": 0}, tables)
         assert _right(found), found
+
+
+# ------------------------------------------------------------------------------------ score terms
+
+
+def _scored(
+    text: str,
+    lengths: tuple[int, int],
+    score: str = "score",
+    sink: str | None = None,
+    **numbers: float,
+) -> ScoreCall:
+    """A call with score terms; `slope` and `sinks` are tables by head."""
+    call = Call(text, *lengths, offset=lengths[1] - lengths[0], heads=(4, 2), head_dim=64)
+    tables = {name: (4,) for name in ("slope", "sinks") if name in f"{score} {sink}"}
+    return ScoreCall(call, score, sink, numbers, tables)
+
+
+SCORES = (
+    _scored("causal", (300, 300), "30 * tanh(score / 30)"),
+    _scored("full", (77, 391), "score + slope[head] * (k - q)"),
+    _scored("streaming(5, 70)", (300, 300), sink="sinks[head]"),
+    _scored("around(50)", (77, 391), "score - abs(q - k) / 8", "log(2 + q / 4)"),
+    _scored("k > q", (300, 310), "cap * tanh(score / cap)", "sinks[head]", cap=5.0),
+    _scored("window(100) or dilated(40, 8)", (1100, 1101), "score - (q - k) / 64", "b", b=0.5),
+    _scored("dilated(20, 5)", (1100, 1101), "score + sqrt(abs(k - q))", "0 - 30"),
+)
+"""Score terms that Gluon knows."""
+
+
+@pytest.mark.parametrize("query_tiles", ["one", "many"])
+@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("case", SCORES, ids=[f"{c.call.text}, {c.score}" for c in SCORES])
+def test_score_terms(case: ScoreCall, shape: str, query_tiles: QueryTiles) -> None:
+    call, values = case.call, case.values()
+    tensors, env = _tensors(call.q_len, call.kv_len), {"q_offset": call.offset or 0}
+    config = replace(CONFIGS[shape], query_tiles=query_tiles)
+    launches, operands = _launches(call.text, config, tensors, env, {}, case.terms, values)
+    for launch in launches:
+        run_launch(launch, operands)
+    sizes = {"q_len": call.q_len, "kv_len": call.kv_len, "heads": 4, "kv_heads": 2}
+    wanted = dense_attention(
+        *tensors,
+        allowed_pairs(load(call.text), tensors[0], tensors[1], env),
+        64**-0.5,
+        case.terms,
+        env={**env, **sizes},
+        numbers=values.numbers,
+        tables=values.tables,
+    )
+    found = errors((operands["out"], operands["lse"]), wanted)
+    assert found.out < 3e-2, found
+    assert found.lse < 3e-3, found
 
 
 # ------------------------------------------------------------------------------------ it would tell

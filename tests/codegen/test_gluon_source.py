@@ -19,7 +19,7 @@ from patterncc.codegen.problem import Problem
 from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
-from patterncc.dsl.score.terms import PLAIN
+from patterncc.dsl.score.terms import PLAIN, load_terms
 
 WIDE = Problem("bfloat16", 128, 128)
 CONFIG = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
@@ -174,6 +174,37 @@ def test_problems_are_refused_in_words(problem: Problem, words: str) -> None:
     assert words in (reason_against(program, problem) or "")
     with pytest.raises(ConfigError, match=words):
         emit_gluon_forward(program, problem, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("score", "sink", "words"),
+    [
+        ("score + bias[k]", None, "nothing up for each row or key"),
+        ("score", "sinks[head, q]", "nothing up for each row or key"),
+        ("score * sigmoid(score)", None, "no sigmoid"),
+    ],
+)
+def test_score_terms_are_refused_in_words(score: str, sink: str | None, words: str) -> None:
+    problem = replace(WIDE, terms=load_terms(score, sink))
+    with pytest.raises(ConfigError, match=words):
+        check_config(CONFIG, problem, "cuda:90")
+    with pytest.raises(ConfigError, match=words):
+        _source("causal", problem=problem)
+
+
+def test_score_terms_stand_where_they_change() -> None:
+    """Per row before the loops, per pair in each tile; only what reads keys counts them."""
+    slopes = _source("causal", problem=replace(WIDE, terms=load_terms("score + s[head] * (k - q)")))
+    before, _, loops = slopes.text.partition("# Partial tiles, with the mask.")
+    assert "read_table_s(real_table_s_ptr" in before.rpartition("def attend(")[2]
+    assert "read_table_s" not in loops
+    assert loops.count("k = k_box + columns") == 2
+    caps = _source("causal", problem=replace(WIDE, terms=load_terms("9 * tanh(score / 9)")))
+    assert "k = k_box" not in caps.text
+    assert caps.text.count("hyperbolic_tangent(") == 4  # its source, the first tile, both loops
+    sinks = _source("causal", problem=replace(WIDE, terms=load_terms(None, "s[head]")))
+    assert sinks.text.count("# The sink is the first key") == 1
+    assert " * scale" in sinks.text
 
 
 def test_listed_tiles_are_refused() -> None:

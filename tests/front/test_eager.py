@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import patterncc
-from patterncc import eager, gpu_calls
+from patterncc import autograd, eager, gpu_calls
 from tests.codegen.interpreter import interpreter
 from tests.front.inputs import assert_right, expected, tensors
 
@@ -83,7 +83,9 @@ def test_calls_that_something_looks_at_are_not(on_gpu: None, case: str) -> None:
     with torch.no_grad():
         with CONTEXTS[case]():
             assert not eager.bare(*inputs)
+            assert not eager.unattended(inputs)
         assert eager.bare(*inputs)
+        assert eager.unattended((*inputs, None))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
@@ -92,6 +94,7 @@ def test_calls_in_transforms_are_not(on_gpu: None) -> None:
 
     def note(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         seen.append(eager.bare(query, key, value))
+        seen.append(eager.unattended((query, key, value)))
         return query
 
     inputs = tensors()
@@ -99,7 +102,7 @@ def test_calls_in_transforms_are_not(on_gpu: None) -> None:
         torch.func.vmap(note)(*inputs)
     torch.func.grad(lambda query: note(query, *inputs[1:]).sum())(inputs[0])
     _torch.jit.trace(note, inputs, check_trace=False)
-    assert seen == [False] * len(seen) and len(seen) >= 3
+    assert seen == [False] * len(seen) and len(seen) >= 6
 
 
 @pytest.mark.parametrize("place", range(3))
@@ -118,6 +121,44 @@ def test_tensors_that_are_not_plain_are_not(on_gpu: None, place: int) -> None:
         inputs: list[Any] = list(tensors())
         inputs[place] = change(inputs[place])
         assert not eager.bare(*inputs)
+
+
+def test_what_kernels_can_be_given_at_once(on_gpu: None) -> None:
+    plain = torch.ones(3)
+    for tensor in (plain, torch.nn.Parameter(plain), None):
+        assert eager.unattended((plain, tensor))
+    for other in (
+        _torch._neg_view(plain),
+        _torch._efficientzerotensor((3,)),
+        _torch.Tensor.as_subclass(plain, _torch.nn.Buffer),
+    ):
+        assert not eager.unattended((plain, other))
+
+
+def test_a_graph_on_a_gpu_passes_the_dispatcher_by(
+    on_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def instead(operator: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            seen.append(operator.name())
+            assert not any(x.grad_fn for x in operator(*arguments))
+            return operator(*arguments)
+
+        return run
+
+    for operator in tuple(autograd._ON_GPU):
+        monkeypatch.setitem(autograd._ON_GPU, operator, instead(operator))
+    attn = patterncc.compile(STREAMING)
+    inputs = [tensor.requires_grad_() for tensor in tensors()]
+    found = torch.autograd.grad(attn(*inputs).sin().sum(), inputs)
+    assert seen == ["patterncc::attn_fwd", "patterncc::attn_bwd"]
+    with Mode():  # type: ignore[no-untyped-call]
+        wanted = torch.autograd.grad(attn(*inputs).sin().sum(), inputs)
+    assert len(seen) == 2
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
 
 
 # --------------------------------------------------------------------------------------- signatures
@@ -190,7 +231,8 @@ def work(text: str, values: dict[str, Any], options: dict[str, Any]) -> None:
     attn = patterncc.compile(text, **options)
     query, key, value = tensors(50, batch=1, heads=2, kv_heads=1)
     before = len(eager.calls)
-    for numbers in ({}, {}, {"scale": -0.3}, {"q_offset": 3}):
+    # By no plan, by a signature, and by what the call before it left.
+    for numbers in ({}, {}, {}, {"scale": -0.3}, {"q_offset": 3}):
         with torch.no_grad():
             results = attn(query, key, value, return_lse=True, **numbers, **values)
         if not options:

@@ -238,7 +238,7 @@ def test_cost(run: Run, own_store: TunedStore, monkeypatch: pytest.MonkeyPatch) 
     assert found.code == 0
     assert found.out.startswith("forward on cuda:90, default config: ")
     assert "constants: usual ones, not calibrated here" in found.out
-    assert "F*V*gluon/(M*products)" in found.out or "F*V/(M*products)" in found.out
+    assert "F*V*gluon_products/(M*products)" in found.out or "F*V/(M*products)" in found.out
     assert "M =          132  multiprocessors" in found.out
     document = run(*argv, "--target", "cuda:90", "--phase", "grad_key_value", "--json").json
     assert document["phase"] == "grad_key_value"

@@ -16,9 +16,12 @@ from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.forward import Forward
 from patterncc.codegen.ir import Passes
+from patterncc.codegen.score.reference import dense_attention
+from patterncc.codegen.score.values import ScoreValues
 from patterncc.dsl import load
 from patterncc.dsl.pattern import Pattern
-from tests.codegen.attention import errors, expected, poisoned
+from patterncc.dsl.score.terms import load_terms
+from tests.codegen.attention import allowed_pairs, errors, expected, poisoned
 
 pytestmark = [
     pytest.mark.gpu,
@@ -197,6 +200,41 @@ def test_strided_and_broadcast_inputs(tmp_path: Path) -> None:
         for tensor in _tensors(torch.bfloat16, 300, 300, 128)
     )
     _check(pattern, forward, (query, key, value), {"q_offset": 0})
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize(
+    ("score", "sink"),
+    [
+        ("9 * tanh(score / 9)", None),
+        ("score + slopes[head] * (k - q)", None),
+        (None, "sinks[head]"),
+        ("9 * tanh(score / 9) - abs(q - k) / 64", "sinks[head]"),
+    ],
+)
+def test_score_terms(score: str | None, sink: str | None, shape: str, tmp_path: Path) -> None:
+    head_dim = 64 if shape == "64x128" else 128
+    terms, pattern = load_terms(score, sink), load("streaming(5, 200)")
+    lowered, config = _lowered(pattern), CONFIGS[shape]
+    forward = Forward(lowered, config=config, folder=tmp_path, terms=terms)
+    tables = {name: torch.randn(4, device="cuda") for name in terms.tables}
+    for q_len, kv_len, offset in LENGTHS:
+        tensors = _tensors(torch.bfloat16, q_len, kv_len, head_dim)
+        env, values = {"q_offset": offset}, ScoreValues({}, tables)
+        _poison_free_memory(tensors[0])
+        results = [forward(*tensors, env=env, scale=0.1, score_values=values) for _ in range(2)]
+        assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+        wanted = dense_attention(
+            *tensors,
+            allowed_pairs(pattern, tensors[0], tensors[1], env),
+            0.1,
+            terms,
+            env={**env, "q_len": q_len, "kv_len": kv_len, "heads": 4, "kv_heads": 2},
+            tables=tables,
+        )
+        found = errors(results[0], wanted)
+        assert found.out < TOLERANCE[torch.bfloat16], found
+        assert found.lse < 3e-3, found
 
 
 def test_graphs(tmp_path: Path) -> None:

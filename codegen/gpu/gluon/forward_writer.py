@@ -27,6 +27,7 @@ from patterncc.codegen.gpu.gluon.dialect import (
 )
 from patterncc.codegen.gpu.gluon.mask_source import TileMask
 from patterncc.codegen.gpu.gluon.reasons import reason_against
+from patterncc.codegen.gpu.gluon.term_source import TileTerms
 from patterncc.codegen.gpu.gluon.tile_source import VisitedTiles
 from patterncc.codegen.gpu.gluon.warps import ROWS, query_in_registers, warps_of
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
@@ -90,12 +91,14 @@ class ForwardWriter:
         nest = emit_loops(program.forward)
         moves = self._access.moves_boxes
         self._mask = TileMask(program.mask, nest.documents, moves_boxes=moves)
-        self._computed = Computed(program, "forward", True, ())
+        self._terms = TileTerms(problem.terms, program.tiling, "SCORES", resumes=resumes)
+        self._computed = Computed(program, "forward", True, self._terms.exprs)
         self._visited = VisitedTiles(program, config, nest, self._computed.leaves, problem.group)
         pointers = [KernelParameter("lse_ptr", "*fp32", 4)]
         if resumes or hands_on:
             pointers.append(KernelParameter("state_ptr", "*fp32", 16))
-        scalars = [KernelParameter("scale", "fp32"), *self._own_scalars()]
+        scale = [KernelParameter("scale", "fp32")] if self._terms.scale else []
+        scalars = [*scale, *self._own_scalars()]
         self._parameters = tuple(self._computed.parameters(self._access, pointers, scalars))
 
     # -------------------------------------------------------------------------------- hooks
@@ -252,7 +255,7 @@ class ForwardWriter:
         access = self._access
         head_dim = self._problem.head_dim
         yield from self._rows()
-        yield from self._mask.before_loops()
+        yield from self._mask.before_loops(always=self._terms.reads_key)
         yield ""
         yield f"query = query_tiles.index(part).reshape([{ROWS}, {head_dim}])"
         if access.describes_rows:
@@ -280,6 +283,7 @@ class ForwardWriter:
             yield f"call_rows = rows * {self._program.tiling.q_step} + row_class"
         yield "q = q_offset + rows[:, None]"
         yield from self._mask.row_lines
+        yield from self._terms.program_lines
 
     def _loops(self) -> Iterator[str]:
         """All tiles but the very first."""
@@ -323,7 +327,9 @@ class ForwardWriter:
             before: Lines before the weights, where there were earlier passes.
         """
         yield self._visited.first()
-        yield from self._masked_scores()
+        yield self._access.box_start()
+        yield from self._logits()
+        yield from self._mask.masked_scores()
         if self._resumes:
             access = self._access
             yield "# Where the earlier passes ended: one key of weight 1, unless a row saw none."
@@ -334,8 +340,13 @@ class ForwardWriter:
             yield from before
             yield from self._weights()
             return
-        yield f"peak = tl.maximum(tl.max(scores, 1) * scale, {PEAK_FLOOR})"
-        yield "weights = tl.exp2(scores * scale - peak[:, None])"
+        if self._terms.has_sink:
+            yield from self._terms.start()
+            yield from self._weights()
+            return
+        scale = self._terms.scale
+        yield f"peak = tl.maximum(tl.max(scores, 1){scale}, {PEAK_FLOOR})"
+        yield f"weights = tl.exp2(scores{scale} - peak[:, None])"
         yield "total = tl.sum(weights, 1)"
 
     def _no_out(self) -> str:
@@ -352,9 +363,12 @@ class ForwardWriter:
         yield self._add_values("last")
         yield "scores = finish(1, deps=(scores,))"
         yield "arrive(key_free.index(stage))"
-        if masked:
+        if masked or self._terms.reads_key:
             yield self._visited.start(number)
-            yield from self._masked_scores()
+            yield self._access.box_start()
+        yield from self._logits()
+        if masked:
+            yield from self._mask.masked_scores()
         yield from self._weights()
         yield "out = finish(0, deps=(out,))"
         yield "arrive(value_free.index(last))"
@@ -375,13 +389,16 @@ class ForwardWriter:
         tile = f"value_tiles.index({stage}).reshape([BLOCK_K, {self._problem.value_head_dim}])"
         return f"out = multiply(rounded, {tile}, out, is_async=True)"
 
-    def _masked_scores(self) -> Iterator[str]:
-        yield self._access.box_start()
-        yield from self._mask.masked_scores()
+    def _logits(self) -> Iterator[str]:
+        """What score terms make of a tile's scores."""
+        if self._terms.reads_key:
+            yield "k = k_box + columns"
+        yield from self._terms.tile_lines
 
     def _weights(self) -> Iterator[str]:
-        yield "new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)"
-        yield "weights = tl.exp2(scores * scale - new_peak[:, None])"
+        scale = self._terms.scale
+        yield f"new_peak = tl.maximum(peak, tl.max(scores, 1){scale})"
+        yield f"weights = tl.exp2(scores{scale} - new_peak[:, None])"
         yield "decay = tl.exp2(peak - new_peak)"
         yield "total = total * decay + tl.sum(weights, 1)"
         yield "peak = new_peak"

@@ -49,10 +49,13 @@ class TileMask:
         self._source = source
         self.row_lines = source.row_lines
 
-    def before_loops(self) -> Iterator[str]:
-        """What the lines of a tile need."""
-        if any(bound.passing == "k" for bound in self._bounds):
+    def before_loops(self, *, always: bool = False) -> Iterator[str]:
+        """What the lines of a tile need; `columns`, its keys counted from `k_box`, also where they
+        do not."""
+        bounded = any(bound.passing == "k" for bound in self._bounds)
+        if bounded or always:
             yield f"columns = {_COLUMNS}"
+        if bounded:
             yield "near = columns & 6"
             yield "far = columns & -7"
 

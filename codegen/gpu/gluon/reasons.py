@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.gluon.warps import ROWS
+from patterncc.codegen.gpu.kernel_terms import spreads
+from patterncc.dsl.score.nodes import Apply, Lookup, walk
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
+    from patterncc.dsl.score.terms import ScoreTerms
 
 HOPPER = "cuda:90"
 """The only target: its matrix instructions and its copies are what the kernels are made of."""
@@ -36,10 +39,22 @@ def problem_reason(problem: Problem) -> str | None:
     dims = (problem.head_dim, problem.value_head_dim)
     if dims[0] != dims[1] or dims[0] not in HEAD_DIMS:
         return f"its head dimensions are 64 or 128, both alike, not {dims[0]} and {dims[1]}"
-    if not problem.terms.plain:
-        return "it knows no score terms"
+    reason = terms_reason(problem.terms)
+    if reason is not None:
+        return reason
     if problem.isolates:
         return "it does not isolate numbers that are not finite"
+    return None
+
+
+def terms_reason(terms: ScoreTerms) -> str | None:
+    """Why no Gluon kernel does some score terms, or None."""
+    for expr in terms.exprs:
+        for node in walk(expr):
+            if isinstance(node, Lookup) and any(map(spreads, node.indexes)):
+                return "it looks nothing up for each row or key"
+            if isinstance(node, Apply) and node.function == "sigmoid":
+                return "it knows no sigmoid"
     return None
 
 

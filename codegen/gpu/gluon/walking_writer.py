@@ -128,7 +128,7 @@ class WalkingWriter(ForwardWriter):
     def _attend(self) -> Iterator[str]:
         yield from turn_lines()
         yield from _RING_START
-        yield from self._mask.before_loops()
+        yield from self._mask.before_loops(always=self._terms.reads_key)
         yield from self._at_start()
         yield "for turn in range(0, turns):"
         yield from (INDENT + line for line in self._item())
