@@ -27,7 +27,9 @@ from patterncc.codegen.gpu.gluon.reasons import reason_against
 
 _MODEL_SEEDS = 5  # of the cost model's favourites
 _COMPILED_FOR_EACH = 3  # candidates that are compiled at most for each trial
-_COMPILED_FIRST = 48  # before the search begins, which often needs no more
+_FIRST_BATCHES = 2
+"""One for each process: what is compiled before the search begins. It knows better what to compile
+once it has timed some, and what is announced shares the processes with the search under way."""
 _COMPILE_SHARE = 0.4  # of the timeout
 _ALIGNMENT = 16  # bytes that a row of a tensor with a descriptor is a multiple of
 ABSENT_MULTIPROCESSORS = 132
@@ -150,13 +152,13 @@ def find_candidates(
         default,
         space.configs,
         pool,
-        most=max(limits.trials * _COMPILED_FOR_EACH, _COMPILED_FIRST),
+        most=limits.trials * _COMPILED_FOR_EACH,
         seconds=limits.timeout * _COMPILE_SHARE - (time.monotonic() - start),
     )
     seeds = _seeds(default, found, opened.predicted, space)
     if pool is not None:
-        count = max(min(limits.trials * _COMPILED_FOR_EACH, _COMPILED_FIRST), len(seeds))
-        first = list(dict.fromkeys([*seeds, *opened.predicted]))[:count]
+        count = min(limits.trials * _COMPILED_FOR_EACH, _FIRST_BATCHES * pool.processes)
+        first = list(dict.fromkeys([*seeds, *opened.predicted]))[: max(count, len(seeds))]
         report(Progress("compiling", 0, len(first)))
         opened.compile(first, lambda done: report(Progress("compiling", done, len(first))))
     spent = time.monotonic() - start

@@ -30,22 +30,31 @@ LIMIT = 60.0
 
 
 class Compiler:
-    """Compiles configs for a target, of the call that it was last told.
+    """Compiles configs of the call, for the target, that it was last told.
 
     Args:
-        target: Such as `cuda:90`.
-        multiprocessors: Of the device.
         folder: Where generated sources are written; the user's cache by default.
     """
 
-    def __init__(self, target: str, multiprocessors: int, folder: Path | None = None) -> None:
-        self._target, self._multiprocessors, self._folder = target, multiprocessors, folder
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._target, self._multiprocessors = "", 0
         self._call: tuple[Job, Phase] | None = None
         self._rest: dict[str, CompiledKernel] = {}  # kernels that no config changes
 
-    def turn_to(self, job: Job, phase: str) -> None:
-        """Compiles kernels of a phase of a call from now on."""
-        self._call = job, phase_named(phase)
+    def turn_to(self, job: Job, phase: str, target: str, multiprocessors: int) -> None:
+        """Compiles kernels of a phase of a call from now on.
+
+        Args:
+            job: The call.
+            phase: Name of the phase.
+            target: Such as `cuda:90`; no such device need be there.
+            multiprocessors: Of the device.
+        """
+        if target != self._target:
+            self._rest = {}
+        self._call, self._target = (job, phase_named(phase)), target
+        self._multiprocessors = multiprocessors
 
     def measure(self, config: KernelConfig, best: float) -> Measurement:
         """Compiles the kernels of a config; what the compiler refuses is raised."""
@@ -84,18 +93,24 @@ class CompilePool:
     be used with `with`.
 
     Args:
-        target: Such as `cuda:90`; no such device need be there.
+        target: Such as `cuda:90`; no such device need be there. None where it is not known yet: the
+            processes can start before.
         multiprocessors: Of the device.
         processes: How many there are at most.
         folder: Where generated sources are written; the user's cache by default.
     """
 
     def __init__(
-        self, target: str, multiprocessors: int, processes: int, folder: Path | None = None
+        self, target: str | None, multiprocessors: int, processes: int, folder: Path | None = None
     ) -> None:
-        maker = Maker(__name__, "Compiler", (target, multiprocessors, folder))
+        self._target, self._multiprocessors = target, multiprocessors
+        maker = Maker(__name__, "Compiler", (folder,))
         self._workers = [Worker(maker, LIMIT) for _ in range(max(1, processes))]
         self._closed = False
+
+    def aim(self, target: str, multiprocessors: int) -> None:
+        """Tells what to compile for from now on."""
+        self._target, self._multiprocessors = target, multiprocessors
 
     @property
     def processes(self) -> int:
@@ -147,7 +162,13 @@ class CompilePool:
 
         Returns:
             What came of those that were begun.
+
+        Raises:
+            TuningError: There is no target yet, or a process cannot start.
         """
+        target, multiprocessors = self._target, self._multiprocessors
+        if target is None:
+            raise TuningError("nobody has said what to compile for")
         waiting: SimpleQueue[KernelConfig] = SimpleQueue()
         for config in configs:
             waiting.put(config)
@@ -156,7 +177,7 @@ class CompilePool:
         def work(worker: Worker) -> None:
             if timeout <= 0 or self._closed:
                 return
-            worker.set_up("turn_to", job, phase.name)
+            worker.set_up("turn_to", job, phase.name, target, multiprocessors)
             end = time.monotonic() + timeout
             while time.monotonic() < end and not self._closed:
                 try:

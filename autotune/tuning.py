@@ -101,19 +101,19 @@ class Tuner:
         self._store, self._options, self._written_by = store, options, written_by
         maker = Maker("patterncc.autotune.measure", "DeviceMeasurer", (device_name, options.folder))
         self._worker = Worker(maker, options.measure_limit)
+        self._ahead = ThreadPoolExecutor(1)
+        self._pool: CompilePool | None = None
+        if device_name != CPU:
+            # They load torch while the one that measures does.
+            self._pool = CompilePool(None, 0, options.processes, options.folder)
+            self._ahead.submit(self._pool.start)
         try:
             self.device: Device = self._worker.ask("describe")
         except BaseException:
-            self._worker.close()
+            self.close()
             raise
-        self._pool: CompilePool | None = None
-        if self.device.target != CPU:
-            self._pool = CompilePool(
-                self.device.target, self.device.multiprocessors, options.processes, options.folder
-            )
-        self._ahead = ThreadPoolExecutor(1)
         if self._pool is not None:
-            self._ahead.submit(self._pool.start)  # which no search's limit of time counts
+            self._pool.aim(self.device.target, self.device.multiprocessors)
         self._announced: tuple[Job, Phase, Future[Candidates]] | None = None
 
     def __enter__(self) -> Tuner:
@@ -125,9 +125,15 @@ class Tuner:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends its processes."""
         if self._pool is not None:
             self._pool.close()
         self._ahead.shutdown(cancel_futures=True)
+        if self._pool is not None:
+            self._pool.close()  # what was about to start then
         self._worker.close()
 
     def announce(self, job: Job, phase: Phase) -> None:

@@ -64,7 +64,7 @@ class Row:
 
 def empty_operators(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Run]:
     """Operators that do nothing, and one that only makes room for results."""
-    dispatch = "CUDA" if query.is_cuda else "CPU"
+    dispatch = query.device.type.upper()
     inputs = "Tensor query, Tensor key, Tensor value"
     _library.define(f"nothing({inputs}) -> ()")
     _library.define(f"room({inputs}) -> (Tensor, Tensor)")

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 MOST = 4
 """Calls of one pattern that are compared one by one."""
 
+PATIENCE = 4
+"""Calls found by signature for one that takes the place of another: where more kinds of calls take
+turns than are kept, each would drive out one that comes again."""
+
 _torch: Any = torch  # the parts of torch that have no types
 
 
@@ -57,10 +61,11 @@ class RecentCalls:
     """The last calls of a pattern that went the short way; calls are added where they were found
     by their signatures, so one that is made once costs nothing."""
 
-    __slots__ = ("__weakref__", "_calls")
+    __slots__ = ("__weakref__", "_calls", "_others")
 
     def __init__(self) -> None:
         self._calls: tuple[_Call, ...] = ()
+        self._others = 0
         forgets(self)
 
     def clear(self) -> None:
@@ -117,7 +122,8 @@ class RecentCalls:
         numbers: tuple[Any, ...],
         values: Mapping[str, Any],
     ) -> None:
-        """Remembers a call that has a plan and a signature, and so numbers and tensors alone.
+        """Remembers a call that has a plan and a signature, and so numbers and tensors alone; where
+        there is no place left, each `PATIENCE`th.
 
         Args:
             planned: The plan.
@@ -127,6 +133,10 @@ class RecentCalls:
             return  # guards do not tell whether gradients are recorded
         if any(isinstance(given, Tensor) and given.requires_grad for given in values.values()):
             return
+        if len(self._calls) == MOST:
+            self._others += 1
+            if self._others % PATIENCE:
+                return
         tables = tuple(name for name, given in values.items() if isinstance(given, Tensor))
         given = tuple((n, type(x), x) for n, x in values.items() if n not in tables)
         same = _guards(query, key, value, *map(values.__getitem__, tables))
@@ -139,8 +149,9 @@ class RecentCalls:
 
 def _tensor_guards() -> Callable[..., Callable[..., bool]] | None:
     """What makes a comparison with some tensors; None where torch has none that can."""
-    guards = getattr(getattr(_torch._C, "_dynamo", None), "guards", None)
-    kind = getattr(guards, "TensorGuards", None)
+    kind = getattr(
+        getattr(getattr(_torch._C, "_dynamo", None), "guards", None), "TensorGuards", None
+    )
     if kind is None or not hasattr(_torch._C, "_len_torch_dispatch_stack"):
         return None
 
@@ -150,7 +161,19 @@ def _tensor_guards() -> Callable[..., Callable[..., bool]] | None:
         ).check
         return check
 
-    return make
+    return make if _compares(make) else None
+
+
+def _compares(make: Callable[..., Callable[..., bool]]) -> bool:
+    """Do guards take these arguments and tell tensors apart? They are torch's own affair."""
+    plain = torch.zeros(2, 3, device="cpu")
+    others = (plain[:1], plain.double(), plain.mT.contiguous().mT, plain.clone().requires_grad_())
+    try:
+        same = make(plain, plain)
+        found = [same(plain, plain.clone()), *(same(plain, other) for other in others)]
+    except (TypeError, RuntimeError):
+        return False
+    return found == [True, False, False, False, False]
 
 
 _guards = _tensor_guards()

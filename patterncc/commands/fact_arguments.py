@@ -37,7 +37,9 @@ def add_arguments_of_explain(parser: argparse.ArgumentParser) -> None:
         help="print what the cost model expects of the call, as formulas with numbers, instead",
     )
     group.add_argument(
-        "--target", help="with --cost: a GPU that is not here, such as cuda:90, taken for an H200"
+        "--target",
+        help="with --why-config or --cost: a GPU that is not here, such as cuda:90, taken for an "
+        "H200",
     )
     group.add_argument("--device", help="with --why-config or --cost: cpu, cuda or cuda:N")
     group.add_argument(

@@ -151,13 +151,17 @@ def add_arguments_of_tune(parser: argparse.ArgumentParser) -> None:
         "--layer", type=read_count_or_zero, default=0, metavar="N", help="layer (0)"
     )
     parser.add_argument("--batch", type=read_count, default=1, metavar="N", help="batch (1)")
-    add_shape(parser, dtype=None, head_dim=64)
+    add_shape(parser, dtype=None, head_dim=None)
     group = parser.add_argument_group("the search")
     group.add_argument(
         "--trials", type=read_count, default=60, metavar="N", help="configs that are tried (60)"
     )
     group.add_argument(
-        "--timeout", type=float, default=300.0, metavar="SECONDS", help="for each pattern (300)"
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="for each pattern and phase (300)",
     )
     group.add_argument(
         "--gain",

@@ -115,11 +115,11 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
 
 
 def add_shape(
-    parser: argparse.ArgumentParser, dtype: str | None = "bfloat16", head_dim: int = 128
+    parser: argparse.ArgumentParser, dtype: str | None = "bfloat16", head_dim: int | None = 128
 ) -> None:
-    """Head dimensions and dtype; None takes the dtype that suits the device."""
+    """Head dimensions and dtype; None takes what suits the device."""
     group = parser.add_argument_group("the tensors")
-    add_size(group, "head_dim", "size of a head", head_dim)
+    add_size(group, "head_dim", "size of a head", head_dim, "64 on a CPU, 128 on a GPU")
     add_size(group, "value_head_dim", "size of a head of the values", None, "head_dim")
     note = dtype or "float32 on a CPU, bfloat16 on a GPU"
     group.add_argument("--dtype", choices=DTYPES, default=dtype, help=f"type ({note})")

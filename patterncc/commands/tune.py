@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from patterncc.codegen.problem import Problem
     from patterncc.tuning_rival import FlexAttention
 
+_HEAD_DIM = {"cpu": 64, "cuda": 128}
+"""Configs are of use for their own head dimension alone, so on a GPU it is the usual one."""
+
 _FLEX_SHARE = 0.3
 """Of the time for a pattern, that a search waits for FlexAttention to be compiled."""
 
@@ -68,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         lengths = trial.DEFAULT_TABLE_LENGTH if pattern.tables else trial.DEFAULT_LENGTH
         request.q_len = request.q_len or lengths[device.type]
         request.dtype = request.dtype or trial.DEFAULT_DTYPE[device.type]
+        request.head_dim = request.head_dim or _HEAD_DIM[device.type]
         name = pattern.name or request.pattern
         works += _works(request, name, pattern, phases)
     return _tune_all(args, works, str(device))
@@ -255,6 +259,7 @@ def _survey(args: argparse.Namespace) -> int:
         pattern = pattern_of(request)
         request.q_len = request.q_len or 16384
         request.dtype = request.dtype or "bfloat16"
+        request.head_dim = request.head_dim or _HEAD_DIM["cuda"]
         call, problem = _call_and_problem(request, pattern)
         title = pattern.name or name
         with _bar(title) as report:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from patterncc.autotune import tuning
 from patterncc.autotune.cost import H200
@@ -72,6 +75,10 @@ def test_compile_without_a_device(tmp_path: Path) -> None:
     with CompilePool("cuda:90", 132, 2, tmp_path) as pool:
         found = pool.compile(one, FORWARD, configs, timeout=120, report=counted.append)
         assert pool.compile(one, FORWARD, configs, timeout=-1) == {}
+        pool.aim("cuda:80", 108)  # which has no descriptors
+        (older,) = pool.compile(one, FORWARD, configs[:1], timeout=120).values()
+        assert older.state == "refused"
+        assert "load='descriptor' is no choice on cuda:80" in older.reason
     assert sorted(counted) == [1, 2, 3]
     good, spills, large = (found[config] for config in configs)
     assert good.state == spills.state == "compiled"
@@ -151,8 +158,11 @@ class FakePool:
     batches: list[tuple[str, int]] = []  # noqa: RUF012
     processes = 15
 
-    def __init__(self, target: str, *others: object) -> None:
-        assert target == "cuda:90"
+    def __init__(self, target: None, *others: object) -> None:
+        assert target is None  # nobody knows the device yet
+
+    def aim(self, target: str, multiprocessors: int) -> None:
+        assert (target, multiprocessors) == ("cuda:90", 132)
 
     def start(self) -> None:
         return
@@ -188,7 +198,7 @@ def test_the_path_of_a_gpu(tmp_path: Path, fake_gpu: None) -> None:
     store = TunedStore(tmp_path, None)
     options = Options(Limits(trials=60, timeout=60))
     result = tune(gpu_job(), FORWARD, "cuda:0", store, options=options)
-    assert FakePool.batches[0] == ("forward", 48)
+    assert FakePool.batches[0] == ("forward", 30)
     assert {count for _, count in FakePool.batches[1:]} <= {15}
     assert FakeWorker.asked[0] == result.default
     assert any(map(spills, result.compiled))
@@ -203,6 +213,24 @@ def test_the_path_of_a_gpu(tmp_path: Path, fake_gpu: None) -> None:
     few = Options(Limits(trials=4, timeout=60))
     tune(gpu_job(head_dim=100, q_len=512), FORWARD, "cuda:0", store, options=few)
     assert {config.load for config in FakeWorker.asked} == {"pointer"}  # rows of 200 bytes
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device here")
+def test_a_device_that_is_not_here_leaves_no_processes(tmp_path: Path) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    options = Options(processes=2)
+    with pytest.MonkeyPatch.context() as patch:
+        popen = subprocess.Popen
+
+        def note(*arguments: Any, **named: Any) -> subprocess.Popen[bytes]:
+            started.append(popen(*arguments, **named))
+            return started[-1]
+
+        patch.setattr("patterncc.autotune.worker.subprocess.Popen", note)
+        with pytest.raises(ConfigError, match="there is no cuda:0 here"):
+            Tuner("cuda:0", TunedStore(tmp_path, None), options=options)
+    assert len(started) == 3
+    assert all(process.poll() is not None for process in started)
 
 
 def test_one_phase_after_another(tmp_path: Path, fake_gpu: None) -> None:

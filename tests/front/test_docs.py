@@ -76,7 +76,8 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 def test_the_design_names_files_that_exist() -> None:
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
-    named = re.findall(r"\b(?:dsl|codegen|autotune|patterncc|docs)/[\w/]*(?:\.\w+)?", text)
+    folders = "dsl|codegen|autotune|patterncc|docs|tests|benchmarks"
+    named = re.findall(rf"\b(?:{folders})/[\w/]*(?:\.\w+)?", text)
     assert named
     assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []
 

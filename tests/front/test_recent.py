@@ -228,11 +228,24 @@ def test_values_are_compared_by_name_with_their_types() -> None:
 @needs_guards
 def test_the_last_few_are_kept() -> None:
     calls = RecentCalls()
-    for length in range(1, recent.MOST + 3):
+    lengths = range(1, recent.MOST + 1)
+
+    def add(length: int) -> None:
         plan: Any = Plan(length)
         calls.add(plan, *tensors(length), DEFAULTS, {})
-    results = [calls.run(*tensors(length), DEFAULTS, {}) for length in range(1, recent.MOST + 3)]
-    assert results == [None, None, *range(3, recent.MOST + 3)]
+
+    def results() -> list[object]:
+        return [calls.run(*tensors(length), DEFAULTS, {}) for length in (*lengths, 9)]
+
+    for length in lengths:
+        add(length)
+    assert results() == [*lengths, None]
+    # One that is met now and then drives out none, one that comes again and again the first.
+    for _ in range(recent.PATIENCE - 1):
+        add(9)
+        assert results() == [*lengths, None]
+    add(9)
+    assert results() == [None, *lengths[1:], 9]
 
 
 @needs_guards
