@@ -51,6 +51,9 @@ CONFIGS = (
     KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon"),
     KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon"),
     KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon"),
+    KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon", query_tiles="many"),
+    KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon", query_tiles="many"),
+    KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon", query_tiles="many"),
 )
 
 
@@ -288,7 +291,7 @@ def print_row(result: dict[str, Any]) -> None:
     default, best = result["runs"][0], max(result["runs"], key=lambda run: run["tflops"])
     config = "{emitter} {block_q}x{block_k} w{num_warps} s{num_stages} {load} {order}".format(
         **best
-    )
+    ) + (" many" if best["query_tiles"] == "many" else "")
     print(f"{result['case']:44}{result['density']:8.3f}{default['tflops']:9.0f}", end="")
     print(f"{best['tflops']:7.0f}  {config:28}", end="")
     print(f"  ({result['seconds']:.0f} s)", flush=True)

@@ -42,7 +42,7 @@ def length_parameters(tiling: Tiling) -> tuple[str, str, str]:
 
 def tile_lines(tiling: Tiling, order: Order) -> Iterator[str]:
     """The query tile of a program of the grid, and its class of rows."""
-    yield from _place_lines(tiling, order, "tl.program_id(0)")
+    yield from placed_tile_lines(tiling, order, "tl.program_id(0)", "tl.num_programs(0)")
 
 
 def head_and_tile_lines(tiling: Tiling, order: Order, neighbours: Neighbours) -> Iterator[str]:
@@ -59,19 +59,27 @@ def head_and_tile_lines(tiling: Tiling, order: Order, neighbours: Neighbours) ->
     yield "program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)"
     yield "head = program % tl.num_programs(1)"
     yield "place = program // tl.num_programs(1)"
-    yield from _place_lines(tiling, order, "place")
+    yield from placed_tile_lines(tiling, order, "place", "tl.num_programs(0)")
 
 
-def _place_lines(tiling: Tiling, order: Order, place: str) -> Iterator[str]:
+def placed_tile_lines(tiling: Tiling, order: Order, place: str, tiles: str) -> Iterator[str]:
+    """The query tile at a place in the order, and its class of rows.
+
+    Args:
+        tiling: The classes.
+        order: Which tiles come first.
+        place: Counts the tiles of all classes of a head.
+        tiles: Their number.
+    """
     forward, step = order == "forward", tiling.q_step
     end = "." if forward else ", the last tiles first."
     if step == 1:
         yield f"# One program: a query tile of a head of a batch entry{end}"
-        yield f"q_tile = {'' if forward else 'tl.num_programs(0) - 1 - '}{place}"
+        yield f"q_tile = {'' if forward else f'{tiles} - 1 - '}{place}"
         return
     yield f"# One program: a query tile of every {step}th row of a head of a batch entry{end}"
     yield f"row_class = {place} % {step}"
-    last = "" if forward else f"tl.num_programs(0) // {step} - 1 - "
+    last = "" if forward else f"{tiles} // {step} - 1 - "
     yield f"q_tile = {last}{place} // {step}"
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from patterncc.codegen.gpu.gluon.reasons import config_reason, problem_reason
+from patterncc.codegen.gpu.gluon.warps import tile_bytes
 from patterncc.codegen.gpu.head_dim import query_key_value_parts
 from patterncc.codegen.ir import box
 from patterncc.codegen.listing import kernel_mask
@@ -23,6 +24,7 @@ Load: TypeAlias = Literal["descriptor", "pointer"]
 Order: TypeAlias = Literal["forward", "reverse"]
 Neighbours: TypeAlias = Literal["tiles", "heads"]
 Emitter: TypeAlias = Literal["triton", "gluon"]
+QueryTiles: TypeAlias = Literal["one", "many"]
 SharedBytes: TypeAlias = "Callable[[KernelConfig, Problem], int]"
 """Bytes of shared memory of a kind of kernel."""
 
@@ -45,6 +47,9 @@ class KernelConfig:
             leaves it to the compiler. Of a Gluon kernel, those of a thread that computes.
         emitter: What writes the kernel: `triton`, which does everything everywhere, or `gluon`
             (docs/gluon.md).
+        query_tiles: How many a program of a Gluon kernel computes: `one`, or `many` one after
+            another, each begun before the one before it has ended. The latter was not measured yet:
+            it is taken where it is asked for.
     """
 
     block_q: int = 128
@@ -56,6 +61,12 @@ class KernelConfig:
     neighbours: Neighbours = "tiles"
     max_registers: int | None = None
     emitter: Emitter = "triton"
+    query_tiles: QueryTiles = "one"
+
+    @property
+    def walks(self) -> bool:
+        """Does a program compute many query tiles?"""
+        return self.query_tiles == "many"
 
 
 INTERPRETER = "interpreter"
@@ -96,6 +107,7 @@ def check_config(
         ("order", config.order, ("forward", "reverse")),
         ("neighbours", config.neighbours, ("tiles", "heads")),
         ("emitter", config.emitter, ("triton", "gluon")),
+        ("query_tiles", config.query_tiles, ("one", "many")),
     ):
         if value not in legal:
             raise ConfigError(f"{name}={value!r} is no choice on {target}", tuple(map(str, legal)))
@@ -105,6 +117,9 @@ def check_config(
         reason = problem_reason(problem) or config_reason(config, target)
         if reason is not None:
             raise ConfigError(f"emitter='gluon' is impossible: {reason}", ("emitter='triton'",))
+    elif config.walks:
+        words = ("query_tiles='one'", "emitter='gluon'")
+        raise ConfigError("query_tiles='many' is for Gluon's kernels", words)
     limit = shared_limit(target)
     if limit is not None and (needed := (shared or shared_bytes)(config, problem)) > limit:
         raise ConfigError(
@@ -133,6 +148,8 @@ def shared_bytes(config: KernelConfig, problem: Problem) -> int:
 
     Barriers and the exchange of layouts in the epilogue come on top, up to 2 KiB.
     """
+    if config.emitter == "gluon":
+        return tile_bytes(config, problem)
     item = 4 if problem.dtype == "float32" else 2
     keys, values = (sum(part.width for part in cut) for cut in query_key_value_parts(problem))
     tiles = config.num_stages * config.block_k * (keys + values)

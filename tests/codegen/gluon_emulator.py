@@ -269,7 +269,7 @@ class Emulator:
             "allocate": self._allocate,
             "init_barrier": _init_barrier,
             "expect_bytes": lambda barrier, size: barrier.arrive(size),
-            "arrive": lambda barrier: barrier.arrive(),
+            "arrive": lambda barrier, pred=True: barrier.arrive() if pred else None,
             "wait": lambda barrier, phase: barrier.wait(int(phase)),
             "copy_in": _copy_in,
             "copy_out": self._copy_out,

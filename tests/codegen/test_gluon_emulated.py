@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.config import KernelConfig, QueryTiles
 from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.launches import Launch
 from patterncc.codegen.gpu.steps import layout_of, problem_of, shapes_of, term_operands, term_values
@@ -52,6 +52,8 @@ def _launches(
     tables: Mapping[str, torch.Tensor],
     terms: ScoreTerms = PLAIN,
     values: ScoreValues = NO_VALUES,
+    *,
+    multiprocessors: int = 1,
 ) -> tuple[tuple[Launch, ...], dict[str, torch.Tensor]]:
     """A call's launches, and memory for what they read and write."""
     query, key, value = tensors
@@ -66,6 +68,7 @@ def _launches(
         query.shape[3] ** -0.5,
         shapes_of(tables),
         term_values(terms, values, query.device),
+        multiprocessors=multiprocessors,
     )
     operands |= term_operands(values)
     operands["lse"] = torch.full(query.shape[:3], float("nan"))
@@ -83,9 +86,12 @@ def _errors(
     tensors: Tensors,
     env: Mapping[str, int],
     tables: Mapping[str, torch.Tensor] | None = None,
+    multiprocessors: int = 1,
 ) -> Errors:
     tables = tables or {}
-    launches, operands = _launches(text, config, tensors, env, tables)
+    launches, operands = _launches(
+        text, config, tensors, env, tables, multiprocessors=multiprocessors
+    )
     for launch in launches:
         run_launch(launch, operands)
     pattern = load(text)
@@ -156,6 +162,41 @@ def test_wide_heads() -> None:
         assert _right(_errors("causal", config, _tensors(200, 200, 128), {"q_offset": 0}))
 
 
+# ------------------------------------------------------------------------------------ many tiles
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("multiprocessors", [1, 3])
+@pytest.mark.parametrize(
+    "text", ["full", "causal", "streaming(5, 70)", "k > q", "ladder(4, 64, 48, 3)"]
+)
+def test_walks(text: str, multiprocessors: int, shape: str) -> None:
+    """Programs that compute one query tile after another, up to all of them."""
+    config = replace(CONFIGS[shape], query_tiles="many", order="reverse")
+    for q_len, kv_len, offset in ((391, 400, 9), (391, 77, -314), (1, 400, 399)):
+        env = {"q_offset": offset, "layer": 2}
+        tensors = _tensors(q_len, kv_len)
+        found = _errors(text, config, tensors, env, multiprocessors=multiprocessors)
+        assert _right(found), (q_len, kv_len, offset, found)
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("text", ["dilated(20, 5)", "window(100) or dilated(40, 8)"])
+def test_walks_of_classes_and_passes(text: str, shape: str) -> None:
+    config = replace(CONFIGS[shape], query_tiles="many")
+    found = _errors(text, config, _tensors(1100, 1101), {"q_offset": 1}, multiprocessors=3)
+    assert _right(found), found
+
+
+def test_walks_of_documents() -> None:
+    text = "pattern p(doc: segments): causal and doc[q] == doc[k]"
+    tables = {"doc": torch.tensor(DOCUMENTS, dtype=torch.int32)}
+    for config in CONFIGS.values():
+        walking = replace(config, query_tiles="many")
+        found = _errors(text, walking, _tensors(150, 150), {"q_offset": 0}, tables)
+        assert _right(found), found
+
+
 # ------------------------------------------------------------------------------------ score terms
 
 
@@ -184,12 +225,14 @@ SCORES = (
 """Score terms that Gluon knows."""
 
 
+@pytest.mark.parametrize("query_tiles", ["one", "many"])
 @pytest.mark.parametrize("shape", CONFIGS)
 @pytest.mark.parametrize("case", SCORES, ids=[f"{c.call.text}, {c.score}" for c in SCORES])
-def test_score_terms(case: ScoreCall, shape: str) -> None:
+def test_score_terms(case: ScoreCall, shape: str, query_tiles: QueryTiles) -> None:
     call, values = case.call, case.values()
     tensors, env = _tensors(call.q_len, call.kv_len), {"q_offset": call.offset or 0}
-    launches, operands = _launches(call.text, CONFIGS[shape], tensors, env, {}, case.terms, values)
+    config = replace(CONFIGS[shape], query_tiles=query_tiles)
+    launches, operands = _launches(call.text, config, tensors, env, {}, case.terms, values)
     for launch in launches:
         run_launch(launch, operands)
     sizes = {"q_len": call.q_len, "kv_len": call.kv_len, "heads": 4, "kv_heads": 2}

@@ -36,15 +36,23 @@ class GluonAccess:
         config: Tile shape.
         tiling: The classes of rows and keys.
         hands_on: The kernel leaves its result for a later pass, instead of the output.
+        heads: The number of heads, as the kernel calls it.
     """
 
     def __init__(
-        self, problem: Problem, config: KernelConfig, tiling: Tiling, *, hands_on: bool
+        self,
+        problem: Problem,
+        config: KernelConfig,
+        tiling: Tiling,
+        *,
+        hands_on: bool,
+        heads: str = "tl.num_programs(1)",
     ) -> None:
         self._problem = problem
         self._config = config
         self._tiling = tiling
         self._hands_on = hands_on
+        self._heads = heads
         self._rows = rows_of_call(tiling)
 
     @property
@@ -124,74 +132,94 @@ class GluonAccess:
 
     # -------------------------------------------------------------------------------- rows
 
-    def rows_of(self, layout: str) -> Iterator[str]:
+    def held(self) -> tuple[str, ...]:
+        """The scalars that tell an item's rows apart from those of others, besides its tile."""
+        of_class = ("row_class", "q_len") if self._tiling.q_step > 1 else ()
+        return ("batch", "head", "row_first", *of_class)
+
+    def rows_of(self, layout: str, item: str = "") -> Iterator[str]:
         """The warpgroup's rows again, `stored` in another layout than the scores have, and which of
-        them exist; `stored_rows` are their numbers in the call."""
-        yield f"stored = row_first + part * {ROWS}"
+        them exist; `stored_rows` are their numbers in the call.
+
+        Args:
+            layout: Of the tensor whose rows they are.
+            item: What the names of the item's scalars start with.
+        """
+        yield f"stored = {item}row_first + part * {ROWS}"
         yield f"stored = stored + tl.arange(0, {ROWS}, layout=tl.SliceLayout(1, {layout}))"
-        yield "stored_exists = stored < q_len"
+        yield f"stored_exists = stored < {self._q_len(item)}"
         rows = "stored"
         if self._tiling.q_step > 1:
-            rows = f"stored * {self._tiling.q_step} + row_class"
+            rows = f"stored * {self._tiling.q_step} + {item}row_class"
         yield f"stored_rows = {rows}"
 
     def load_query(self) -> Iterator[str]:
         """The query's rows by pointers, into the warpgroup's tile."""
         yield from self.rows_of("STORED")
-        yield from self._address("query", "STORED")
+        yield from self._address("query", "STORED", "")
         yield "loaded = tl.load(query_place, mask=stored_exists[:, None], other=0.0)"
         yield "query.store(loaded)"
         yield "show_to_copies()"
         yield "synchronize()"
 
-    def store_out(self) -> Iterator[str]:
+    def store_out(self, item: str = "") -> Iterator[str]:
         """The output by pointers, 16 bytes to a thread."""
-        yield from self.rows_of("STORED")
-        yield from self._address("out", "STORED")
-        yield "# Through where the query was, for other threads store a row than computed it."
-        yield f"query.store(out.to(tl.{self._problem.dtype}))"
+        tile = "outgoing" if item else "query"
+        yield from self.rows_of("STORED", item)
+        yield from self._address("out", "STORED", item)
+        if not item:
+            yield "# Through where the query was, for other threads store a row than computed it."
+        yield f"{tile}.store(out.to(tl.{self._problem.dtype}))"
         yield "synchronize()"
-        yield "tl.store(out_place, query.load(STORED), mask=stored_exists[:, None])"
+        yield f"tl.store(out_place, {tile}.load(STORED), mask=stored_exists[:, None])"
 
     def load_state(self) -> Iterator[str]:
         """`out` as an earlier pass left it."""
         yield from self.rows_of("OUT")
-        yield from self._packed_place()
+        yield from self._packed_place("")
         yield "out = tl.load(state_place, mask=stored_exists[:, None], other=0.0)"
 
-    def store_state(self) -> Iterator[str]:
+    def store_state(self, item: str = "") -> Iterator[str]:
         """Leaves `out` for a later pass."""
-        yield from self.rows_of("OUT")
-        yield from self._packed_place()
+        yield from self.rows_of("OUT", item)
+        yield from self._packed_place(item)
         yield "tl.store(state_place, out, mask=stored_exists[:, None])"
 
-    def row_numbers_address(self, name: str) -> str:
+    def row_numbers_address(self, name: str, item: str = "") -> str:
         """Where the head's numbers start in a tensor `[batch, heads, q_len]` without gaps."""
-        head = "batch.to(tl.int64) * tl.num_programs(1) + head"
+        head = f"{item}batch.to(tl.int64) * {self._heads} + {item}head"
         return f"{name}_base = {name}_ptr + ({head}) * {self._call_q_len}"
 
     def load_row_numbers(self, name: str, other: str) -> str:
         """Loads a number for each row; rows past the end have `other`."""
         return f"tl.load({name}_base + {self._rows}, mask=row_exists, other={other})"
 
-    def store_row_numbers(self, name: str) -> str:
-        """Stores a number for each row."""
-        return f"tl.store({name}_base + {self._rows}, {name}, mask=row_exists)"
+    def store_row_numbers(self, name: str, item: str = "") -> Iterator[str]:
+        """Stores a number for each row; of an item that is over, whose rows are counted again."""
+        if not item:
+            yield f"tl.store({name}_base + {self._rows}, {name}, mask=row_exists)"
+            return
+        yield from self.rows_of("SCORES", item)
+        yield f"tl.store({name}_base + stored_rows, {name}, mask=stored_exists)"
 
     @property
     def _call_q_len(self) -> str:
         return "q_len" if self._tiling == DENSE else "call_q_len"
 
-    def _address(self, name: str, layout: str) -> Iterator[str]:
-        batch = f"batch.to(tl.int64) * {name}_stride_batch"
-        yield f"{name}_base = {name}_ptr + {batch} + head.to(tl.int64) * {name}_stride_head"
+    def _q_len(self, item: str) -> str:
+        return f"{item}q_len" if "q_len" in self.held() else "q_len"
+
+    def _address(self, name: str, layout: str, item: str) -> Iterator[str]:
+        batch = f"{item}batch.to(tl.int64) * {name}_stride_batch"
+        head = f"{item}head.to(tl.int64) * {name}_stride_head"
+        yield f"{name}_base = {name}_ptr + {batch} + {head}"
         rows = f"stored_rows[:, None].to(tl.int64) * {name}_stride_row"
         yield f"{name}_place = {name}_base + {rows} + {self._columns(name, layout)}"
 
-    def _packed_place(self) -> Iterator[str]:
-        first = f"(batch.to(tl.int64) * tl.num_programs(1) + head) * {self._call_q_len}"
+    def _packed_place(self, item: str) -> Iterator[str]:
+        head = f"{item}batch.to(tl.int64) * {self._heads} + {item}head"
         width = self._problem.value_head_dim
-        rows = f"({first} + stored_rows[:, None]) * {width}"
+        rows = f"(({head}) * {self._call_q_len} + stored_rows[:, None]) * {width}"
         yield f"state_place = state_ptr + {rows} + {self._columns('out', 'OUT')}"
 
     def _columns(self, name: str, layout: str) -> str:

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.class_source import class_lines, head_and_tile_lines
+from patterncc.codegen.gpu.gluon.walk import HEADS, item_lines
 from patterncc.codegen.gpu.mask_source import scalar_name
 from patterncc.codegen.gpu.sweep_source import scalars_read, wide_name, widened
 from patterncc.codegen.ir import DENSE
@@ -49,13 +50,18 @@ class VisitedTiles:
     def bounds(self) -> Iterator[str]:
         """The query tile, and how many key tiles each loop visits: `count_0` and so on."""
         tiling, group = self._program.tiling, self._group
-        yield from head_and_tile_lines(tiling, self._config.order, self._config.neighbours)
-        yield "batch = tl.program_id(2)"
+        heads = "tl.num_programs(1)"
+        if self._config.walks:
+            heads = HEADS
+            yield from item_lines(tiling, self._config.order)
+        else:
+            yield from head_and_tile_lines(tiling, self._config.order, self._config.neighbours)
+            yield "batch = tl.program_id(2)"
         yield "kv_head = head" if group == 1 else f"kv_head = head // {group}"
         if "heads" in self._names:
-            yield "heads = tl.num_programs(1)"
+            yield f"heads = {heads}"
         if "kv_heads" in self._names:
-            yield f"kv_heads = tl.num_programs(1) // {group}"
+            yield f"kv_heads = {heads} // {group}"
         yield from class_lines(tiling)
         yield "row_first = q_tile * BLOCK_Q"
         if tiling != DENSE:

@@ -1,0 +1,443 @@
+"""The forward kernel in Gluon: warpgroups that compute, and a warp that loads for them.
+
+A program computes a query tile of one head, 64 rows by each warpgroup. One more warp copies tiles
+of keys and values into two rings of shared memory, as far ahead as they have stages; barriers say
+which stages are ready and which are free again. A warpgroup asks for the scores of the next tile
+and for the weighted values of the last one, and computes weights as soon as the scores are there,
+while the values are still being multiplied.
+
+The first tile stands before the loops, for no values come before it. It is masked whatever its
+kind: a mask leaves full tiles as they are, and partial tiles come first, so it mostly is one. A
+query tile without key tiles visits tile 0, of which the mask allows it nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from patterncc.codegen.gpu.forward_source import PEAK_FLOOR
+from patterncc.codegen.gpu.gluon.access_source import GluonAccess
+from patterncc.codegen.gpu.gluon.dialect import (
+    FOLLOWING,
+    PRELUDE,
+    function_text,
+    gluon_functions,
+    product_layout,
+    store_layout,
+    tile_layout,
+)
+from patterncc.codegen.gpu.gluon.mask_source import TileMask
+from patterncc.codegen.gpu.gluon.reasons import reason_against
+from patterncc.codegen.gpu.gluon.term_source import TileTerms
+from patterncc.codegen.gpu.gluon.tile_source import VisitedTiles
+from patterncc.codegen.gpu.gluon.warps import ROWS, query_in_registers, warps_of
+from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
+from patterncc.codegen.gpu.kernel_text import (
+    INDENT,
+    called_functions,
+    described_fields,
+    header_text,
+)
+from patterncc.codegen.gpu.sweep_source import emit_loops
+from patterncc.codegen.gpu.tile_source import Computed, check_program
+from patterncc.dsl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from patterncc.codegen.gpu.config import KernelConfig
+    from patterncc.codegen.ir import BlockProgram
+    from patterncc.codegen.problem import Problem
+
+EMITTER = "gluon 1"
+"""Version of the generated text; it is part of the text, so a change of it separates caches."""
+
+_NOTHING = 'float("-inf")'
+_RINGS = ("key_ready", "key_free", "value_ready", "value_free")
+"""Barriers of each stage."""
+
+
+class ForwardWriter:
+    """Writes one kernel: the function of the loading warp, that of a computing warpgroup, and the
+    one that starts both."""
+
+    def __init__(
+        self,
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        resumes: bool,
+        hands_on: bool,
+    ) -> None:
+        check_program(program, problem, config)
+        reason = reason_against(program, problem)
+        if reason is not None:
+            raise ConfigError(f"emitter='gluon' is impossible: {reason}", ("triton",))
+        self._program = program
+        self._problem = problem
+        self._config = config
+        self._resumes = resumes
+        self._hands_on = hands_on
+        self._warps = warps_of(config)
+        self._access = self._own_access()
+        nest = emit_loops(program.forward)
+        moves = self._access.moves_boxes
+        self._mask = TileMask(program.mask, nest.documents, moves_boxes=moves)
+        self._terms = TileTerms(problem.terms, program.tiling, "SCORES", resumes=resumes)
+        self._computed = Computed(program, "forward", True, self._terms.exprs)
+        self._visited = VisitedTiles(program, config, nest, self._computed.leaves, problem.group)
+        pointers = [KernelParameter("lse_ptr", "*fp32", 4)]
+        if resumes or hands_on:
+            pointers.append(KernelParameter("state_ptr", "*fp32", 16))
+        scale = [KernelParameter("scale", "fp32")] if self._terms.scale else []
+        scalars = [*scale, *self._own_scalars()]
+        self._parameters = tuple(self._computed.parameters(self._access, pointers, scalars))
+
+    # -------------------------------------------------------------------------------- hooks
+
+    def _own_access(self) -> GluonAccess:
+        return GluonAccess(
+            self._problem, self._config, self._program.tiling, hands_on=self._hands_on
+        )
+
+    def _own_scalars(self) -> Iterable[KernelParameter]:
+        """Parameters of this kind of kernel, after the scale."""
+        return ()
+
+    def _tile_counts(self) -> dict[str, str]:
+        """The tiles in shared memory, by what they hold."""
+        return {"query": f"{self._warps.computing}", "key": "STAGES", "value": "STAGES"}
+
+    def _query_barriers(self) -> tuple[str, ...]:
+        """The barriers of each query tile."""
+        return ("query_ready",)
+
+    # -------------------------------------------------------------------------------- the text
+
+    def source(self) -> KernelSource:
+        fields = described_fields(
+            self._program,
+            self._problem,
+            self._config,
+            EMITTER,
+            resumes=self._resumes,
+            hands_on=self._hands_on,
+        )
+        names = [parameter.name for parameter in self._parameters]
+        copied = [f"{name}_desc_0" for name in ("query", "key", "value")]
+        tiles = [f"{name}_tiles" for name in self._tile_counts()]
+        shared = [*tiles, *self._query_barriers(), *_RINGS]
+        load = [*(n for n in names if n in copied or "_desc_" not in n), *shared]
+        attend = [*(n for n in names if n not in copied), *shared]
+        functions = [
+            FOLLOWING,
+            function_text("load_tiles", load, self._load_tiles()),
+            function_text("attend", [*attend, "part: tl.constexpr"], self._attend()),
+            function_text("forward", names, self._forward(load, attend)),
+        ]
+        text = "\n\n".join(functions)
+        called = "".join(f"{gluon_functions(one)}\n\n" for one in called_functions(text))
+        header = header_text("Attention forward", fields)
+        constants = "\n".join(self._constants())
+        return KernelSource(
+            "forward",
+            f"{header}\n{PRELUDE}\n\n{constants}\n\n\n{called}{text}",
+            self._parameters,
+            self._problem,
+            self._config,
+            self._computed.tables,
+        )
+
+    def _constants(self) -> Iterator[str]:
+        """What the functions know at compile time."""
+        problem, config = self._problem, self._config
+        values = {
+            "BLOCK_Q": config.block_q,
+            "BLOCK_K": config.block_k,
+            "STAGES": config.num_stages,
+            "SCORES": product_layout(config.block_k),
+            "OUT": product_layout(problem.value_head_dim),
+            "WEIGHTS": f"tl.DotOperandLayout(0, {product_layout(problem.value_head_dim)}, 2)",
+            "QUERY": f"tl.DotOperandLayout(0, {product_layout(config.block_k)}, 2)",
+            "STORED": store_layout(problem.value_head_dim),
+        }
+        for name, value in values.items():
+            yield f"{name} = tl.constexpr({value})"
+
+    # -------------------------------------------------------------------------------- the kernel
+
+    def _forward(self, load: Iterable[str], attend: Iterable[str]) -> Iterator[str]:
+        """Allocates what the warps share and starts them."""
+        warps = self._warps
+        dtype = f"tl.{self._problem.dtype}"
+        counts = self._tile_counts()
+        queries = counts["query"]
+        for name, count in counts.items():
+            box = self._access.box(name)
+            shape = f"[{count}, {', '.join(map(str, box))}]"
+            yield f"{name}_tiles = allocate({dtype}, {shape}, {tile_layout(box)})"
+        per_query = self._query_barriers()
+        numbers = dict.fromkeys(per_query, queries) | dict.fromkeys(_RINGS, "STAGES")
+        for name, count in numbers.items():
+            yield f"{name} = allocate(tl.int64, [{count}, 1], BARRIER)"
+        yield f"for part in tl.static_range({queries}):"
+        for name in per_query:
+            yield f"{INDENT}init_barrier({name}.index(part), count=1)"
+        yield "for stage in tl.static_range(STAGES):"
+        for name in _RINGS:
+            arrivals = warps.computing if name.endswith("free") else 1
+            yield f"{INDENT}init_barrier({name}.index(stage), count={arrivals})"
+        yield "show_to_copies()"
+        yield "run_apart("
+        yield f"{INDENT}["
+        for part in range(warps.computing):
+            arguments = f"{', '.join(attend)}, tl.constexpr({part})"
+            yield f"{INDENT * 2}(attend, ({arguments})),"
+        yield f"{INDENT * 2}(load_tiles, ({', '.join(load)})),"
+        yield f"{INDENT}],"
+        others = warps.computing - 1
+        yield f"{INDENT}{[4] * others + [1]},"
+        yield f"{INDENT}{[warps.computing_registers] * others + [warps.loading_registers]},"
+        yield ")"
+
+    # -------------------------------------------------------------------------------- loading
+
+    def _load_tiles(self) -> Iterator[str]:
+        """The warp that copies tiles into shared memory."""
+        access, visited = self._access, self._visited
+        yield from visited.bounds()
+        yield ""
+        if access.describes_rows:
+            yield f"for part in tl.static_range({self._warps.computing}):"
+            box = access.box("query")
+            yield f"{INDENT}expect_bytes(query_ready.index(part), {access.box_bytes('query')})"
+            place = f"[batch, head, row_first + part * {box[2]}, 0]"
+            tile = "query_ready.index(part), query_tiles.index(part)"
+            yield f"{INDENT}copy_in(query_desc_0, {place}, {tile})"
+        yield "# A stage is free at first: to wait for the phase before says so."
+        yield visited.first()
+        yield access.box_start()
+        yield "stage = 0"
+        yield "phase = 0"
+        yield from self._copy(waits=False)
+        for number in range(len(visited.loops)):
+            yield visited.rest(number)
+            body = (
+                visited.start(number),
+                access.box_start(),
+                "stage, phase = following(stage, phase)",
+                *self._copy(waits=True),
+            )
+            yield from (INDENT + line for line in body)
+
+    def _copy(self, *, waits: bool) -> Iterator[str]:
+        """Copies the tiles of keys and values at `k_box` into a stage."""
+        for name in ("key", "value"):
+            if waits:
+                yield f"wait({name}_free.index(stage), phase ^ 1)"
+            ready = f"{name}_ready.index(stage)"
+            yield f"expect_bytes({ready}, {self._access.box_bytes(name)})"
+            place = self._access.key_place()
+            yield f"copy_in({name}_desc_0, {place}, {ready}, {name}_tiles.index(stage))"
+
+    # -------------------------------------------------------------------------------- computing
+
+    def _attend(self) -> Iterator[str]:
+        """A warpgroup that computes 64 rows."""
+        access = self._access
+        head_dim = self._problem.head_dim
+        yield from self._rows()
+        yield from self._mask.before_loops(always=self._terms.reads_key)
+        yield ""
+        yield f"query = query_tiles.index(part).reshape([{ROWS}, {head_dim}])"
+        if access.describes_rows:
+            yield "wait(query_ready.index(part), 0)"
+        else:
+            yield from access.load_query()
+        yield from self._query_operand()
+        yield f"no_scores = tl.full([{ROWS}, BLOCK_K], 0.0, tl.float32, layout=SCORES)"
+        yield from self._first_tile()
+        yield from self._loops()
+        yield ""
+        yield "# The values of the last tile."
+        yield from self._last_values()
+        yield from self._finish()
+
+    def _rows(self) -> Iterator[str]:
+        """Bounds, the warpgroup's rows, and what the mask asks of them alone."""
+        yield from self._visited.bounds()
+        yield ""
+        yield "# What the mask asks of the row alone."
+        layout = "tl.SliceLayout(1, SCORES)"
+        yield f"rows = row_first + part * {ROWS} + tl.arange(0, {ROWS}, layout={layout})"
+        yield "row_exists = rows < q_len"
+        if self._program.tiling.q_step > 1:
+            yield f"call_rows = rows * {self._program.tiling.q_step} + row_class"
+        yield "q = q_offset + rows[:, None]"
+        yield from self._mask.held_lines
+        yield from self._terms.program_lines
+
+    def _loops(self) -> Iterator[str]:
+        """All tiles but the very first."""
+        for number, loop in enumerate(self._visited.loops):
+            yield ""
+            masked = loop.kind == "partial"
+            yield "# Partial tiles, with the mask." if masked else "# Full tiles."
+            yield self._visited.rest(number)
+            yield from (INDENT + line for line in self._tile(number, masked=masked))
+
+    def _last_values(self) -> Iterator[str]:
+        yield self._rounded()
+        yield "wait(value_ready.index(stage), phase)"
+        yield self._add_values("stage")
+        yield "out = finish(0, deps=(out,))"
+
+    def _query_operand(self) -> Iterator[str]:
+        """The query as the products read it."""
+        yield "asked = query.load(QUERY)" if query_in_registers(self._config) else "asked = query"
+
+    def _first_tile(self) -> Iterator[str]:
+        yield ""
+        yield "# The first tile."
+        yield "stage = 0"
+        yield "phase = 0"
+        yield "wait(key_ready.index(0), 0)"
+        yield self._ask_scores()
+        yield "scores = finish(0, deps=(scores,))"
+        yield "arrive(key_free.index(0))"
+        if self._resumes:
+            yield from self._first_weights(self._access.load_state())
+            yield self._decayed()
+        else:
+            yield from self._first_weights()
+            yield self._no_out()
+
+    def _first_weights(self, before: Iterable[str] = ()) -> Iterator[str]:
+        """The weights of the first tile: masked, and after what earlier passes left.
+
+        Args:
+            before: Lines before the weights, where there were earlier passes.
+        """
+        yield self._visited.first()
+        yield self._access.box_start()
+        yield from self._logits()
+        yield from self._mask.masked_scores()
+        if self._resumes:
+            access = self._access
+            yield "# Where the earlier passes ended: one key of weight 1, unless a row saw none."
+            yield access.row_numbers_address("lse")
+            yield f"peak = {access.load_row_numbers('lse', _NOTHING)}"
+            yield f"total = tl.where(peak == {_NOTHING}, 0.0, 1.0)"
+            yield f"peak = tl.maximum(peak, {PEAK_FLOOR})"
+            yield from before
+            yield from self._weights()
+            return
+        if self._terms.has_sink:
+            yield from self._terms.start()
+            yield from self._weights()
+            return
+        scale = self._terms.scale
+        yield f"peak = tl.maximum(tl.max(scores, 1){scale}, {PEAK_FLOOR})"
+        yield f"weights = tl.exp2(scores{scale} - peak[:, None])"
+        yield "total = tl.sum(weights, 1)"
+
+    def _no_out(self) -> str:
+        width = self._problem.value_head_dim
+        return f"out = tl.full([{ROWS}, {width}], 0.0, tl.float32, layout=OUT)"
+
+    def _tile(self, number: int, *, masked: bool) -> Iterator[str]:
+        yield "last, last_phase = stage, phase"
+        yield "stage, phase = following(stage, phase)"
+        yield self._rounded()
+        yield "wait(key_ready.index(stage), phase)"
+        yield self._ask_scores()
+        yield "wait(value_ready.index(last), last_phase)"
+        yield self._add_values("last")
+        yield "scores = finish(1, deps=(scores,))"
+        yield "arrive(key_free.index(stage))"
+        if masked or self._terms.reads_key:
+            yield self._visited.start(number)
+            yield self._access.box_start()
+        yield from self._logits()
+        if masked:
+            yield from self._mask.masked_scores()
+        yield from self._weights()
+        yield "out = finish(0, deps=(out,))"
+        yield "arrive(value_free.index(last))"
+        yield self._decayed()
+
+    def _ask_scores(self) -> str:
+        tile = f"key_tiles.index(stage).reshape([BLOCK_K, {self._problem.head_dim}])"
+        return (
+            f"scores = multiply(asked, {tile}.permute((1, 0)), no_scores, "
+            "use_acc=False, is_async=True)"
+        )
+
+    def _rounded(self) -> str:
+        # Here and not where they are computed: loops carry pairs of 16-bit numbers apart.
+        return f"rounded = tl.convert_layout(weights.to(tl.{self._problem.dtype}), WEIGHTS)"
+
+    def _add_values(self, stage: str) -> str:
+        tile = f"value_tiles.index({stage}).reshape([BLOCK_K, {self._problem.value_head_dim}])"
+        return f"out = multiply(rounded, {tile}, out, is_async=True)"
+
+    def _logits(self) -> Iterator[str]:
+        """What score terms make of a tile's scores."""
+        if self._terms.reads_key:
+            yield "k = k_box + columns"
+        yield from self._terms.tile_lines
+
+    def _weights(self) -> Iterator[str]:
+        scale = self._terms.scale
+        yield f"new_peak = tl.maximum(peak, tl.max(scores, 1){scale})"
+        yield f"weights = tl.exp2(scores{scale} - new_peak[:, None])"
+        yield "decay = tl.exp2(peak - new_peak)"
+        yield "total = total * decay + tl.sum(weights, 1)"
+        yield "peak = new_peak"
+
+    def _decayed(self) -> str:
+        return f"out = out * {_per_row_of_out('decay')}"
+
+    # -------------------------------------------------------------------------------- the end
+
+    def _finish(self) -> Iterator[str]:
+        access = self._access
+        yield from self._normalised("")
+        if not self._resumes:
+            yield access.row_numbers_address("lse")
+        yield from self._log_total("")
+        yield from access.store_row_numbers("lse")
+        if self._hands_on:
+            yield from access.store_state()
+        elif access.stores_box:
+            yield "# The rows go out from where the query was."
+            yield f"query.store(out.to(tl.{self._problem.dtype}))"
+            yield "show_to_copies()"
+            place = f"[batch, head, row_first + part * {ROWS}, 0]"
+            yield f"copy_out(out_desc_0, {place}, query_tiles.index(part))"
+            yield "copied_out(0)"
+        else:
+            yield from access.store_out()
+
+    def _normalised(self, item: str) -> Iterator[str]:
+        """`out`, divided by the sum of weights.
+
+        Args:
+            item: What the names of the tile's peak and total start with.
+        """
+        yield ""
+        yield "# Rows without keys: 0, and the logarithm of the sum is -inf."
+        yield f"empty = {item}total == 0.0"
+        yield f"inverse = 1.0 / tl.where(empty, 1.0, {item}total)"
+        yield f"out = tl.where({_per_row_of_out('empty')}, 0.0, out * {_per_row_of_out('inverse')})"
+
+    def _log_total(self, item: str) -> Iterator[str]:
+        """`lse` as it is returned or, in powers of two, handed on."""
+        unit = "" if self._hands_on else " * 0.6931471805599453"
+        yield f"log_total = {item}peak + tl.log2(tl.where(empty, 1.0, {item}total))"
+        yield f"lse = tl.where(empty, {_NOTHING}, log_total{unit})"
+
+
+def _per_row_of_out(name: str) -> str:
+    """A number of each row of the scores, for the rows of the output."""
+    return f"tl.convert_layout({name}, tl.SliceLayout(1, OUT))[:, None]"
