@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -141,6 +142,9 @@ class Subject:
             return {}
         found: dict[Phase, int] = {}
         for phase in self._phases:
+            # What an earlier call left in cycles would count as allocated before, and be freed
+            # during this one.
+            gc.collect()
             torch.cuda.reset_peak_memory_stats(self._device)
             before = torch.cuda.memory_allocated(self._device)
             self._once(phase)
