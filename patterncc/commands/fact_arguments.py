@@ -136,6 +136,7 @@ def add_arguments_of_shard(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the model")
     group.add_argument(
         "--q-len",
+        "--len",
         type=read_count,
         default=65536,
         metavar="N",
@@ -159,6 +160,7 @@ def add_arguments_of_reach(parser: argparse.ArgumentParser) -> None:
     add_size(group, "layers", "layers of the stack", 12)
     group.add_argument(
         "--q-len",
+        "--len",
         type=read_count,
         default=16384,
         metavar="N",

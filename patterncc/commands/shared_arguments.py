@@ -72,7 +72,9 @@ def add_call(
     parser.set_defaults(usual_q_len=q_len, usual_layers=layers)
     add_tables(parser)
     group = parser.add_argument_group("the call", "lengths can be written 4096, 64K or 1M")
-    group.add_argument("--q-len", type=read_count, metavar="N", help=f"queries ({lengths})")
+    group.add_argument(
+        "--q-len", "--len", type=read_count, metavar="N", help=f"queries ({lengths})"
+    )
     group.add_argument("--kv-len", type=read_count, metavar="N", help="keys (as many as queries)")
     group.add_argument(
         "--q-offset",
