@@ -201,8 +201,11 @@ class PassPlanner:
 
     def _fits(self, config: KernelConfig, passes: Passes, call: Call) -> bool:
         """Can a config that nobody asked for by name be had for a call?"""
-        if config.emitter == "gluon" and any(reason_against(one, call.problem) for one in passes):
-            return False
+        if config.emitter == "gluon":
+            if not call.problem.terms.plain:  # not measured: they may be tuned by name alone
+                return False
+            if any(reason_against(one, call.problem) for one in passes):
+                return False
         return config.load != "descriptor" or self._kind.obstacle(passes, call) is None
 
     def _default(self, call: Call, *, descriptors: bool = True) -> KernelConfig:

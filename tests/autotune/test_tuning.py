@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,15 @@ def test_compile_without_a_device(tmp_path: Path) -> None:
     assert survivors({configs[0]: good, configs[1]: little}) == (configs[0], configs[1])
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_compiling_ends_at_once_on_control_c(tmp_path: Path) -> None:
     one = job("causal", problem=Problem("bfloat16", 128, 128))
     configs = SearchSpace(FORWARD, one.problem, "cuda:90").configs[:300]
