@@ -19,14 +19,13 @@ from patterncc.codegen.gpu.forward_source import PEAK_FLOOR
 from patterncc.codegen.gpu.gluon.access_source import GluonAccess
 from patterncc.codegen.gpu.gluon.dialect import (
     FOLLOWING,
-    PRELUDE,
     function_text,
-    gluon_functions,
     product_layout,
     store_layout,
     tile_layout,
 )
 from patterncc.codegen.gpu.gluon.mask_source import TileMask
+from patterncc.codegen.gpu.gluon.module_source import EMITTER, gluon_module, start_lines
 from patterncc.codegen.gpu.gluon.reasons import reason_against
 from patterncc.codegen.gpu.gluon.term_source import TileTerms
 from patterncc.codegen.gpu.gluon.tile_source import VisitedTiles
@@ -34,7 +33,6 @@ from patterncc.codegen.gpu.gluon.warps import ROWS, query_in_registers, warps_of
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import (
     INDENT,
-    called_functions,
     described_fields,
     header_text,
 )
@@ -48,9 +46,6 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
-
-EMITTER = "gluon 1"
-"""Version of the generated text; it is part of the text, so a change of it separates caches."""
 
 _NOTHING = 'float("-inf")'
 _RINGS = ("key_ready", "key_free", "value_ready", "value_free")
@@ -135,23 +130,20 @@ class ForwardWriter:
             function_text("attend", [*attend, "part: tl.constexpr"], self._attend()),
             function_text("forward", names, self._forward(load, attend)),
         ]
-        text = "\n\n".join(functions)
-        called = "".join(f"{gluon_functions(one)}\n\n" for one in called_functions(text))
         header = header_text("Attention forward", fields)
-        constants = "\n".join(self._constants())
         return KernelSource(
             "forward",
-            f"{header}\n{PRELUDE}\n\n{constants}\n\n\n{called}{text}",
+            gluon_module(header, self._constants(), functions),
             self._parameters,
             self._problem,
             self._config,
             self._computed.tables,
         )
 
-    def _constants(self) -> Iterator[str]:
+    def _constants(self) -> dict[str, object]:
         """What the functions know at compile time."""
         problem, config = self._problem, self._config
-        values = {
+        return {
             "BLOCK_Q": config.block_q,
             "BLOCK_K": config.block_k,
             "STAGES": config.num_stages,
@@ -161,8 +153,6 @@ class ForwardWriter:
             "QUERY": f"tl.DotOperandLayout(0, {product_layout(config.block_k)}, 2)",
             "STORED": store_layout(problem.value_head_dim),
         }
-        for name, value in values.items():
-            yield f"{name} = tl.constexpr({value})"
 
     # -------------------------------------------------------------------------------- the kernel
 
@@ -187,18 +177,7 @@ class ForwardWriter:
         for name in _RINGS:
             arrivals = warps.computing if name.endswith("free") else 1
             yield f"{INDENT}init_barrier({name}.index(stage), count={arrivals})"
-        yield "show_to_copies()"
-        yield "run_apart("
-        yield f"{INDENT}["
-        for part in range(warps.computing):
-            arguments = f"{', '.join(attend)}, tl.constexpr({part})"
-            yield f"{INDENT * 2}(attend, ({arguments})),"
-        yield f"{INDENT * 2}(load_tiles, ({', '.join(load)})),"
-        yield f"{INDENT}],"
-        others = warps.computing - 1
-        yield f"{INDENT}{[4] * others + [1]},"
-        yield f"{INDENT}{[warps.computing_registers] * others + [warps.loading_registers]},"
-        yield ")"
+        yield from start_lines("attend", attend, load, warps)
 
     # -------------------------------------------------------------------------------- loading
 

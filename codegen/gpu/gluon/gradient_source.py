@@ -24,7 +24,6 @@ from patterncc.codegen.gpu.chunk_source import CHUNK_HELPERS
 from patterncc.codegen.gpu.gluon.dialect import (
     ADD_TILE,
     FOLLOWING,
-    PRELUDE,
     added_layout,
     function_text,
     gluon_functions,
@@ -35,12 +34,12 @@ from patterncc.codegen.gpu.gluon.dialect import (
 )
 from patterncc.codegen.gpu.gluon.gradient_access_source import GradientAccess
 from patterncc.codegen.gpu.gluon.mask_source import TileMask
+from patterncc.codegen.gpu.gluon.module_source import EMITTER, gluon_module, start_lines
 from patterncc.codegen.gpu.gluon.reasons import one_pass_reason
 from patterncc.codegen.gpu.gluon.warps import ROWS, warps_of
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import (
     INDENT,
-    called_functions,
     described_fields,
     header_text,
 )
@@ -58,14 +57,12 @@ if TYPE_CHECKING:
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
 
-EMITTER = "gluon 1"
-"""Version of the generated text; it is part of the text, so a change of it separates caches."""
-
 _RINGS = {"query": "row_lse", "grad_out": "row_delta"}
 """What passes by, and the numbers of rows that come with it."""
 
 _TILES = ("query", "grad_out", "row_lse", "row_delta", *HELD)
-_BARRIERS = ("held_ready", "query_ready", "grad_out_ready", "rows_free", "grad_scores_ready")
+_FILLED = ("held_ready", "query_ready", "grad_out_ready")  # by copies; others by warpgroups
+_BARRIERS = (*_FILLED, "rows_free", "grad_scores_ready")
 
 
 def emit_gluon_gradients(
@@ -169,24 +166,21 @@ class _Writer:
             function_text("differentiate", [*compute, "part: tl.constexpr"], self._differentiate()),
             function_text("gradients", names, self._gradients(load, compute)),
         ]
-        text = "\n\n".join(functions)
-        called = "".join(f"{gluon_functions(one)}\n\n" for one in called_functions(text))
         header = header_text("Gradients in one pass", fields)
-        constants = "\n".join(self._constants())
         return KernelSource(
             "gradients",
-            f"{header}\n{PRELUDE}\n\n{constants}\n\n\n{called}{text}",
+            gluon_module(header, self._constants(), functions),
             self._parameters,
             self._problem,
             self._config,
             self._computed.tables,
         )
 
-    def _constants(self) -> Iterator[str]:
+    def _constants(self) -> dict[str, object]:
         """What the functions know at compile time."""
         width, config = self._problem.head_dim, self._config
         shared = width // self._warps.computing
-        values = {
+        return {
             "BLOCK_Q": config.block_q,
             "BLOCK_K": config.block_k,
             "STAGES": config.num_stages,
@@ -197,8 +191,6 @@ class _Writer:
             "ADDED": added_layout(shared),
             "STORED": store_layout(width),
         }
-        for name, value in values.items():
-            yield f"{name} = tl.constexpr({value})"
 
     # -------------------------------------------------------------------------------- the kernel
 
@@ -220,23 +212,10 @@ class _Writer:
         for name in _BARRIERS:
             yield f"{name} = allocate(tl.int64, [{self._stages(name)}, 1], BARRIER)"
         for name in _BARRIERS:
-            arrivals = 1 if name.endswith("_ready") else warps.computing
-            if name == "grad_scores_ready":
-                arrivals = warps.computing
+            arrivals = 1 if name in _FILLED else warps.computing
             yield f"for stage in tl.static_range({self._stages(name)}):"
             yield f"{INDENT}init_barrier({name}.index(stage), count={arrivals})"
-        yield "show_to_copies()"
-        yield "run_apart("
-        yield f"{INDENT}["
-        for part in range(warps.computing):
-            arguments = f"{', '.join(compute)}, tl.constexpr({part})"
-            yield f"{INDENT * 2}(differentiate, ({arguments})),"
-        yield f"{INDENT * 2}(load_tiles, ({', '.join(load)})),"
-        yield f"{INDENT}],"
-        others = warps.computing - 1
-        yield f"{INDENT}{[4] * others + [1]},"
-        yield f"{INDENT}{[warps.computing_registers] * others + [warps.loading_registers]},"
-        yield ")"
+        yield from start_lines("differentiate", compute, load, warps)
 
     def _stages(self, barrier: str) -> str:
         return {"held_ready": "1", "grad_scores_ready": "2"}.get(barrier, "STAGES")
