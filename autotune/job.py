@@ -39,7 +39,7 @@ class Job:
         numbers: Values of the pattern's run-time numbers, by name.
         tables: Its tables, int64 or bool, of its rank; of segments the `cu_seqlens`.
         seed: Of the random input.
-        patches: Whether tiles may be patches of a raster.
+        patches: Whether tiles may be patches of a raster; not with score terms.
     """
 
     structure: str
@@ -141,10 +141,8 @@ class Job:
             UnsupportedError: For a term that has no lowering.
         """
         sizes = tuple(sorted(self.sizes.items()))
-        patches = self.patches and self.problem.terms.plain
-        return _lowered(
-            self.structure, block_q, block_k, sizes, self.within, transposed, gather, patches
-        )
+        rest = (sizes, self.within, transposed, gather, self.patches)
+        return _lowered(self.structure, block_q, block_k, *rest)
 
     @cached_property
     def density(self) -> float:

@@ -24,7 +24,6 @@ from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ArgumentError
 from patterncc.parameters import as_array, bind
 from patterncc.ranks import agreed
-from patterncc.settings import settings
 
 if TYPE_CHECKING:
     from patterncc.pipeline import Signature
@@ -58,9 +57,10 @@ def job_of_tensors(
     batch, heads, q_len, head_dim = query.shape
     kv_heads, kv_len, value_head_dim = value.shape[1:]
     dtype = DTYPE_NAMES[query.dtype]
+    problem = Problem(dtype, head_dim, value_head_dim, heads // kv_heads)
     return Job(
         signature.structure,
-        Problem(dtype, head_dim, value_head_dim, heads // kv_heads),
+        problem,
         batch,
         heads,
         kv_heads,
@@ -71,7 +71,7 @@ def job_of_tensors(
         call.env.get("layers", 1),
         dict(zip(signature.numbers, numbers, strict=True)),
         {n: as_array(t.cpu()) for n, t in zip(signature.tables, tables, strict=True)},
-        patches=settings().patches,
+        patches=pipeline.takes_patches(problem.terms),
     )
 
 

@@ -33,7 +33,7 @@ from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
-from patterncc.pipeline import kernel_folder
+from patterncc.pipeline import kernel_folder, takes_patches
 from patterncc.settings import settings
 from patterncc.trial import choose_device
 from patterncc.tuned import WRITTEN_BY, config_of, store, why_not
@@ -60,7 +60,7 @@ def job_of(call: Call, problem: Problem, *, batch: int = 1, layer: int = 0, seed
         {number.name: number.value for number in call.pattern.numbers if number.value is not None},
         dict(call.tables),
         seed,
-        settings().patches,
+        takes_patches(problem.terms),
     )
 
 

@@ -15,7 +15,12 @@ from patterncc.codegen.choice import REFERENCE_LENGTH, counted_work
 from patterncc.codegen.gpu.config import Emitter, KernelConfig, default_config
 from patterncc.codegen.gpu.forward_source import emit_forward
 from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
-from patterncc.codegen.gpu.gluon.reasons import HOPPER, problem_reason, reason_against
+from patterncc.codegen.gpu.gluon.reasons import (
+    HOPPER,
+    problem_reason,
+    reason_against,
+    untried_reason,
+)
 from patterncc.codegen.gpu.mask_source import beyond_limits, is_limit
 from patterncc.codegen.key_width import COSTS, key_width
 from patterncc.dsl.mask import Const, FloorDiv, Mod, Predicate, variables, walk
@@ -110,8 +115,9 @@ def choose_emitter(
     reason = problem_reason(problem)
     if reason is not None:
         return EmitterChoice(None, f"no Gluon kernel: {reason}")
-    if not problem.terms.plain:
-        return EmitterChoice(None, "Gluon's kernels with score terms were not measured")
+    reason = untried_reason(problem)
+    if reason is not None:
+        return EmitterChoice(None, reason)
 
     base = default_config(problem, target)
     width = key_width(

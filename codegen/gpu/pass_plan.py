@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.gpu.config import Emitter, KernelConfig, SharedBytes, check_config, narrowed
-from patterncc.codegen.gpu.gluon.reasons import reason_against
+from patterncc.codegen.gpu.gluon.reasons import reason_against, untried_reason
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.launches import Call, Launch
 from patterncc.codegen.ir import BlockProgram, Passes
@@ -201,11 +201,10 @@ class PassPlanner:
 
     def _fits(self, config: KernelConfig, passes: Passes, call: Call) -> bool:
         """Can a config that nobody asked for by name be had for a call?"""
-        if config.emitter == "gluon":
-            if not call.problem.terms.plain:  # not measured: they may be tuned by name alone
-                return False
-            if any(reason_against(one, call.problem) for one in passes):
-                return False
+        if config.emitter == "gluon" and (
+            untried_reason(call.problem) or any(reason_against(one, call.problem) for one in passes)
+        ):
+            return False
         return config.load != "descriptor" or self._kind.obstacle(passes, call) is None
 
     def _default(self, call: Call, *, descriptors: bool = True) -> KernelConfig:

@@ -35,6 +35,14 @@ def reason_against(program: BlockProgram, problem: Problem) -> str | None:
     )
 
 
+def untried_reason(problem: Problem) -> str | None:
+    """Why calls of a shape class get no Gluon kernel that nobody asked for by its config, or
+    None."""
+    if not problem.terms.plain:
+        return "Gluon's kernels with score terms were not measured"
+    return None
+
+
 def one_pass_reason(program: BlockProgram, problem: Problem) -> str | None:
     """Why no Gluon kernel computes all gradients of a pattern's only pass on `HOPPER`, or None.
 
