@@ -23,6 +23,20 @@ from patterncc.codegen.gpu.gluon.dialect import PRELUDE
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.launches import Launch
 
+DENSE_TEXTS = (
+    "full",
+    "causal",
+    "around(50)",
+    "streaming(5, 70)",
+    "local_strided(16, 4, 3)",
+    "ladder(4, 64, 48, 3)",
+    "chunked(100)",
+    "if head in {0, 3} then causal else streaming(4, 50)",
+    "k > q",
+    "q > 100000 and k < 5",
+)
+"""Patterns of one pass over consecutive tiles, which all Gluon kernels do."""
+
 _PATIENCE = 20.0
 """Seconds that a thread waits for a barrier."""
 

@@ -1,4 +1,5 @@
-"""Machine code of NVIDIA GPUs as a graph: where what an instruction reads was written."""
+"""Machine code of NVIDIA GPUs, read for what an assembler gets wrong: where what an instruction
+reads was written."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 _LABEL = re.compile(r"(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?\w+)\s+)?([A-Z][^;]*?)\s*;")
 _PREDICATE = re.compile(r"!?U?P(T|\d+)")
-_UNIFORM = re.compile(r"UR(\d+)")
+_UNIFORM = re.compile(r"\bUR(\d+)\b")
+_ALL = frozenset(range(63))  # uniform registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,19 @@ class _Instruction:
         width = 2 if ".64" in self.name or "WIDE" in self.name else 1
         first = int(found[1])
         return range(first, first + (4 if ".128" in self.name else width))
+
+    @property
+    def read(self) -> frozenset[int]:
+        """The uniform registers that it names besides those that it writes; of matrix products
+        none: how many of them a product reads depends on its kind (`described`)."""
+        operands = [one for one in self.operands if not _PREDICATE.fullmatch(one)]
+        sources = operands[1:] if self.written else operands
+        return frozenset(
+            int(register)
+            for operand in sources
+            if "gdesc" not in operand
+            for register in _UNIFORM.findall(operand)
+        )
 
     @property
     def described(self) -> range:
@@ -126,3 +141,22 @@ def doubtful_products(text: str) -> list[str]:
         for number, one in enumerate(flow.instructions)
         if any(len(found) != 1 or -1 in found for found in places(one.described, number))
     ]
+
+
+def unwritten_registers(text: str) -> list[str]:
+    """Instructions that read a uniform register which none before them in the text has written.
+
+    The text is in the order of addresses, and code begins at its start: whatever a first loop reads
+    must have been written before it. After a call of a function, such as that which divides 64
+    bits, any register may be what that returns.
+
+    Args:
+        text: As of `doubtful_products`.
+    """
+    written: frozenset[int] = frozenset()
+    found = []
+    for instruction in _Flow(text).instructions:
+        if instruction.read - written:
+            found.append(instruction.text)
+        written |= _ALL if instruction.name.startswith("CALL") else set(instruction.written)
+    return found

@@ -19,7 +19,7 @@ from patterncc.codegen.score.values import NO_VALUES, ScoreValues
 from patterncc.dsl import load
 from patterncc.dsl.score.terms import PLAIN, ScoreTerms
 from tests.codegen.attention import Errors, allowed_pairs, errors, expected, lowered, poisoned
-from tests.codegen.gluon_emulator import Deadlock, run_launch
+from tests.codegen.gluon_emulator import DENSE_TEXTS, Deadlock, run_launch
 from tests.codegen.interpreter import Call
 from tests.codegen.score_calls import ScoreCall
 
@@ -105,21 +105,7 @@ def _right(found: Errors) -> bool:
 
 
 @pytest.mark.parametrize("shape", CONFIGS)
-@pytest.mark.parametrize(
-    "text",
-    [
-        "full",
-        "causal",
-        "around(50)",
-        "streaming(5, 70)",
-        "local_strided(16, 4, 3)",
-        "ladder(4, 64, 48, 3)",
-        "chunked(100)",
-        "if head in {0, 3} then causal else streaming(4, 50)",
-        "k > q",
-        "q > 100000 and k < 5",
-    ],
-)
+@pytest.mark.parametrize("text", DENSE_TEXTS)
 def test_patterns(text: str, shape: str) -> None:
     config = CONFIGS[shape]
     if text in ("causal", "full"):

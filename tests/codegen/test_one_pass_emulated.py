@@ -20,7 +20,7 @@ from patterncc.codegen.gpu.steps import layout_of, problem_of
 from patterncc.dsl import load
 from patterncc.dsl.score.terms import PLAIN
 from tests.codegen.attention import poisoned
-from tests.codegen.gluon_emulator import Deadlock, run_launch
+from tests.codegen.gluon_emulator import DENSE_TEXTS, Deadlock, run_launch
 from tests.codegen.gradients import GradientErrors, gradient_errors, reference
 
 LENGTHS = ((300, 300, 0), (77, 391, 314), (391, 77, -314), (1, 400, 399))
@@ -105,21 +105,7 @@ def _right(found: GradientErrors) -> bool:
     return max(found.query, found.key, found.value) < 2e-2 and found.hidden
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "full",
-        "causal",
-        "around(50)",
-        "streaming(5, 70)",
-        "local_strided(16, 4, 3)",
-        "ladder(4, 64, 48, 3)",
-        "chunked(100)",
-        "if head in {0, 3} then causal else streaming(4, 50)",
-        "k > q",
-        "q > 100000 and k < 5",
-    ],
-)
+@pytest.mark.parametrize("text", DENSE_TEXTS)
 def test_patterns(text: str) -> None:
     for lengths in LENGTHS:
         found = _errors(text, lengths)

@@ -27,7 +27,8 @@ from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
 from patterncc.dsl.score.terms import load_terms
 from tests.codegen.crossing import each_with_one
-from tests.codegen.machine_code import disassemble, unwritten_registers
+from tests.codegen.machine_code import disassemble
+from tests.codegen.machine_flow import unwritten_registers
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 SIZES = {"heads": 8, "kv_heads": 2, "layers": 4}
