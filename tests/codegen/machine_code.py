@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -20,3 +21,27 @@ def disassemble(cubin: str | bytes, folder: Path) -> str:
     path.write_bytes(cubin)
     command = [knobs.nvidia.nvdisasm.path, "-c", str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def loops(text: str) -> list[list[str]]:
+    """The instructions of each loop, its own jump back the last, as their names with all parts.
+
+    Args:
+        text: What `disassemble` gives.
+    """
+    names: list[str] = []
+    labels: dict[str, int] = {}
+    found = []
+    for line in text.splitlines():
+        label = re.match(r"\s*(\.L_x_\d+):", line)
+        if label:
+            labels[label[1]] = len(names)
+            continue
+        instruction = re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", line)
+        if instruction is None:
+            continue
+        names.append(instruction[1])
+        target = re.search(r"\.L_x_\d+", line) if instruction[1].startswith("BRA") else None
+        if target and target[0] in labels:
+            found.append(names[labels[target[0]] :])
+    return found

@@ -18,7 +18,7 @@ from patterncc.dsl import library, load
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.score.terms import PLAIN, ScoreTerms, load_terms
 from tests.codegen.crossing import each_with_one
-from tests.codegen.machine_code import disassemble
+from tests.codegen.machine_code import disassemble, loops
 from tests.codegen.machine_flow import doubtful_products
 
 SIZES = {"heads": 8, "kv_heads": 2, "layers": 4}
@@ -33,6 +33,9 @@ warps part, where a warpgroup that fills its registers reads them."""
 
 MOST_SPILLED = 192
 """Bytes that masks with many key terms spill in their partial tiles."""
+
+MOST_KEPT = 64
+"""More bytes that kernels keep for the case that they have to compute all once more."""
 
 
 def _compiled(
@@ -95,6 +98,7 @@ def test_warps_part(config: KernelConfig, head_dim: int, dtype: DType, tmp_path:
     wide = head_dim // 64
     assert copies == wide * (computing + 3 * 2) + computing * len(again)
     assert ptx.count("cp.async.bulk.tensor.4d.global.shared::cta") == computing
+    assert _steady_loops(kernel, tmp_path) == (computing if steady else 0)
 
 
 def test_two_programs_fit_a_multiprocessor(tmp_path: Path) -> None:
@@ -163,8 +167,22 @@ def test_library(name: str, head_dim: int, tmp_path: Path) -> None:
         assert source.config.emitter == "gluon"
         kernel = compile_for(source, "cuda:90", folder=tmp_path)
         assert kernel.shared <= (shared_limit("cuda:90") or 0)
-        assert kernel.spilled <= MOST_SPILLED
+        steady = "own_sums" in source.text
+        assert kernel.spilled <= MOST_SPILLED + MOST_KEPT * steady
         _products_are_sure(kernel, tmp_path)
+        if steady:
+            assert _steady_loops(kernel, tmp_path) == source.config.block_q // 64
+
+
+def _steady_loops(kernel: CompiledKernel, folder: Path) -> int:
+    """How many loops compute weights and find no maximum: those of full tiles. They read nothing
+    that was spilled, and take few instructions."""
+    code = disassemble(kernel.stages["cubin"], folder)
+    steady = [body for body in loops(code) if body.count("MUFU.EX2") >= 32 and "FMNMX" not in body]
+    for body in steady:
+        assert not any(name.startswith(("LDL", "STL")) for name in body)
+        assert len(body) <= 360
+    return len(steady)
 
 
 @pytest.mark.parametrize(("config", "head_dim"), [(WIDE, 128), (SMALL, 128), (LONG, 64)])
