@@ -127,6 +127,8 @@ def _compile(source: KernelSource, target: str, aligned: bool, folder: Path | No
     }
     if source.config.max_registers is not None and target.startswith("cuda"):
         options["maxnreg"] = source.config.max_registers
+    if source.starts_early:
+        options["launch_pdl"] = True
     language = ASTSource
     if source.config.emitter == "gluon":
         # The kernel is started as one warpgroup and adds the others itself.
