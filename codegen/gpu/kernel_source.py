@@ -47,8 +47,8 @@ class KernelSource:
         parameters: In the order of the function's signature.
         problem, config: What it was generated for.
         tables: The pattern's tables that it reads.
-        starts_early: Its programs may be started before the kernel before it has ended, and wait
-            for that themselves.
+        starts_early: Its programs may start before the kernel before it has ended, and wait for
+            that themselves.
         digest: Hash of the text: two sources with one digest are one kernel.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 
 from patterncc.codegen.gpu.isolation_source import (
@@ -15,6 +16,10 @@ from patterncc.codegen.gpu.isolation_source import (
 )
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.launches import Buffer, Call, Launch, planned_launch
+
+_LONG = 512
+"""Programs from where on a kernel takes longer than the host takes for the launches of a call: a
+program takes 10 microseconds or more, and no device runs so many at a time."""
 
 
 def spoiled_buffer(source: KernelSource, grid: tuple[int, int, int]) -> tuple[Buffer, ...]:
@@ -51,7 +56,8 @@ def repair_launch(
     places = repair_grid(grid, source.config.num_warps)
     if _overlaps(call.target):
         source = source.beginning_with(WAIT_FOR_LAST, starts_early=True)
-    return planned_launch(source, places, call, numbers=numbers)
+    planned = planned_launch(source, places, call, numbers=numbers)
+    return replace(planned, follows_long=prod(grid) >= _LONG)
 
 
 def _overlaps(target: str) -> bool:
