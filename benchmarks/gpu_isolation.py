@@ -3,10 +3,11 @@
     python benchmarks/gpu_isolation.py --out results
 
 Times forward and backward of calls whose numbers are all finite, by the kernels that are chosen and
-by Triton's, with and without `isolate`, turn by turn on the same GPU; isolating also by launches of
-which one begins when the other has ended. Each has a process of its own, so that all compile at
-once. Before that each isolating process plants numbers that are not finite and looks at what they
-reach. `results/gpu_isolation.json` keeps everything; times are medians of GPU milliseconds.
+by Triton's, with and without `isolate`, turn by turn on the same GPU; isolating with repairs that
+always start early, and with such as start when the kernel before them has ended. Each has a process
+of its own, so that all compile at once. Before that each isolating process plants numbers that are
+not finite and looks at what they reach. `results/gpu_isolation.json` keeps everything; times are
+medians of GPU milliseconds.
 """
 
 from __future__ import annotations
@@ -154,6 +155,7 @@ def worker(label: str, case: Case, pipe: Connection) -> None:
 
     if case.emitter == "triton":
         pipeline.emitter_choice = lambda *_: EmitterChoice(None, "asked for")  # type: ignore
+    repair_plan._LONG = 0
     if label == "isolating, in turn":
         repair_plan._overlaps = lambda _: False
     isolates = label != "usual"
