@@ -195,7 +195,7 @@ def _in_patches(
     none of one that is about some."""
     reason = no_patches(block_q, block_k, within=within)
     if reason:
-        if next(rasters(body), None) is not None:
+        if rasters(body):
             yield Candidate((), (), (), float("inf"), reason)
         return
     env = {**_reference_numbers(pattern, sizes), "q_offset": 0}

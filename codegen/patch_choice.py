@@ -57,7 +57,7 @@ def is_about_a_raster(pattern: Pattern, sizes: Mapping[str, int]) -> bool:
     """
     if not any(isinstance(node, (FloorDiv, Mod, Cover)) for node in walk(pattern.body)):
         return False
-    return next(rasters(specialise(pattern.body, sizes)), None) is not None
+    return bool(rasters(specialise(pattern.body, sizes)))
 
 
 def with_numbers_of_call(
