@@ -19,11 +19,12 @@ import numpy.typing as npt
 from patterncc.codegen.ir import Patches, box
 from patterncc.codegen.lower import specialise
 from patterncc.codegen.monotone import Side
+from patterncc.codegen.patch_grid import grid_before
 from patterncc.codegen.patches import axis_of
 from patterncc.codegen.raster import Raster, rasters
 from patterncc.codegen.schedule import evaluate
 from patterncc.dsl.loader import load
-from patterncc.dsl.mask import Const, Cover, FloorDiv, Mod, Predicate, walk
+from patterncc.dsl.mask import Const, Cover, FloorDiv, IntExpr, Mod, Predicate, walk
 from patterncc.dsl.pattern import Pattern
 
 LEAST_FULL = 0.15  # of the visited patches: fewer are not worth a loop of their own
@@ -118,10 +119,24 @@ def _best(raster: Raster, block_q: int, block_k: int, env: Mapping[str, Any]) ->
     forward = _least(raster, sizes, "q", (block_q, block_k), env)
     transposed = _least(raster, sizes, "k", (block_k, block_q), env)
     patches = Patches(
-        raster.sizes, forward.held, forward.passing, transposed.held, transposed.passing
+        raster.sizes,
+        forward.held,
+        forward.passing,
+        transposed.held,
+        transposed.passing,
+        _grid(raster, "q", forward.held),
+        _grid(raster, "k", transposed.held),
     )
     fills = not raster.others and forward.full >= LEAST_FULL * forward.visited
     return PatchChoice(raster, patches, fills)
+
+
+def _grid(raster: Raster, side: Side, held: Sequence[int]) -> tuple[IntExpr, ...]:
+    """How far before the edge the grid of held patches begins, as in `Patches`."""
+    before = [
+        grid_before(mask, side, extent) for mask, extent in zip(raster.axes, held, strict=True)
+    ]
+    return () if all(each == Const(0) for each in before) else tuple(before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +236,9 @@ def _counts(
     visited = np.zeros((len(extents[0]), len(extents[1])), np.int64)
     full = np.zeros_like(visited)
     for row, held in enumerate(extents[0]):
-        first = np.arange(0, size, held, dtype=np.int64)
-        last = np.minimum(first + held, size) - 1
+        before = int(evaluate(grid_before(raster.axes[number], side, held), env))
+        begin = np.arange(-before, size, held, dtype=np.int64)
+        first, last = np.maximum(begin, 0), np.minimum(begin + held, size) - 1
         ends = {box(side, "first", number).name: first, box(side, "last", number).name: last}
         scope = {**env, **ends}
         axis = axis_of(raster, number, side, held)

@@ -175,6 +175,8 @@ def _expressions(
     if ranked(program) or not (program.listed or program.gathered > 1):
         yield from expressions(program.sweeps(direction))
     yield program.tiling.k_class
+    if program.patches is not None:
+        yield from program.patches.before("q" if direction == "forward" else "k")
     if masked:
         yield kernel_mask(program) if direction == "forward" else program.mask
     for term in terms:
