@@ -110,7 +110,7 @@ def _plan_forward(query: Tensor, key: Tensor, value: Tensor, options: Options) -
     values = call.score_values(options)
     tables = _narrow_all(call, call.named(options))
     text = pipeline.counted_text(options.pattern, call.sizes, tuple(options.numbers))
-    forward = pipeline.launcher(text, call.sizes, options.score or PLAIN.text)
+    forward = pipeline.launcher(text, call.sizes, options.score or PLAIN.text, options.isolate)
     kind = (inputs_signature(query, key, value), *_kind(call, options))
     known = _forwards_by_kind.get(kind)
     if known is not None:
@@ -162,7 +162,11 @@ def _plan_backward(tensors: BackwardTensors, options: Options) -> _Backward:
     own = _narrow_all(call, call.named(options))
     text = pipeline.counted_text(options.pattern, call.sizes, tuple(options.numbers))
     backward = pipeline.backward_launcher(
-        text, call.sizes, options.score or PLAIN.text, options.deterministic
+        text,
+        call.sizes,
+        options.score or PLAIN.text,
+        options.deterministic,
+        options.isolate,
     )
     kind = (layout_signature(tensors), *_kind(call, options))
     known = _backwards_by_kind.get(kind)
