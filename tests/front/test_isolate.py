@@ -22,6 +22,7 @@ from patterncc import eager, gpu_calls, pipeline
 from patterncc.cli import main
 from patterncc.codegen.gpu.gluon.reasons import HOPPER
 from patterncc.codegen.problem import DType, Problem
+from patterncc.operators import attn_fwd
 from patterncc.prepared import Options
 from patterncc.settings import Settings, settings
 from tests.gpu.test_isolation_gpu import CASES, GLUON
@@ -153,7 +154,7 @@ def test_operators_pass_opcheck() -> None:
 def test_launchers_are_told(isolate: bool) -> None:
     """On GPUs; here up to what plans the call."""
     query, key, value = (tensor.detach() for tensor in _tensors())
-    out, lse = torch.ops.patterncc.attn_fwd.default(query, key, value, TEXT, [])
+    out, lse = attn_fwd(query, key, value, TEXT, [])
     options: tuple[Any, ...] = (TEXT, [], [], None, None, 0, None, None, [], True, isolate)
 
     class Asked(Exception):
