@@ -38,10 +38,13 @@ if TYPE_CHECKING:
 
 def keeps_peak(program: BlockProgram, problem: Problem) -> bool:
     """Should full tiles of a pass keep the peak? float16 has not the range, score terms that read
-    keys take the registers that one more loop needs, and without full tiles there is nothing to
+    keys take the registers that one more loop needs, rows that are spoiled and repaired anyway
+    (`isolation_source`) would be computed three times, and without full tiles there is nothing to
     gain."""
     logit = tile_logit(problem.terms, program.tiling)
-    if problem.dtype != "bfloat16" or (logit is not None and "k" in coordinates_read(logit)):
+    if problem.dtype != "bfloat16" or problem.isolates:
+        return False
+    if logit is not None and "k" in coordinates_read(logit):
         return False
     return any(sweep.kind == "full" for sweep in program.forward)
 
@@ -105,8 +108,8 @@ class SteadyWriter(ForwardWriter):
         yield "arrive(rings_over.index(0))"
         yield ""
         yield "# Scores that outgrew the peak left a sum or an output that is no finite number."
-        yield "spoiled = tl.convert_layout(tl.sum(out * 0.0, 1), tl.SliceLayout(1, SCORES))"
-        yield 'sound = (total < float("inf")) & (spoiled == 0.0)'
+        yield "zeros = tl.convert_layout(tl.sum(out * 0.0, 1), tl.SliceLayout(1, SCORES))"
+        yield 'sound = (total < float("inf")) & (zeros == 0.0)'
         yield "again = tl.max(tl.where(row_exists & (sound == 0), 1, 0), 0)"
         yield "if again > 0:"
         yield from (INDENT + line for line in self._again())
