@@ -25,6 +25,7 @@ Order: TypeAlias = Literal["forward", "reverse"]
 Neighbours: TypeAlias = Literal["tiles", "heads"]
 Emitter: TypeAlias = Literal["triton", "gluon"]
 QueryTiles: TypeAlias = Literal["one", "many"]
+Peaks: TypeAlias = Literal["each", "kept"]
 SharedBytes: TypeAlias = "Callable[[KernelConfig, Problem], int]"
 """Bytes of shared memory of a kind of kernel."""
 
@@ -50,6 +51,10 @@ class KernelConfig:
         query_tiles: How many a program of a Gluon kernel computes: `one`, or `many` one after
             another, each begun before the one before it has ended. The latter was not measured yet:
             it is taken where it is asked for.
+        peaks: In a Gluon kernel, does `each` tile find the largest score of its rows, or do full
+            tiles subtract what they find, `kept` from the tiles before, where they can
+            (`steady_writer.keeps_peak`)? The latter was not run on a device as it is now: it is
+            taken where it is asked for.
     """
 
     block_q: int = 128
@@ -62,6 +67,7 @@ class KernelConfig:
     max_registers: int | None = None
     emitter: Emitter = "triton"
     query_tiles: QueryTiles = "one"
+    peaks: Peaks = "each"
 
     @property
     def walks(self) -> bool:
@@ -108,6 +114,7 @@ def check_config(
         ("neighbours", config.neighbours, ("tiles", "heads")),
         ("emitter", config.emitter, ("triton", "gluon")),
         ("query_tiles", config.query_tiles, ("one", "many")),
+        ("peaks", config.peaks, ("each", "kept")),
     ):
         if value not in legal:
             raise ConfigError(f"{name}={value!r} is no choice on {target}", tuple(map(str, legal)))
@@ -120,6 +127,9 @@ def check_config(
     elif config.walks:
         words = ("query_tiles='one'", "emitter='gluon'")
         raise ConfigError("query_tiles='many' is for Gluon's kernels", words)
+    if config.peaks == "kept" and (config.emitter != "gluon" or config.walks):
+        words = ("peaks='each'", "emitter='gluon', query_tiles='one'")
+        raise ConfigError("peaks='kept' is for Gluon's kernels of one query tile", words)
     limit = shared_limit(target)
     if limit is not None and (needed := (shared or shared_bytes)(config, problem)) > limit:
         raise ConfigError(

@@ -24,6 +24,7 @@ from patterncc.dsl.score.terms import PLAIN, load_terms
 WIDE = Problem("bfloat16", 128, 128)
 HALF = Problem("float16", 128, 128)
 CONFIG = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
+KEPT = replace(CONFIG, peaks="kept")
 
 
 def _source(text: str, config: KernelConfig = CONFIG, problem: Problem = WIDE) -> KernelSource:
@@ -48,7 +49,7 @@ def test_three_functions() -> None:
         (WIDE, ["key_desc_0", "value_desc_0", "out_desc_0"]),
         (HALF, ["out_desc_0"]),
     ):
-        functions = _functions(_source("causal", problem=problem))
+        functions = _functions(_source("causal", KEPT, problem))
         attends = [argument.arg for argument in functions["attend"].args.args]
         assert [name for name in attends if "_desc_" in name] == described
 
@@ -62,7 +63,7 @@ def test_both_sides_visit_the_same_tiles() -> None:
         "local_strided(16, 4, 3)",
     ):
         for problem in (WIDE, HALF):
-            functions = _functions(_source(text, problem=problem))
+            functions = _functions(_source(text, KEPT, problem))
             load, attend = (
                 ast.unparse(functions[name]).partition("if again > 0:")
                 for name in ("load_tiles", "attend")
@@ -107,7 +108,7 @@ def _one_loop(text: str) -> str:
 
 
 def test_full_tiles_have_no_mask() -> None:
-    text = _source("causal", problem=HALF).text
+    text = _source("causal").text
     partial, full = text.split("    # Full tiles.\n")
     assert "setp.lt.s32" in partial
     assert "setp" not in full
@@ -115,7 +116,7 @@ def test_full_tiles_have_no_mask() -> None:
 
 def test_full_tiles_keep_the_peak() -> None:
     """They neither mask, nor look for the largest score, nor rescale what is summed up."""
-    text = _source("causal").text
+    text = _source("causal", KEPT).text
     partial, steady = text.split("    # Full tiles, whose rows have a peak.\n")
     steady, _, again = steady.partition("    # The values of the last tile.\n")
     for what in ("setp", "tl.max(scores", "decay"):
@@ -126,10 +127,10 @@ def test_full_tiles_keep_the_peak() -> None:
     # registers, there are no such loops.
     slopes = replace(WIDE, terms=load_terms("score + s[head] * (k - q)"))
     for other in (
-        _source("causal", problem=slopes),
-        _source("window(40)"),
-        _source("causal", problem=HALF),
-        _source("causal", replace(CONFIG, query_tiles="many")),
+        _source("causal"),
+        _source("causal", KEPT, slopes),
+        _source("window(40)", KEPT),
+        _source("causal", KEPT, HALF),
     ):
         assert "own_sums" not in other.text
         assert "again" not in other.text
@@ -264,10 +265,9 @@ def test_score_terms_stand_where_they_change() -> None:
     assert loops.count("k = k_box + columns") == 2
     caps = _source("causal", problem=replace(WIDE, terms=load_terms("9 * tanh(score / 9)")))
     assert "k = k_box" not in caps.text
-    # Its source, the first tile, three loops, all once more.
-    assert caps.text.count("hyperbolic_tangent(") == 6
+    assert caps.text.count("hyperbolic_tangent(") == 4  # its source, the first tile, both loops
     sinks = _source("causal", problem=replace(WIDE, terms=load_terms(None, "s[head]")))
-    assert sinks.text.count("# The sink is the first key") == 2  # at first, and once more
+    assert sinks.text.count("# The sink is the first key") == 1
     assert " * scale" in sinks.text
 
 
@@ -276,3 +276,9 @@ def test_listed_tiles_are_refused() -> None:
     program = lower(pattern, 128, 128, within=True)
     assert reason_against(program, WIDE) == "tables decide which tiles are visited"
     assert reason_against(lower(load("causal"), 128, 128), replace(WIDE, terms=PLAIN)) is None
+
+
+def test_peaks_are_kept_by_gluon() -> None:
+    for config in (KernelConfig(peaks="kept"), replace(KEPT, query_tiles="many")):
+        with pytest.raises(ConfigError, match="peaks='kept' is for Gluon"):
+            check_config(config, WIDE, "cuda:90")

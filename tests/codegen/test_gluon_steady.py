@@ -20,9 +20,9 @@ from patterncc.dsl.score.terms import PLAIN, ScoreTerms, load_terms
 from tests.codegen.attention import Errors, allowed_pairs, errors, poisoned
 from tests.codegen.gluon_emulator import run_launch
 
-WIDE = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
-SMALL = KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon")
-LONG = KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon")
+WIDE = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon", peaks="kept")
+SMALL = KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon", peaks="kept")
+LONG = KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon", peaks="kept")
 CONFIGS = {"128x128": WIDE, "64x64": SMALL, "64x128": LONG}
 SIZES = {"heads": 2, "kv_heads": 1, "layers": 4}
 

@@ -13,7 +13,7 @@ import torch
 
 import patterncc
 from patterncc.codegen.choice import lower_passes
-from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.config import KernelConfig, Peaks
 from patterncc.codegen.gpu.forward import Forward
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.score.reference import dense_attention
@@ -116,11 +116,15 @@ def _check(
     assert found.empty
 
 
+@pytest.mark.parametrize("peaks", ["each", "kept"])
 @pytest.mark.parametrize("shape", CONFIGS)
 @pytest.mark.parametrize(("text", "values"), PATTERNS, ids=[text for text, _ in PATTERNS])
-def test_patterns(text: str, values: dict[str, int], shape: str, tmp_path: Path) -> None:
+def test_patterns(
+    text: str, values: dict[str, int], shape: str, peaks: Peaks, tmp_path: Path
+) -> None:
     pattern = load(text)
-    forward = Forward(_lowered(pattern), config=CONFIGS[shape], folder=tmp_path)
+    config = replace(CONFIGS[shape], peaks=peaks)
+    forward = Forward(_lowered(pattern), config=config, folder=tmp_path)
     defaults = {p.name: p.value for p in pattern.numbers if p.value is not None}
     head_dim = 64 if shape == "64x128" else 128
     for number, (q_len, kv_len, offset) in enumerate(LENGTHS):
@@ -170,8 +174,8 @@ def test_documents_and_tables(shape: str, tmp_path: Path) -> None:
 def test_walks(
     shape: str, multiprocessors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Programs that compute many query tiles, as many as fewer multiprocessors leave them; in
-    float16, where programs of one tile find all peaks as they do, rows have the same bits."""
+    """Programs that compute many query tiles, as many as fewer multiprocessors leave them; each row
+    has the same bits as with one."""
     module = "patterncc.codegen.gpu.forward.multiprocessors_of"
     monkeypatch.setattr(module, lambda device: multiprocessors)
     head_dim = 64 if shape == "64x128" else 128
@@ -184,9 +188,8 @@ def test_walks(
             tensors = _tensors(torch.bfloat16, q_len, kv_len, head_dim)
             _check(pattern, forward, tensors, {"q_offset": offset})
             apart = Forward(_lowered(pattern), config=one, folder=tmp_path)
-            halves = _tensors(torch.float16, q_len, kv_len, head_dim)
             results = [
-                each(*halves, env={"q_offset": offset}, scale=0.1) for each in (forward, apart)
+                each(*tensors, env={"q_offset": offset}, scale=0.1) for each in (forward, apart)
             ]
             for found, wanted in zip(*results, strict=True):
                 assert torch.equal(found, wanted)
@@ -200,7 +203,8 @@ def test_growing_scores(length: float, shape: str, tmp_path: Path) -> None:
     head_dim = 64 if shape == "64x128" else 128
     for text in ("full", "causal", "streaming(5, 600)", "window(1400) or dilated(250, 8)"):
         pattern = load(text)
-        forward = Forward(_lowered(pattern), config=CONFIGS[shape], folder=tmp_path)
+        config = replace(CONFIGS[shape], peaks="kept")
+        forward = Forward(_lowered(pattern), config=config, folder=tmp_path)
         for rows in ((0, 64), (64, 128), (100, 101), (0, 300)):
             query, key, value = _tensors(torch.bfloat16, 300, 2400, head_dim)
             key[:, :, :, 0] = 0.0

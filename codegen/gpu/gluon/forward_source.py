@@ -40,6 +40,6 @@ def emit_gluon_forward(
     writer: type[ForwardWriter] = ForwardWriter
     if config.walks:
         writer = WalkingWriter
-    elif keeps_peak(program, problem):
+    elif config.peaks == "kept" and keeps_peak(program, problem):
         writer = SteadyWriter
     return writer(program, problem, config, resumes, hands_on).source()
