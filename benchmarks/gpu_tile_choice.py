@@ -60,10 +60,6 @@ class Row:
     configs: tuple[tuple[str, KernelConfig], ...]
 
 
-def _many(config: KernelConfig) -> KernelConfig:
-    return replace(config, query_tiles="many")
-
-
 def _term_rows() -> Iterator[Row]:
     for head_dim in (128, 64):
         triton_config = default_config(Problem("bfloat16", head_dim, head_dim), TARGET)
@@ -77,8 +73,8 @@ def _term_rows() -> Iterator[Row]:
 
 
 def _window_rows() -> Iterator[Row]:
-    wide = (("128x128", WIDE), ("128x128 many", _many(WIDE)), ("64x64", SMALL))
-    long = (("64x128", LONG), ("64x128 many", _many(LONG)))
+    many = replace(WIDE, query_tiles="many")
+    wide = (("128x128", WIDE), ("128x128 many", many), ("64x64", SMALL))
     for text in (
         *(f"window({width})" for width in (256, 512, 1024, 1536, 2048, 4096)),
         "streaming(64, 1024)",
@@ -97,8 +93,6 @@ def _window_rows() -> Iterator[Row]:
             Shape(32, 8, 32768, 128),
         ):
             yield Row(text, shape, "none", wide)
-    for text in ("window(512)", "window(1024)"):
-        yield Row(text, Shape(16, 16, 16384, 64), "none", long)
     for terms in ("softcap", "sink"):
         yield Row("window(1024)", Shape(16, 16, 16384, 128), terms, wide)
 

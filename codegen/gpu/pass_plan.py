@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.gpu.config import Emitter, KernelConfig, SharedBytes, check_config, narrowed
-from patterncc.codegen.gpu.gluon.reasons import reason_against, untried_reason
+from patterncc.codegen.gpu.gluon.reasons import reason_against, walking_reason
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.launches import Call, Launch
 from patterncc.codegen.ir import BlockProgram, Passes
@@ -201,9 +201,9 @@ class PassPlanner:
 
     def _fits(self, config: KernelConfig, passes: Passes, call: Call) -> bool:
         """Can a config that nobody asked for by name be had for a call?"""
-        if config.emitter == "gluon" and (
-            untried_reason(call.problem) or any(reason_against(one, call.problem) for one in passes)
-        ):
+        if config.emitter == "gluon" and any(reason_against(one, call.problem) for one in passes):
+            return False
+        if config.walks and walking_reason(passes[0], alone=len(passes) == 1):
             return False
         return config.load != "descriptor" or self._kind.obstacle(passes, call) is None
 

@@ -443,7 +443,7 @@ def _copy_in(descriptor: Descriptor, start: list[Any], barrier: Barrier, tile: T
 def _assembly(text: str, registers: str, operands: list[Any], **options: Any) -> torch.Tensor:
     """The assembly that kernels have: reciprocals, and scores where all comparisons hold."""
     if text.startswith("rcp."):
-        return 1.0 / operands[0]
+        return torch.reciprocal(operands[0])
     scores = operands[0]
     allowed = torch.ones(scores.shape, dtype=torch.bool)
     for name, left, right in re.findall(r"setp\.(\w\w)(?:\.and)?\.s32 p, \$(\d+), \$(\d+)", text):

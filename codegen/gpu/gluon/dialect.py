@@ -113,7 +113,7 @@ def gluon_text(lines: Iterable[str]) -> Iterator[str]:
     layout, which the function that they stand in calls `LANES`."""
     for line in lines:
         line = re.sub(r"\btl\.cumsum\((\w+), 0\)", r"running_sum(\1)", line)
-        if line.startswith("residue_wide = "):
+        if line.lstrip().startswith("residue_wide = "):
             line = re.sub(r"tl\.arange\(0, (\d+)\)", r"tl.arange(0, \1, layout=LANES)", line)
         yield line
 
