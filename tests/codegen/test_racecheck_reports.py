@@ -53,8 +53,7 @@ def test_the_dispatch_of_warps_is_told_from_other_accesses() -> None:
     assert not is_dispatch([read], [write, "SYNCS.EXCH.64 URZ, [UR8+0x28130], UR16"])
 
 
-def test_kernels_have_one_such_read_and_two_such_writes(tmp_path: Path) -> None:
-    """The rest of their shared memory is filled by copies, barriers and whole warps."""
+def test_all_warps_meet_between_these_accesses(tmp_path: Path) -> None:
     config = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
     (program,) = lower_passes(load("causal"), 128, 128, within=True, transposed=False)
     kernel = compile_for(
@@ -63,9 +62,16 @@ def test_kernels_have_one_such_read_and_two_such_writes(tmp_path: Path) -> None:
         folder=tmp_path,
     )
     code = disassemble(kernel.stages["cubin"], tmp_path)
-    instructions = [line.partition("*/")[2].strip(" ;") for line in code.splitlines()]
-    read = [each for each in instructions if each.startswith("LDS.U8")]
-    written = [each for each in instructions if each.startswith("STS.64")]
-    assert len(read) == 1
-    assert len(written) == 2
-    assert is_dispatch(read, written)
+    found = [line.partition("*/")[2].strip(" ;") for line in code.splitlines() if "*/" in line]
+    reads = [place for place, each in enumerate(found) if each.startswith("LDS.U8")]
+    writes = [place for place, each in enumerate(found) if each.startswith("STS.64")]
+    assert is_dispatch([found[place] for place in reads], [found[place] for place in writes])
+    (read,), (before, after) = reads, writes
+
+    def meets(first: int, last: int) -> int:
+        """How often all warps of the program meet between two instructions."""
+        return sum(each == "BAR.SYNC.DEFER_BLOCKING 0x1" for each in found[first:last])
+
+    assert meets(read - 4, read) == 1
+    assert meets(before + 1, before + 2) == meets(after + 1, after + 2) == 1
+    assert meets(before, after) == 3  # told what to do, all have heard it, all are done
