@@ -89,7 +89,7 @@ def configs_of(case: Case, problem: Problem, target: str) -> list[KernelConfig]:
         parts = passes(case.name, config.block_q, config.block_k)
         if config.emitter == "gluon" and any(reason_against(p, problem) for p in parts):
             continue
-        if config.walks and walking_reason(parts[0], alone=len(parts) == 1):
+        if config.walks and walking_reason(parts[0], problem, alone=len(parts) == 1):
             continue
         if candidate not in found:
             found.append(candidate)

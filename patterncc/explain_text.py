@@ -179,6 +179,12 @@ def _call(explanation: Explanation) -> Iterator[str]:
     if explanation.gradients is not None:
         how = "kernels of their own" if explanation.gradients.program is None else "one pass"
         yield f"  grads   in {how} on {HOPPER}: {explanation.gradients.reason}"
+    yield from _repairs(explanation)
+
+
+def _repairs(explanation: Explanation) -> Iterator[str]:
+    if explanation.problem.isolates:
+        yield "  repair  on GPUs of what NaN and infinities spoil, a launch more for each kernel"
 
 
 def _overview(explanation: Explanation) -> Iterator[str]:

@@ -109,7 +109,9 @@ def _plan_forward(query: Tensor, key: Tensor, value: Tensor, options: Options) -
     call = prepare(query, key, value, options)
     values = call.score_values(options)
     tables = _narrow_all(call, call.named(options))
-    forward = pipeline.launcher(options.pattern, call.sizes, options.score or PLAIN.text)
+    forward = pipeline.launcher(
+        options.pattern, call.sizes, options.score or PLAIN.text, options.isolate
+    )
     kind = (inputs_signature(query, key, value), *_kind(call, options))
     known = _forwards_by_kind.get(kind)
     if known is not None:
@@ -160,7 +162,11 @@ def _plan_backward(tensors: BackwardTensors, options: Options) -> _Backward:
     values = call.score_values(options)
     own = _narrow_all(call, call.named(options))
     backward = pipeline.backward_launcher(
-        options.pattern, call.sizes, options.score or PLAIN.text, options.deterministic
+        options.pattern,
+        call.sizes,
+        options.score or PLAIN.text,
+        options.deterministic,
+        options.isolate,
     )
     kind = (layout_signature(tensors), *_kind(call, options))
     known = _backwards_by_kind.get(kind)

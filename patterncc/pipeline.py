@@ -266,9 +266,20 @@ class _Alternatives(Sequence["Passes"]):
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
-def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "score") -> Forward:
+def launcher(
+    structure: str,
+    sizes: tuple[tuple[str, int], ...],
+    score: str = "score",
+    isolate: bool = False,
+) -> Forward:
     """What runs a structure on GPUs, with score terms of a canonical text; kept for those used
     last.
+
+    Args:
+        structure: Canonical text.
+        sizes: What the pattern divides by, by name.
+        score: Canonical text of the score terms.
+        isolate: Must numbers that are not finite reach only rows that see them?
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -295,7 +306,7 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "s
         key_width=width,
         special=special,
         terms=terms_of(score),
-        isolates=settings().isolate,
+        isolates=isolate,
     )
 
 
@@ -305,6 +316,7 @@ def backward_launcher(
     sizes: tuple[tuple[str, int], ...],
     score: str = "score",
     deterministic: bool = True,
+    isolate: bool = False,
 ) -> Backward:
     """What runs the gradients of a structure on GPUs, with score terms of a canonical text; kept
     for those used last.
@@ -314,6 +326,7 @@ def backward_launcher(
         sizes: What the pattern divides by, by name.
         score: Canonical text of the score terms.
         deterministic: Must repeated calls give the same bits?
+        isolate: Must numbers that are not finite reach only rows and keys that see them?
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -340,9 +353,15 @@ def backward_launcher(
         folder=kernel_folder(),
         tuned=tuned,
         terms=terms_of(score),
-        isolates=settings().isolate,
+        isolates=isolate,
         deterministic=deterministic,
     )
+
+
+def isolates(asked: bool | None) -> bool:
+    """Must numbers that are not finite reach only rows and keys that see them? As it was asked
+    for, else as the environment has it."""
+    return settings().isolate if asked is None else asked
 
 
 def tuned_for(structure: str, phase: str, special: Special | None = None) -> Tuned:

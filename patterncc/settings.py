@@ -44,7 +44,7 @@ VARIABLES = (
     Variable("PATTERNCC_DEBUG", "1: the command line shows tracebacks, as with --debug", "0"),
     Variable(
         "PATTERNCC_ISOLATE",
-        "1: on GPUs, too, NaN and infinity reach only rows and keys that see them, as on the CPU",
+        "what `isolate` is if not given; 1: on GPUs NaN and infinity reach only what sees them",
         "0",
     ),
     Variable(
@@ -73,7 +73,7 @@ class Settings:
             entries of tables on GPUs.
         tuned: Whether calls take the configurations that were tuned for them.
         isolate: Whether kernels on GPUs keep numbers that are not finite from rows and keys that do
-            not see them.
+            not see them, where a pattern is compiled without saying so.
         patches: Whether tiles of kernels on GPUs may be patches of a raster.
     """
 

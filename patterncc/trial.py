@@ -159,7 +159,9 @@ def run(
         name: torch.from_numpy(table).to(device) for name, table in call.tables.items()
     }
     query, key, value = random_input(call, problem, device, batch, seed)
-    attention = Attention(call.pattern, scores.terms, deterministic=deterministic)
+    attention = Attention(
+        call.pattern, scores.terms, deterministic=deterministic, isolate=problem.isolates
+    )
     real = torch.float64 if problem.dtype == "float64" else torch.float32
     terms = {
         name: torch.from_numpy(table).to(device, real) for name, table in scores.tables.items()

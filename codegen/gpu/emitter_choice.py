@@ -170,7 +170,7 @@ def choose_emitter(
     reason = f"the least counted work in {best.block_q}x{best.block_k} tiles"
     if best == _WIDE and terms == Operations():
         passes = lower(best.block_q, best.block_k)
-        if _is_even(pattern, passes, sizes) and (
+        if _is_even(pattern, passes, problem, sizes) and (
             _counted(pattern, passes, _MANY, terms, sizes) < (1 - _LEAST_GAIN) * least
         ):
             best = replace(best, query_tiles="many")
@@ -204,10 +204,12 @@ def _counted(
     return speed.cost(pairs, REFERENCE_LENGTH * len(passes), terms)
 
 
-def _is_even(pattern: Pattern, passes: Passes, sizes: Mapping[str, int] | None) -> bool:
+def _is_even(
+    pattern: Pattern, passes: Passes, problem: Problem, sizes: Mapping[str, int] | None
+) -> bool:
     """Do the query tiles of all calls, heads and layers visit about as many key tiles? Where calls
     bring numbers or tables nobody knows."""
-    if walking_reason(passes[0], alone=len(passes) == 1) is not None:
+    if walking_reason(passes[0], problem, alone=len(passes) == 1) is not None:
         return False
     if pattern.numbers or pattern.tables or variables(pattern.body) - _POSITIONS:
         return False

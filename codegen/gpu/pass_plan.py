@@ -203,7 +203,8 @@ class PassPlanner:
         """Can a config that nobody asked for by name be had for a call?"""
         if config.emitter == "gluon" and any(reason_against(one, call.problem) for one in passes):
             return False
-        if config.walks and walking_reason(passes[0], alone=len(passes) == 1):
+        alone = len(passes) == 1
+        if config.walks and walking_reason(passes[0], call.problem, alone=alone):
             return False
         return config.load != "descriptor" or self._kind.obstacle(passes, call) is None
 

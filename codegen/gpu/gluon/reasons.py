@@ -45,6 +45,8 @@ def one_pass_reason(program: BlockProgram, problem: Problem) -> str | None:
     reason = reason_against(program, problem)
     if reason is not None:
         return reason
+    if problem.isolates:
+        return "it does not isolate numbers that are not finite"
     if not problem.terms.plain:
         return "it knows no score terms"
     if problem.head_dim != 128:
@@ -61,12 +63,7 @@ def problem_reason(problem: Problem) -> str | None:
     dims = (problem.head_dim, problem.value_head_dim)
     if dims[0] != dims[1] or dims[0] not in HEAD_DIMS:
         return f"its head dimensions are 64 or 128, both alike, not {dims[0]} and {dims[1]}"
-    reason = terms_reason(problem.terms)
-    if reason is not None:
-        return reason
-    if problem.isolates:
-        return "it does not isolate numbers that are not finite"
-    return None
+    return terms_reason(problem.terms)
 
 
 def terms_reason(terms: ScoreTerms) -> str | None:
@@ -80,13 +77,16 @@ def terms_reason(terms: ScoreTerms) -> str | None:
     return None
 
 
-def walking_reason(program: BlockProgram, *, alone: bool) -> str | None:
+def walking_reason(program: BlockProgram, problem: Problem, *, alone: bool) -> str | None:
     """Why no program of a kernel computes many query tiles of a pass, or None.
 
     Args:
         program: The pass.
+        problem: The shape class.
         alone: Is it the pattern's only one?
     """
+    if problem.isolates:
+        return "such kernels note nothing that isolates numbers which are not finite"
     if not alone:
         return "its pattern is computed in several passes"
     return None if program.tiling == DENSE else "rows or keys are visited in classes"

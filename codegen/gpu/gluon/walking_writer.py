@@ -39,7 +39,8 @@ class WalkingWriter(ForwardWriter):
 
     def _own_access(self) -> GluonAccess:
         tiling = self._program.tiling
-        reason = walking_reason(self._program, alone=not (self._resumes or self._hands_on))
+        alone = not (self._resumes or self._hands_on)
+        reason = walking_reason(self._program, self._problem, alone=alone)
         if reason is not None:
             raise ConfigError(f"query_tiles='many' is impossible: {reason}", ("one",))
         return GluonAccess(self._problem, self._config, tiling, hands_on=False, heads=HEADS)

@@ -1,0 +1,219 @@
+"""Numbers that are not finite stay with the rows that see them where Gluon writes the forward
+kernel: it notes what may be spoiled, in the emulator, and Triton's kernel repairs it, in its
+interpreter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.forward_plan import Planner
+from patterncc.codegen.gpu.forward_source import emit_forward_repair
+from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
+from patterncc.codegen.gpu.isolation_source import LET_NEXT_START, SPOILED, WAIT_FOR_LAST
+from patterncc.codegen.gpu.launch import compile_for
+from patterncc.codegen.gpu.layout import Layout
+from patterncc.codegen.ir import DENSE
+from patterncc.codegen.problem import Problem
+from patterncc.codegen.tiling import residue_tiling
+from patterncc.dsl import load
+from patterncc.dsl.errors import ConfigError
+from tests.codegen.attention import lowered
+from tests.codegen.crossing import each_with_one
+from tests.codegen.interpreter import Call, interpreter
+from tests.codegen.isolation import Isolation, Plant, Reached, isolate
+from tests.codegen.machine_code import disassemble
+from tests.codegen.machine_flow import doubtful_products, unwritten_registers
+from tests.codegen.score_calls import ScoreCall
+
+NAN, INF = math.nan, math.inf
+WIDE = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
+SMALL = KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon")
+LONG = KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon")
+BACKWARD = KernelConfig(64, 64, 4, 1)
+CONFIGS = {"128x128": WIDE, "64x64": SMALL, "64x128": LONG}
+
+DOCUMENTS = (0, 21, 21, 90, 133, 150)
+
+BORDERS = tuple(
+    Plant(name, head, row, None, number)
+    for name, head, number in (("value", 0, NAN), ("key", 1, NAN))
+    for row in (63, 64, 127, 128)
+)
+"""Keys and values at the borders of tiles."""
+
+MIXED = (
+    Plant("query", 1, 22, 3, INF),
+    Plant("key", 0, 11, 5, -INF),
+    Plant("value", 0, 41, 2, INF),
+    Plant("value", 0, 43, 2, -INF),
+    Plant("value", 1, 100, 7, NAN),
+    Plant("value", 1, 101, 63, INF),
+    Plant("grad_out", 0, 130, 2, INF),
+)
+
+PLANTS = {"borders": BORDERS, "mixed": MIXED}
+
+CALLS = {
+    "causal": Call("causal", 150, 150, heads=(2, 1)),
+    "window": Call("window(30)", 150, 150),
+    "streaming": Call("streaming(5, 70)", 150, 150),
+    "documents": Call(
+        "pattern p(doc: segments): causal and doc[q] == doc[k]",
+        150,
+        150,
+        tables={"doc": DOCUMENTS},
+    ),
+    "ragged": Call("around(8)", 77, 151, offset=10),
+    "rows without keys": Call("k > q", 150, 140, offset=0),
+    "by head": Call("if head == 0 then causal else window(9)", 140, 150),
+    "passes": Call(
+        "window(9) or dilated(7, 2)",
+        150,
+        150,
+        passes=(
+            ("window(9)", DENSE),
+            ("q - k >= 9 and dilated(7, 2)", residue_tiling(2)),
+        ),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[ProcessPoolExecutor]:
+    with interpreter() as pool:
+        yield pool
+
+
+def _stays(worker: ProcessPoolExecutor, call: Call, shape: str, *plants: Plant) -> Reached:
+    case = ScoreCall(replace(call, head_dim=64, dtype="float16", config=BACKWARD))
+    isolation = Isolation(case, plants, emulated=CONFIGS[shape])
+    found: Reached = worker.submit(isolate, isolation).result()
+    assert not found.complaints, found
+    return found
+
+
+@pytest.mark.parametrize("planted", PLANTS)
+@pytest.mark.parametrize(("name", "shape"), each_with_one(CALLS, [*CONFIGS]))
+def test_it_reaches_what_sees_it(
+    worker: ProcessPoolExecutor, name: str, shape: str, planted: str
+) -> None:
+    found = _stays(worker, CALLS[name], shape, *PLANTS[planted])
+    assert found.wild and found.tame
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+def test_nobody_sees_it(worker: ProcessPoolExecutor, shape: str) -> None:
+    """A static cache: of 150 keys the first 100 are there; garbage lies in the others."""
+    call = Call("causal", 30, 150, offset=70)
+    plants = [
+        Plant(name, 0, row, None, number)
+        for name, number in (("key", INF), ("value", NAN))
+        for row in range(100, 150)
+    ]
+    found = _stays(worker, call, shape, *plants)
+    assert not found.wild
+
+
+def _plan(config: KernelConfig, text: str, *, isolates: bool = True) -> list[str]:
+    problem = Problem("bfloat16", 64, 64, isolates=isolates)
+    layouts = [
+        Layout(name, 0, (1, 2, 300, 64), (38400, 19200, 64, 1), 2)
+        for name in ("query", "key", "value", "out")
+    ]
+    launches = Planner(lowered(load(text)), config).plan(
+        problem, "cuda:90", layouts, {"q_offset": 0}, 0.125
+    )
+    assert [SPOILED in one.source.parameters for one in launches] == [len(launches) == 2] * len(
+        launches
+    )
+    for one in launches[:-1]:
+        warpgroups = config.block_q // 64
+        tiles = -(-300 // config.block_q)
+        assert [(b.name, b.shape) for b in one.buffers] == [("spoiled", (2 * tiles * warpgroups,))]
+    return [one.source.name for one in launches]
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+def test_what_is_launched(shape: str) -> None:
+    """Each warpgroup notes; a kernel repairs where a tile may have hidden pairs, and only then."""
+    config = CONFIGS[shape]
+    assert _plan(config, "causal") == ["forward", "repair_forward"]
+    assert _plan(config, "causal", isolates=False) == ["forward"]
+    if config == WIDE:
+        with pytest.raises(ConfigError, match="note nothing"):
+            _plan(replace(config, query_tiles="many"), "causal")
+
+
+def test_it_would_tell(worker: ProcessPoolExecutor) -> None:
+    """Without the repair what is hidden reaches the tile."""
+    found: Reached = worker.submit(_without_repair).result()
+    assert found.complaints
+
+
+def _without_repair() -> Reached:
+    from unittest.mock import patch
+
+    case = ScoreCall(replace(CALLS["causal"], head_dim=64, dtype="float16", config=BACKWARD))
+    with patch("patterncc.codegen.gpu.query_tile_plan.may_spoil", return_value=False):
+        return isolate(Isolation(case, BORDERS, emulated=SMALL))
+
+
+# ------------------------------------------------------------------------------------ compiled
+
+COMPILED = {
+    "causal, 128x128": ("causal", WIDE, 128),
+    "documents, 128x128": ("pattern p(doc: segments): causal and doc[q] == doc[k]", WIDE, 128),
+    "window, 64x64": ("window(1024)", SMALL, 128),
+    "passes, 64x64": ("window(512) or dilated(512, 8)", SMALL, 128),
+    "streaming, 64x128": ("streaming(64, 4096)", LONG, 64),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_machine_code(name: str, tmp_path: Path) -> None:
+    """Of both kernels: products that say where their operands lie, registers that were written.
+    Noting spills nothing more than a few numbers where warpgroups fill their registers."""
+    text, config, width = COMPILED[name]
+    passes = lower_passes(load(text), config.block_q, config.block_k, within=True)
+    problem = Problem("bfloat16", width, width, isolates=True)
+    for number, program in enumerate(passes):
+        between = {"resumes": number > 0, "hands_on": number < len(passes) - 1}
+        note = emit_gluon_forward(program, problem, config, **between)
+        note = note.beginning_with(LET_NEXT_START)
+        repair = emit_forward_repair(program, problem, config, **between)
+        repair = repair.beginning_with(WAIT_FOR_LAST, starts_early=True)
+        kernel = compile_for(note, "cuda:90", folder=tmp_path)
+        code = disassemble(kernel.stages["cubin"], tmp_path)
+        assert doubtful_products(code) == [] and unwritten_registers(code) == []
+        assert "PREEXIT" in code
+        assert kernel.spilled <= (24 if config is WIDE else 0)
+        kernel = compile_for(repair, "cuda:90", folder=tmp_path)
+        code = disassemble(kernel.stages["cubin"], tmp_path)
+        assert doubtful_products(code) == [] and unwritten_registers(code) == []
+        # The wait for the kernel before comes before all that is loaded from memory.
+        assert "ACQBULK" in code and "LDG" not in code.partition("ACQBULK")[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "early"), [("cuda:80", False), ("cuda:90", True), ("hip:gfx942", False)]
+)
+def test_the_repair_starts_early_where_it_can(target: str, early: bool) -> None:
+    problem = Problem("bfloat16", 64, 64, isolates=True)
+    layouts = [
+        Layout(name, 0, (1, 2, 300, 64), (38400, 19200, 64, 1), 2)
+        for name in ("query", "key", "value", "out")
+    ]
+    first, repair = Planner(lowered(load("causal"))).plan(
+        problem, target, layouts, {"q_offset": 0}, 0.125
+    )
+    assert (not first.source.starts_early) and repair.source.starts_early is early
+    assert ("launch_dependents" in first.source.text) is early
+    assert ("griddepcontrol.wait" in repair.source.text) is early
