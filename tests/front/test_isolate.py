@@ -20,8 +20,12 @@ from torch import Tensor
 import patterncc
 from patterncc import eager, gpu_calls, pipeline
 from patterncc.cli import main
+from patterncc.codegen.gpu.gluon.reasons import HOPPER
+from patterncc.codegen.problem import DType, Problem
+from patterncc.operators import attn_fwd
 from patterncc.prepared import Options
 from patterncc.settings import Settings, settings
+from tests.gpu.test_isolation_gpu import CASES, GLUON
 
 TEXT = "causal and q - k < 9"
 
@@ -150,7 +154,7 @@ def test_operators_pass_opcheck() -> None:
 def test_launchers_are_told(isolate: bool) -> None:
     """On GPUs; here up to what plans the call."""
     query, key, value = (tensor.detach() for tensor in _tensors())
-    out, lse = torch.ops.patterncc.attn_fwd.default(query, key, value, TEXT, [])
+    out, lse = attn_fwd(query, key, value, TEXT, [])
     options: tuple[Any, ...] = (TEXT, [], [], None, None, 0, None, None, [], True, isolate)
 
     class Asked(Exception):
@@ -187,6 +191,18 @@ def test_on_a_cpu_it_always_holds(isolate: bool) -> None:
     key[:, :, 20:], value[:, :, 20:] = math.inf, math.nan
     found = attend(query[:, :, :10], key, value, q_offset=10)
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", GLUON)
+def test_gluon_writes_what_runs_on_gpus(name: str) -> None:
+    """The cases of tests/gpu have all shapes of its tiles."""
+    text, options = CASES[name]
+    dtype: DType = "float16" if options["dtype"] == torch.float16 else "bfloat16"
+    width = options["head_dim"]
+    problem = Problem(dtype, width, width, 2, isolates=True)
+    structure = patterncc.compile(text).pattern.structure
+    config = pipeline.emitter_choice(structure, problem, HOPPER, ()).config
+    assert config is not None and (config.block_q, config.block_k) == GLUON[name]
 
 
 # ------------------------------------------------------------------------------------ commands

@@ -28,8 +28,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "uneven": ("window(70)", {"dtype": torch.float16, "head_dim": 80, "value_head_dim": 72}),
     "float32": ("window(70)", {"dtype": torch.float32, "head_dim": 32}),
     "packed": (PACKED, {"dtype": torch.bfloat16, "head_dim": 64}),
+    "window of narrow tiles": ("window(200)", {"dtype": torch.bfloat16, "head_dim": 128}),
+    "wide passes": (
+        "window(40) or dilated(16, 4)",
+        {"dtype": torch.bfloat16, "head_dim": 128},
+    ),
+    "packed, wide": (PACKED, {"dtype": torch.bfloat16, "head_dim": 128}),
+    "causal, half as wide": ("causal", {"dtype": torch.float16, "head_dim": 64}),
     "few rows": ("causal", {"dtype": torch.bfloat16, "head_dim": 64, "q_len": 330}),
 }
+GLUON = {
+    "causal": (128, 128),
+    "window of narrow tiles": (64, 64),
+    "packed, wide": (64, 64),
+    "causal, half as wide": (64, 128),
+}
+"""The tiles of those cases whose forward kernels Gluon writes where it can."""
+
 NAMES = ("query", "key", "value", "grad_out")
 
 Results = tuple[Tensor, ...]
