@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -20,3 +21,10 @@ def disassemble(cubin: str | bytes, folder: Path) -> str:
     path.write_bytes(cubin)
     command = [knobs.nvidia.nvdisasm.path, "-c", str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def instruction_at(text: str, address: int) -> str:
+    """The instruction at an address of a kernel."""
+    found = re.search(rf"/\*{address:04x}\*/\s+(.*?)\s*;", text)
+    assert found is not None
+    return found[1]
