@@ -1,5 +1,9 @@
 """Derivatives of the operators: what autograd keeps of a call, and which operator runs backward.
 
+They are Functions of one level, as torch makes them of a `Function` for each level of torch.func:
+dispatch comes to every level by itself, where `Function.apply` would begin with the topmost again,
+and take 20 us for names and defaults.
+
 A first derivative runs `attn_bwd` from the inputs and results of the forward call; nothing else is
 kept. A second one runs `attn_bwd_bwd`, where that has an executor. There is no third.
 """
@@ -11,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from patterncc import eager, gpu_calls
 from patterncc.dsl.errors import UnsupportedError
@@ -28,7 +33,7 @@ transforming: Callable[[], bool] = _torch._C._are_functorch_transforms_active
 _beneath_autograd: Any = _torch._C._AutoDispatchBelowAutograd
 
 
-class PatternAttention(Function):
+class PatternAttention(_SingleLevelFunction):
     """Attention; its results `out` and `lse` both have a gradient.
 
     Its inputs are query, key, value, each table, for a Function sees no tensor in a list, and the
@@ -61,7 +66,7 @@ class PatternAttention(Function):
         return (*(next(grads) if need else None for need in needs), None)
 
 
-class PatternAttentionGrad(Function):
+class PatternAttentionGrad(_SingleLevelFunction):
     """The gradients of attention that are asked for.
 
     Those of its own arguments `out` and `lse` are part of those of query, key and value, of which
@@ -96,7 +101,7 @@ class PatternAttentionGrad(Function):
         return (*found, None, None, *(None for _ in tables), None)
 
 
-class PatternAttentionGradGrad(Function):
+class PatternAttentionGradGrad(_SingleLevelFunction):
     """The second derivatives of attention, where derivatives end."""
 
     @staticmethod
@@ -170,8 +175,7 @@ def _derive(
         tensors: How many of its first arguments are tensors, or None.
         results: The operator's results of the Function's, where those are others.
     """
-    # What Function.apply comes to beneath a transform, without 20 us for names and defaults.
-    apply: Callable[..., Any] = super(Function, function).apply
+    apply: Callable[..., Any] = function.apply
 
     def record(arguments: tuple[Any, ...]) -> Any:
         found = apply(*_split(arguments, tensors))
