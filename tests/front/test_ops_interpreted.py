@@ -1,6 +1,5 @@
 """What the operators run on GPUs, in Triton's interpreter: from their arguments to kernels."""
 
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 import patterncc
 from patterncc import gpu_calls, pipeline
 from patterncc.settings import settings
-from tests.codegen.interpreter import interpreter
 from tests.front.inputs import assert_right, assert_right_gradients, expected, expected_gradients
 from tests.front.inputs import tensors as draw
 
@@ -31,18 +29,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ProcessPoolExecutor]:
-    with interpreter() as worker:
-        yield worker
-
-
 def work(text: str, tables: dict[str, Any], with_lse: bool) -> None:
     """A forward and a backward by the kernels of GPUs, compared with the oracle."""
     wanted = replace(settings(), patches=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "settings", lambda: wanted)
-        _work(text, tables, with_lse)
+        try:
+            _work(text, tables, with_lse)
+        finally:
+            pipeline.forget_plans()  # they were made for patches
 
 
 def _work(text: str, tables: dict[str, Any], with_lse: bool) -> None:
@@ -72,8 +67,8 @@ def _work(text: str, tables: dict[str, Any], with_lse: bool) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("with_lse", [True, False])
-def test_gradients(case: str, with_lse: bool, pool: ProcessPoolExecutor) -> None:
-    pool.submit(work, *CASES[case], with_lse).result()
+def test_gradients(case: str, with_lse: bool, worker: ProcessPoolExecutor) -> None:
+    worker.submit(work, *CASES[case], with_lse).result()
 
 
 def test_nothing_to_do_needs_no_kernel() -> None:
