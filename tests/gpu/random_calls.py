@@ -45,6 +45,7 @@ from torch import Tensor
 import patterncc
 from patterncc import cpu_calls, gpu_calls, pipeline
 from patterncc.codegen.choice import tiling_names
+from patterncc.codegen.gpu.config import visits_patches
 from patterncc.codegen.gpu.launch import interpreting
 from patterncc.codegen.score.reference import dense_attention
 from patterncc.dsl.errors import UnsupportedError
@@ -241,7 +242,7 @@ def _forward_name(attn: patterncc.Attention, drawn: DrawnPattern, call: DrawnCal
     known = {"heads": drawn.heads, "kv_heads": drawn.kv_heads, "layers": drawn.layers}
     sizes = tuple((name, known[name]) for name in pipeline.resolve(attn.pattern.structure).sizes)
     within = 0 <= call.q_offset <= call.kv_len - call.q_len
-    patches = pipeline.takes_patches(attn.terms)
+    patches = pipeline.takes_patches(attn.terms) and visits_patches(config.emitter)
     passes = pipeline.passes(
         attn.pattern.structure,
         config.block_q,
