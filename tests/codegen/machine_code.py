@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -20,3 +21,20 @@ def disassemble(cubin: str | bytes, folder: Path) -> str:
     path.write_bytes(cubin)
     command = [knobs.nvidia.nvdisasm.path, "-c", str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def loop_bodies(code: str) -> list[str]:
+    """The lines of each loop: from a label to a branch back to it.
+
+    Args:
+        code: What `disassemble` gives.
+    """
+    lines = code.splitlines()
+    labels = {line.strip()[:-1]: number for number, line in enumerate(lines) if line.endswith(":")}
+    bodies = []
+    for number, line in enumerate(lines):
+        branch = re.search(r"\bBRA\b.*?(\.L_x_\d+)", line)
+        start = labels.get(branch[1], number) if branch else number
+        if start < number:
+            bodies.append("\n".join(lines[start : number + 1]))
+    return bodies
