@@ -90,7 +90,7 @@ def space_for(job: Job, phase: Phase, device: Device) -> SearchSpace:
         default = default_of(job, phase, device)
         if not descriptors_possible(job):
             fixed["load"] = "pointer"
-        passes = job.passes(default.block_q, default.block_k)
+        passes = job.passes(default.block_q, default.block_k)  # in tiles that all emitters visit
         if not any(map(reads_head, passes)):
             fixed["neighbours"] = default.neighbours
         if any(reason_against(program, job.problem) for program in passes):

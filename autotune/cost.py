@@ -29,7 +29,7 @@ from patterncc.autotune.space import (
     programs_by_registers,
 )
 from patterncc.autotune.tile_facts import PassFacts, tile_facts
-from patterncc.codegen.gpu.config import KernelConfig, shared_limit
+from patterncc.codegen.gpu.config import KernelConfig, shared_limit, visits_patches
 from patterncc.codegen.gpu.gluon.warps import warps_of
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
@@ -206,15 +206,19 @@ class CostModel:
         self.phase = phase
         self._target = target
         self.constants = constants
-        self._facts: dict[tuple[int, int], tuple[PassFacts, ...]] = {}
+        self._facts: dict[tuple[int, int, bool], tuple[PassFacts, ...]] = {}
 
-    def facts(self, block_q: int, block_k: int) -> tuple[PassFacts, ...]:
-        """What the call does in tiles of a shape; kept."""
-        shape = (block_q, block_k)
-        if shape not in self._facts:
-            gather = not isinstance(self.constants, CpuConstants)
-            self._facts[shape] = tile_facts(self._job, *shape, self.phase, gather=gather)
-        return self._facts[shape]
+    def facts(self, config: KernelConfig) -> tuple[PassFacts, ...]:
+        """What the call does in a config's tiles; kept for each kind and shape of tiles."""
+        on_gpu = not isinstance(self.constants, CpuConstants)
+        patches = on_gpu and visits_patches(config.emitter)
+        tiles = (config.block_q, config.block_k, patches)
+        if tiles not in self._facts:
+            shape = (config.block_q, config.block_k)
+            self._facts[tiles] = tile_facts(
+                self._job, *shape, self.phase, gather=on_gpu, patches=patches
+            )
+        return self._facts[tiles]
 
     def predict(self, config: KernelConfig, resources: Resources | None = None) -> Prediction:
         """The time of a config.
@@ -226,7 +230,7 @@ class CostModel:
         Raises:
             UnsupportedError: The pattern has a term that has no lowering.
         """
-        facts = self.facts(config.block_q, config.block_k)
+        facts = self.facts(config)
         problem, constants = self._job.problem, self.constants
         if isinstance(constants, CpuConstants):
             return predict_cpu(facts, config, problem, constants)

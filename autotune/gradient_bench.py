@@ -82,7 +82,7 @@ def _forward(
     Raises:
         TuningError: They are not.
     """
-    forward = Forward(lambda block_q, block_k: (job.passes(block_q, block_k),), folder=folder)
+    forward = Forward(job.alternatives, folder=folder)
     query, key, value = (tensors[name] for name in ("query", "key", "value"))
 
     def attend(*, checked: bool = False) -> tuple[Tensor, ...]:

@@ -16,6 +16,7 @@ from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.lower import with_transposed
+from patterncc.codegen.patch_choice import with_numbers_of_call
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
 from patterncc.dsl.mask import variables
@@ -59,8 +60,8 @@ class Job:
 
     @cached_property
     def pattern(self) -> Pattern:
-        """The pattern, read back from its text."""
-        return load(self.structure)
+        """The pattern, read back from its text, as its tiles are counted."""
+        return with_numbers_of_call(load(self.structure), self.sizes, self.numbers)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -126,7 +127,13 @@ class Job:
         return bool(_BY_HEAD & variables(self.pattern.body))
 
     def passes(
-        self, block_q: int, block_k: int, *, transposed: bool = False, gather: bool = False
+        self,
+        block_q: int,
+        block_k: int,
+        *,
+        transposed: bool = False,
+        gather: bool = False,
+        patches: bool = False,
     ) -> Passes:
         """The pattern lowered for a tile shape; kept for those used last.
 
@@ -136,13 +143,28 @@ class Job:
                 key and value loop in.
             gather: Whether their key tiles may be gathered, as those of the forward kernels on GPUs
                 are.
+            patches: Whether tiles may be patches of a raster, where those of the job may: they are
+                visited by Triton's kernels alone.
 
         Raises:
             UnsupportedError: For a term that has no lowering.
         """
         sizes = tuple(sorted(self.sizes.items()))
-        rest = (sizes, self.within, transposed, gather, self.patches)
-        return _lowered(self.structure, block_q, block_k, *rest)
+        rest = (sizes, self.within, transposed, gather, self.patches and patches)
+        text = self.pattern.text if self.patches else self.structure
+        return _lowered(text, block_q, block_k, *rest)
+
+    def alternatives(
+        self, block_q: int, block_k: int, *, transposed: bool = False, gather: bool = False
+    ) -> tuple[Passes, ...]:
+        """What kernels on GPUs choose from: the pattern in patches of a raster, if that is chosen,
+        and in consecutive tiles, which all of them visit. Arguments and errors as in `passes`.
+        """
+        directions = {"transposed": transposed, "gather": gather}
+        first = self.passes(block_q, block_k, **directions, patches=True)
+        if all(program.patches is None for program in first):
+            return (first,)
+        return first, self.passes(block_q, block_k, **directions)
 
     @cached_property
     def density(self) -> float:
@@ -159,7 +181,7 @@ class Job:
 
 @functools.lru_cache(maxsize=_PROGRAMS_KEPT)
 def _lowered(
-    structure: str,
+    text: str,
     block_q: int,
     block_k: int,
     sizes: tuple[tuple[str, int], ...],
@@ -169,10 +191,10 @@ def _lowered(
     patches: bool,
 ) -> Passes:
     if transposed:
-        forward = _lowered(structure, block_q, block_k, sizes, within, False, False, patches)
+        forward = _lowered(text, block_q, block_k, sizes, within, False, False, patches)
         return tuple(with_transposed(program) for program in forward)
     return lower_passes(
-        load(structure),
+        load(text),
         block_q,
         block_k,
         sizes=dict(sizes),

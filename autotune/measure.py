@@ -68,7 +68,7 @@ def _forward_gpu(
     job: Job, tensors: Mapping[str, Tensor], config: KernelConfig, folder: Path | None
 ) -> Run:
     forward = Forward(
-        lambda block_q, block_k: (job.passes(block_q, block_k, gather=True),),
+        lambda block_q, block_k: job.alternatives(block_q, block_k, gather=True),
         config=config,
         folder=folder,
     )

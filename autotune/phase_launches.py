@@ -9,7 +9,7 @@ from patterncc.autotune.job import Job
 from patterncc.autotune.space import FORWARD, GRAD_KEY_VALUE, GRAD_QUERY, Phase
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
-from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.config import Emitter, KernelConfig, visits_patches
 from patterncc.codegen.gpu.emitter_choice import choose_emitter
 from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.launches import Call, Launch
@@ -48,7 +48,7 @@ def planned(
     if phase == FORWARD:
         layouts = [_layout(job, name) for name in ("query", "key", "value", "out")]
         forward = Planner(
-            lambda block_q, block_k: (job.passes(block_q, block_k, gather=True),),
+            lambda block_q, block_k: job.alternatives(block_q, block_k, gather=True),
             config,
             key_width=lambda block_q, block_k: _key_width(job, block_q, block_k),
             special=lambda call: _special(job, call),
@@ -64,12 +64,12 @@ def planned(
         )
     layouts = [_layout(job, name) for name in ("grad_out", "query", "key", "value", "out")]
     gradients = BackwardPlanner(
-        lambda block_q, block_k: (job.passes(block_q, block_k, transposed=True),),
+        lambda block_q, block_k: job.alternatives(block_q, block_k, transposed=True),
         BackwardConfig(
             grad_query=config if phase == GRAD_QUERY else None,
             grad_key_value=config if phase == GRAD_KEY_VALUE else None,
         ),
-        lower_rows=lambda block_q, block_k: (job.passes(block_q, block_k, gather=True),),
+        lower_rows=lambda block_q, block_k: job.alternatives(block_q, block_k, gather=True),
     )
     return gradients.plan(
         job.problem,
@@ -95,13 +95,16 @@ def untuned_config(job: Job, phase: Phase, target: str, multiprocessors: int = 1
 
 def _key_width(job: Job, block_q: int, block_k: int) -> int:
     def lowered(width: int) -> Passes:
-        return job.passes(block_q, width, gather=True)
+        return job.passes(block_q, width, gather=True, patches=True)
 
     return key_width(job.pattern, lowered, block_k, job.sizes)
 
 
 def _special(job: Job, call: Call) -> KernelConfig | None:
-    choice = choose_emitter(job.pattern, call.problem, call.target, job.passes, job.sizes)
+    def lowered(block_q: int, block_k: int, emitter: Emitter) -> Passes:
+        return job.passes(block_q, block_k, patches=visits_patches(emitter))
+
+    choice = choose_emitter(job.pattern, call.problem, call.target, lowered, job.sizes)
     return choice.for_rows(call.q_len).config
 
 

@@ -62,7 +62,13 @@ class PassFacts:
 
 
 def tile_facts(
-    job: Job, block_q: int, block_k: int, phase: Phase = FORWARD, *, gather: bool = False
+    job: Job,
+    block_q: int,
+    block_k: int,
+    phase: Phase = FORWARD,
+    *,
+    gather: bool = False,
+    patches: bool = False,
 ) -> tuple[PassFacts, ...]:
     """The passes of a call in tiles of one shape.
 
@@ -71,14 +77,15 @@ def tile_facts(
         block_q, block_k: The tile shape.
         phase: What is computed.
         gather: Key tiles may be gathered, but those of the gradients of key and value.
+        patches: Tiles may be patches of a raster, as in `Job.passes`.
 
     Raises:
         UnsupportedError: The pattern has a term that has no lowering.
     """
     if phase == GRAD_KEY_VALUE:
-        passes = job.passes(block_q, block_k, transposed=True)
+        passes = job.passes(block_q, block_k, transposed=True, patches=patches)
         return tuple(_key_tile_facts(job, program) for program in passes)
-    passes = job.passes(block_q, block_k, gather=gather)
+    passes = job.passes(block_q, block_k, gather=gather, patches=patches)
     return tuple(_facts(job, program) for program in passes)
 
 

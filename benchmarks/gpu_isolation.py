@@ -2,10 +2,12 @@
 
     python benchmarks/gpu_isolation.py --out results
 
-Times forward and backward of calls whose numbers are all finite, by Triton's kernels with and
-without `PATTERNCC_ISOLATE`, turn by turn on the same GPU: each of both has a process for each
-pattern, so that all compile at once. Then, isolating, calls with numbers that are not finite.
-`results/gpu_isolation.json` keeps everything; times are medians of GPU milliseconds.
+Times forward and backward of calls whose numbers are all finite, by the kernels that are chosen and
+by Triton's, with and without `isolate`, turn by turn on the same GPU; isolating with repairs that
+always start early, and with such as start when the kernel before them has ended. Each has a process
+of its own, so that all compile at once. Before that each isolating process plants numbers that are
+not finite and looks at what they reach. `results/gpu_isolation.json` keeps everything; times are
+medians of GPU milliseconds.
 """
 
 from __future__ import annotations
@@ -13,24 +15,50 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import statistics
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton  # noqa: F401  (imported once, before the processes part)
 
-PATTERNS = {
-    "causal": "causal",
-    "window 1024": "window(1024)",
-    "streaming": "streaming(64, 4096)",
-    "dilated": "dilated(512, 8)",
+HEADS, LENGTH, SMALL, ODD = 16, 16384, 256, 701
+
+
+class Case(NamedTuple):
+    """Calls to time.
+
+    Attributes:
+        text: Of the pattern.
+        width: Head dimension.
+        emitter: What writes the forward kernels.
+        documents: Whether it takes documents, as `doc`.
+    """
+
+    text: str
+    width: int
+    emitter: str
+    documents: bool = False
+
+
+CASES = {
+    "causal, Gluon 128x128": Case("causal", 128, "gluon"),
+    "causal, Triton": Case("causal", 128, "triton"),
+    "window 1024, Gluon": Case("window(1024)", 128, "gluon"),
+    "window 1024, Triton": Case("window(1024)", 128, "triton"),
+    "causal, D64, Gluon 64x128": Case("causal", 64, "gluon"),
 }
-HEADS, LENGTH, WIDTH = 16, 16384, 128
-SMALL = 256
+LOOKED_AT = {
+    "passes, Gluon": Case("window(512) or dilated(512, 8)", 128, "gluon"),
+    "documents, Gluon": Case(
+        "pattern p(doc: segments): causal and doc[q] == doc[k]", 128, "gluon", documents=True
+    ),
+}
+"""Cases that are not timed: only what is spread is looked at."""
+
+LABELS = ("usual", "isolating", "isolating, in turn")
 
 
 def milliseconds(run: Any, turns: int) -> float:
@@ -55,24 +83,93 @@ def microseconds_of_host(run: Any, turns: int = 300) -> float:
     begin = time.perf_counter()
     for _ in range(turns):
         run()
+    took = time.perf_counter() - begin
     torch.cuda.synchronize()
-    return (time.perf_counter() - begin) / turns * 1e6
+    return took / turns * 1e6
 
 
-def worker(isolates: bool, text: str, pipe: Connection) -> None:
+def spread(attn: Any, case: Case) -> list[str]:
+    """What numbers that are not finite reach that they must not, in a call of ragged lengths."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, 2, ODD, case.width, device="cuda").bfloat16() for _ in range(4)]
+
+    given = {}
+    if case.documents:
+        given["doc"] = torch.tensor([0, 63, 250, 250, 400, ODD], dtype=torch.int32)
+    mask = attn.mask(ODD, **given).cuda()
+    given = {name: table.cuda() for name, table in given.items()}
+
+    def results(parts: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        if case.emitter == "gluon":  # its backward is Triton's
+            with torch.no_grad():
+                return (attn(*parts[:3], **given),)
+        leaves = [part.detach().requires_grad_() for part in parts[:3]]
+        out = attn(*leaves, **given)
+        return (out.detach(), *torch.autograd.grad(out, leaves, parts[3]))
+
+    clean = results(tensors)
+    found = []
+    for place in (63, 64, 127, 128, 300, ODD - 1):
+        for which, number, column in ((2, "nan", None), (1, "inf", None), (2, "-inf", 3)):
+            wild = [part.clone() for part in tensors]
+            wild[which][0, 1, place, slice(None) if column is None else column] = float(number)
+            rows = mask[:, place]
+            keys = (mask & rows[:, None]).any(0)
+            for name, one, other, touched in zip(
+                ("out", "query", "key", "value"),
+                results(wild),
+                clean,
+                (rows, rows, keys, keys),
+                strict=False,
+            ):
+                others = torch.ones(2, ODD, dtype=torch.bool, device="cuda")
+                others[1] = ~touched
+                if not torch.equal(one[0][others], other[0][others]):
+                    worst = (one[0][others] - other[0][others]).abs().max()
+                    found.append(f"{name}: differs by {float(worst)} for {which} {number} {place}")
+                if (
+                    name == "out"
+                    and column is None
+                    and bool(one[0, 1][rows].isfinite().all(1).any())
+                ):
+                    found.append(f"{name}: finite where {which} {number} {place} is seen")
+    query, key, value, _ = tensors
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        out = attn(query, key, value, **given)
+    value[0, 1, 300] = float("nan")
+    graph.replay()
+    others = torch.ones(2, ODD, dtype=torch.bool, device="cuda")
+    others[1] = ~mask[:, 300]
+    if not torch.equal(out[0][others], clean[0][0][others]):
+        found.append("a graph does not repair")
+    return found
+
+
+def worker(label: str, case: Case, pipe: Connection) -> None:
     """Times one pattern, as it is told to."""
-    os.environ["PATTERNCC_ISOLATE"] = "1" if isolates else "0"
     import patterncc
     from patterncc import pipeline
+    from patterncc.codegen.gpu import repair_plan
     from patterncc.codegen.gpu.emitter_choice import EmitterChoice
 
-    # Kernels of Gluon do not isolate: neither process takes them.
-    pipeline.emitter_choice = lambda *_: EmitterChoice(None, "asked for")  # type: ignore
-    attn = patterncc.compile(text)
+    if case.emitter == "triton":
+        pipeline.emitter_choice = lambda *_: EmitterChoice(None, "asked for")  # type: ignore
+    repair_plan._LONG = 0
+    if label == "isolating, in turn":
+        repair_plan._overlaps = lambda _: False
+    isolates = label != "usual"
+    attn = patterncc.compile(case.text, isolate=isolates)
+    begin = time.perf_counter()
+    complaints = spread(attn, case) if isolates else []
+    print(f"{label:20} {case.text} {case.emitter} {time.perf_counter() - begin:.1f} s", flush=True)
+    if case in LOOKED_AT.values():
+        pipe.send(complaints)
+        return
     inputs: dict[int, tuple[torch.Tensor, ...]] = {}
     for length in (SMALL, LENGTH):
         torch.manual_seed(0)
-        parts = torch.randn(4, 1, HEADS, length, WIDTH, device="cuda").bfloat16()
+        parts = torch.randn(4, 1, HEADS, length, case.width, device="cuda").bfloat16()
         inputs[length] = tuple(part.clone() for part in parts)
 
     def forward(length: int) -> Any:
@@ -92,79 +189,68 @@ def worker(isolates: bool, text: str, pipe: Connection) -> None:
 
     for length in inputs:
         forward(length)()
-        backward(length)()
+        if case.emitter == "triton":
+            backward(length)()
     torch.cuda.synchronize()
-    pipe.send("ready")
-    while (order := pipe.recv()) != "stop":
-        found: dict[str, float] = {}
-        if order == "time":
-            found["forward"] = milliseconds(forward(LENGTH), 30)
-            found["backward"] = milliseconds(backward(LENGTH), 20)
-            found["small forward"] = milliseconds(forward(SMALL), 100)
+    pipe.send(complaints)
+    while pipe.recv() != "stop":
+        found = {
+            "forward": milliseconds(forward(LENGTH), 15),
+            "small forward": milliseconds(forward(SMALL), 100),
+            "small forward, host (us)": microseconds_of_host(forward(SMALL)),
+        }
+        if case.emitter == "triton":
+            found["backward"] = milliseconds(backward(LENGTH), 10)
             found["small backward"] = milliseconds(backward(SMALL), 50)
-            found["small forward, host (us)"] = microseconds_of_host(forward(SMALL))
-        else:
-            query, key, value, grad = (part.clone() for part in inputs[LENGTH])
-            kinds = {
-                "all NaN": [query, key, value, grad],
-                "grad_out NaN": [grad],
-                "a column of value NaN": [value[..., :1]],
-                "a row of each NaN": [part[..., 5000, :] for part in (query, key, value, grad)],
-            }
-            for name, places in kinds.items():
-                kept = inputs[LENGTH]
-                for place in places:
-                    place.fill_(float("nan"))
-                inputs[LENGTH] = (query, key, value, grad)
-                found[f"{name}: forward"] = milliseconds(forward(LENGTH), 5)
-                found[f"{name}: backward"] = milliseconds(backward(LENGTH), 5)
-                inputs[LENGTH] = kept
-                for part, right in zip((query, key, value, grad), kept, strict=True):
-                    part.copy_(right)
         pipe.send(found)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    labels = {"isolating": True, "usual": False}
+    arguments.out.mkdir(parents=True, exist_ok=True)
     # Forked: none of them imports torch again, and this process never touches the GPU.
     context = multiprocessing.get_context("fork")
     pipes = {}
-    for label, isolates in labels.items():
-        for name, text in PATTERNS.items():
+    for label in LABELS:
+        looked_at = LOOKED_AT if label == "isolating" else {}
+        for name, case in {**CASES, **looked_at}.items():
             ours, theirs = context.Pipe()
-            process = context.Process(target=worker, args=(isolates, text, theirs), daemon=True)
+            process = context.Process(target=worker, args=(label, case, theirs), daemon=True)
             process.start()
+            theirs.close()
             pipes[label, name] = ours
-    for pipe in pipes.values():
-        assert pipe.recv() == "ready"
+    complaints: dict[str, list[str]] = {}
+    for (label, name), pipe in list(pipes.items()):
+        try:
+            complaints[f"{label}: {name}"] = pipe.recv()
+        except EOFError:  # its process has said why
+            complaints[f"{label}: {name}"] = ["failed"]
+            del pipes[label, name]
     times: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for _ in range(3):
-        for name in PATTERNS:
-            for label in labels:
+    for turn in range(arguments.rounds):
+        for name in CASES:
+            for label in LABELS if turn % 2 == 0 else reversed(LABELS):
+                if (label, name) not in pipes:
+                    continue
                 pipes[label, name].send("time")
                 for what, one in pipes[label, name].recv().items():
-                    times.setdefault(name, {}).setdefault(what, {}).setdefault(label, []).append(
-                        one
-                    )
-    wild = {}
-    for name in PATTERNS:
-        pipes["isolating", name].send("wild")
-        wild[name] = pipes["isolating", name].recv()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    document = {"heads": HEADS, "length": LENGTH, "width": WIDTH, "times": times, "wild": wild}
+                    here = times.setdefault(name, {}).setdefault(what, {})
+                    here.setdefault(label, []).append(one)
+    document = {"heads": HEADS, "length": LENGTH, "times": times, "complaints": complaints}
     (arguments.out / "gpu_isolation.json").write_text(json.dumps(document, indent=1))
     for name, by_kind in times.items():
         for what, by_label in by_kind.items():
             best = {label: min(found) for label, found in by_label.items()}
-            ratio = best["isolating"] / best["usual"] - 1
-            print(f"{name:12} {what:26} {best} {ratio:+.2%}", flush=True)
-        for what, found in wild[name].items():
-            kind = what.rsplit(": ")[-1]
-            factor = found / min(by_kind[kind]["isolating"])
-            print(f"{name:12} {what:34} {found:8.3f} ms, {factor:.2f} times")
+            print(f"{name:26} {what:25}", end="")
+            for label, found in best.items():
+                more = f" ({found / best['usual'] - 1:+.1%})" if label != "usual" else ""
+                print(f" {label} {found:.4f}{more}", end="")
+            print(flush=True)
+    for where, texts in complaints.items():
+        print(where, texts[:4] if texts else "stays", len(texts))
 
 
 if __name__ == "__main__":

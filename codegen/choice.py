@@ -19,8 +19,9 @@ from patterncc.codegen.ir import DENSE, BlockProgram, Passes, Patches, Tiling
 from patterncc.codegen.listing import decides_runs, run_length
 from patterncc.codegen.lower import initial_part, specialise, with_transposed
 from patterncc.codegen.passes import run_passes
-from patterncc.codegen.patch_choice import patch_choices
+from patterncc.codegen.patch_choice import no_patches, patch_choices
 from patterncc.codegen.patches import patch_program
+from patterncc.codegen.raster import rasters
 from patterncc.codegen.schedule import tile_counts
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Predicate
@@ -34,9 +35,10 @@ REFERENCE_NUMBER = 1024  # for a run-time number without a default
 PASS_COST = 2.0  # tiles that merging a row tile of a further pass into the result is worth
 PARTIAL_COST = 1.2  # of a full tile
 GATHERED_COST = 1.9  # of a full tile of consecutive keys (docs/kernels.md, gathered keys)
-PATCH_COST = 1.15
-"""Of a tile of consecutive rows and keys. An estimate: what pointers cost beside descriptors is
-known (docs/kernels.md), what boxes of descriptors and patches with ragged rows cost is not."""
+PATCH_COST = 1.2
+"""Of a tile of consecutive rows and keys, where passing tiles are boxes that descriptors load, and
+of three axes or more, loaded by pointers (docs/kernels.md, patches)."""
+POINTER_PATCH_COST = 1.4
 LISTED_SHARE = 0.1
 """Of what a table may list, which is not known before a call: of tiles, or of the runs of keys that
 it decides one by one. Such runs are taken to lie apart, so that all tiles hold some."""
@@ -48,7 +50,7 @@ class Candidate:
     """One way to compute a pattern.
 
     Attributes:
-        parts: Its parts, in the order of the passes.
+        parts: Its parts, in the order of the passes; none of patches that there cannot be.
         initial: Their programs before all passes over the block IR, the forward direction alone;
             empty where one has no lowering.
         passes: Their programs after them.
@@ -138,10 +140,9 @@ def candidates(
 
     body = specialise(pattern.body, sizes or {})
     ways = list(decompositions(body, runs))
-    # Rows before the first key, or after the last one, would be in patches of other positions.
     in_patches: list[Candidate] = []
-    if patches and within and tiling == "auto":
-        in_patches = list(_in_patches(pattern, body, block_q, block_k, sizes, check))
+    if patches and tiling == "auto":
+        in_patches = list(_in_patches(pattern, body, block_q, block_k, sizes, within, check))
     if tiling == "dense":
         ways = ways[:1]
     elif tiling == "strided":
@@ -187,9 +188,16 @@ def _in_patches(
     block_q: int,
     block_k: int,
     sizes: Mapping[str, int] | None,
+    within: bool,
     check: bool,
 ) -> Iterator[Candidate]:
-    """The ways to compute a mask in patches, one for each raster that it may be about."""
+    """The ways to compute a mask in patches, one for each raster that it may be about; why there is
+    none of one that is about some."""
+    reason = no_patches(block_q, block_k, within=within)
+    if reason:
+        if rasters(body):
+            yield Candidate((), (), (), float("inf"), reason)
+        return
     env = {**_reference_numbers(pattern, sizes), "q_offset": 0}
     for each in patch_choices(body, block_q, block_k, env):
         tile = block_q, block_k
@@ -250,7 +258,7 @@ def counted_work(
         if program.gathered > 1:
             each *= GATHERED_COST
         if program.patches is not None:
-            each *= PATCH_COST
+            each *= PATCH_COST if len(program.patches.sizes) == 1 else POINTER_PATCH_COST
         for part in counted:
             counts = tile_counts(replace(program, listed=()), part.env)
             full += each * float(counts[0].sum())

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal, TypeAlias
 
+from patterncc.dsl.build import add, floordiv
 from patterncc.dsl.errors import InternalError
 from patterncc.dsl.mask import TRUE, Const, IntExpr, Predicate, Var
 
@@ -123,9 +124,11 @@ class Patches:
     Coordinates, lengths and the offset are the call's.
 
     Tiles that a program *holds* (of rows in the forward direction, of keys in the transposed one)
-    begin at multiples of their extents and are numbered as places are, the outermost axis first:
-    those of keys from the one with key 0, those of queries from the first of the band, of all
-    patches with the same `a_0`, that the call's first row is in. Tiles that *pass* begin wherever
+    lie on a grid and are numbered as places are, the outermost axis first: those of keys from the
+    one with key 0, those of queries from the first of the band, of all patches with the same place
+    on the grid along the outermost axis, that the call's first row is in. Grids begin at the edge
+    of the raster, or some places before it, as a mask does whose windows are cut off by the edge:
+    the first patch along such an axis is shorter. Tiles that *pass* begin wherever
     what the held one sees begins, and the number of such a tile in `Sweep` is the position of its
     first place.
 
@@ -139,6 +142,10 @@ class Patches:
         passing_keys: Extents of the tiles of keys that pass it, at most `block_k` places.
         key: Extents of a held tile of keys, at most `block_k` places.
         passing_queries: Extents of the tiles of queries that pass it, at most `block_q` places.
+        query_before: How many places the grid of held tiles of queries begins before the edge along
+            each axis, at least 0 and less than the extent, in numbers of the call; empty where it
+            begins at the edge along all.
+        key_before: The same of held tiles of keys.
     """
 
     sizes: tuple[int, ...]
@@ -146,6 +153,8 @@ class Patches:
     passing_keys: tuple[int, ...]
     key: tuple[int, ...]
     passing_queries: tuple[int, ...]
+    query_before: tuple[IntExpr, ...] = ()
+    key_before: tuple[IntExpr, ...] = ()
 
     @property
     def area(self) -> int:
@@ -165,10 +174,18 @@ class Patches:
         """Extents of passing tiles of queries or of keys."""
         return self.passing_queries if side == "q" else self.passing_keys
 
-    def counts(self, side: Literal["q", "k"]) -> tuple[int, ...]:
+    def before(self, side: Literal["q", "k"]) -> tuple[IntExpr, ...]:
+        """How many places a grid begins before the edge, of every axis."""
+        before = self.query_before if side == "q" else self.key_before
+        return before or (_ZERO,) * len(self.steps)
+
+    def counts(self, side: Literal["q", "k"]) -> tuple[IntExpr, ...]:
         """How many held patches there are along each axis but the outermost."""
-        inner = zip(self.sizes, self.held(side)[1:], strict=True)
-        return tuple(-(-size // extent) for size, extent in inner)
+        inner = zip(self.sizes, self.held(side)[1:], self.before(side)[1:], strict=True)
+        return tuple(
+            floordiv(add(Const(size + extent - 1), before), Const(extent))
+            for size, extent, before in inner
+        )
 
 
 def box(side: Literal["q", "k"], end: Literal["first", "last"], axis: int) -> Var:

@@ -17,11 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.codegen.ir import Patches, box
+from patterncc.codegen.lower import specialise
 from patterncc.codegen.monotone import Side
+from patterncc.codegen.patch_grid import grid_before
 from patterncc.codegen.patches import axis_of
 from patterncc.codegen.raster import Raster, rasters
 from patterncc.codegen.schedule import evaluate
-from patterncc.dsl.mask import Const, FloorDiv, Predicate, walk
+from patterncc.dsl.loader import load
+from patterncc.dsl.mask import Const, Cover, FloorDiv, IntExpr, Mod, Predicate, walk
+from patterncc.dsl.pattern import Pattern
 
 LEAST_FULL = 0.15  # of the visited patches: fewer are not worth a loop of their own
 LEAST_USED = 0.7  # of the elements of a tile: the rest would be computed in vain everywhere
@@ -42,11 +46,43 @@ class PatchChoice:
     fills: bool
 
 
+def is_about_a_raster(pattern: Pattern, sizes: Mapping[str, int]) -> bool:
+    """Is there a raster that a pattern may be about, so that patches are a way to compute it?
+
+    Args:
+        pattern: The pattern.
+        sizes: Sizes by which it divides.
+
+    Raises:
+        UnsupportedError: A cover in it cannot be written out.
+    """
+    if not any(isinstance(node, (FloorDiv, Mod, Cover)) for node in walk(pattern.body)):
+        return False
+    return bool(rasters(specialise(pattern.body, sizes)))
+
+
+def with_numbers_of_call(
+    pattern: Pattern, sizes: Mapping[str, int], numbers: Mapping[str, int]
+) -> Pattern:
+    """A pattern about a raster with the run-time numbers of a call as their defaults, which its
+    tiles are then counted with; others as they are.
+
+    How far a window on an image reaches decides which patches suit it, and its height is such a
+    number as well, so that no one number can stand for all of them. The kernels of all defaults are
+    the same where the same patches suit them.
+
+    Arguments and errors as of `is_about_a_raster`; `numbers` by name.
+    """
+    if not numbers or not is_about_a_raster(pattern, sizes):
+        return pattern
+    return load(pattern.structure, file=None, name=None, **numbers)
+
+
 def patch_choices(
     body: Predicate, block_q: int, block_k: int, env: Mapping[str, Any]
 ) -> Iterator[PatchChoice]:
-    """For each raster that a mask may be about the patches with the least counted work; nothing for
-    tiles that are no powers of two.
+    """For each raster that a mask may be about the patches with the least counted work, in tiles of
+    powers of two.
 
     Args:
         body: The mask.
@@ -54,9 +90,24 @@ def patch_choices(
         block_k: Keys of a key tile.
         env: The reference numbers, tables among them.
     """
-    if not any(block & (block - 1) for block in (block_q, block_k)):
-        for raster in rasters(body):
-            yield _best(raster, block_q, block_k, env)
+    for raster in rasters(body):
+        yield _best(raster, block_q, block_k, env)
+
+
+def no_patches(block_q: int, block_k: int, *, within: bool) -> str:
+    """Why tiles of a shape cannot be patches of any raster, in words; "" where they can.
+
+    Args:
+        block_q: Rows of a query tile.
+        block_k: Keys of a key tile.
+        within: Whether the rows of the calls end within the keys. Rows before the first key, or
+            after the last one, would be in patches of other positions.
+    """
+    if not within:
+        return "a raster is cut into patches for rows that end within the keys"
+    if any(block & (block - 1) for block in (block_q, block_k)):
+        return f"tiles of {block_q} x {block_k} are no patches: their sizes are no powers of two"
+    return ""
 
 
 def _best(raster: Raster, block_q: int, block_k: int, env: Mapping[str, Any]) -> PatchChoice:
@@ -68,10 +119,24 @@ def _best(raster: Raster, block_q: int, block_k: int, env: Mapping[str, Any]) ->
     forward = _least(raster, sizes, "q", (block_q, block_k), env)
     transposed = _least(raster, sizes, "k", (block_k, block_q), env)
     patches = Patches(
-        raster.sizes, forward.held, forward.passing, transposed.held, transposed.passing
+        raster.sizes,
+        forward.held,
+        forward.passing,
+        transposed.held,
+        transposed.passing,
+        _grid(raster, "q", forward.held),
+        _grid(raster, "k", transposed.held),
     )
     fills = not raster.others and forward.full >= LEAST_FULL * forward.visited
     return PatchChoice(raster, patches, fills)
+
+
+def _grid(raster: Raster, side: Side, held: Sequence[int]) -> tuple[IntExpr, ...]:
+    """How far before the edge the grid of held patches begins, as in `Patches`."""
+    before = [
+        grid_before(mask, side, extent) for mask, extent in zip(raster.axes, held, strict=True)
+    ]
+    return () if all(each == Const(0) for each in before) else tuple(before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +236,9 @@ def _counts(
     visited = np.zeros((len(extents[0]), len(extents[1])), np.int64)
     full = np.zeros_like(visited)
     for row, held in enumerate(extents[0]):
-        first = np.arange(0, size, held, dtype=np.int64)
-        last = np.minimum(first + held, size) - 1
+        before = int(evaluate(grid_before(raster.axes[number], side, held), env))
+        begin = np.arange(-before, size, held, dtype=np.int64)
+        first, last = np.maximum(begin, 0), np.minimum(begin + held, size) - 1
         ends = {box(side, "first", number).name: first, box(side, "last", number).name: last}
         scope = {**env, **ends}
         axis = axis_of(raster, number, side, held)

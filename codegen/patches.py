@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from patterncc.codegen.evaluation import evaluate
 from patterncc.codegen.ir import Q_OFFSET, BlockProgram, Kind, Patches, Repeat, Sweep, box
 from patterncc.codegen.monotone import Seen, Side, seen
 from patterncc.codegen.raster import Raster
@@ -198,23 +199,42 @@ def _filled(axis: Axis, extent: int, side: Side, count: IntExpr) -> tuple[IntExp
 # -------------------------------------------------------------------------------------- at a call
 
 
-def tile_numbers(patches: Patches, side: Side, env: Mapping[str, Any]) -> Ints:
-    """The numbers of all patches of a side, int64, with the first one's band counted from 0."""
-    low, high = _bands(patches, side, env)
-    return np.arange((high - low) * prod(patches.counts(side)), dtype=np.int64)
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """Where held patches of a side lie at a call.
+
+    Attributes:
+        before: How many places the grid begins before the edge along each axis.
+        counts: Patches along each axis but the outermost.
+        bands: Those along the outermost axis that hold rows or keys of the call, half open.
+    """
+
+    before: tuple[int, ...]
+    counts: tuple[int, ...]
+    bands: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        """How many patches there are."""
+        return (self.bands[1] - self.bands[0]) * prod(self.counts)
+
+
+def _grid(patches: Patches, side: Side, env: Mapping[str, Any]) -> _Grid:
+    before = tuple(int(evaluate(each, env)) for each in patches.before(side))
+    counts = tuple(int(evaluate(each, env)) for each in patches.counts(side))
+    start, stop = _positions(side, env)
+    extent = patches.held(side)[0]
+    bands = (0, 0)
+    if stop > start:
+        ends = (start // patches.area, (stop - 1) // patches.area)
+        first, last = ((end + before[0]) // extent for end in ends)
+        bands = first, last + 1
+    return _Grid(before, counts, bands)
 
 
 def tile_count(patches: Patches, side: Side, env: Mapping[str, Any]) -> int:
     """How many patches of a side are in a band that holds rows or keys of a call."""
-    low, high = _bands(patches, side, env)
-    return (high - low) * prod(patches.counts(side))
-
-
-def _bands(patches: Patches, side: Side, env: Mapping[str, Any]) -> tuple[int, int]:
-    """The bands of a call, half open."""
-    start, stop = _positions(side, env)
-    band = patches.area * patches.held(side)[0]
-    return (start // band, -(-stop // band)) if stop > start else (0, 0)
+    return _grid(patches, side, env).size
 
 
 def _positions(side: Side, env: Mapping[str, Any]) -> tuple[int, int]:
@@ -224,22 +244,32 @@ def _positions(side: Side, env: Mapping[str, Any]) -> tuple[int, int]:
     return offset, offset + int(env["q_len"])
 
 
+def _spans(patches: Patches, side: Side, env: Mapping[str, Any]) -> list[tuple[Ints, Ints]]:
+    """Between which coordinates each held patch of a side lies along each axis, half open, within
+    the raster; along the outermost axis, which has no end, from 0 on."""
+    grid, extents = _grid(patches, side, env), patches.held(side)
+    numbers = np.arange(grid.size, dtype=np.int64)
+    spans: list[tuple[Ints, Ints]] = []
+    for axis in range(len(extents) - 1, -1, -1):
+        along = numbers % grid.counts[axis - 1] if axis else numbers + grid.bands[0]
+        numbers = numbers // grid.counts[axis - 1] if axis else numbers
+        begin = along * extents[axis] - grid.before[axis]
+        end = begin + extents[axis]
+        if axis:
+            end = np.minimum(end, patches.sizes[axis - 1])
+        spans.append((np.maximum(begin, 0), end))
+    return spans[::-1]
+
+
 def boxes(patches: Patches, side: Side, env: Mapping[str, Any]) -> dict[str, Ints]:
     """The boxes of all patches of a side at a call, int64 arrays by the names of `ir.box`."""
-    numbers = tile_numbers(patches, side, env)
-    extents, counts = patches.held(side), patches.counts(side)
-    (start, stop), (band, _) = _positions(side, env), _bands(patches, side, env)
+    start, stop = _positions(side, env)
     found: dict[str, Ints] = {}
-    for axis in range(len(extents) - 1, -1, -1):
-        extent = extents[axis]
-        if axis:
-            first = numbers % counts[axis - 1] * extent
-            last = np.minimum(first + extent, patches.sizes[axis - 1]) - 1
-            numbers = numbers // counts[axis - 1]
-        else:
-            begin = (band + numbers) * extent
-            first = np.maximum(begin, start // patches.area)
-            last = np.minimum(begin + extent - 1, (stop - 1) // patches.area)
+    for axis, (first, end) in enumerate(_spans(patches, side, env)):
+        last = end - 1
+        if axis == 0:
+            first = np.maximum(first, start // patches.area)
+            last = np.minimum(last, (stop - 1) // patches.area)
         found[box(side, "first", axis).name] = first
         found[box(side, "last", axis).name] = last
     return found
@@ -254,46 +284,47 @@ def held_places(
         patches: The patches.
         side: Queries or keys.
         block: Elements of a tile.
-        env: The lengths and the offset of the call.
+        env: The lengths, the offset and the numbers of the call.
 
     Returns:
         int64 and bool `[patches, elements]`.
     """
-    numbers = tile_numbers(patches, side, env)
-    counts, band = patches.counts(side), _bands(patches, side, env)[0]
-    first = np.zeros(len(numbers), np.int64)
-    for axis in range(len(counts), -1, -1):
-        along = numbers % counts[axis - 1] if axis else numbers + band
-        numbers = numbers // counts[axis - 1] if axis else numbers
-        first += along * patches.held(side)[axis] * patches.steps[axis]
-    return _places(patches, side, patches.held(side), first, block, env)
+    spans = _spans(patches, side, env)
+    return _places(patches, side, patches.held(side), spans, block, env)
 
 
 def passing_places(
     patches: Patches, side: Side, block: int, first: Ints, env: Mapping[str, Any]
 ) -> tuple[Ints, npt.NDArray[np.bool_]]:
     """The same of passing patches that begin at some positions, int64 `[patches]`."""
-    return _places(patches, side, patches.passing(side), first, block, env)
+    spans = []
+    for axis, (step, extent) in enumerate(zip(patches.steps, patches.passing(side), strict=True)):
+        begin = first // step
+        end = begin + extent
+        if axis:
+            size = patches.sizes[axis - 1]
+            begin = begin % size
+            end = np.minimum(begin + extent, size)
+        spans.append((begin, end))
+    return _places(patches, side, patches.passing(side), spans, block, env)
 
 
 def _places(
     patches: Patches,
     side: Side,
     extents: tuple[int, ...],
-    first: Ints,
+    spans: Sequence[tuple[Ints, Ints]],
     block: int,
     env: Mapping[str, Any],
 ) -> tuple[Ints, npt.NDArray[np.bool_]]:
     start, stop = _positions(side, env)
     element = np.arange(block, dtype=np.int64)
-    exists = np.broadcast_to(element < prod(extents), (len(first), block))
-    place = np.broadcast_to(first[:, None], (len(first), block))
+    place = np.zeros((len(spans[0][0]), block), np.int64)
+    exists = np.broadcast_to(element < prod(extents), place.shape)
     for axis in range(len(extents) - 1, -1, -1):
         along = element % extents[axis] if axis else element
         element = element // extents[axis]
-        place = place + along * patches.steps[axis]
-        if axis:
-            size = patches.sizes[axis - 1]
-            begin = first // patches.steps[axis] % size
-            exists = exists & (begin[:, None] + along < size)
+        begin, end = spans[axis]
+        place = place + (begin[:, None] + along) * patches.steps[axis]
+        exists = exists & (begin[:, None] + along < end[:, None])
     return place, exists & (place >= start) & (place < stop)

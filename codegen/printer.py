@@ -81,7 +81,11 @@ def format_patches(patches: Patches) -> str:
     query, keys = shape_text(patches.query), shape_text(patches.passing_keys)
     key, queries = shape_text(patches.key), shape_text(patches.passing_queries)
     forward = f"{query} queries, {keys} keys"
-    return f"{forward}; transposed {key} keys, {queries} queries; of a raster {sizes} {wide}"
+    cut = ""
+    if patches.query_before or patches.key_before:
+        ends = (" x ".join(map(expression_text, patches.before(side))) for side in ("q", "k"))
+        cut = "; grids begin before the edge by {} for queries, {} for keys".format(*ends)
+    return f"{forward}; transposed {key} keys, {queries} queries; of a raster {sizes} {wide}{cut}"
 
 
 def shape_text(extents: tuple[int, ...]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations, pairwise
 from math import gcd, prod
 
@@ -49,6 +50,8 @@ from patterncc.dsl.mask import (
     walk,
 )
 
+_MASKS_KEPT = 64
+
 MOST_STEPS = 6
 """Most numbers by which a mask divides that are tried as the sizes of a raster."""
 
@@ -69,13 +72,18 @@ class Raster:
     others: tuple[Predicate, ...]
 
 
-def rasters(body: Predicate) -> Iterator[Raster]:
+@lru_cache(maxsize=_MASKS_KEPT)
+def rasters(body: Predicate) -> tuple[Raster, ...]:
     """The rasters that a mask may be about: those along two axes or more of which it asks something
     of its own. A mask that reads a table at a position is about none.
 
     Args:
-        body: The mask, without covers.
+        body: The mask, without covers; what was found of those asked last is kept.
     """
+    return tuple(_rasters(body))
+
+
+def _rasters(body: Predicate) -> Iterator[Raster]:
     if any(
         isinstance(node, (Entry, Member, Segment, Cover)) and not is_scalar(node)
         for node in walk(body)

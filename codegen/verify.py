@@ -69,7 +69,7 @@ def _verify_patches(program: BlockProgram, stage: str) -> None:
         return
     if program.tiling != DENSE or program.listed or program.gathered > 1:
         raise InternalError(f"after {stage}: patches of a program that is listed or not dense")
-    axes = len(patches.sizes) + 1
+    axes, numbers = len(patches.sizes) + 1, set(program.scalars)
     sides: tuple[tuple[int, Literal["q", "k"]], ...]
     sides = ((program.block_q, "q"), (program.block_k, "k"))
     for block, side in sides:
@@ -77,6 +77,9 @@ def _verify_patches(program: BlockProgram, stage: str) -> None:
             fits = all(extent > 0 for extent in extents) and prod(extents) <= block
             if len(extents) != axes or axes > MOST_AXES or not fits:
                 raise InternalError(f"after {stage}: a tile of {block} is no patch {extents}")
+        before = patches.before(side)
+        if len(before) != axes or any(variables(each) - {"layer"} - numbers for each in before):
+            raise InternalError(f"after {stage}: no call says where a grid of patches begins")
 
 
 def _problem(program: BlockProgram, direction: Direction, sweep: Sweep) -> str | None:

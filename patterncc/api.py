@@ -32,6 +32,7 @@ def compile(
     sink: str | None = None,
     autotune: bool = False,
     deterministic: bool = True,
+    isolate: bool | None = None,
     **values: int,
 ) -> Attention:
     """Reads a pattern and returns what computes attention under it.
@@ -55,6 +56,10 @@ def compile(
         deterministic: Whether repeated calls give gradients of the same bits, which on GPUs takes
             seven matrix products where five would do. Without it those of full-length causal and
             dense calls are faster on some GPUs (docs/training.md); the output is the same.
+        isolate: Whether NaN and infinities in query, key, value and their gradients reach only
+            the rows and keys that see them on GPUs, too, as they do on the CPU: garbage in keys
+            that the pattern hides then changes nothing. It takes a further launch for each kernel
+            (docs/kernels.md). `PATTERNCC_ISOLATE` decides if not given: no, unless it is set.
         **values: Parameters by name. One that is fixed when compiled becomes a constant, a run-time
             one gets this default.
 
@@ -66,14 +71,16 @@ def compile(
         OSError: The file cannot be read.
     """
     terms = load_terms(score, sink)
-    if isinstance(source, Pattern):
-        if not values:
-            return Attention(source, terms, autotune=autotune, deterministic=deterministic)
+    if not isinstance(source, Pattern):
+        text, path = pipeline.read_source(source)
+        pattern = load(text, name=name, file=file or path, **values)
+    elif values:
         pattern = replace(load(source.text, name=None, file=None, **values), name=source.name)
-        return Attention(pattern, terms, autotune=autotune, deterministic=deterministic)
-    text, path = pipeline.read_source(source)
-    pattern = load(text, name=name, file=file or path, **values)
-    return Attention(pattern, terms, autotune=autotune, deterministic=deterministic)
+    else:
+        pattern = source
+    return Attention(
+        pattern, terms, autotune=autotune, deterministic=deterministic, isolate=isolate
+    )
 
 
 @overload
@@ -90,6 +97,7 @@ def attention(
     scale: float | None = None,
     score: str | None = None,
     sink: str | None = None,
+    isolate: bool | None = None,
     **values: float | Tensor,
 ) -> Tensor: ...
 @overload
@@ -106,6 +114,7 @@ def attention(
     scale: float | None = None,
     score: str | None = None,
     sink: str | None = None,
+    isolate: bool | None = None,
     **values: float | Tensor,
 ) -> tuple[Tensor, Tensor]: ...
 def attention(
@@ -121,13 +130,14 @@ def attention(
     scale: float | None = None,
     score: str | None = None,
     sink: str | None = None,
+    isolate: bool | None = None,
     **values: float | Tensor,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention in one call: `compile(source, ...)(query, key, value, ...)`, where texts used
     lately are read only once.
 
     A file is read at every call, and parsed again when its text has changed. See `compile` for
-    `score` and `sink`, and `Attention.__call__` for the other arguments.
+    `score`, `sink` and `isolate`, and `Attention.__call__` for the other arguments.
     """
     from patterncc import ops
 
@@ -141,7 +151,17 @@ def attention(
         if terms is not None:
             terms.check_apart(signature)
     results = ops.attend(
-        signature, query, key, value, scale, q_offset, layer, layers, values, terms
+        signature,
+        query,
+        key,
+        value,
+        scale,
+        q_offset,
+        layer,
+        layers,
+        values,
+        terms,
+        isolate=ops.isolates(isolate),
     )
     return results if return_lse else results[0]
 

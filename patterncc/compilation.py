@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from patterncc.codegen.choice import candidates
 from patterncc.codegen.gpu.config import (
+    Emitter,
     KernelConfig,
     check_config,
     default_config,
     narrowed,
     suited,
+    visits_patches,
 )
 from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter, emitter_of
 from patterncc.codegen.gpu.gluon.reasons import HOPPER
@@ -129,7 +131,7 @@ class Compilation:
         self._name = name
         self._values = dict(values or {})
         self._config = config
-        self._programs: dict[tuple[int, int], dict[str, Passes]] = {}
+        self._programs: dict[tuple[int, int, bool], dict[str, Passes]] = {}
 
     @functools.cached_property
     def syntax(self) -> Program:
@@ -175,8 +177,8 @@ class Compilation:
             UnsupportedError: For a term that has no lowering.
         """
 
-        def lowered(block_q: int, block_k: int) -> Passes:
-            return self._passes(block_q, block_k)[pass_names()[-1]]
+        def lowered(block_q: int, block_k: int, emitter: Emitter) -> Passes:
+            return self._passes(block_q, block_k, emitter)[pass_names()[-1]]
 
         return choose_emitter(self.pattern, self.problem, self.target, lowered, self.sizes)
 
@@ -189,7 +191,7 @@ class Compilation:
         base = default_config(self.problem, self.target)
 
         def lowered(block_k: int) -> Passes:
-            return self._passes(base.block_q, block_k)[pass_names()[-1]]
+            return self._passes(base.block_q, block_k, "triton")[pass_names()[-1]]
 
         return narrowed(base, key_width(self.pattern, lowered, base.block_k, self.sizes))
 
@@ -206,17 +208,19 @@ class Compilation:
         return self._lowered(self.config)[after or names[-1]]
 
     def _lowered(self, config: KernelConfig) -> dict[str, Passes]:
-        return self._passes(config.block_q, config.block_k)
+        return self._passes(config.block_q, config.block_k, config.emitter)
 
-    def _passes(self, block_q: int, block_k: int) -> dict[str, Passes]:
-        tile = (block_q, block_k)
+    def _passes(self, block_q: int, block_k: int, emitter: Emitter) -> dict[str, Passes]:
+        patches = takes_patches(self.problem.terms) and visits_patches(emitter)
+        tile = (block_q, block_k, patches)
         if tile not in self._programs:
             ways = candidates(
                 self.pattern,
-                *tile,
+                block_q,
+                block_k,
                 sizes=self.sizes,
                 within=self.within,
-                patches=takes_patches(self.problem.terms),
+                patches=patches,
             )
             chosen = min(ways, key=lambda way: way.cost)
             programs = [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from patterncc.dsl import load
 from patterncc.dsl.score.terms import PLAIN, ScoreTerms, terms_of
 from patterncc.mask_methods import Masks
-from patterncc.pipeline import Signature
+from patterncc.pipeline import Signature, isolates
 from patterncc.score_call import ScoreSignature
 from patterncc.tune_method import Tunable, refuse_terms
 from patterncc.view_methods import Views
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Attention(Masks, Views, Tunable):
     """A compiled pattern: call it on tensors, or ask what it does.
 
-    A value: equal and hashed by its canonical text, and it pickles as that text.
+    A value: equal and hashed by its canonical texts and by `isolate`, and it pickles as those.
 
     Calls are whole graphs for `torch.compile`. Where layers are compiled one by one, each with a
     pattern of its own, torch counts every pattern as a recompilation of their shared code and stops
@@ -37,6 +37,7 @@ class Attention(Masks, Views, Tunable):
     __slots__ = (
         "_autotune",
         "_deterministic",
+        "_isolate",
         "_pattern",
         "_recent",
         "_score",
@@ -51,6 +52,7 @@ class Attention(Masks, Views, Tunable):
         *,
         autotune: bool = False,
         deterministic: bool = True,
+        isolate: bool | None = None,
     ) -> None:
         """Wraps a pattern and score terms that have been checked; `patterncc.compile` is the usual
         way.
@@ -64,6 +66,7 @@ class Attention(Masks, Views, Tunable):
         self._autotune = autotune
         self._recent: RecentCalls | None = None
         self._deterministic = deterministic
+        self._isolate = isolates(isolate)
         self._pattern = pattern
         self._signature = Signature.of(pattern)
         self._terms = terms
@@ -80,6 +83,12 @@ class Attention(Masks, Views, Tunable):
     def terms(self) -> ScoreTerms:
         """Which logits enter the softmax."""
         return self._terms
+
+    @property
+    def isolate(self) -> bool:
+        """Whether numbers that are not finite reach only rows and keys that see them on GPUs,
+        too."""
+        return self._isolate
 
     @property
     def text(self) -> str:
@@ -194,6 +203,7 @@ class Attention(Masks, Views, Tunable):
             self._score,
             recent,
             self._deterministic,
+            self._isolate,
         )
         return results if return_lse else results[0]
 
@@ -204,17 +214,20 @@ class Attention(Masks, Views, Tunable):
         return hash(self._identity)
 
     @property
-    def _identity(self) -> tuple[str, str | None]:
-        return self.pattern.text, None if self._score is None else self._score.text
+    def _identity(self) -> tuple[str, str | None, bool]:
+        score = None if self._score is None else self._score.text
+        return self.pattern.text, score, self._isolate
 
     def __repr__(self) -> str:
         score, _, sink = ("", "", "") if self._score is None else self._score.text.partition("\n")
         terms = f", score={score!r}" * bool(score) + f", sink={sink!r}" * bool(sink)
-        return f"patterncc.compile({self.pattern.text!r}{terms})"
+        isolate = ", isolate=True" * self._isolate
+        return f"patterncc.compile({self.pattern.text!r}{terms}{isolate})"
 
     def __reduce__(self) -> tuple[object, ...]:
-        text, score = self._identity
-        return _restore, (text, self._pattern.name, score, self._autotune, self._deterministic)
+        text, score, isolate = self._identity
+        options = (self._autotune, self._deterministic, isolate)
+        return _restore, (text, self._pattern.name, score, *options)
 
 
 def _restore(
@@ -223,9 +236,12 @@ def _restore(
     score: str | None = None,
     autotune: bool = False,
     deterministic: bool = True,
+    isolate: bool = False,
 ) -> Attention:
     """An `Attention` from what identifies it, the name that its text was read under, and its
     options."""
     terms = PLAIN if score is None else terms_of(score)
     pattern = replace(load(text), name=name)
-    return Attention(pattern, terms, autotune=autotune, deterministic=deterministic)
+    return Attention(
+        pattern, terms, autotune=autotune, deterministic=deterministic, isolate=isolate
+    )

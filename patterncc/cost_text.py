@@ -11,9 +11,10 @@ from patterncc.autotune.cost import CpuConstants, resident_programs
 from patterncc.autotune.formulas import MEANINGS, Formula, cpu_formulas, gpu_formulas
 from patterncc.autotune.job import Job
 from patterncc.autotune.key import Device
-from patterncc.autotune.space import Phase, config_values
+from patterncc.autotune.space import CPU, Phase, config_values
 from patterncc.autotune.words import config_words
-from patterncc.codegen.choice import tiling_name
+from patterncc.codegen.choice import pass_name
+from patterncc.codegen.gpu.config import visits_patches
 from patterncc.tuned import config_of, lookup, store
 
 _UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
@@ -105,8 +106,9 @@ def cost_of(job: Job, phase: Phase, device: Device) -> Cost:
     tuned = config is not None
     config = config or default
     model = model_of(job, phase, device, store())
-    facts = model.facts(config.block_q, config.block_k)
-    programs = job.passes(config.block_q, config.block_k)
+    facts = model.facts(config)
+    patches = device.target != CPU and visits_patches(config.emitter)
+    programs = job.passes(config.block_q, config.block_k, patches=patches)
     constants, problem = model.constants, job.problem
     passes: list[tuple[str, tuple[Formula, ...]]] = []
     for one, program in zip(facts, programs, strict=True):
@@ -115,7 +117,7 @@ def cost_of(job: Job, phase: Phase, device: Device) -> Cost:
         else:
             resident = resident_programs(config, phase, problem, device.target)
             formulas = gpu_formulas(one, config, phase, problem, resident, constants)
-        passes.append((tiling_name(program.tiling), formulas))
+        passes.append((pass_name(program), formulas))
     values = config_values(config, phase, device.target)
     calibrated = store().constants(device.name, phase) is not None
     return Cost(device.name, phase.name, values, tuned, calibrated, tuple(passes))

@@ -104,6 +104,7 @@ def call_signature(
     value: Tensor,
     numbers: tuple[object, ...],
     values: Mapping[str, object],
+    isolate: bool = False,
 ) -> Signature | None:
     """All that the checks and the plan of a call depend on; None where an argument is of a type
     that has to be looked at each time.
@@ -117,12 +118,14 @@ def call_signature(
         query, key, value: The tensors.
         numbers: `scale`, `q_offset`, `layer` and `layers`.
         values: Run-time numbers and tables by name, those of the score terms among them.
+        isolate: Must numbers that are not finite reach only rows that see them?
     """
     first = (
         inputs_signature(query, key, value),
         signature.structure,
         signature.defaults,
         None if score is None else score.text,
+        isolate,
     )
     if not values and numbers == DEFAULTS and type(numbers[2]) is int:
         return first  # the most usual call

@@ -18,6 +18,7 @@ from patterncc.codegen.choice import Candidate, tiling_name, tiling_names
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.facts.counts import Work, count_tiles, work
 from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
+from patterncc.codegen.gpu.config import Emitter, visits_patches
 from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter
 from patterncc.codegen.gpu.gluon.reasons import HOPPER
 from patterncc.codegen.gpu.one_pass_choice import ONE_PASS, OnePassChoice, choose_one_pass
@@ -50,7 +51,7 @@ from patterncc.pipeline import takes_patches
 MOST_ROWS = 1 << 24  # rows and keys up to which each is counted
 
 FIXED = "a divisor, modulus, factor of a position or block size: another value, another kernel"
-_UNSHOWN = ("terms", "isolates")  # of the problem: they change no count
+_UNSHOWN = ("terms",)  # of the problem: it changes no count
 _OF_A_HEAD = ("head", "kv_head", "layer", "batch", "heads", "layers")
 RUN_TIME = "only compared and added: another value runs the same kernel"
 TABLE = "read at run time"
@@ -285,8 +286,9 @@ def explain(
 
 
 def _emitter(call: Call, problem: Problem) -> EmitterChoice:
-    def lowered(block_q: int, block_k: int) -> Passes:
-        ways = call.candidates(block_q, block_k, patches=takes_patches(problem.terms))
+    def lowered(block_q: int, block_k: int, emitter: Emitter) -> Passes:
+        patches = takes_patches(problem.terms) and visits_patches(emitter)
+        ways = call.candidates(block_q, block_k, patches=patches)
         return min(ways, key=lambda way: way.cost).passes
 
     choice = choose_emitter(call.pattern, problem, HOPPER, lowered, call.sizes)
@@ -417,6 +419,7 @@ def _pass_loops(program: BlockProgram, env: dict[str, Any]) -> PassLoops:
 
 def _way(candidate: Candidate, chosen: bool) -> Way:
     names = " + ".join(tiling_name(part.tiling, part.run, part.patches) for part in candidate.parts)
+    names = names or "patches of a raster"
     return Way(names, candidate.cost if candidate.passes else None, chosen, candidate.reason)
 
 

@@ -2,7 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from patterncc.codegen.choice import LISTED_SHARE, REFERENCE_LENGTH
+from patterncc.codegen.choice import (
+    LISTED_SHARE,
+    PATCH_COST,
+    POINTER_PATCH_COST,
+    REFERENCE_LENGTH,
+)
 from patterncc.codegen.gpu.gluon.reasons import HOPPER
 from patterncc.explain import Explanation, Group, PassLoops, Way
 from patterncc.live import LiveReport
@@ -54,6 +59,9 @@ def _ways(ways: Sequence[Way]) -> Iterator[str]:
     if any("gathered" in way.tiling for way in ways):
         share = f"{LISTED_SHARE:.0%} of its entries"
         yield f"  counted as if a table kept {share}, and of those for single keys one in each tile"
+    if any(way.tiling.startswith("patches") and way.cost is not None for way in ways):
+        pointers = f"{POINTER_PATCH_COST:g} along three axes or more"
+        yield f"  a patch of a raster counts as {PATCH_COST:g} tiles, as {pointers}"
 
 
 def _pass(each: PassLoops, count: int) -> Iterator[str]:
@@ -179,6 +187,12 @@ def _call(explanation: Explanation) -> Iterator[str]:
     if explanation.gradients is not None:
         how = "kernels of their own" if explanation.gradients.program is None else "one pass"
         yield f"  grads   in {how} on {HOPPER}: {explanation.gradients.reason}"
+    yield from _repairs(explanation)
+
+
+def _repairs(explanation: Explanation) -> Iterator[str]:
+    if explanation.problem.isolates:
+        yield "  repair  on GPUs of what NaN and infinities spoil, a launch more for each kernel"
 
 
 def _overview(explanation: Explanation) -> Iterator[str]:

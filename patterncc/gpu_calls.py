@@ -109,7 +109,8 @@ def _plan_forward(query: Tensor, key: Tensor, value: Tensor, options: Options) -
     call = prepare(query, key, value, options)
     values = call.score_values(options)
     tables = _narrow_all(call, call.named(options))
-    forward = pipeline.launcher(options.pattern, call.sizes, options.score or PLAIN.text)
+    text = pipeline.counted_text(options.pattern, call.sizes, tuple(options.numbers))
+    forward = pipeline.launcher(text, call.sizes, options.score or PLAIN.text, options.isolate)
     kind = (inputs_signature(query, key, value), *_kind(call, options))
     known = _forwards_by_kind.get(kind)
     if known is not None:
@@ -159,8 +160,13 @@ def _plan_backward(tensors: BackwardTensors, options: Options) -> _Backward:
     needs = wanted_gradients(options, len(call.declared))
     values = call.score_values(options)
     own = _narrow_all(call, call.named(options))
+    text = pipeline.counted_text(options.pattern, call.sizes, tuple(options.numbers))
     backward = pipeline.backward_launcher(
-        options.pattern, call.sizes, options.score or PLAIN.text, options.deterministic
+        text,
+        call.sizes,
+        options.score or PLAIN.text,
+        options.deterministic,
+        options.isolate,
     )
     kind = (layout_signature(tensors), *_kind(call, options))
     known = _backwards_by_kind.get(kind)

@@ -38,6 +38,7 @@ def attend(
     score: ScoreSignature | None,
     recent: RecentCalls | None = None,
     deterministic: bool = True,
+    isolate: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention under a pattern: everything of a call that is not the operator itself.
 
@@ -54,6 +55,8 @@ def attend(
         score: Of the score terms, if there are any.
         recent: Where calls are remembered that are found to be known.
         deterministic: Must repeated calls give gradients of the same bits?
+        isolate: Must numbers that are not finite reach only rows and keys that see them, on GPUs,
+            too?
 
     Returns:
         The output `[batch, heads, q_len, value_head_dim]`, of the dtype of `query`, and the natural
@@ -67,7 +70,7 @@ def attend(
     place = None
     if not torch.compiler.is_compiling() and eager.bare(query, key, value):
         given = (scale, q_offset, layer, layers)
-        place = eager.call_signature(signature, score, query, key, value, given, values)
+        place = eager.call_signature(signature, score, query, key, value, given, values, isolate)
         known = None if place is None else eager.calls.get(place)
         if known is not None:
             if recent is not None:
@@ -90,7 +93,9 @@ def attend(
     if score is not None:
         score_numbers, score_tables, of_pattern = score.split(values)
         terms = (score.text, score_numbers)
-    if not deterministic:
+    if isolate:
+        terms = (*(terms or (None, ())), deterministic, True)
+    elif not deterministic:
         terms = (*(terms or (None, ())), False)
     numbers, tables = bind(signature, of_pattern)
     tables += score_tables
@@ -108,13 +113,14 @@ def attend(
     return out, lse
 
 
-# Of a text, a library name or a path. torch.compile calls it once, while it traces.
+# Of a text, a library name or a path. torch.compile calls these once, while it traces.
 signature_of: Callable[[str], Signature] = _torch.compiler.assume_constant_result(
     pipeline.signature_of
 )
 signature_of_terms: Callable[[str | None, str | None], ScoreSignature | None] = (
     _torch.compiler.assume_constant_result(score_call.signature_of_terms)
 )
+isolates: Callable[[bool | None], bool] = _torch.compiler.assume_constant_result(pipeline.isolates)
 
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

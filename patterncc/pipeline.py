@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu.config import visits_patches
 from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter
 from patterncc.codegen.gpu.signature import forget_all
 from patterncc.codegen.key_width import key_width
 from patterncc.codegen.lower import DIVIDING_SIZES, lower, with_transposed
+from patterncc.codegen.patch_choice import is_about_a_raster, with_numbers_of_call
 from patterncc.dsl import load
 from patterncc.dsl.errors import ArgumentError
 from patterncc.dsl.mask import FloorDiv, Mod, variables, walk
@@ -26,7 +28,7 @@ from patterncc.tuned import config_for, subject_of
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.backward import Backward
-    from patterncc.codegen.gpu.config import KernelConfig
+    from patterncc.codegen.gpu.config import Emitter, KernelConfig
     from patterncc.codegen.gpu.forward import Forward
     from patterncc.codegen.gpu.launches import Call
     from patterncc.codegen.gpu.pass_plan import Special, Tuned
@@ -105,8 +107,8 @@ class Resolved:
     """A structure read back from its text, with what every call asks of it.
 
     Attributes:
-        pattern: Its run-time numbers have no defaults.
-        numbers: Their names, in the order in which values travel.
+        pattern: What it means.
+        numbers: The names of its run-time numbers, in the order in which values travel.
         sizes: Those of `heads`, `kv_heads`, `layers` that it divides by: each value of them is
             another program.
         reads: Coordinates and sizes it reads.
@@ -140,8 +142,32 @@ def resolve(structure: str) -> Resolved:
 
 def takes_patches(terms: ScoreTerms) -> bool:
     """May tiles of kernels on GPUs be patches of a raster? Those of kernels with score terms may
-    not; others may where it is asked for, until they were run on a GPU."""
-    return terms.plain and settings().patches
+    not."""
+    return terms.plain
+
+
+@functools.lru_cache(maxsize=PROGRAMS_KEPT)
+def counted_text(
+    structure: str, sizes: tuple[tuple[str, int], ...], numbers: tuple[int, ...]
+) -> str:
+    """The text that calls of a structure are planned by: with their numbers as run-time defaults if
+    the choice of tiles reads these (`with_numbers_of_call`), else the structure itself.
+
+    Args:
+        structure: Canonical text without run-time defaults.
+        sizes: Values of the sizes that it divides by.
+        numbers: The run-time numbers of the calls, in name order.
+    """
+    resolved = resolve(structure)
+    named = dict(zip(resolved.numbers, numbers, strict=True))
+    counted = with_numbers_of_call(resolved.pattern, dict(sizes), named)
+    return structure if counted is resolved.pattern else counted.text
+
+
+@functools.lru_cache(maxsize=PATTERNS_KEPT)
+def _on_raster(structure: str, sizes: tuple[tuple[str, int], ...]) -> bool:
+    """Others are not lowered for patches and then again without."""
+    return is_about_a_raster(resolve(structure).pattern, dict(sizes))
 
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
@@ -158,7 +184,7 @@ def passes(
     """The programs of a structure; kept for those used last.
 
     Args:
-        structure: Canonical text without run-time defaults.
+        structure: Canonical text; run-time defaults are what tiles are counted with.
         block_q: Rows of a query tile.
         block_k: Keys of a key tile.
         sizes: Values of the sizes that it divides by.
@@ -220,8 +246,10 @@ def emitter_choice(
     Arguments and errors as in `passes`.
     """
 
-    def lowered(block_q: int, block_k: int) -> Passes:
-        patches = takes_patches(problem.terms)
+    in_patches = takes_patches(problem.terms) and _on_raster(structure, sizes)
+
+    def lowered(block_q: int, block_k: int, emitter: Emitter) -> Passes:
+        patches = in_patches and visits_patches(emitter)
         return passes(structure, block_q, block_k, sizes, True, False, gather=True, patches=patches)
 
     return choose_emitter(resolve(structure).pattern, problem, target, lowered, dict(sizes))
@@ -248,34 +276,46 @@ def program(
 
 class _Alternatives(Sequence["Passes"]):
     """The passes of a structure for one tile shape, lowered when they are looked at: for rows
-    within the keys, then for any rows.
+    within the keys, in patches of a raster where that may be and then in consecutive tiles, which
+    all emitters visit; then for any rows.
     """
 
     def __init__(self, *arguments: Any, transposed: bool, patches: bool) -> None:
         self._arguments = arguments
         self._transposed = transposed
-        self._patches = patches
+        self._kinds = ((True, True),) * patches + ((True, False), (False, False))
 
     def __len__(self) -> int:
-        return 2
+        return len(self._kinds)
 
     def __getitem__(self, index: Any) -> Any:
-        within = (True, False)[index]
-        gather, patches = not self._transposed, self._patches
+        within, patches = self._kinds[index]
+        gather = not self._transposed
         return passes(*self._arguments, within, self._transposed, gather=gather, patches=patches)
 
 
 @functools.lru_cache(maxsize=LAUNCHERS_KEPT)
-def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "score") -> Forward:
+def launcher(
+    structure: str,
+    sizes: tuple[tuple[str, int], ...],
+    score: str = "score",
+    isolate: bool = False,
+) -> Forward:
     """What runs a structure on GPUs, with score terms of a canonical text; kept for those used
     last.
+
+    Args:
+        structure: Canonical text.
+        sizes: What the pattern divides by, by name.
+        score: Canonical text of the score terms.
+        isolate: Must numbers that are not finite reach only rows that see them?
 
     Raises:
         UnsupportedError: Triton is missing.
     """
     from patterncc.codegen.gpu.forward import Forward  # here, because it loads triton and torch
 
-    patches = takes_patches(terms_of(score))
+    patches = takes_patches(terms_of(score)) and _on_raster(structure, sizes)
 
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         arguments = (structure, block_q, block_k, sizes)
@@ -295,7 +335,7 @@ def launcher(structure: str, sizes: tuple[tuple[str, int], ...], score: str = "s
         key_width=width,
         special=special,
         terms=terms_of(score),
-        isolates=settings().isolate,
+        isolates=isolate,
     )
 
 
@@ -305,6 +345,7 @@ def backward_launcher(
     sizes: tuple[tuple[str, int], ...],
     score: str = "score",
     deterministic: bool = True,
+    isolate: bool = False,
 ) -> Backward:
     """What runs the gradients of a structure on GPUs, with score terms of a canonical text; kept
     for those used last.
@@ -314,6 +355,7 @@ def backward_launcher(
         sizes: What the pattern divides by, by name.
         score: Canonical text of the score terms.
         deterministic: Must repeated calls give the same bits?
+        isolate: Must numbers that are not finite reach only rows and keys that see them?
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -321,7 +363,7 @@ def backward_launcher(
     from patterncc.codegen.gpu.backward import Backward  # here, because it loads triton and torch
     from patterncc.codegen.gpu.backward_plan import TunedGradients
 
-    patches = takes_patches(terms_of(score))
+    patches = takes_patches(terms_of(score)) and _on_raster(structure, sizes)
 
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         arguments = (structure, block_q, block_k, sizes)
@@ -340,9 +382,15 @@ def backward_launcher(
         folder=kernel_folder(),
         tuned=tuned,
         terms=terms_of(score),
-        isolates=settings().isolate,
+        isolates=isolate,
         deterministic=deterministic,
     )
+
+
+def isolates(asked: bool | None) -> bool:
+    """Must numbers that are not finite reach only rows and keys that see them? As it was asked
+    for, else as the environment has it."""
+    return settings().isolate if asked is None else asked
 
 
 def tuned_for(structure: str, phase: str, special: Special | None = None) -> Tuned:
@@ -355,11 +403,11 @@ def tuned_for(structure: str, phase: str, special: Special | None = None) -> Tun
     """
 
     def tuned(call: Call) -> KernelConfig | None:
-        names = resolve(structure).numbers
+        resolved = resolve(structure)
         # What a backward is called with has no numbers of heads: its tensors have.
         heads = {"heads": call.heads, "kv_heads": call.heads // call.problem.group}
         env = {**call.env, **heads}
-        subject = subject_of(structure, call.problem, phase, env, names)
+        subject = subject_of(resolved.pattern.structure, call.problem, phase, env, resolved.numbers)
         gluon = None if special is None else special(call)
         return config_for(subject, call.target, gluon=gluon)
 
@@ -388,7 +436,17 @@ class Counts(NamedTuple):
 
 def caches() -> tuple[Any, ...]:
     """The caches of this module; each is bounded."""
-    return (_signature, resolve, passes, starting_width, program, launcher, backward_launcher)
+    return (
+        _signature,
+        resolve,
+        passes,
+        counted_text,
+        _on_raster,
+        starting_width,
+        program,
+        launcher,
+        backward_launcher,
+    )
 
 
 def cache_counts() -> Counts:

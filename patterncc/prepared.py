@@ -55,6 +55,8 @@ class Options(NamedTuple):
         score: Canonical text of the score terms; None where there are none.
         score_numbers: The numbers that they read, in name order.
         deterministic: Must repeated calls give gradients of the same bits?
+        isolate: Must numbers that are not finite reach only rows and keys that see them, on GPUs,
+            too?
         needs: Of `attn_bwd` only: whether the gradients of query, key, value and each table are
             asked for; None asks for all that there are.
     """
@@ -69,6 +71,7 @@ class Options(NamedTuple):
     score: str | None = None
     score_numbers: Sequence[float] = ()
     deterministic: bool = True
+    isolate: bool = False
     needs: Sequence[bool] | None = None
 
     @property
@@ -81,6 +84,7 @@ class Options(NamedTuple):
             *self[3:8],
             *self.score_numbers,
             self.deterministic,
+            self.isolate,
             None if self.needs is None else tuple(self.needs),
         )
 

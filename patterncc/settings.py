@@ -44,12 +44,7 @@ VARIABLES = (
     Variable("PATTERNCC_DEBUG", "1: the command line shows tracebacks, as with --debug", "0"),
     Variable(
         "PATTERNCC_ISOLATE",
-        "1: on GPUs, too, NaN and infinity reach only rows and keys that see them, as on the CPU",
-        "0",
-    ),
-    Variable(
-        "PATTERNCC_PATCHES",
-        "1: on GPUs tiles may be patches of a raster (images, videos); not yet run on one",
+        "what `isolate` is if not given; 1: on GPUs NaN and infinity reach only what sees them",
         "0",
     ),
     Variable("PATTERNCC_TUNED", "0: calls take no tuned configurations", "1"),
@@ -73,8 +68,7 @@ class Settings:
             entries of tables on GPUs.
         tuned: Whether calls take the configurations that were tuned for them.
         isolate: Whether kernels on GPUs keep numbers that are not finite from rows and keys that do
-            not see them.
-        patches: Whether tiles of kernels on GPUs may be patches of a raster.
+            not see them, where a pattern is compiled without saying so.
     """
 
     cache_dir: Path
@@ -82,7 +76,6 @@ class Settings:
     verify: bool = False
     tuned: bool = True
     isolate: bool = False
-    patches: bool = False
 
     @staticmethod
     def read(environment: Mapping[str, str]) -> Settings:
@@ -97,7 +90,6 @@ class Settings:
             verify=_switch("PATTERNCC_VERIFY", environment.get("PATTERNCC_VERIFY", "")),
             tuned=_switch("PATTERNCC_TUNED", environment.get("PATTERNCC_TUNED", "1") or "1"),
             isolate=_switch("PATTERNCC_ISOLATE", environment.get("PATTERNCC_ISOLATE", "")),
-            patches=_switch("PATTERNCC_PATCHES", environment.get("PATTERNCC_PATCHES", "")),
         )
 
 

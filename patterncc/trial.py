@@ -19,7 +19,7 @@ from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.gpu import config
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
-from patterncc.pipeline import resolve, starting_width, takes_patches
+from patterncc.pipeline import counted_text, resolve, starting_width, takes_patches
 from patterncc.rivals import Dense, race_against, rivals_of
 from patterncc.score_example import PLAIN_SCORES, Scores
 from patterncc.timing import Timing, once
@@ -159,7 +159,9 @@ def run(
         name: torch.from_numpy(table).to(device) for name, table in call.tables.items()
     }
     query, key, value = random_input(call, problem, device, batch, seed)
-    attention = Attention(call.pattern, scores.terms, deterministic=deterministic)
+    attention = Attention(
+        call.pattern, scores.terms, deterministic=deterministic, isolate=problem.isolates
+    )
     real = torch.float64 if problem.dtype == "float64" else torch.float32
     terms = {
         name: torch.from_numpy(table).to(device, real) for name, table in scores.tables.items()
@@ -270,7 +272,9 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
         shape = config.default_config(problem, vendor)
         sizes = tuple((name, call.sizes[name]) for name in resolve(call.pattern.structure).sizes)
         patches = takes_patches(problem.terms)
-        width = starting_width(call.pattern.structure, shape.block_q, shape.block_k, sizes, patches)
+        numbers = tuple(number.value for number in call.pattern.numbers)
+        text = counted_text(call.pattern.structure, sizes, numbers)
+        width = starting_width(text, shape.block_q, shape.block_k, sizes, patches)
         shape = config.narrowed(shape, width)
     else:
         shape = cpu.default_config()

@@ -29,6 +29,7 @@ from patterncc.autotune.study import Trial
 from patterncc.autotune.tuning import Tuner, TuneResult
 from patterncc.autotune.words import config_words
 from patterncc.call import Call
+from patterncc.codegen.gpu.config import Emitter, visits_patches
 from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.problem import Problem
@@ -235,8 +236,8 @@ def _gluon(job: Job, phase: str, target: str) -> EmitterChoice:
     if phase != "forward":
         return EmitterChoice(None, "Gluon writes forward kernels alone")
 
-    def lowered(block_q: int, block_k: int) -> Passes:
-        return job.passes(block_q, block_k, gather=True)
+    def lowered(block_q: int, block_k: int, emitter: Emitter) -> Passes:
+        return job.passes(block_q, block_k, gather=True, patches=visits_patches(emitter))
 
     choice = choose_emitter(job.pattern, job.problem, target, lowered, job.sizes)
     return choice.for_rows(job.q_len)

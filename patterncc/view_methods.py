@@ -25,6 +25,7 @@ class Views(Facts):
 
     if TYPE_CHECKING:
         _deterministic: bool
+        _isolate: bool
         _terms: ScoreTerms
 
     def explain(
@@ -73,7 +74,8 @@ class Views(Facts):
         from patterncc.explain_text import format_explanation
 
         call = self._call(q_len, kv_len, q_offset, heads, kv_heads, layers, batch, values)
-        problem = Problem(dtype, head_dim, value_head_dim or head_dim, terms=self._terms)
+        dims = (head_dim, value_head_dim or head_dim)
+        problem = Problem(dtype, *dims, terms=self._terms, isolates=self._isolate)
         explanation = explain(
             call,
             problem,
@@ -166,9 +168,10 @@ class Views(Facts):
         """
         from patterncc.compilation import Compilation
 
+        dims = (head_dim, value_head_dim or head_dim)
         compilation = Compilation(
             self._pattern,
-            problem=Problem(dtype, head_dim, value_head_dim or head_dim, group, self._terms),
+            problem=Problem(dtype, *dims, group, self._terms, self._isolate),
             config=config,
             target=target,
             sizes=sizes,

@@ -5,16 +5,13 @@ that is meant. The first line of each `input.pat` says why the case is there.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from patterncc import pipeline
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.problem import Problem
 from patterncc.compilation import Compilation
-from patterncc.settings import settings
 
 FOLDER = Path(__file__).parent / "golden" / "stages"
 CASES = sorted(path.name for path in FOLDER.iterdir())
@@ -35,11 +32,7 @@ def compilation(case: str) -> Compilation:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_stages(
-    case: str, golden: Callable[[Path, str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = replace(settings(), patches=True)
-    monkeypatch.setattr(pipeline, "settings", lambda: wanted)
+def test_stages(case: str, golden: Callable[[Path, str], None]) -> None:
     compiled = compilation(case)
     for stage, file in FILES.items():
         golden(FOLDER / case / file, compiled.text(stage))

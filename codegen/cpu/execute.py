@@ -23,6 +23,7 @@ from patterncc.codegen.cpu.scores import ScoreTerm, places_of
 from patterncc.codegen.cpu.tensors import wide_type
 
 _MAX_NUMBERS = 1 << 24  # that a kernel call returns; more blocks are run in several calls
+_VECTOR = 16  # keys: of fewer, torch's kernel takes a row of NaN for one that sees nothing
 
 
 @dataclass(slots=True)
@@ -163,11 +164,12 @@ def run(
                 for x in (key, value)
             )
             keys = BlockRange(0, 0, call.keys, 1)
-        hidden_stays_hidden = mask is None or (
+        safe = (mask is None and call.keys >= _VECTOR) or (
             _finite_scores(on.query.norm(rows), key.norm(keys), scale, key.numbers.dtype)
-            and math.isfinite(value.norm(keys))
+            # Nothing that is hidden may be infinite or NaN.
+            and (mask is None or math.isfinite(value.norm(keys)))
         )
-        chosen = kernel if hidden_stays_hidden else kernels.matmul
+        chosen = kernel if safe else kernels.matmul
         if score is not None:
             chosen = _with_score(score, call, on, low, count)
         out, lse = _attend(

@@ -6,7 +6,7 @@ than the driver's part of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
@@ -25,6 +25,9 @@ Operands: TypeAlias = Mapping[str, torch.Tensor]
 
 _Rooms: TypeAlias = Sequence[tuple[str, Room]]
 _BUFFER_DTYPES = {"int32": torch.int32, "float32": torch.float32}
+
+_torch: Any = torch  # the parts of torch that have no types
+_capturing: Callable[[], bool] = getattr(_torch._C, "_cuda_isCurrentStreamCapturing", lambda: False)
 
 _MAPS_KEPT = 64
 """Tensor maps of one descriptor, each for another address: layers that share a plan, steps whose
@@ -120,6 +123,9 @@ class DirectLaunch:
         self._launch = direct.launch
         arguments: list[Any] = [*planned.grid, 0, *direct.options]
         self._stream = len(planned.grid)
+        self._early: int | None = None
+        if planned.source.starts_early and not planned.follows_long:
+            self._early = self._stream + 1 + launch.EARLY
         self._maps: list[tuple[int, _Maps]] = []
         for one, encode in zip(planned.described, direct.encoders, strict=True):
             self._maps.append((len(arguments), _Maps(one, encode)))
@@ -134,6 +140,8 @@ class DirectLaunch:
             return
         arguments = list(self._arguments)
         arguments[self._stream] = stream
+        if self._early is not None:  # the host takes longer for it, the device less: of a graph
+            arguments[self._early] = _capturing()
         for place, maps in self._maps:
             arguments[place] = maps[operands[maps.tensor].data_ptr()]
         for place, name in self._pointers:

@@ -107,7 +107,10 @@ def _parameters(
     yield from (KernelParameter(name, "i32") for name in lengths)
     yield from CHUNK_PARAMETERS
     # Keys in pairs with rows are found from the rows' class; others are counted themselves.
-    leaves = walk(program.tiling.k_class) if in_pairs(program.tiling) else ()
+    read = [program.tiling.k_class] if in_pairs(program.tiling) else []
+    if program.patches is not None:
+        read += program.patches.before("k")
+    leaves = (leaf for expr in read for leaf in walk(expr))
     names = {scalar_name(leaf) for leaf in leaves if isinstance(leaf, (Var, Param))}
     known = {*CLASS_NAMES, *lengths, "kv_head", "batch", "q_offset"}
     yield from (KernelParameter(name, "i32") for name in sorted(names - known))

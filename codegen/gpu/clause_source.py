@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
+from patterncc.codegen.gpu.bound_source import wide_name
 from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text
-from patterncc.codegen.gpu.sweep_source import wide_name
 from patterncc.codegen.gpu.table_sum_source import is_summed, sum_parameter
 from patterncc.codegen.ir import K_FIRST, K_LAST, Q_FIRST, Q_LAST, Comparison
 from patterncc.dsl.mask import Expr, Param, Var, variables

@@ -129,6 +129,11 @@ def check_config(
         )
 
 
+def visits_patches(emitter: Emitter) -> bool:
+    """Do an emitter's kernels visit tiles that are patches of a raster?"""
+    return emitter == "triton"
+
+
 def loads(target: str) -> tuple[str, ...]:
     """The ways to load tiles that a target has."""
     capability = _capability(target)

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from patterncc.codegen.problem import Problem
     from patterncc.dsl.pattern import Pattern
 
-Lower: TypeAlias = "Callable[[int, int], Passes]"
-"""Gives the passes for a tile shape `(block_q, block_k)`."""
+Lower: TypeAlias = "Callable[[int, int, Emitter], Passes]"
+"""Gives the passes for a tile shape `(block_q, block_k)`, in tiles that an emitter's kernels visit
+(`config.visits_patches`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +122,20 @@ def choose_emitter(
 
     base = default_config(problem, target)
     width = key_width(
-        pattern, lambda block_k: lower(base.block_q, block_k), base.block_k, dict(sizes or {})
+        pattern,
+        lambda block_k: lower(base.block_q, block_k, "triton"),
+        base.block_k,
+        dict(sizes or {}),
     )
-    passes = lower(base.block_q, width)
+    passes = lower(base.block_q, width, "triton")
+    in_patches = any(program.patches is not None for program in passes)
     own = _TRITON[problem.head_dim]
     pair = own.pair * COSTS.get(width, 1.0) * base.block_k / width
     least = _counted(pattern, passes, _Speed(pair, own.start), sizes)
     best = None
-    reason = _obstacle(passes, problem)
+    reason = None if in_patches else _obstacle(passes, problem)
     for config, speed in _GLUON[problem.head_dim]:
-        passes = lower(config.block_q, config.block_k)
+        passes = lower(config.block_q, config.block_k, "gluon")
         reason = reason or _obstacle(passes, problem)
         if reason is not None:
             return EmitterChoice(None, f"no Gluon kernel: {reason}")
@@ -139,7 +144,8 @@ def choose_emitter(
             best, least = config, cost
     tiles = " or ".join(f"{c.block_q}x{c.block_k}" for c, _ in _GLUON[problem.head_dim])
     if best is None:
-        return EmitterChoice(None, f"by counted work Gluon's {tiles} tiles take longer")
+        than = " than patches of a raster" if in_patches else ""
+        return EmitterChoice(None, f"by counted work Gluon's {tiles} tiles take longer{than}")
     return EmitterChoice(best, f"the least counted work in {best.block_q}x{best.block_k} tiles")
 
 

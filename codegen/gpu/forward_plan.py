@@ -45,6 +45,12 @@ def _forward_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launc
         raise ConfigError(f"emitter='gluon' is impossible: {obstacle}", ("triton",))
     buffers = state_buffer("state", one, call, "value")
     if one.config.walks:
+        if call.problem.isolates:
+            raise ConfigError(
+                "query_tiles='many' is impossible: such kernels note nothing that isolates numbers "
+                "which are not finite",
+                ("query_tiles='one'",),
+            )
         return iter([_walking_launch(one, call, sources, buffers)])
     emit, repair = emitter_of(one.config), emit_forward_repair
     return query_tile_launches(emit, repair, one, call, sources, buffers)

@@ -26,6 +26,7 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
+from patterncc.codegen.gpu.gluon.warps import warps_of
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.kernel_text import INDENT
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.sweep_source import TileLoop
 
 SPOILED = KernelParameter("spoiled_ptr", "*i32", 4)
-"""For each program of a kernel, by axes 2, 1, 0 of its grid: is there a NaN in its sums?"""
+"""For each program of a kernel, by axes 2, 1, 0 of its grid, and each warpgroup of one that Gluon
+writes: is there a NaN in its sums?"""
 
 _AXES = ("tiles", "heads", "batch")
 
@@ -44,17 +46,28 @@ GRID_PARAMETERS = tuple(KernelParameter(f"spoiled_{axis}", "i32") for axis in _A
 PLACES = 256
 """How many of them a program that repairs looks at."""
 
-_PROGRAMS = 264
-"""How many programs repair, where there are as many to look at: as many as an H200 runs at once if
-each takes half of a multiprocessor."""
+_WARPS = 1056
+"""Of all programs that repair, where there are as many to look at: as many as an H200 runs at once
+if each thread takes 255 registers."""
+
+LET_NEXT_START = (
+    'tl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", [], '
+    "dtype=tl.int32, is_pure=False, pack=1)"
+)
+"""Lets the programs of the next kernel start where there is room, from `cuda:90` on."""
+
+WAIT_FOR_LAST = LET_NEXT_START.replace("launch_dependents", "wait")
+"""Waits for the end of the kernel before, and for all that it has written."""
 
 SPOILED_HELPERS = '''\
 @triton.jit
-def note_spoiled(spoiled_ptr, rows):
-    """Leaves whether any test of a column of rows is true, for this program; and returns it."""
+def note_spoiled(spoiled_ptr, rows, part: tl.constexpr, parts: tl.constexpr):
+    """Leaves whether any test of some rows is true, for this program and this part of its rows; and
+    returns it."""
     spoiled = tl.max(rows.to(tl.int32))
     program = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-    tl.store(spoiled_ptr + program * tl.num_programs(0) + tl.program_id(0), spoiled)
+    program = program * tl.num_programs(0) + tl.program_id(0)
+    tl.store(spoiled_ptr + program * parts + part, spoiled)
     return spoiled
 '''
 """Source of what kernels that may be spoiled call."""
@@ -132,17 +145,17 @@ def spoiled_lines(sums: Sequence[str], among: str, *, kept: bool) -> Iterator[st
     total = " + ".join(f"tl.sum({name}, 1)" for name in sums)
     yield f"row_sums = ({total})[:, None]"
     among = f" & {among}" if among else ""
-    spoiled = f"note_spoiled(spoiled_ptr, (row_sums != row_sums){among})"
+    spoiled = f"note_spoiled(spoiled_ptr, (row_sums != row_sums){among}, 0, 1)"
     if kept:
         yield f"row_exists = row_exists & ({spoiled} == 0)"
     else:
         yield spoiled
 
 
-def repair_grid(grid: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The grid of the kernel that repairs what one with such a grid has spoiled."""
+def repair_grid(grid: tuple[int, int, int], num_warps: int) -> tuple[int, int, int]:
+    """The grid of a kernel of so many warps that repairs what one with such a grid has spoiled."""
     programs = prod(grid)
-    return (max(-(-programs // PLACES), min(programs, _PROGRAMS)), 1, 1)
+    return (max(-(-programs // PLACES), min(programs, _WARPS // num_warps)), 1, 1)
 
 
 def grid_values(grid: tuple[int, int, int]) -> dict[str, int]:
@@ -152,7 +165,13 @@ def grid_values(grid: tuple[int, int, int]) -> dict[str, int]:
 
 def repair_config(config: KernelConfig) -> KernelConfig:
     """Of the kernel that repairs what one of that config computes: products of the same shapes."""
-    return replace(config, load="pointer", num_stages=1, max_registers=255)
+    return replace(
+        config,
+        load="pointer",
+        num_stages=1,
+        max_registers=255,
+        emitter="triton",
+    )
 
 
 def columns_at_once(width: int) -> int:
@@ -186,12 +205,28 @@ def unsettled_text(width: int, exists: str) -> str:
     return f"any_number({sums}, {exists})"
 
 
-def repair_lines(blocks: Iterable[str], parts: int, work: Iterable[str]) -> Iterator[str]:
+def notes_of(config: KernelConfig) -> int:
+    """How many numbers a program of a kernel of that config leaves: one for each warpgroup that
+    computes rows of its own."""
+    return warps_of(config).computing if config.emitter == "gluon" else 1
+
+
+def _loaded_notes(notes: int) -> str:
+    """What the programs `looked_at` have left; 0 past the last one."""
+    places = ["looked_at"] if notes == 1 else [f"{notes} * looked_at + {n}" for n in range(notes)]
+    mask = "mask=looked_at < spoiled_programs, other=0"
+    return " | ".join(f"tl.load(spoiled_ptr + {place}, {mask})" for place in places)
+
+
+def repair_lines(
+    blocks: Iterable[str], parts: int, work: Iterable[str], *, notes: int = 1
+) -> Iterator[str]:
     """The body of a kernel that repairs.
 
     Args:
         blocks: Lines that name the tile's sizes.
         parts: How many parts a result is computed in.
+        notes: How many numbers each program of the other kernel leaves.
         work: Lines that compute and store the part `spoiled_part` of what a spoiled program
             computes. Where they ask for the program's place in the grid, they get that one's.
     """
@@ -199,7 +234,7 @@ def repair_lines(blocks: Iterable[str], parts: int, work: Iterable[str]) -> Iter
     yield "# The programs whose sums are spoiled; what they computed is computed in parts."
     yield "spoiled_programs = spoiled_tiles * spoiled_heads * spoiled_batch"
     yield f"looked_at = tl.program_id(0) + tl.num_programs(0) * tl.arange(0, {PLACES})"
-    yield "spoiled = tl.load(spoiled_ptr + looked_at, mask=looked_at < spoiled_programs, other=0)"
+    yield f"spoiled = {_loaded_notes(notes)}"
     yield "spoiled_program = next_spoiled(spoiled, looked_at, -1, spoiled_programs)"
     yield "spoiled_part = 0"
     yield "while spoiled_program < spoiled_programs:"

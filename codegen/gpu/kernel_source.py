@@ -4,7 +4,7 @@ Triton emitters."""
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class KernelSource:
         parameters: In the order of the function's signature.
         problem, config: What it was generated for.
         tables: The pattern's tables that it reads.
+        starts_early: Its programs may start before the kernel before it has ended, and wait for
+            that themselves.
         digest: Hash of the text: two sources with one digest are one kernel.
     """
 
@@ -56,7 +58,15 @@ class KernelSource:
     problem: Problem
     config: KernelConfig
     tables: tuple[Table, ...] = ()
+    starts_early: bool = False
     digest: str = field(init=False, repr=False, compare=False)
+
+    def beginning_with(self, line: str, *, starts_early: bool = False) -> KernelSource:
+        """The same kernel with one more line at its start."""
+        before, start, after = self.text.partition(f"\ndef {self.name}(\n")
+        signature, end, body = after.partition("\n):\n")
+        text = f"{before}{start}{signature}{end}    {line}\n{body}"
+        return replace(self, text=text, starts_early=starts_early)
 
     @property
     def repairs(self) -> bool:

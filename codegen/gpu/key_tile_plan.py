@@ -31,7 +31,12 @@ from patterncc.codegen.gpu.list_source import emit_lists, list_axes
 from patterncc.codegen.gpu.pass_plan import Kind
 from patterncc.codegen.gpu.query_sum_source import sum_layout
 from patterncc.codegen.gpu.query_tile_plan import patch_obstacle
-from patterncc.codegen.gpu.repair_plan import may_spoil, repair_launch, spoiled_buffer
+from patterncc.codegen.gpu.repair_plan import (
+    may_spoil,
+    noting,
+    repair_launch,
+    spoiled_buffer,
+)
 from patterncc.codegen.patches import tile_count
 from patterncc.dsl.errors import UnsupportedError
 
@@ -102,7 +107,8 @@ def key_tile_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launc
     buffers += spoiled_buffer(source, grid)
     # How far apart groups are in the view that tiles of rows are boxes of.
     step = tiling.q_step if program.patches is None else program.patches.sizes[-1]
-    yield planned_launch(source, grid, call, step=step, numbers=numbers, buffers=buffers)
+    first = noting(source, call)
+    yield planned_launch(first, grid, call, step=step, numbers=numbers, buffers=buffers)
     if may_spoil(source):
         source = sources.get(emit_grad_key_value_repair, program, problem, config, **passes)
         yield repair_launch(source, grid, call, numbers)

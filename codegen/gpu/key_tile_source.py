@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from patterncc.codegen.gpu.bound_source import scalars_read, wide_name, widened
 from patterncc.codegen.gpu.chunk_source import CHUNK_PARAMETERS, place_lines
 from patterncc.codegen.gpu.class_source import (
     classes_seen,
@@ -30,12 +31,7 @@ from patterncc.codegen.gpu.list_source import list_leaves, listed_loops
 from patterncc.codegen.gpu.mask_source import emit_mask
 from patterncc.codegen.gpu.patch_source import key_patch_lines
 from patterncc.codegen.gpu.separate import keys_of_tiles
-from patterncc.codegen.gpu.sweep_source import (
-    emit_loops,
-    scalars_read,
-    wide_name,
-    widened,
-)
+from patterncc.codegen.gpu.sweep_source import emit_loops
 from patterncc.codegen.gpu.tile_source import Computed
 from patterncc.dsl.mask import Var
 from patterncc.dsl.score.nodes import coordinates_read

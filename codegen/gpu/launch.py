@@ -127,6 +127,8 @@ def _compile(source: KernelSource, target: str, aligned: bool, folder: Path | No
     }
     if source.config.max_registers is not None and target.startswith("cuda"):
         options["maxnreg"] = source.config.max_registers
+    if source.starts_early:
+        options["launch_pdl"] = True
     language = ASTSource
     if source.config.emitter == "gluon":
         # The kernel is started as one warpgroup and adds the others itself.
@@ -241,13 +243,18 @@ def kernel_of(
     return _kernels[name]
 
 
+EARLY = 2
+"""See `DirectLauncher.options`."""
+
+
 class DirectLauncher(NamedTuple):
     """The C function that launches a kernel, and what it is given besides the kernel's arguments.
 
     Attributes:
         launch: Takes the three sizes of the grid, the stream, `options`, and the arguments, in
             which each descriptor is a tensor map, its sizes and its strides.
-        options: The function, how to launch it, no scratch memory and no hooks.
+        options: The function, how to launch it, no scratch memory and no hooks; `EARLY` is the
+            place of whether it may start before the kernel before it has ended.
         encoders: For each descriptor what makes its tensor map of an address, sizes and strides.
     """
 

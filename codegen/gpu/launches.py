@@ -49,6 +49,7 @@ class Launch:
         pointers: What the pointer arguments after them point to: `query`, `out`, `table_NAME`, ...
         rest: The arguments after the pointers.
         buffers: Memory that this launch is the first to need.
+        follows_long: Whether the launch before it takes so long that the host need not be quick.
     """
 
     source: KernelSource
@@ -58,6 +59,7 @@ class Launch:
     pointers: tuple[str, ...]
     rest: tuple[float | int, ...]
     buffers: tuple[Buffer, ...] = ()
+    follows_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from patterncc.codegen.gpu.bound_source import expressions, wide_name, widened
 from patterncc.codegen.gpu.chunk_source import KEY_PLACES
 from patterncc.codegen.gpu.class_source import (
     CLASS_NAMES,
@@ -37,9 +38,6 @@ from patterncc.codegen.gpu.sweep_source import (
     LoopNest,
     TileLoop,
     emit_loops,
-    expressions,
-    wide_name,
-    widened,
 )
 from patterncc.codegen.gpu.table_source import tables_read
 from patterncc.codegen.gpu.table_sum_source import sum_parameter, summed_tables

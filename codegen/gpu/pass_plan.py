@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from patterncc.codegen.classes import row_classes
-from patterncc.codegen.gpu.config import Emitter, KernelConfig, SharedBytes, check_config, narrowed
+from patterncc.codegen.gpu.config import (
+    Emitter,
+    KernelConfig,
+    SharedBytes,
+    check_config,
+    narrowed,
+    visits_patches,
+)
 from patterncc.codegen.gpu.gluon.reasons import reason_against, untried_reason
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.launches import Call, Launch
@@ -24,7 +31,8 @@ from patterncc.dsl.mask import TRUE
 
 Lowered: TypeAlias = Callable[[int, int], Sequence[Passes]]
 """Lowers for a tile shape `(block_q, block_k)`: alternatives, the most special one first, one that
-assumes nothing last."""
+assumes nothing last. After one in patches of a raster comes the same in consecutive tiles, for
+emitters whose kernels visit no patches."""
 
 KeyWidth: TypeAlias = Callable[[int, int], int]
 """How wide key tiles start out, for the `(block_q, block_k)` of a default: what
@@ -214,20 +222,26 @@ class PassPlanner:
         return narrowed(config, self._key_width(config.block_q, config.block_k))
 
     def _passes(self, config: KernelConfig, env: Mapping[str, int]) -> Passes:
-        """The first alternative whose assumptions the call meets."""
+        """The first alternative that the config's emitter visits and whose assumptions the call
+        meets."""
         tile = (config.block_q, config.block_k)
         if tile not in self._alternatives:
             self._alternatives[tile] = self._lower(*tile)
-        return first_that_holds(self._alternatives[tile], env)
+        return first_that_holds(self._alternatives[tile], env, config.emitter)
 
 
-def first_that_holds(alternatives: Sequence[Passes], env: Mapping[str, int]) -> Passes:
-    """The first of the lowered alternatives whose assumptions a call meets.
+def first_that_holds(
+    alternatives: Sequence[Passes], env: Mapping[str, int], emitter: Emitter
+) -> Passes:
+    """The first of the lowered alternatives that an emitter's kernels visit and whose assumptions a
+    call meets.
 
     Raises:
         ConfigError: There is none.
     """
     for passes in alternatives:
+        if not visits_patches(emitter) and any(one.patches is not None for one in passes):
+            continue
         if all(_holds(program, env) for program in passes):
             return passes
     raise ConfigError("no program of the pattern was lowered for a call like this one")

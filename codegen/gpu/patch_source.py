@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
+from patterncc.codegen.gpu.mask_source import scalar_name
+from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text
 from patterncc.codegen.ir import box
+from patterncc.dsl.mask import Expr, Param, Var
 
 if TYPE_CHECKING:
     from patterncc.codegen.ir import Patches
@@ -93,8 +96,9 @@ def _coordinate(patches: Patches, position: str, axis: int) -> str:
 
 
 def _first_text(patches: Patches, side: Side, number: str) -> str:
-    """The position of the first element of a held patch, by its number from band 0 on."""
-    counts = patches.counts(side)
+    """The position of the first element of a held patch, by its number from band 0 on; of a grid
+    that begins at the edge."""
+    counts = [-(-size // e) for size, e in zip(patches.sizes, patches.held(side)[1:], strict=True)]
     terms = []
     for axis, (step, extent) in enumerate(zip(patches.steps, patches.held(side), strict=True)):
         inner = prod(counts[axis:])
@@ -120,13 +124,76 @@ def _box_lines(patches: Patches, side: Side, first: str, least: str, last: str) 
         yield f"{end} = tl.minimum({begin} + {extent - 1}, {patches.sizes[axis - 1] - 1})"
 
 
+def _cut_lines(patches: Patches, side: Side, number: str, least: str, last: str) -> Iterator[str]:
+    """Where a held patch begins and how many places it has along each axis, and its box, on a grid
+    that begins before the edge: coordinates first, since a position says nothing of what is before
+    the edge. Arguments as of `_box_lines`, with the number of the patch from the first band on."""
+    writer = ExpressionWriter(_scalar)
+    counts = [writer.integer(count).operand() for count in patches.counts(side)]
+    befores = [writer.integer(before).operand() for before in patches.before(side)]
+    for axis, (extent, before) in enumerate(zip(patches.held(side), befores, strict=True)):
+        begin, places = _cut_names(side, axis)
+        inner = " * ".join(counts[axis:])
+        along = f"{number} // ({inner})" if inner else number
+        if axis:
+            along = f"{along} % {counts[axis - 1]}"
+        elif side == "q":
+            along = f"{along} + ({least} // {patches.area} + {before}) // {extent}"
+        yield f"{begin} = ({along}) * {extent} - {before}"
+        stop = f"{begin} + {extent}"
+        stop = f"tl.minimum({stop}, {patches.sizes[axis - 1]})" if axis else stop
+        yield f"{places} = {stop} - tl.maximum({begin}, 0)"
+        yield f"{begin} = tl.maximum({begin}, 0)"
+        first, end = (box(side, which, axis).name for which in ("first", "last"))
+        if axis:
+            yield f"{first} = {begin}"
+            yield f"{end} = {begin} + {places} - 1"
+        else:
+            yield f"{first} = tl.maximum({begin}, ({least}) // {patches.area})"
+            yield f"{end} = tl.minimum({begin} + {places} - 1, ({last}) // {patches.area})"
+
+
+def _cut_names(side: Side, axis: int) -> tuple[str, str]:
+    """What is said of a cut patch along an axis: where it begins, and how many places it has."""
+    return f"{side}_begin_{axis}", f"{side}_places_{axis}"
+
+
+def _cut_first(patches: Patches, side: Side) -> str:
+    """The position of the first place of a cut patch."""
+    return " + ".join(
+        _cut_names(side, axis)[0] + (f" * {step}" if step > 1 else "")
+        for axis, step in enumerate(patches.steps)
+    )
+
+
+def _cut_inside(patches: Patches, side: Side, numbers: str) -> str:
+    """Which elements of a tile are places of a cut patch."""
+    tests = []
+    for axis in range(len(patches.steps)):
+        along = _along(numbers, patches.held(side), axis)
+        tests.append(f"({along or 0} < {_cut_names(side, axis)[1]})")
+    return " & ".join(tests)
+
+
+def _scalar(leaf: Expr) -> Text | None:
+    return Text(scalar_name(leaf), 32) if isinstance(leaf, (Var, Param)) else None
+
+
 def row_patch_lines(patches: Patches, block: int) -> Iterator[str]:
     """The rows of the held tile `q_tile`, which of them exist, if any, and its box."""
+    numbers = _NUMBERS["q"]
+    if patches.query_before:
+        yield from _cut_lines(patches, "q", "q_tile", "q_offset", "q_offset + q_len - 1")
+        yield f"row_first = {_cut_first(patches, 'q')} - q_offset"
+        yield f"rows = row_first + {elements_text(patches, patches.query, numbers)}"
+        inside = _cut_inside(patches, "q", numbers)
+        yield f"row_exists = (rows >= 0) & (rows < q_len) & {inside}"
+        yield "has_work = tl.max(row_exists.to(tl.int32), 0) > 0"
+        return
     band = patches.area * patches.query[0]
     first = _first_text(patches, "q", "q_tile")
     yield f"patch_first = q_offset // {band} * {band} + {first}"
     yield "row_first = patch_first - q_offset"
-    numbers = "tl.arange(0, BLOCK_Q)"
     yield f"rows = row_first + {elements_text(patches, patches.query, numbers)}"
     inside = inside_text(patches, patches.query, "patch_first", block, numbers, held=True)
     yield f"row_exists = (rows >= 0) & (rows < q_len){' & ' * bool(inside)}{inside}"
@@ -139,6 +206,12 @@ def key_patch_lines(
 ) -> Iterator[str]:
     """The keys of the held tile `k_tile`, which of them exist, and its box; `numbers` are those of
     its elements."""
+    if patches.key_before:
+        yield from _cut_lines(patches, "k", "k_tile", "0", "kv_len - 1")
+        yield f"k_first = {_cut_first(patches, 'k')}"
+        yield f"keys = k_first + {elements_text(patches, patches.key, numbers)}"
+        yield f"key_exists = (keys < kv_len) & {_cut_inside(patches, 'k', numbers)}"
+        return
     yield f"k_first = {_first_text(patches, 'k', 'k_tile')}"
     yield f"keys = k_first + {elements_text(patches, patches.key, numbers)}"
     inside = inside_text(patches, patches.key, "k_first", block, numbers, held=True)

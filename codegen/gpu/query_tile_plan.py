@@ -18,7 +18,12 @@ from patterncc.codegen.gpu.list_plan import (
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
 from patterncc.codegen.gpu.pass_plan import Pass, Sources
 from patterncc.codegen.gpu.patch_source import patch_box
-from patterncc.codegen.gpu.repair_plan import may_spoil, repair_launch, spoiled_buffer
+from patterncc.codegen.gpu.repair_plan import (
+    may_spoil,
+    noting,
+    repair_launch,
+    spoiled_buffer,
+)
 from patterncc.codegen.ir import DENSE, Passes, Patches
 from patterncc.codegen.listing import ranked
 from patterncc.codegen.patches import tile_count
@@ -57,7 +62,8 @@ def query_tile_launches(
     def kernel(tiles: int, numbers: Mapping[str, int]) -> Iterator[Launch]:
         grid = (tiles, call.heads, call.batch)
         room = (*buffers, *spoiled_buffer(source, grid))
-        yield planned_launch(source, grid, call, step=k_step, numbers=numbers, buffers=room)
+        first = noting(source, call)
+        yield planned_launch(first, grid, call, step=k_step, numbers=numbers, buffers=room)
         if may_spoil(source):
             repairing = sources.get(repair, program, problem, config, **between)
             yield repair_launch(repairing, grid, call, numbers)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.access_source import Access
+from patterncc.codegen.gpu.bound_source import scalars_read, wide_name, widened
 from patterncc.codegen.gpu.class_source import (
     class_lines,
     head_and_tile_lines,
@@ -21,12 +22,7 @@ from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.list_source import listed_loops
 from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
 from patterncc.codegen.gpu.patch_source import row_patch_lines
-from patterncc.codegen.gpu.sweep_source import (
-    emit_loops,
-    scalars_read,
-    wide_name,
-    widened,
-)
+from patterncc.codegen.gpu.sweep_source import emit_loops
 from patterncc.codegen.gpu.tile_source import Computed
 from patterncc.codegen.ir import DENSE, Q_FIRST, Q_LAST
 from patterncc.codegen.listing import kernel_mask, ranked

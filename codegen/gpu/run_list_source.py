@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from patterncc.codegen.gpu.bound_source import wide_name, widened
 from patterncc.codegen.gpu.clause_source import clause_lines
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import module_text
@@ -22,7 +23,6 @@ from patterncc.codegen.gpu.list_source import (
     list_tables,
 )
 from patterncc.codegen.gpu.mask_source import scalar_name
-from patterncc.codegen.gpu.sweep_source import wide_name, widened
 from patterncc.codegen.ir import K_FIRST, K_LAST
 from patterncc.codegen.listing import ranked
 

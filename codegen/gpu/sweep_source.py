@@ -10,15 +10,14 @@ a class in each lane of a vector.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from patterncc.codegen.gpu.mask_source import scalar_name
-from patterncc.codegen.gpu.scalar_source import ExpressionWriter, Text
+from patterncc.codegen.gpu.bound_source import integer_text, share_bounds
+from patterncc.codegen.gpu.box_source import box_lines, box_tile
+from patterncc.codegen.gpu.scalar_source import ExpressionWriter
 from patterncc.codegen.gpu.separate import ROWS, Held, separate
-from patterncc.codegen.gpu.table_source import ANSWERS, find_document_text, rises_with
 from patterncc.codegen.ir import RESIDUE, Kind, Sweep
 from patterncc.dsl.build import any_of, substitute
 from patterncc.dsl.mask import (
@@ -27,12 +26,6 @@ from patterncc.dsl.mask import (
     Const,
     Expr,
     IntExpr,
-    Param,
-    Product,
-    Segment,
-    Var,
-    children,
-    walk,
 )
 
 UNROLLED_CLASSES = 4
@@ -143,7 +136,7 @@ def emit_loops(
             tiles.
     """
     pieces = list(_pieces(sweeps))
-    shared = _share([sweep for p in pieces for sweep in (p.sweep, *p.others)], held)
+    shared = share_bounds([sweep for p in pieces for sweep in (p.sweep, *p.others)], held)
     loops = []
     for kind in ("partial", "full"):
         of_kind = [piece for piece in pieces if piece.sweep.kind == kind]
@@ -154,40 +147,6 @@ def emit_loops(
             groups += [[p] for p in of_kind if p.sweep.classes > 1]
         loops += [_loop(shared.writer, g, lanes=lanes, ranked=ranked) for g in groups if g]
     return LoopNest(tuple(shared.lines), tuple(loops), shared.documents)
-
-
-def expressions(sweeps: Sequence[Sweep]) -> Iterator[Expr]:
-    """What the text computes of the sweeps."""
-    for sweep in sweeps:
-        yield from _parts(sweep)
-
-
-def scalars_read(sweeps: Sequence[Sweep]) -> tuple[Var | Param, ...]:
-    """The scalars that the bounds of the sweeps read, by name; residues are not among them."""
-    found = {
-        leaf
-        for part in expressions(sweeps)
-        for leaf in walk(part)
-        if isinstance(leaf, (Var, Param)) and leaf != RESIDUE
-    }
-    return tuple(sorted(found, key=lambda leaf: leaf.name))
-
-
-def wide_name(leaf: Var | Param) -> str:
-    """The name of a scalar's 64-bit copy, which bounds are computed from."""
-    return f"{scalar_name(leaf)}_wide"
-
-
-def widened(leaf: Var | Param) -> str:
-    """What that copy is computed from."""
-    match leaf:
-        case Var("q_first"):
-            return "q_offset.to(tl.int64) + row_first"
-        case Var("q_last"):
-            return "q_offset.to(tl.int64) + tl.minimum(row_first + BLOCK_Q, q_len) - 1"
-        case Var("k_last"):
-            return "tl.minimum(k_first + BLOCK_K, kv_len).to(tl.int64) - 1"
-    return f"{scalar_name(leaf)}.to(tl.int64)"
 
 
 def _merge(sweeps: Sequence[Sweep]) -> Iterator[_Piece]:
@@ -244,88 +203,6 @@ def _at_class(sweep: Sweep, residue: int) -> Sweep:
     )
 
 
-def _parts(sweep: Sweep) -> tuple[Expr, ...]:
-    ends = (end for repeat in sweep.repeats for end in (repeat.lo, repeat.hi))
-    return (sweep.lo, sweep.hi, separate(sweep.guard), sweep.phase, *ends)
-
-
-# ------------------------------------------------------------------------------------ shared bounds
-
-
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """What several bounds read: lines, a writer that knows their names, documents looked up."""
-
-    lines: list[str]
-    writer: ExpressionWriter
-    documents: dict[tuple[str, IntExpr], str]
-
-
-def _share(sweeps: Sequence[Sweep], held: Held) -> _Shared:
-    """Names the expressions that several bounds contain."""
-    uses: Counter[Expr] = Counter()
-    order: list[Expr] = []
-
-    def count(expr: Expr) -> None:
-        uses[expr] += 1
-        if uses[expr] == 1:
-            for child in children(expr):
-                count(child)
-            order.append(expr)  # parts before what contains them
-
-    for sweep in sweeps:
-        for part in _parts(sweep):
-            count(part)
-    named: dict[Expr, Text] = {}
-    writer = ExpressionWriter(lambda expr: named.get(expr) or _scalar(expr), least_bits=64)
-    shared = _Shared([], writer, {})
-    looked_up = [e for e in order if isinstance(e, Segment) and RESIDUE not in walk(e)]
-    for node in sorted(looked_up, key=lambda node: held.last in walk(node)):
-        if node not in named:
-            _look_up(shared, node, named, held)
-    for expr in order:
-        if expr not in named and uses[expr] > 1 and _worth_a_name(expr):
-            text = writer.any(expr)
-            name = f"bound_{len(named)}"
-            named[expr] = Text(name, text.bits)
-            shared.lines.append(f"{name} = {text.text}")
-    return shared
-
-
-def _look_up(shared: _Shared, node: Segment, named: dict[Expr, Text], held: Held) -> None:
-    """Looks a position's document up, that of the last row or key that is held from the first one's
-    on, and names all that can be asked of it."""
-    position, bits = node.position, shared.writer.document_bits(node.position)
-    text = shared.writer.integer(position).widened(bits).text
-    before = (node.segments, substitute(position, {held.last: held.first}))
-    known = rises_with(position, held.last) and before in shared.documents
-    search = find_document_text(node, text, [shared.documents[before]] if known else ())
-    names = [f"document_{len(shared.documents)}_{answer}" for answer in (*ANSWERS, "number")]
-    shared.lines.append(f"{', '.join(names)} = {search}")
-    shared.documents[node.segments, position] = names.pop()
-    named |= {
-        replace(node, kind=answer): Text(name, bits)
-        for answer, name in zip(ANSWERS, names, strict=True)
-    }
-
-
-def _worth_a_name(expr: Expr) -> bool:
-    """Not for leaves, for what differs between lanes, and for negative terms, which sums write as
-    differences."""
-    if (
-        isinstance(expr, Product)
-        and isinstance(expr.factors[0], Const)
-        and expr.factors[0].value < 0
-    ):
-        return False
-    return any(True for _ in children(expr)) and RESIDUE not in walk(expr)
-
-
-def _scalar(expr: Expr) -> Text | None:
-    """Scalars of the call are widened once, under names of their own."""
-    return Text(wide_name(expr), 64) if isinstance(expr, (Var, Param)) else None
-
-
 # ------------------------------------------------------------------------------------ one loop
 
 
@@ -351,16 +228,19 @@ def _stretch(writer: ExpressionWriter, piece: _Piece, before: str, ranked: bool)
     """The lines of a piece with scalar bounds."""
     label, sweep = piece.label, piece.sweep
     if sweep.repeats:
-        yield from _repeated(writer, piece, before)
+        yield piece.comment
+        yield from box_lines(writer, sweep, label, before)
         return
     yield piece.comment
 
     def bound(expr: IntExpr, plain: str) -> str:
         if not ranked:
             return plain
-        return f"tl.load(ranks + tl.minimum(tl.maximum({_integer(writer, expr)}, 0), run_count))"
+        return (
+            f"tl.load(ranks + tl.minimum(tl.maximum({integer_text(writer, expr)}, 0), run_count))"
+        )
 
-    yield f"first_{label} = {bound(sweep.lo, _integer(writer, sweep.lo))}"
+    yield f"first_{label} = {bound(sweep.lo, integer_text(writer, sweep.lo))}"
     lengths = []
     for one in (sweep, *piece.others):
         end = bound(one.hi, writer.integer(one.hi).operand())
@@ -374,57 +254,12 @@ def _stretch(writer: ExpressionWriter, piece: _Piece, before: str, ranked: bool)
     yield f"shift_{label} = {_shift(writer, sweep, start)}"
 
 
-def _repeated(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[str]:
-    """The lines of a piece that is repeated: how long its loop and each one around that are, and
-    the tile that all of them start at."""
-    label, sweep = piece.label, piece.sweep
-    yield piece.comment
-    yield f"first_{label} = {_integer(writer, sweep.lo)}"
-    length = f"tl.maximum({writer.integer(sweep.hi).operand()} - first_{label}, 0)"
-    guard = separate(sweep.guard)
-    if guard != TRUE:
-        length = f"tl.where({writer.predicate(guard)}, {length}, 0)"
-    yield f"width_{label} = {length}.to(tl.int32)"
-    count = f"width_{label}"
-    start = f"first_{label}" if sweep.stride == 1 else f"first_{label} * {sweep.stride}"
-    for number, repeat in enumerate(sweep.repeats):
-        name = f"{label}_{number}"
-        yield f"begin_{name} = {_integer(writer, repeat.lo)}"
-        end = writer.integer(repeat.hi).operand()
-        yield f"turns_{name} = tl.maximum({end} - begin_{name}, 0).to(tl.int32)"
-        count += f" * turns_{name}"
-        start += f" + begin_{name} * {repeat.step}"
-    if sweep.phase != Const(0):
-        start += f" + {writer.integer(sweep.phase).operand()}"
-    yield f"end_{label} = {f'{before} + ' if before else ''}{count}"
-    yield f"shift_{label} = ({start}).to(tl.int32)"
-    # What a division by nothing gives is never read, but must not be asked for.
-    yield f"width_{label} = tl.maximum(width_{label}, 1)"
-    for number in range(len(sweep.repeats) - 1):
-        yield f"turns_{label}_{number} = tl.maximum(turns_{label}_{number}, 1)"
-
-
-def _repeated_tile(piece: _Piece, before: str) -> str:
-    """The tile at counter `step` of a piece that is repeated."""
-    label, sweep = piece.label, piece.sweep
-    step = f"(step - {before})" if before else "step"
-    inner = f"{step} % width_{label}"
-    terms = [f"shift_{label}", inner if sweep.stride == 1 else f"{inner} * {sweep.stride}"]
-    turn = f"{step} // width_{label}"
-    last = len(sweep.repeats) - 1
-    for number, repeat in enumerate(sweep.repeats):
-        own = turn if number == last else f"({turn}) % turns_{label}_{number}"
-        terms.append(f"({own}) * {repeat.step}")
-        turn = f"({turn}) // turns_{label}_{number}"
-    return " + ".join(terms)
-
-
 def _lanes(writer: ExpressionWriter, piece: _Piece, before: str) -> Iterator[str]:
     """The lines of a piece whose bounds are vectors with a lane for each residue class."""
     label, sweep = piece.label, piece.sweep
     yield f"{piece.comment} as lanes"
     yield f"residue_wide = tl.arange(0, {piece.lanes}).to(tl.int64)"
-    yield f"first_{label} = {_integer(writer, sweep.lo)}"
+    yield f"first_{label} = {integer_text(writer, sweep.lo)}"
     guard = separate(sweep.guard)
     exists = f"(residue_wide < {sweep.classes})"
     if guard != TRUE:
@@ -458,7 +293,8 @@ def _tile_number(pieces: Sequence[_Piece], *, lanes: bool) -> str:
         label = piece.label
         place = f"shift_{label}"
         if piece.sweep.repeats:
-            place = _repeated_tile(piece, f"end_{pieces[number - 1].label}" if number else "")
+            before = f"end_{pieces[number - 1].label}" if number else ""
+            place = box_tile(piece.sweep, label, before)
         elif common is None:
             place = f"{_scaled_step(piece.sweep.stride)} + {place}"
         if piece.lanes > 1 and lanes:
@@ -470,8 +306,3 @@ def _tile_number(pieces: Sequence[_Piece], *, lanes: bool) -> str:
 
 def _scaled_step(stride: int) -> str:
     return "step" if stride == 1 else f"step * {stride}"
-
-
-def _integer(writer: ExpressionWriter, expr: IntExpr) -> str:
-    text = writer.integer(expr)
-    return f"tl.cast({text.text}, tl.int64)" if text.bits is None else text.text

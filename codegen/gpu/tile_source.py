@@ -7,13 +7,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from patterncc.codegen.gpu.access_source import TYPES
+from patterncc.codegen.gpu.bound_source import expressions
 from patterncc.codegen.gpu.class_source import CLASS_NAMES, length_parameters
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.kernel_terms import TermParameters
 from patterncc.codegen.gpu.list_source import CAPACITY, FIRST_TILE, LIST_PARAMETERS
 from patterncc.codegen.gpu.mask_source import scalar_name
 from patterncc.codegen.gpu.run_list_source import RUN_PARAMETERS
-from patterncc.codegen.gpu.sweep_source import expressions
 from patterncc.codegen.gpu.table_source import tables_read
 from patterncc.codegen.ir import BOX_NAMES, K_LAST, K_TILE, Q_FIRST, Q_LAST, RESIDUE
 from patterncc.codegen.listing import kernel_mask, ranked
@@ -175,6 +175,8 @@ def _expressions(
     if ranked(program) or not (program.listed or program.gathered > 1):
         yield from expressions(program.sweeps(direction))
     yield program.tiling.k_class
+    if program.patches is not None:
+        yield from program.patches.before("q" if direction == "forward" else "k")
     if masked:
         yield kernel_mask(program) if direction == "forward" else program.mask
     for term in terms:

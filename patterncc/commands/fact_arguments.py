@@ -8,6 +8,7 @@ from patterncc.commands.shared_arguments import (
     add_call,
     add_choice,
     add_deterministic,
+    add_isolate,
     add_json,
     add_param,
     add_pattern,
@@ -27,6 +28,7 @@ def add_arguments_of_explain(parser: argparse.ArgumentParser) -> None:
     add_shape(parser)
     add_tiles(parser, "128")
     add_deterministic(parser, "say how gradients are computed that need not be deterministic, too")
+    add_isolate(parser)
     group = parser.add_argument_group("the configuration")
     group.add_argument(
         "--why-config",

@@ -14,9 +14,9 @@ from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.pattern import Pattern
 from patterncc.dsl.score.terms import ScoreTerms, load_terms
 from patterncc.example_values import USUAL_LAYERS, Example
+from patterncc.pipeline import isolates
 from patterncc.score_example import Scores
 from patterncc.score_example import scores_of as example_scores
-from patterncc.settings import settings
 
 STANDARD_INPUT = "-"
 
@@ -185,5 +185,6 @@ def _library_name(args: argparse.Namespace) -> str:
 def problem_of(args: argparse.Namespace) -> Problem:
     """The shape class of a command line."""
     value_head_dim = args.value_head_dim or args.head_dim
-    terms, isolates = terms_of(args), settings().isolate
-    return Problem(args.dtype, args.head_dim, value_head_dim, terms=terms, isolates=isolates)
+    asked = isolates(getattr(args, "isolate", None))
+    terms = terms_of(args)
+    return Problem(args.dtype, args.head_dim, value_head_dim, terms=terms, isolates=asked)

@@ -13,6 +13,7 @@ from patterncc.commands.shared_arguments import (
     PATTERN_HELP,
     add_call,
     add_deterministic,
+    add_isolate,
     add_json,
     add_param,
     add_pattern,
@@ -49,6 +50,7 @@ def add_arguments_of_run(parser: argparse.ArgumentParser) -> None:
         help="check and time the gradients of query, key, value and score tables, too",
     )
     add_deterministic(parser, "let gradients differ in their last bits from call to call")
+    add_isolate(parser)
     parser.add_argument(
         "--repeats",
         type=read_count,

@@ -27,6 +27,17 @@ def add_deterministic(parser: argparse.ArgumentParser, meaning: str) -> None:
     )
 
 
+def add_isolate(parser: argparse.ArgumentParser) -> None:
+    """`--isolate` and `--no-isolate`; None where neither is given."""
+    parser.add_argument(
+        "--isolate",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="let NaN and infinity reach only rows and keys that see them on GPUs, too "
+        "(as PATTERNCC_ISOLATE says)",
+    )
+
+
 def add_pattern(parser: argparse.ArgumentParser) -> None:
     """One pattern: its text, file or name, which pattern of it, and its parameters."""
     parser.add_argument("pattern", metavar="PATTERN", help=PATTERN_HELP)

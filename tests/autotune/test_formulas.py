@@ -37,7 +37,7 @@ def symbols_of(text: str, problem: Problem, phase: Phase, fixed: dict[str, str])
     for config in space.configs[:: max(1, len(space.configs) // 16)]:
         resident = resident_programs(config, phase, problem, "cuda:90")
         total = 0.0
-        for facts in model.facts(config.block_q, config.block_k):
+        for facts in model.facts(config):
             formulas = gpu_formulas(facts, config, phase, problem, resident, H200)
             parts = predict_gpu((facts,), config, phase, problem, resident, H200).parts
             assert [formula.part for formula in formulas] == list(parts)
@@ -75,7 +75,7 @@ def test_cpu() -> None:
     one = job("window(64)", q_len=1000)
     model = CostModel(one, CPU, USUAL_CPU)
     for config in SearchSpace(PHASES["forward"], one.problem, CPU).configs:
-        (facts,) = model.facts(config.block_q, config.block_k)
+        (facts,) = model.facts(config)
         parts = predict_cpu((facts,), config, one.problem, USUAL_CPU).parts
         for formula in cpu_formulas(facts, config, one.problem, USUAL_CPU):
             assert math.isclose(value(formula), parts[formula.part], rel_tol=1e-9)

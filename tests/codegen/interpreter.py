@@ -22,11 +22,12 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 
+from patterncc.codegen.gpu.bound_source import scalars_read, wide_name
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.mask_source import emit_mask, scalar_name
 from patterncc.codegen.gpu.pass_plan import Lowered
 from patterncc.codegen.gpu.scalar_source import HELPERS, ExpressionWriter, Text
-from patterncc.codegen.gpu.sweep_source import emit_loops, scalars_read, wide_name
+from patterncc.codegen.gpu.sweep_source import emit_loops
 from patterncc.codegen.ir import BlockProgram, Passes, Patches, Tiling
 from patterncc.dsl.mask import Expr, IntExpr, Param, Predicate, Var, walk
 from tests.codegen.attention import Errors

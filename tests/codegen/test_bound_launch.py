@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from patterncc.codegen.gpu import launch
+from patterncc.codegen.gpu import bound_launch, launch
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
 from patterncc.codegen.gpu.bound_launch import DirectLaunch, TritonLaunch
@@ -89,13 +89,15 @@ class Loaded:
 
         meta = kernel.metadata.tensordesc_meta
         wrapped = _launch.nvidia_driver.wrap_handle_tensordesc(note, kernel.src.signature, meta)
-        launcher = SimpleNamespace(launch=wrapped, launch_cooperative_grid=False, launch_pdl=False)
+        early = kernel.metadata.launch_pdl
+        launcher = SimpleNamespace(launch=wrapped, launch_cooperative_grid=False, launch_pdl=early)
         self.metadata, self.src, self.run = kernel.metadata, kernel.src, launcher
         self.packed_metadata, self.function = kernel.packed_metadata, 1234
 
     def __getitem__(self, grid: tuple[int, int, int]) -> Any:
         def run(*arguments: Any, stream: int) -> None:
-            options = (self.function, False, False, None, None, self.packed_metadata, None)
+            early = self.run.launch_pdl
+            options = (self.function, False, early, None, None, self.packed_metadata, None)
             self.run.launch(*grid, stream, *options, "before", "after", *arguments)
 
         return run
@@ -161,6 +163,30 @@ def test_so_it_is_with_kernels_of_gluon(driver: Driver, hooks: Any, tmp_path: Pa
     short, by_triton = noted
     assert planned.described and planned.source.config.emitter == "gluon"
     assert short[:10] == by_triton[:10] and short[13:] == by_triton[13:]
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_repair_starts_early_in_graphs_and_after_long_kernels(
+    long: bool, driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    heads = 300 if long else 2
+    given = {
+        name: torch.zeros(1, 1, 100, 64, dtype=torch.bfloat16).expand(1, heads, 100, 64)
+        for name in ("query", "key", "value", "out")
+    }
+    planner = Planner(lowered(load("causal")), KernelConfig(64, 64, 4, 2))
+    problem = Problem("bfloat16", 64, 64, isolates=True)
+    layouts = [layout_of(name, tensor) for name, tensor in given.items()]
+    first, repair = planner.plan(problem, "cuda:90", layouts, {"q_offset": 0}, 1.0)
+    assert not first.follows_long and repair.follows_long is long
+    given |= {"lse": torch.zeros(1, heads, 100), "spoiled": torch.zeros(600, dtype=torch.int32)}
+    for planned, wanted in ((first, [False, False]), (repair, [long, True])):
+        direct, noted = bound(planned, tmp_path)
+        for capturing in (False, True):
+            monkeypatch.setattr(bound_launch, "_capturing", lambda now=capturing: now)
+            direct(given, 99)
+        assert [arguments[6] for arguments in noted] == wanted
+        assert [arguments[4] for arguments in noted] == [1234, 1234]  # the function is before it
 
 
 def test_tensor_maps_are_made_once_for_each_address(driver: Driver, tmp_path: Path) -> None:

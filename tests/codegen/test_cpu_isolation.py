@@ -59,3 +59,28 @@ def test_a_poisoned_row_reaches_no_other(kernel: str) -> None:
 def test_large_scores_do_not_overflow_the_softmax(kernel: str) -> None:
     query, key, value = (random(1, 2, 150, 16, seed=seed) for seed in (1, 2, 3))
     check(program_of("window(20)"), 100 * query, 100 * key, value)
+
+
+@pytest.mark.parametrize("kv_len", [1, 5, 15, 16, 33])
+@pytest.mark.parametrize("name", ["query", "key"])
+def test_scores_that_are_nan_are_not_lost(name: str, kv_len: int, kernel: str) -> None:
+    """Of few keys torch's kernel takes a row of NaN for one that sees nothing."""
+    tensors = {n: random(1, 2, kv_len, 16, seed=s) for n, s in (("key", 2), ("value", 3))}
+    tensors["query"] = random(1, 2, 150, 16, seed=1)
+    tensors[name][:] = math.nan
+    out, lse = cpu.attention(
+        (program_of("full"),), tensors["query"], tensors["key"], tensors["value"]
+    )
+    assert bool(out.isnan().all()) and bool(lse.isnan().all())
+
+
+def test_a_document_that_begins_with_nan(kernel: str) -> None:
+    """The last key of a tile is the only one that the rows of others see there."""
+    query, key, value = (random(1, 2, 200, 16, seed=seed) for seed in (1, 2, 3))
+    program = program_of("pattern p(doc: segments): causal and doc[q] == doc[k]")
+    key[:, :, 63] = math.nan
+    tables = {"doc": torch.tensor([0, 63, 170, 200], dtype=torch.int32)}
+    out, _ = cpu.attention((program,), query, key, value, tables=tables)
+    seen = torch.zeros(200, dtype=torch.bool)
+    seen[63:170] = True
+    assert bool(out[:, :, seen].isnan().all()) and bool(out[:, :, ~seen].isfinite().all())

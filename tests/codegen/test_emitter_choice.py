@@ -8,7 +8,13 @@ from types import MappingProxyType
 import pytest
 
 from patterncc.codegen.choice import lower_passes
-from patterncc.codegen.gpu.config import KernelConfig, check_config, default_config
+from patterncc.codegen.gpu.config import (
+    Emitter,
+    KernelConfig,
+    check_config,
+    default_config,
+    visits_patches,
+)
 from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter, emitter_of
 from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.forward_source import emit_forward
@@ -30,8 +36,16 @@ SIZES = {"heads": 16, "kv_heads": 16}
 def _choice(text: str, problem: Problem = D128, target: str = "cuda:90") -> EmitterChoice:
     pattern = load(text)
 
-    def lowered(block_q: int, block_k: int) -> Passes:
-        return lower_passes(pattern, block_q, block_k, sizes=SIZES, within=True, transposed=False)
+    def lowered(block_q: int, block_k: int, emitter: Emitter) -> Passes:
+        return lower_passes(
+            pattern,
+            block_q,
+            block_k,
+            sizes=SIZES,
+            within=True,
+            transposed=False,
+            patches=visits_patches(emitter),
+        )
 
     return choose_emitter(pattern, problem, target, lowered, SIZES)
 
@@ -155,6 +169,52 @@ def test_a_config_that_is_given_is_never_replaced() -> None:
         _planner(config).plan(D128, "cuda:90", _layouts(129), ENV, 0.1)
     with pytest.raises(ConfigError, match="cuda:90 alone"):
         _planner(config).plan(D128, "cuda:100", _layouts(), ENV, 0.1)
+
+
+def _on_an_image(
+    config: KernelConfig | None = None, special: KernelConfig | None = None
+) -> Planner:
+    def lowered(block_q: int, block_k: int) -> list[Passes]:
+        return [
+            lower_passes(
+                load(IMAGE),
+                block_q,
+                block_k,
+                within=within,
+                transposed=False,
+                patches=patches,
+            )
+            for within, patches in ((True, True), (True, False), (False, False))
+        ]
+
+    return Planner(lowered, config, special=lambda call: special)
+
+
+IMAGE = "neighborhood(10, 30, 3)"
+IMAGE_ENV = MappingProxyType({"q_offset": 0, "height": 10, "kernel": 3})
+
+
+def test_gluon_visits_consecutive_tiles_where_triton_visits_patches() -> None:
+    (launch,) = _on_an_image().plan(D128, "cuda:90", _layouts(), IMAGE_ENV, 0.1)
+    assert "patches" in launch.source.text
+    gluon = _choice("causal").config
+    for options in ({"config": gluon}, {"special": gluon}):
+        (launch,) = _on_an_image(**options).plan(D128, "cuda:90", _layouts(), IMAGE_ENV, 0.1)
+        assert launch.source.config.emitter == "gluon"
+        assert "patches" not in launch.source.text
+    beyond = {**IMAGE_ENV, "q_offset": 30}
+    (launch,) = _on_an_image().plan(D128, "cuda:90", _layouts(), beyond, 0.1)
+    assert "patches" not in launch.source.text
+
+
+@pytest.mark.parametrize("problem", [D128, D64])
+def test_patches_are_weighed_against_gluon(problem: Problem) -> None:
+    """A window of an image of which consecutive tiles see five times as much, and one of which they
+    see little more."""
+    choice = _choice("neighborhood", problem)
+    assert choice.config is None
+    assert "take longer than patches of a raster" in choice.reason
+    assert _choice("neighborhood(64, 64, 63)", problem).name == "gluon"
 
 
 # ------------------------------------------------------------------------------------ compilations

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pytest
 from hypothesis import assume, given, settings
 
 from patterncc.codegen import schedule
+from patterncc.codegen.facts import pair_counts
 from patterncc.codegen.facts.counts import work
 from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.lower import lower
@@ -53,6 +55,32 @@ def test_pairs_that_tables_allow_are_counted() -> None:
     tables = {"keep": random.random((9, 200)) < 0.4, "id": random.integers(0, 3, 210)}
     counted = count_pairs(pair_program(pattern, {}), env | tables)
     allowed = dense(pattern.body, env | tables)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(counted.rows, allowed.sum(axis=1))
+    np.testing.assert_array_equal(counted.keys, allowed.sum(axis=0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sliding_tile(tile = 12, depth = 3, rows = 4, columns = 5, text = 30)",
+        "pattern p(id: int[token], keep: bool[*, *]): id[q] != id[k] or keep[q // 40, k // 70]",
+        "neighborhood_3d(4, 6, 7, 3, 3, 5) and k // 2 % 3 != q // 42",
+    ],
+)
+def test_pairs_of_a_kind_are_looked_at_once(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, and keys, of which a mask reads the same are alike; counts are those of all pairs."""
+    pattern = load(text)
+    random = np.random.default_rng(1)
+    env = {"q_len": 150, "kv_len": 210, "q_offset": 60, "layer": 0}
+    env |= {number.name: number.value for number in pattern.numbers if number.value is not None}
+    tables = {"keep": random.random((5, 3)) < 0.4, "id": random.integers(0, 3, 210)}
+    monkeypatch.setattr(pair_counts, "_AT_ONCE", 50)  # rows of several kinds in several turns
+    counted = pair_counts.counts_of_kinds(pattern.body, env | tables)
+    allowed = dense(pattern.body, env | tables)  # type: ignore[arg-type]
+    if "3d" in text:  # it reads all of a position
+        assert counted is None
+        return
+    assert counted is not None and counted.keys is not None
     np.testing.assert_array_equal(counted.rows, allowed.sum(axis=1))
     np.testing.assert_array_equal(counted.keys, allowed.sum(axis=0))
 

@@ -16,9 +16,12 @@ from patterncc.codegen.ir import BlockProgram, Direction, Patches
 from patterncc.codegen.lower import specialise, with_transposed
 from patterncc.codegen.monotone import Side
 from patterncc.codegen.passes import run_passes
+from patterncc.codegen.patch_grid import grid_before
 from patterncc.codegen.patches import held_places, passing_places, patch_program, tile_count
 from patterncc.codegen.raster import Raster, rasters
+from patterncc.dsl.build import compare, modulo, select
 from patterncc.dsl.loader import load
+from patterncc.dsl.mask import Const, IntExpr, Var
 
 DEFINITIONS = """
 pattern near(a, b, size, kernel):
@@ -63,6 +66,16 @@ class Case:
 
 
 @st.composite
+def grids(draw: st.DrawFn, extents: tuple[int, ...]) -> tuple[IntExpr, ...]:
+    """How far before the edge held patches begin, by what is one number for a call."""
+    if draw(st.booleans()):
+        return ()
+    first, second = ([draw(st.integers(0, each - 1)) for each in extents] for _ in range(2))
+    odd = compare("==", modulo(Var("layer"), Const(2)), Const(1))
+    return tuple(select(odd, Const(a), Const(b)) for a, b in zip(first, second, strict=True))
+
+
+@st.composite
 def cases(draw: st.DrawFn) -> Case:
     axes = draw(st.integers(2, 3))
     inner = tuple(draw(st.integers(3, 9)) for _ in range(axes - 1))
@@ -100,7 +113,9 @@ def cases(draw: st.DrawFn) -> Case:
     extents = [tuple(draw(st.integers(1, min(size + 1, 5))) for size in sizes) for _ in range(4)]
     if draw(st.booleans()):  # tiles of keys without elements that are no places may be full
         extents[2] = extents[1]
-    patches = Patches(inner, *extents)
+    befores = [draw(grids(each)) for each in (extents[0], extents[2])]
+    query, passing_keys, key, passing_queries = extents
+    patches = Patches(inner, query, passing_keys, key, passing_queries, *befores)
     spare = draw(st.sampled_from([0, 0, 3]))
     whole = draw(st.booleans())
     kv_len = outer * area if whole else draw(st.integers(1, outer * area))
@@ -186,8 +201,24 @@ def test_patches_equal_brute_force(case: Case, fills: bool) -> None:
 
 
 def test_elements_are_counted_once() -> None:
-    patches = Patches((5, 7), (2, 3, 4), (1, 1, 1), (1, 2, 3), (1, 1, 1))
+    shapes = (5, 7), (2, 3, 4), (1, 1, 1), (1, 2, 3), (1, 1, 1)
+    grids = tuple(map(Const, (1, 2, 3))), tuple(map(Const, (0, 1, 2)))
     env = {"q_len": 83, "kv_len": 131, "q_offset": 40}
-    for side, block, first, last in (("q", 24, 40, 123), ("k", 8, 0, 131)):
-        places, exists = held_places(patches, side, block, env)  # type: ignore[arg-type]
-        assert sorted(places[exists].tolist()) == list(range(first, last))
+    for patches in (Patches(*shapes), Patches(*shapes, *grids)):
+        for side, block, first, last in (("q", 24, 40, 123), ("k", 8, 0, 131)):
+            places, exists = held_places(patches, side, block, env)  # type: ignore[arg-type]
+            assert sorted(places[exists].tolist()) == list(range(first, last))
+
+
+def test_grids_are_those_of_windows() -> None:
+    """The patches of odd layers of Swin begin with its windows, which are cut off by the edge."""
+    (raster,) = rasters(specialise(load("swin").body, {}))
+    for axis in raster.axes:
+        for layer, extent, before in ((0, 7, 0), (1, 7, 4), (1, 14, 4), (1, 1, 0), (1, 6, 0)):
+            found = grid_before(axis, "q", extent)
+            assert schedule.evaluate(found, {"layer": layer, "height": 56}) == before
+            assert found == grid_before(axis, "k", extent)
+    by_head = load("if head == 0 then (q - 3) // 7 == k // 7 else q == k").body
+    assert grid_before(by_head, "q", 7) == Const(4)  # one grid for all heads of a call
+    sides = load("(q + 2) // 4 == (k - 1) // 4").body
+    assert [grid_before(sides, side, 4) for side in ("q", "k")] == [Const(2), Const(3)]

@@ -7,7 +7,7 @@ import pytest
 from patterncc import pipeline
 from patterncc.codegen.choice import candidates, lower_passes, tiling_names
 from patterncc.codegen.lower import specialise
-from patterncc.codegen.patch_choice import patch_choices
+from patterncc.codegen.patch_choice import no_patches, patch_choices
 from patterncc.codegen.raster import rasters
 from patterncc.dsl.loader import load
 from patterncc.dsl.printer import expression_text
@@ -93,7 +93,22 @@ def test_shapes_are_counted_for_powers_of_two_alone() -> None:
     body = specialise(load("swin").body, {})
     env = {"kv_len": 3136, "q_len": 3136, "q_offset": 0, "layer": 0, "height": 56}
     assert list(patch_choices(body, 64, 64, env))
-    assert not list(patch_choices(body, 48, 64, env))
+    assert not no_patches(64, 64, within=True)
+    assert "48 x 64" in no_patches(48, 64, within=True)
+
+
+def test_why_a_raster_is_not_visited_in_patches() -> None:
+    image = load("neighborhood")
+    for block_q, within, words in (
+        (64, False, "rows that end within the keys"),
+        (48, True, "no powers of two"),
+    ):
+        *others, refused = candidates(image, block_q, 64, within=within, patches=True)
+        assert refused.reason.endswith(words)
+        assert refused.cost == float("inf")
+        assert 0 < min(way.cost for way in others) < float("inf")
+    for text in ("causal", "q // 64 == k // 64"):
+        assert all(not way.reason for way in candidates(load(text), 64, 64, patches=True))
 
 
 def test_which_calls_take_patches() -> None:
@@ -115,9 +130,23 @@ def test_which_calls_take_patches() -> None:
 def test_programs_of_executors() -> None:
     """Kernels on GPUs take patches, forward and backward; the CPU executor does not."""
     structure = pipeline.signature_of("neighborhood").structure
+    text = pipeline.counted_text(structure, (), (64, 13))
     for transposed in (False, True):
-        (program,) = pipeline.passes(structure, 64, 64, (), True, transposed, patches=True)
+        (program,) = pipeline.passes(text, 64, 64, (), True, transposed, patches=True)
         assert program.patches is not None
         assert (program.transposed is not None) == transposed
-        (other,) = pipeline.passes(structure, 64, 64, (), True, transposed)
+        (other,) = pipeline.passes(text, 64, 64, (), True, transposed)
         assert other.patches is None
+
+
+def test_numbers_of_a_call_decide_about_rasters_alone() -> None:
+    """How far a window of an image reaches is a number of the call; kernels do not differ by it."""
+    image = pipeline.signature_of("neighborhood").structure
+    near, far = (pipeline.counted_text(image, (), (64, kernel)) for kernel in (13, 63))
+    (patches,) = pipeline.passes(near, 64, 64, (), True, patches=True)
+    (lines,) = pipeline.passes(far, 64, 64, (), True, patches=True)
+    assert patches.patches is not None
+    assert lines.patches is None  # nearly all columns: consecutive tiles compute less
+    assert patches.structure == lines.structure == image
+    text = pipeline.signature_of("pattern p(wide = 256): abs(q - k) < wide").structure
+    assert pipeline.counted_text(text, (), (256,)) == text

@@ -12,7 +12,13 @@ from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.chunk_source import Progression
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.ir import Patches
+from patterncc.codegen.lower import specialise
+from patterncc.codegen.monotone import Side
+from patterncc.codegen.patch_grid import grid_before
+from patterncc.codegen.raster import rasters
+from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
+from patterncc.dsl.mask import Const, IntExpr
 from tests.codegen.gradients import Case, differentiate, differentiate_key_value
 from tests.codegen.interpreter import Call, attend, interpreter
 
@@ -37,7 +43,43 @@ def patches(
 
 BOXES = Patches((8,), (3, 4), (2, 8), (3, 5), (4, 4))
 
+ODD = "(q // 10 - 3) // 4 == (k // 10 - 3) // 4 and (q % 10 - 2) // 4 == (k % 10 - 2) // 4"
+BY_LAYER = "swin(10, 10, 5)"
+CUT = Patches((10,), (4, 4), (4, 4), (4, 4), (4, 4), (Const(1), Const(2)), (Const(1), Const(2)))
+
+
+def shifted(query: tuple[int, int], key: tuple[int, int], passing: tuple[int, int]) -> Patches:
+    """Patches on the grid of the layer's windows."""
+    (raster,) = rasters(specialise(load(BY_LAYER).body, {}))
+
+    def grid(side: Side, extents: tuple[int, int]) -> tuple[IntExpr, ...]:
+        masks = zip(raster.axes, extents, strict=True)
+        return tuple(grid_before(axis, side, extent) for axis, extent in masks)
+
+    return Patches((10,), query, passing, key, passing, grid("q", query), grid("k", key))
+
+
 CALLS = (
+    Call(ODD, 100, 100, config=DESCRIPTOR, patches=CUT, fills=True),
+    Call(ODD, 77, 93, config=POINTER, patches=CUT, offset=16, heads=(2, 1)),
+    Call(
+        BY_LAYER,
+        100,
+        100,
+        config=POINTER,
+        patches=shifted((5, 5), (5, 3), (4, 4)),
+        values={"layer": 1},
+    ),
+    Call(
+        BY_LAYER,
+        55,
+        95,
+        config=POINTER,
+        patches=shifted((5, 5), (3, 5), (2, 8)),
+        values={"layer": 1},
+        offset=40,
+    ),
+    Call(BY_LAYER, 100, 100, config=POINTER, patches=shifted((5, 5), (3, 5), (2, 8))),
     Call(SMALL, 72, 72, config=POINTER, patches=patches((8,), (4, 8), (2, 8), turned=True)),
     Call(SMALL, 72, 72, config=DESCRIPTOR, patches=patches((8,), (4, 4), (4, 4)), dtype=HALF),
     Call(SMALL, 72, 72, config=DESCRIPTOR, patches=BOXES, heads=(4, 2)),

@@ -34,15 +34,14 @@ NARROW = {
 }
 # Columns of blocks much narrower than a tile: every tile meets one. Global rows of Longformer.
 COLUMNS = {"deepspeed_fixed": 4.0, "deepspeed_longformer": 5.2, "sparse_fixed": 3.9}
-# Rasters in patches; `swin` in a layer whose windows are shifted, so that patches of the windows of
-# other layers see four of them. Sliding tiles are no product of what each axis asks: a tile of 128
-# positions sees all columns of its rows.
+# Rasters in patches; `swin` in a layer whose windows are shifted and cut off by the edge. Sliding
+# tiles are no product of what each axis asks: a tile of 128 positions sees all columns of its rows.
 RASTERS = {
     "neighborhood": 3.7,
     "neighborhood_3d": 7.3,
     "sliding_tile": 3.5,
     "sliding_tile_heads": 3.5,
-    "swin": 15.1,
+    "swin": 5.5,
 }
 # Tables read by position: blocks narrower than tiles, scattered columns, ids that no bound knows.
 TABLES = {

@@ -66,7 +66,7 @@ def test_fake_gradients_have_the_real_layout(layout: str) -> None:
 def test_the_operator_computes_what_is_asked_for(needs: list[bool]) -> None:
     arguments = operands()
     whole = torch.ops.patterncc.attn_bwd.default(*arguments)
-    asked = (*arguments, None, [], True, needs)
+    asked = (*arguments, None, [], True, False, needs)
     torch.library.opcheck(torch.ops.patterncc.attn_bwd.default, asked)
     found = torch.ops.patterncc.attn_bwd.default(*asked)
     wanted = [grad for grad, yes in zip(whole, needs, strict=True) if yes]
@@ -77,7 +77,7 @@ def test_needs_that_do_not_fit_are_refused() -> None:
     operator = torch.ops.patterncc.attn_bwd.default
     for needs in ([True], [True] * 4):
         with pytest.raises(patterncc.ArgumentError, match=r"`needs` is .* it must have 3 values"):
-            operator(*operands(), None, [], True, needs)
+            operator(*operands(), None, [], True, False, needs)
 
 
 def test_second_derivatives_of_some_inputs() -> None:

@@ -104,7 +104,7 @@ def test_launchers_are_told_unless_torch_asks_for_determinism(required: bool) ->
                 gpu_calls.attn_bwd(*arguments, TEXT, [], [], None, None, 0, None, None, [], False)
         finally:
             torch.use_deterministic_algorithms(False)
-    assert launcher.call_args.args[-1] is required
+    assert launcher.call_args.args[-2] is required
 
 
 def test_explain_says_what_becomes_of_it(capsys: pytest.CaptureFixture[str]) -> None:

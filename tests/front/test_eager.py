@@ -314,7 +314,7 @@ def gradient(attn: Any, leaf: Tensor, key: Tensor, value: Tensor, doc: Tensor) -
     with torch.no_grad():
         out, lse = gpu_calls.attn_fwd(leaf, key, value, *rest)
         needs = [True, False, False, False]
-        options: tuple[Any, ...] = (None, None, 0, None, None, [], True, needs)
+        options: tuple[Any, ...] = (None, None, 0, None, None, [], True, False, needs)
         grads = gpu_calls.attn_bwd(
             torch.ones_like(out), None, leaf, key, value, out, lse, *rest, *options
         )

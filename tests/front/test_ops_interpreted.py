@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import patterncc
-from patterncc import gpu_calls, pipeline
-from patterncc.settings import settings
+from patterncc import gpu_calls
 from tests.codegen.interpreter import interpreter
 from tests.front.inputs import assert_right, assert_right_gradients, expected, expected_gradients
 from tests.front.inputs import tensors as draw
@@ -27,6 +25,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "q // 50 == k // 50 and q // 5 % 10 // 3 == k // 5 % 10 // 3 and q % 5 <= k % 5",
         {},
     ),
+    "patches by a number": ("neighborhood(5, 10, 3)", {}),
     "sizes it divides by": ("causal and (k // 8 + layer) % layers == 0", {}),
 }
 
@@ -39,13 +38,6 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 
 def work(text: str, tables: dict[str, Any], with_lse: bool) -> None:
     """A forward and a backward by the kernels of GPUs, compared with the oracle."""
-    wanted = replace(settings(), patches=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "settings", lambda: wanted)
-        _work(text, tables, with_lse)
-
-
-def _work(text: str, tables: dict[str, Any], with_lse: bool) -> None:
     attn = patterncc.compile(text)
     query, key, value = draw(50, batch=1, heads=2, kv_heads=1)
     structure = attn.pattern.structure

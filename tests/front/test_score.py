@@ -149,7 +149,7 @@ def test_opcheck() -> None:
     out, lse = torch.ops.patterncc.attn_fwd(*inputs, *options)
     with torch.no_grad():
         for needs in (None, [True, False, True, True, False]):
-            args = (out.clone(), None, *inputs, out, lse, *options, True, needs)
+            args = (out.clone(), None, *inputs, out, lse, *options, True, False, needs)
             torch.library.opcheck(torch.ops.patterncc.attn_bwd, args)
 
 

@@ -4,8 +4,6 @@ gradients of the public interface."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +11,6 @@ import torch
 from torch import Tensor
 
 import patterncc
-from patterncc import pipeline
-from patterncc.settings import settings
 from tests.front.inputs import tensors
 
 pytestmark = pytest.mark.gpu
@@ -32,22 +28,26 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "uneven": ("window(70)", {"dtype": torch.float16, "head_dim": 80, "value_head_dim": 72}),
     "float32": ("window(70)", {"dtype": torch.float32, "head_dim": 32}),
     "packed": (PACKED, {"dtype": torch.bfloat16, "head_dim": 64}),
+    "window of narrow tiles": ("window(200)", {"dtype": torch.bfloat16, "head_dim": 128}),
+    "wide passes": (
+        "window(40) or dilated(16, 4)",
+        {"dtype": torch.bfloat16, "head_dim": 128},
+    ),
+    "packed, wide": (PACKED, {"dtype": torch.bfloat16, "head_dim": 128}),
+    "causal, half as wide": ("causal", {"dtype": torch.float16, "head_dim": 64}),
     "few rows": ("causal", {"dtype": torch.bfloat16, "head_dim": 64, "q_len": 330}),
 }
+GLUON = {
+    "causal": (128, 128),
+    "window of narrow tiles": (64, 64),
+    "packed, wide": (64, 64),
+    "causal, half as wide": (64, 128),
+}
+"""The tiles of those cases whose forward kernels Gluon writes where it can."""
+
 NAMES = ("query", "key", "value", "grad_out")
 
 Results = tuple[Tensor, ...]
-
-
-@pytest.fixture(autouse=True)
-def isolating(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As with `PATTERNCC_ISOLATE=1`."""
-    wanted = replace(settings(), isolate=True)
-    monkeypatch.setattr(pipeline, "settings", lambda: wanted)
-    pipeline.forget_plans()
-    yield
-    monkeypatch.undo()
-    pipeline.forget_plans()
 
 
 def _inputs(options: dict[str, Any]) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ def _run(attn: patterncc.Attention, inputs: dict[str, Tensor], given: dict[str, 
 @pytest.mark.parametrize("name", CASES)
 def test_what_sees_nothing_wild_has_the_same_bits(name: str) -> None:
     text, options = CASES[name]
-    attn = patterncc.compile(text)
+    attn = patterncc.compile(text, isolate=True)
     inputs = _inputs(options)
     query, key = inputs["query"], inputs["key"]
     (heads, q_len), (kv_heads, kv_len) = query.shape[1:3], key.shape[1:3]
@@ -111,14 +111,15 @@ def test_what_sees_nothing_wild_has_the_same_bits(name: str) -> None:
 
 
 def test_all_is_wild() -> None:
-    attn = patterncc.compile(STREAMING)
+    attn = patterncc.compile(STREAMING, isolate=True)
     wild = {name: torch.full_like(part, math.nan) for name, part in _inputs({}).items()}
     assert all(bool(one.isnan().all()) for one in _run(attn, wild, {}))
 
 
-def test_a_graph_repairs_what_it_is_given() -> None:
+@pytest.mark.parametrize("text", ["window(70)", "causal and q - k < 70"])
+def test_a_graph_repairs_what_it_is_given(text: str) -> None:
     """The kernel that repairs is part of a graph, whatever the numbers were at its capture."""
-    attn = patterncc.compile("window(70)")
+    attn = patterncc.compile(text, isolate=True)
     inputs = _inputs({"dtype": torch.bfloat16})
     query, key, value = (inputs[name] for name in NAMES[:3])
     with torch.no_grad():

@@ -179,11 +179,16 @@ class GluonAccess:
         yield from self._packed_place("")
         yield "out = tl.load(state_place, mask=stored_exists[:, None], other=0.0)"
 
-    def store_state(self, item: str = "") -> Iterator[str]:
-        """Leaves `out` for a later pass."""
+    def store_state(self, item: str = "", also: str = "") -> Iterator[str]:
+        """Leaves `out` for a later pass.
+
+        Args:
+            item: As of `rows_of`.
+            also: What must hold besides, such as ` & (spoiled == 0)`.
+        """
         yield from self.rows_of("OUT", item)
         yield from self._packed_place(item)
-        yield "tl.store(state_place, out, mask=stored_exists[:, None])"
+        yield f"tl.store(state_place, out, mask=stored_exists[:, None]{also})"
 
     def row_numbers_address(self, name: str, item: str = "") -> str:
         """Where the head's numbers start in a tensor `[batch, heads, q_len]` without gaps."""

@@ -20,6 +20,7 @@ from patterncc.codegen.gpu.gluon.access_source import GluonAccess
 from patterncc.codegen.gpu.gluon.dialect import (
     FOLLOWING,
     function_text,
+    gluon_functions,
     product_layout,
     store_layout,
     tile_layout,
@@ -30,6 +31,7 @@ from patterncc.codegen.gpu.gluon.reasons import reason_against
 from patterncc.codegen.gpu.gluon.term_source import TileTerms
 from patterncc.codegen.gpu.gluon.tile_source import VisitedTiles
 from patterncc.codegen.gpu.gluon.warps import ROWS, query_in_registers, warps_of
+from patterncc.codegen.gpu.isolation_source import SPOILED, SPOILED_HELPERS
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import (
     INDENT,
@@ -84,6 +86,9 @@ class ForwardWriter:
         pointers = [KernelParameter("lse_ptr", "*fp32", 4)]
         if resumes or hands_on:
             pointers.append(KernelParameter("state_ptr", "*fp32", 16))
+        self._notes = problem.isolates and any(loop.kind == "partial" for loop in nest.loops)
+        if self._notes:
+            pointers.append(SPOILED)
         scale = [KernelParameter("scale", "fp32")] if self._terms.scale else []
         scalars = [*scale, *self._own_scalars()]
         self._parameters = tuple(self._computed.parameters(self._access, pointers, scalars))
@@ -126,6 +131,7 @@ class ForwardWriter:
         attend = [*(n for n in names if n not in copied), *shared]
         functions = [
             FOLLOWING,
+            *([gluon_functions(SPOILED_HELPERS)] if self._notes else []),
             function_text("load_tiles", load, self._load_tiles()),
             function_text("attend", [*attend, "part: tl.constexpr"], self._attend()),
             function_text("forward", names, self._forward(load, attend)),
@@ -382,12 +388,15 @@ class ForwardWriter:
     def _finish(self) -> Iterator[str]:
         access = self._access
         yield from self._normalised("")
+        if self._notes:
+            yield from self._note_spoiled()
         if not self._resumes:
             yield access.row_numbers_address("lse")
         yield from self._log_total("")
         yield from access.store_row_numbers("lse")
         if self._hands_on:
-            yield from access.store_state()
+            kept = " & (spoiled == 0)" if self._notes and self._resumes else ""
+            yield from access.store_state(also=kept)
         elif access.stores_box:
             yield "# The rows go out from where the query was."
             yield f"query.store(out.to(tl.{self._problem.dtype}))"
@@ -397,6 +406,19 @@ class ForwardWriter:
             yield "copied_out(0)"
         else:
             yield from access.store_out()
+
+    def _note_spoiled(self) -> Iterator[str]:
+        """Leaves whether the warpgroup's rows may be spoiled, for the kernel that repairs."""
+        yield ""
+        yield "# 0 * NaN is NaN: has a number come to rows that do not see it? A row whose weights"
+        yield "# are NaN has nothing but NaN to give, and sees why."
+        yield f"row_sums = {_per_row_of_scores('tl.sum(out, 1)')}"
+        spoiled = "(row_sums != row_sums) & (total > 0.0)"
+        parts = self._warps.computing
+        yield f"spoiled = note_spoiled(spoiled_ptr, {spoiled}, part, {parts})"
+        if self._resumes:
+            yield "# What rows started from is kept for the repair."
+            yield "row_exists = row_exists & (spoiled == 0)"
 
     def _normalised(self, item: str) -> Iterator[str]:
         """`out`, divided by the sum of weights.
@@ -420,3 +442,8 @@ class ForwardWriter:
 def _per_row_of_out(name: str) -> str:
     """A number of each row of the scores, for the rows of the output."""
     return f"tl.convert_layout({name}, tl.SliceLayout(1, OUT))[:, None]"
+
+
+def _per_row_of_scores(numbers: str) -> str:
+    """A number of each row of the output, for the rows of the scores."""
+    return f"tl.convert_layout({numbers}, tl.SliceLayout(1, SCORES))"

@@ -53,6 +53,8 @@ def one_pass_reason(program: BlockProgram, problem: Problem) -> str | None:
     reason = reason_against(program, problem)
     if reason is not None:
         return reason
+    if problem.isolates:
+        return "it does not isolate numbers that are not finite"
     if not problem.terms.plain:
         return "it knows no score terms"
     if problem.head_dim != 128:
@@ -69,12 +71,7 @@ def problem_reason(problem: Problem) -> str | None:
     dims = (problem.head_dim, problem.value_head_dim)
     if dims[0] != dims[1] or dims[0] not in HEAD_DIMS:
         return f"its head dimensions are 64 or 128, both alike, not {dims[0]} and {dims[1]}"
-    reason = terms_reason(problem.terms)
-    if reason is not None:
-        return reason
-    if problem.isolates:
-        return "it does not isolate numbers that are not finite"
-    return None
+    return terms_reason(problem.terms)
 
 
 def terms_reason(terms: ScoreTerms) -> str | None:

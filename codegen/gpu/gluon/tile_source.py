@@ -6,10 +6,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from patterncc.codegen.gpu.bound_source import scalars_read, wide_name, widened
 from patterncc.codegen.gpu.class_source import class_lines, head_and_tile_lines
 from patterncc.codegen.gpu.gluon.walk import HEADS, item_lines
 from patterncc.codegen.gpu.mask_source import scalar_name
-from patterncc.codegen.gpu.sweep_source import scalars_read, wide_name, widened
 from patterncc.codegen.ir import DENSE
 
 if TYPE_CHECKING:
