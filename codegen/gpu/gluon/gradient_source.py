@@ -12,8 +12,10 @@ gradient once. But many programs add to one row of `grad_q`, in an order that no
 float32 that another kernel scales and rounds (`query_sum_source`).
 
 The last product takes the gradients of scores of both warpgroups, which go through shared memory;
-each computes half of its columns, for the tile before, first of all in a step. So the warpgroups
-wait for each other only long after they have left what the other one reads.
+each computes half of its columns, its share, for the tile before. So the warpgroups wait for each
+other only long after they have left what the other one reads. A share is left in shared memory,
+from where the copy engine adds it. Scores are asked for a tile ahead, as soon as the registers of
+the share are free, so that tensor cores are busy while it is added.
 """
 
 from __future__ import annotations
