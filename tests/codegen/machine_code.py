@@ -28,3 +28,20 @@ def instruction_at(text: str, address: int) -> str:
     found = re.search(rf"/\*{address:04x}\*/\s+(.*?)\s*;", text)
     assert found is not None
     return found[1]
+
+
+def loop_bodies(code: str) -> list[str]:
+    """The lines of each loop: from a label to a branch back to it.
+
+    Args:
+        code: What `disassemble` gives.
+    """
+    lines = code.splitlines()
+    labels = {line.strip()[:-1]: number for number, line in enumerate(lines) if line.endswith(":")}
+    bodies = []
+    for number, line in enumerate(lines):
+        branch = re.search(r"\bBRA\b.*?(\.L_x_\d+)", line)
+        start = labels.get(branch[1], number) if branch else number
+        if start < number:
+            bodies.append("\n".join(lines[start : number + 1]))
+    return bodies
