@@ -5,7 +5,6 @@ interpreter."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import product
@@ -23,7 +22,7 @@ from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
 from tests.codegen.attention import lowered
 from tests.codegen.crossing import each_with_one
-from tests.codegen.interpreter import Call, interpreter
+from tests.codegen.interpreter import Call
 from tests.codegen.isolation import Isolation, Plant, Reached, isolate
 from tests.codegen.score_calls import ScoreCall
 
@@ -79,12 +78,6 @@ CALLS = {
         ),
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[ProcessPoolExecutor]:
-    with interpreter() as pool:
-        yield pool
 
 
 def _stays(worker: ProcessPoolExecutor, call: Call, shape: str, *plants: Plant) -> Reached:
