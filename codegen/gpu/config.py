@@ -47,9 +47,8 @@ class KernelConfig:
             leaves it to the compiler. Of a Gluon kernel, those of a thread that computes.
         emitter: What writes the kernel: `triton`, which does everything everywhere, or `gluon`
             (docs/gluon.md).
-        query_tiles: How many a program of a Gluon kernel computes: `one`, or `many` one after
-            another, each begun before the one before it has ended. The latter was not measured yet:
-            it is taken where it is asked for.
+        query_tiles: How many a program of a Gluon kernel in 128x128 tiles computes: `one`, or
+            `many` one after another, each begun before the one before it has ended.
     """
 
     block_q: int = 128

@@ -448,7 +448,9 @@ def _copy_in(descriptor: Descriptor, start: list[Any], barrier: Barrier, tile: T
 
 
 def _assembly(text: str, registers: str, operands: list[Any], **options: Any) -> torch.Tensor:
-    """The only assembly that kernels have: scores where all comparisons hold."""
+    """The assembly that kernels have: reciprocals, and scores where all comparisons hold."""
+    if text.startswith("rcp."):
+        return torch.reciprocal(operands[0])
     scores = operands[0]
     allowed = torch.ones(scores.shape, dtype=torch.bool)
     for name, left, right in re.findall(r"setp\.(\w\w)(?:\.and)?\.s32 p, \$(\d+), \$(\d+)", text):

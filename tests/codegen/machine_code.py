@@ -38,3 +38,10 @@ def loop_bodies(code: str) -> list[str]:
         if start < number:
             bodies.append("\n".join(lines[start : number + 1]))
     return bodies
+
+
+def instruction_at(text: str, address: int) -> str:
+    """The instruction at an address of a kernel."""
+    found = re.search(rf"/\*{address:04x}\*/\s+(.*?)\s*;", text)
+    assert found is not None
+    return found[1]

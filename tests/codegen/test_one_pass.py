@@ -6,6 +6,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +28,6 @@ from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.score.terms import load_terms
-from tests.codegen.interpreter import interpreter
 
 WIDE = Problem("bfloat16", 128, 128)
 SIZES = {"heads": 8, "kv_heads": 4, "layers": 4}
@@ -138,10 +138,9 @@ def _added(tile: np.ndarray) -> np.ndarray:
     return np.concatenate(halves)
 
 
-def test_what_is_added_is_what_is_rounded() -> None:
+def test_what_is_added_is_what_is_rounded(worker: ProcessPoolExecutor) -> None:
     """`round_query` finds the rows where they are added; the last tile is ragged."""
-    with interpreter() as pool:
-        rows, rounded = pool.submit(_rounded, 100, 128).result()
+    rows, rounded = worker.submit(_rounded, 100, 128).result()
     np.testing.assert_allclose(rounded, 0.5 * rows, rtol=1e-3)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.access_source import TYPES
 from patterncc.codegen.gpu.kernel_text import INDENT, indented
+from patterncc.codegen.gpu.score_source import TANH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -100,18 +101,39 @@ def leave_share(share, place):
 """Source of what prepares a tile that is added to the query's gradient (`query_sum_source`)."""
 
 
+_TANH = '''\
+@gluon.jit
+def hyperbolic_tangent(x):
+    """By a power of two; where that overflows, the reciprocal is 0. A reciprocal is one
+    instruction; a quotient takes more of them for divisors beyond 2**126."""
+    inverse = tl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;",
+        "=f,f",
+        [1.0 + tl.exp2(x * 2.8853900817779268)],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
+    return 1.0 - 2.0 * inverse
+'''
+"""`TANH` for Gluon, whose kernels are for one target: 900 instructions of a warp for a full tile of
+128 keys with soft-capping, and not 1092."""
+
+
 def gluon_text(lines: Iterable[str]) -> Iterator[str]:
     """Lines that were written for Triton, where Gluon says it otherwise: vectors of lanes need a
     layout, which the function that they stand in calls `LANES`."""
     for line in lines:
         line = re.sub(r"\btl\.cumsum\((\w+), 0\)", r"running_sum(\1)", line)
-        if line.startswith("residue_wide = "):
+        if line.lstrip().startswith("residue_wide = "):
             line = re.sub(r"tl\.arange\(0, (\d+)\)", r"tl.arange(0, \1, layout=LANES)", line)
         yield line
 
 
 def gluon_functions(text: str) -> str:
     """Functions that were written for Triton's compiler, for Gluon's."""
+    if text == TANH:
+        return _TANH
     return text.replace("@triton.jit\n", "@gluon.jit\n")
 
 
