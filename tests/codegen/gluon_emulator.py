@@ -268,6 +268,8 @@ class Emulator:
             sum=lambda value, axis: value.sum(axis),
             max=lambda value, axis=None: value.max() if axis is None else value.amax(axis),
             min=lambda value: value.min(),
+            split=lambda value: value.unbind(-1),
+            join=lambda left, right: torch.stack((left, right), -1),
             zeros_like=torch.zeros_like,
             abs=torch.abs,
             exp=torch.exp,
@@ -447,10 +449,14 @@ def _copy_in(descriptor: Descriptor, start: list[Any], barrier: Barrier, tile: T
     barrier.bring(tile.data.numel() * tile.data.element_size())
 
 
-def _assembly(text: str, registers: str, operands: list[Any], **options: Any) -> torch.Tensor:
-    """The assembly that kernels have: reciprocals, and scores where all comparisons hold."""
+def _assembly(text: str, registers: str, operands: list[Any], **options: Any) -> Any:
+    """The assembly that kernels have: reciprocals, scores under limits, pairs of weights."""
     if text.startswith("rcp."):
         return torch.reciprocal(operands[0])
+    if text.startswith("cvt.rn.bf16x2.f32"):
+        return torch.stack(operands, -1).to(torch.bfloat16)
+    if text.startswith("mov.b32 {"):
+        return operands[0].unbind(-1)
     scores = operands[0]
     allowed = torch.ones(scores.shape, dtype=torch.bool)
     for name, left, right in re.findall(r"setp\.(\w\w)(?:\.and)?\.s32 p, \$(\d+), \$(\d+)", text):

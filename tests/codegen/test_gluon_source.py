@@ -22,6 +22,7 @@ from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.score.terms import PLAIN, load_terms
 
 WIDE = Problem("bfloat16", 128, 128)
+HALF = Problem("float16", 128, 128)
 CONFIG = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
 
 
@@ -36,14 +37,20 @@ def _functions(source: KernelSource) -> dict[str, ast.FunctionDef]:
 
 
 def test_three_functions() -> None:
-    """The warp that loads gets the descriptors of what it loads, the others that of the output."""
+    """The warp that loads gets the descriptors of what it loads, the others that of the output, and
+    those of keys and values where they may have to compute once more."""
     functions = _functions(_source("causal"))
     assert {"load_tiles", "attend", "forward"} <= set(functions)
     loads = [argument.arg for argument in functions["load_tiles"].args.args]
-    attends = [argument.arg for argument in functions["attend"].args.args]
     assert {"query_desc_0", "key_desc_0", "value_desc_0"} <= set(loads)
     assert "out_desc_0" not in loads
-    assert [name for name in attends if "_desc_" in name] == ["out_desc_0"]
+    for problem, described in (
+        (WIDE, ["key_desc_0", "value_desc_0", "out_desc_0"]),
+        (HALF, ["out_desc_0"]),
+    ):
+        functions = _functions(_source("causal", problem=problem))
+        attends = [argument.arg for argument in functions["attend"].args.args]
+        assert [name for name in attends if "_desc_" in name] == described
 
 
 def test_both_sides_visit_the_same_tiles() -> None:
@@ -54,22 +61,78 @@ def test_both_sides_visit_the_same_tiles() -> None:
         "ladder(4, 64, 100, 7)",
         "local_strided(16, 4, 3)",
     ):
-        functions = _functions(_source(text))
-        of_both = []
-        for name in ("load_tiles", "attend"):
-            lines = ast.unparse(functions[name]).splitlines()
-            wanted = r"\s*(for step in |k_first = |count_\d+ = |(first|end|shift)_\w+ = )"
-            of_both.append([line.strip() for line in lines if re.match(wanted, line)])
-        load, attend = of_both
-        # A warpgroup asks for the place of masked tiles alone.
-        assert [line for line in load if line in attend] == attend
+        for problem in (WIDE, HALF):
+            functions = _functions(_source(text, problem=problem))
+            load, attend = (
+                ast.unparse(functions[name]).partition("if again > 0:")
+                for name in ("load_tiles", "attend")
+            )
+            loaded, attended = _visits(load[0]), _visits(_one_loop(attend[0]))
+            # A warpgroup asks for the place of masked tiles alone.
+            assert [line for line in loaded if line in attended] == attended
+            if attend[1]:
+                counts = re.findall(r"for step in range\(.*, (\w+)\)", "\n".join(loaded))
+                head, start = _visits(attend[2])
+                assert head == f"for step in range(0, {' + '.join(counts)}):"
+                own = r"step - (count_\d+|\([\w +]+\))"
+                every = re.sub(own, "step", re.sub(rf"\({own}\)", "step", _tile(start)))
+                tiles = [_tile(line) for line in loaded if line.startswith("k_first")]
+                # The very first tile stands before the loops.
+                assert len(tiles) == 1 + len(counts)
+                assert all(tile in every for tile in tiles[1:])
+
+
+def _tile(line: str) -> str:
+    """The tile that a line takes the first key of."""
+    (assignment,) = ast.parse(line).body
+    assert isinstance(assignment, ast.Assign)
+    assert isinstance(assignment.value, ast.BinOp)
+    return ast.unparse(assignment.value.left)
+
+
+def _visits(text: str) -> list[str]:
+    """The lines about which tiles are visited."""
+    wanted = r"(for step in |k_first = |count_\d+ = |(first|end|shift)_\w+ = )"
+    return [line.strip() for line in text.splitlines() if re.match(wanted, line.strip())]
+
+
+def _one_loop(text: str) -> str:
+    """Loops over the first full tile and over the others as one."""
+    first = r"for step in range\((.*), tl\.minimum\((count_\d+), 1\)\):"
+    for begin, count in re.findall(first, text):
+        head = f"for step in range({begin}, tl.minimum({count}, 1)):"
+        text = text.replace(head, f"for step in range({begin}, {count}):")
+        text = text.replace(f"for step in range(1, {count}):", "")
+    return text
 
 
 def test_full_tiles_have_no_mask() -> None:
-    text = _source("causal").text
+    text = _source("causal", problem=HALF).text
     partial, full = text.split("    # Full tiles.\n")
     assert "setp.lt.s32" in partial
     assert "setp" not in full
+
+
+def test_full_tiles_keep_the_peak() -> None:
+    """They neither mask, nor look for the largest score, nor rescale what is summed up."""
+    text = _source("causal").text
+    partial, steady = text.split("    # Full tiles, whose rows have a peak.\n")
+    steady, _, again = steady.partition("    # The values of the last tile.\n")
+    for what in ("setp", "tl.max(scores", "decay"):
+        assert what in partial
+        assert what not in steady
+        assert what in again
+    # Without full tiles, in float16, which has not the range, and where score terms take the
+    # registers, there are no such loops.
+    slopes = replace(WIDE, terms=load_terms("score + s[head] * (k - q)"))
+    for other in (
+        _source("causal", problem=slopes),
+        _source("window(40)"),
+        _source("causal", problem=HALF),
+        _source("causal", replace(CONFIG, query_tiles="many")),
+    ):
+        assert "own_sums" not in other.text
+        assert "again" not in other.text
 
 
 @pytest.mark.parametrize(
@@ -201,9 +264,10 @@ def test_score_terms_stand_where_they_change() -> None:
     assert loops.count("k = k_box + columns") == 2
     caps = _source("causal", problem=replace(WIDE, terms=load_terms("9 * tanh(score / 9)")))
     assert "k = k_box" not in caps.text
-    assert caps.text.count("hyperbolic_tangent(") == 4  # its source, the first tile, both loops
+    # Its source, the first tile, three loops, all once more.
+    assert caps.text.count("hyperbolic_tangent(") == 6
     sinks = _source("causal", problem=replace(WIDE, terms=load_terms(None, "s[head]")))
-    assert sinks.text.count("# The sink is the first key") == 1
+    assert sinks.text.count("# The sink is the first key") == 2  # at first, and once more
     assert " * scale" in sinks.text
 
 

@@ -170,8 +170,8 @@ def test_documents_and_tables(shape: str, tmp_path: Path) -> None:
 def test_walks(
     head_dim: int, multiprocessors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Programs that compute many query tiles, as many as fewer multiprocessors leave them; each row
-    has the same bits as with one."""
+    """Programs that compute many query tiles, as many as fewer multiprocessors leave them; in
+    float16, where programs of one tile find all peaks as they do, rows have the same bits."""
     module = "patterncc.codegen.gpu.forward.multiprocessors_of"
     monkeypatch.setattr(module, lambda device: multiprocessors)
     many = replace(WIDE, query_tiles="many")
@@ -182,11 +182,29 @@ def test_walks(
         for q_len, kv_len, offset in ((1100, 1101, 1), (70, 1133, 1063), (1100, 1100, -600)):
             tensors = _tensors(torch.bfloat16, q_len, kv_len, head_dim)
             _check(pattern, forward, tensors, {"q_offset": offset})
+            halves = _tensors(torch.float16, q_len, kv_len, head_dim)
             results = [
-                each(*tensors, env={"q_offset": offset}, scale=0.1) for each in (forward, apart)
+                each(*halves, env={"q_offset": offset}, scale=0.1) for each in (forward, apart)
             ]
             for found, wanted in zip(*results, strict=True):
                 assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("length", [22.0, 29.0])
+def test_growing_scores(length: float, shape: str, tmp_path: Path) -> None:
+    """Full tiles keep the peak of those before: scores that grow by 60 stay in range, of those that
+    grow by 105 the rows of a warpgroup are computed once more."""
+    head_dim = 64 if shape == "64x128" else 128
+    for text in ("full", "causal", "streaming(5, 600)", "window(1400) or dilated(250, 8)"):
+        pattern = load(text)
+        forward = Forward(_lowered(pattern), config=CONFIGS[shape], folder=tmp_path)
+        for rows in ((0, 64), (64, 128), (100, 101), (0, 300)):
+            query, key, value = _tensors(torch.bfloat16, 300, 2400, head_dim)
+            key[:, :, :, 0] = 0.0
+            key[:, :, 1700:1800, 0] = length * (head_dim / 64) ** 0.5
+            query[:, :, slice(*rows), 0] = length
+            _check(pattern, forward, (query, key, value), {"q_offset": 2100})
 
 
 def test_strided_and_broadcast_inputs(tmp_path: Path) -> None:

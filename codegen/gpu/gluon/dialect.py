@@ -120,6 +120,51 @@ def hyperbolic_tangent(x):
 128 keys with soft-capping, and not 1092."""
 
 
+PAIRS = '''\
+@gluon.jit
+def packed(weights):
+    """Neighbouring columns as 16-bit numbers in one register: loops carry 16-bit numbers apart, and
+    would pack them again for the product."""
+    even, odd = tl.split(weights.reshape([weights.shape[0], weights.shape[1] // 2, 2]))
+    return tl.inline_asm_elementwise(
+        "cvt.rn.bf16x2.f32 $0, $2, $1;",
+        "=r,f,f",
+        [even, odd],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def unpacked(pairs):
+    low, high = tl.inline_asm_elementwise(
+        "mov.b32 {$0, $1}, $2;",
+        "=h,=h,r",
+        [pairs],
+        dtype=(tl.bfloat16, tl.bfloat16),
+        is_pure=True,
+        pack=1,
+    )
+    return tl.join(low, high).reshape([pairs.shape[0], 2 * pairs.shape[1]])
+'''
+"""Source of what carries weights in bfloat16 from one step of a loop to the next."""
+
+ROW_SUMS = '''\
+@gluon.jit
+def own_sums(weights):
+    """Of each row, what each of the four threads that hold it has of a product of 64 rows."""
+    threads = weights.reshape([4, 2, 8, weights.shape[1] // 8, 4, 2])
+    return tl.convert_layout(tl.sum(tl.sum(threads, 5), 3), SUMS, assert_trivial=True)
+
+
+@gluon.jit
+def row_sums(sums):
+    return tl.convert_layout(tl.sum(sums, 3).reshape([64]), tl.SliceLayout(1, SCORES))
+'''
+"""Source of what sums rows up without an exchange between threads in each step."""
+
+
 def gluon_text(lines: Iterable[str]) -> Iterator[str]:
     """Lines that were written for Triton, where Gluon says it otherwise: vectors of lanes need a
     layout, which the function that they stand in calls `LANES`."""
@@ -171,6 +216,12 @@ def kept_where(scores: str, comparisons: Sequence[tuple[str, str, str]]) -> str:
 def product_layout(columns: int) -> str:
     """Where the registers of a warpgroup hold a product of 64 rows and so many columns."""
     return f"tl.NVMMADistributedLayout([3, 0], [4, 1], [16, {columns}, 16])"
+
+
+def sums_layout() -> str:
+    """Where threads hold the `ROW_SUMS` of their own: warps, halves of their rows, rows, threads of
+    a row."""
+    return "tl.BlockedLayout([1, 2, 1, 1], [1, 1, 8, 4], [4, 1, 1, 1], [3, 2, 1, 0])"
 
 
 def store_layout(columns: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.gluon.forward_writer import ForwardWriter
+from patterncc.codegen.gpu.gluon.steady_writer import SteadyWriter, keeps_peak
 from patterncc.codegen.gpu.gluon.walking_writer import WalkingWriter
 
 if TYPE_CHECKING:
@@ -36,5 +37,9 @@ def emit_gluon_forward(
         ConfigError: The config's tiles are not the program's, or Gluon has no kernel for the
             program.
     """
-    writer = WalkingWriter if config.walks else ForwardWriter
+    writer: type[ForwardWriter] = ForwardWriter
+    if config.walks:
+        writer = WalkingWriter
+    elif keeps_peak(program, problem):
+        writer = SteadyWriter
     return writer(program, problem, config, resumes, hands_on).source()

@@ -112,6 +112,19 @@ class ForwardWriter:
         """The barriers of each query tile."""
         return ("query_ready",)
 
+    def _computing_barriers(self) -> dict[str, tuple[int, int]]:
+        """Barriers that the loading warp has nothing to do with, by name: how many, and how often
+        each is arrived at."""
+        return {}
+
+    def _loaded(self) -> tuple[str, ...]:
+        """The tensors whose descriptors no computing warpgroup needs."""
+        return ("query", "key", "value")
+
+    def _keep_weights(self) -> Iterator[str]:
+        """Lines after the weights of a tile, before the next tile's."""
+        yield from ()
+
     # -------------------------------------------------------------------------------- the text
 
     def source(self) -> KernelSource:
@@ -125,13 +138,13 @@ class ForwardWriter:
         )
         names = [parameter.name for parameter in self._parameters]
         copied = [f"{name}_desc_0" for name in ("query", "key", "value")]
+        loaded = [f"{name}_desc_0" for name in self._loaded()]
         tiles = [f"{name}_tiles" for name in self._tile_counts()]
         shared = [*tiles, *self._query_barriers(), *_RINGS]
         load = [*(n for n in names if n in copied or "_desc_" not in n), *shared]
-        attend = [*(n for n in names if n not in copied), *shared]
+        attend = [*(n for n in names if n not in loaded), *shared, *self._computing_barriers()]
         functions = [
-            FOLLOWING,
-            *([gluon_functions(SPOILED_HELPERS)] if self._notes else []),
+            *self._helpers(),
             function_text("load_tiles", load, self._load_tiles()),
             function_text("attend", [*attend, "part: tl.constexpr"], self._attend()),
             function_text("forward", names, self._forward(load, attend)),
@@ -145,6 +158,10 @@ class ForwardWriter:
             self._config,
             self._computed.tables,
         )
+
+    def _helpers(self) -> tuple[str, ...]:
+        """The sources of functions that the kernel's own ones call."""
+        return (FOLLOWING, *([gluon_functions(SPOILED_HELPERS)] if self._notes else []))
 
     def _constants(self) -> dict[str, object]:
         """What the functions know at compile time."""
@@ -183,6 +200,10 @@ class ForwardWriter:
         for name in _RINGS:
             arrivals = warps.computing if name.endswith("free") else 1
             yield f"{INDENT}init_barrier({name}.index(stage), count={arrivals})"
+        for name, (number, arrivals) in self._computing_barriers().items():
+            yield f"{name} = allocate(tl.int64, [{number}, 1], BARRIER)"
+            yield f"for part in tl.static_range({number}):"
+            yield f"{INDENT}init_barrier({name}.index(part), count={arrivals})"
         yield from start_lines("attend", attend, load, warps)
 
     # -------------------------------------------------------------------------------- loading
@@ -296,6 +317,7 @@ class ForwardWriter:
         else:
             yield from self._first_weights()
             yield self._no_out()
+        yield from self._keep_weights()
 
     def _first_weights(self, before: Iterable[str] = ()) -> Iterator[str]:
         """The weights of the first tile: masked, and after what earlier passes left.
@@ -308,12 +330,8 @@ class ForwardWriter:
         yield from self._logits()
         yield from self._mask.masked_scores()
         if self._resumes:
-            access = self._access
-            yield "# Where the earlier passes ended: one key of weight 1, unless a row saw none."
-            yield access.row_numbers_address("lse")
-            yield f"peak = {access.load_row_numbers('lse', _NOTHING)}"
-            yield f"total = tl.where(peak == {_NOTHING}, 0.0, 1.0)"
-            yield f"peak = tl.maximum(peak, {PEAK_FLOOR})"
+            yield self._access.row_numbers_address("lse")
+            yield from self._earlier_passes()
             yield from before
             yield from self._weights()
             return
@@ -326,11 +344,27 @@ class ForwardWriter:
         yield f"weights = tl.exp2(scores{scale} - peak[:, None])"
         yield "total = tl.sum(weights, 1)"
 
+    def _earlier_passes(self) -> Iterator[str]:
+        """The peak and the sum of weights that earlier passes left."""
+        yield "# Where the earlier passes ended: one key of weight 1, unless a row saw none."
+        yield f"peak = {self._access.load_row_numbers('lse', _NOTHING)}"
+        yield f"total = tl.where(peak == {_NOTHING}, 0.0, 1.0)"
+        yield f"peak = tl.maximum(peak, {PEAK_FLOOR})"
+
     def _no_out(self) -> str:
         width = self._problem.value_head_dim
         return f"out = tl.full([{ROWS}, {width}], 0.0, tl.float32, layout=OUT)"
 
     def _tile(self, number: int, *, masked: bool) -> Iterator[str]:
+        yield from self._scores(number, masked=masked)
+        yield from self._weights()
+        yield "out = finish(0, deps=(out,))"
+        yield from self._keep_weights()
+        yield "arrive(value_free.index(last))"
+        yield self._decayed()
+
+    def _scores(self, number: int, *, masked: bool) -> Iterator[str]:
+        """The next tile's scores, while the last one's values are being multiplied."""
         yield "last, last_phase = stage, phase"
         yield "stage, phase = following(stage, phase)"
         yield self._rounded()
@@ -346,13 +380,9 @@ class ForwardWriter:
         yield from self._logits()
         if masked:
             yield from self._mask.masked_scores()
-        yield from self._weights()
-        yield "out = finish(0, deps=(out,))"
-        yield "arrive(value_free.index(last))"
-        yield self._decayed()
 
-    def _ask_scores(self) -> str:
-        tile = f"key_tiles.index(stage).reshape([BLOCK_K, {self._problem.head_dim}])"
+    def _ask_scores(self, stage: str = "stage") -> str:
+        tile = f"key_tiles.index({stage}).reshape([BLOCK_K, {self._problem.head_dim}])"
         return (
             f"scores = multiply(asked, {tile}.permute((1, 0)), no_scores, "
             "use_acc=False, is_async=True)"

@@ -91,9 +91,36 @@ class VisitedTiles:
 
     def rest(self, number: int) -> str:
         """The head of a loop over its tiles without the very first one."""
-        before = " + ".join(f"count_{earlier}" for earlier in range(number))
-        start = f"tl.where({before} > 0, 0, 1)" if before else "1"
-        return f"for step in range({start}, count_{number}):"
+        return f"for step in range({self._begin(number)}, count_{number}):"
+
+    def beginning(self, number: int) -> str:
+        """The head of a loop over the first of its tiles, or over none where that is the very first
+        one or there are none."""
+        return f"for step in range({self._begin(number)}, tl.minimum(count_{number}, 1)):"
+
+    def _begin(self, number: int) -> str:
+        """The first step of a loop that is not the very first tile."""
+        return f"tl.where({self._before(number)} > 0, 0, 1)" if number else "1"
+
+    @staticmethod
+    def _before(number: int) -> str:
+        """How many tiles the loops before one visit."""
+        return " + ".join(f"count_{earlier}" for earlier in range(number))
+
+    def all(self) -> str:
+        """The head of one loop over all tiles."""
+        return f"for step in range(0, {self._before(len(self.loops))}):"
+
+    def start_of_all(self) -> str:
+        """The first key of the tile of a step of that loop."""
+        last = len(self.loops) - 1
+        tile = ""
+        for number in reversed(range(last + 1)):
+            own = f"(step - ({self._before(number)}))" if number else "step"
+            at_step = re.sub(r"\bstep\b", own, self.loops[number].tile)
+            inside = f"step < {self._before(number + 1)}"
+            tile = at_step if number == last else f"tl.where({inside}, {at_step}, {tile})"
+        return f"k_first = ({tile}) * BLOCK_K"
 
     def start(self, number: int) -> str:
         """The first key of the tile of a step of a loop."""
