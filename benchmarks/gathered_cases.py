@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -130,16 +130,28 @@ def at(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return inside & table[index.clamp(0, len(table) - 1)]
 
 
+MINFERENCE = Case(
+    "minference, 32K",
+    "minference",
+    1 << 15,
+    1 << 15,
+    16,
+    minference_blocks,
+    lambda t, h, q, k: (k <= q) & t["keep"][h, (q // 64).flatten()][:, k.flatten()],
+)
+H2O = Case(
+    "h2o, 32K",
+    "h2o",
+    1 << 15,
+    1 << 15,
+    16,
+    heavy,
+    lambda t, h, q, k: (k <= q) & ((q - k < 3277) | at(t["heavy"][0, h], k)),
+    {"recent": 3277},
+)
+
 CASES = (
-    Case(
-        "minference, 32K",
-        "minference",
-        1 << 15,
-        1 << 15,
-        16,
-        minference_blocks,
-        lambda t, h, q, k: (k <= q) & t["keep"][h, (q // 64).flatten()][:, k.flatten()],
-    ),
+    MINFERENCE,
     Case(
         "vertical_slash, 32K",
         "vertical_slash",
@@ -158,16 +170,7 @@ CASES = (
         random_lines,
         lambda t, h, q, k: (k <= q) & (at(t["verticals"][h], k) | at(t["slashes"][h], q - k)),
     ),
-    Case(
-        "h2o, 32K",
-        "h2o",
-        1 << 15,
-        1 << 15,
-        16,
-        heavy,
-        lambda t, h, q, k: (k <= q) & ((q - k < 3277) | at(t["heavy"][0, h], k)),
-        {"recent": 3277},
-    ),
+    H2O,
     Case(
         "vertical_slash, 128K",
         "vertical_slash",
@@ -177,15 +180,7 @@ CASES = (
         minference_lines,
         lambda t, h, q, k: (k <= q) & (at(t["verticals"][h], k) | at(t["slashes"][h], q - k)),
     ),
-    Case(
-        "minference, 128K",
-        "minference",
-        1 << 17,
-        1 << 17,
-        4,
-        minference_blocks,
-        lambda t, h, q, k: (k <= q) & t["keep"][h, (q // 64).flatten()][:, k.flatten()],
-    ),
+    replace(MINFERENCE, name="minference, 128K", length=1 << 17, rows=1 << 17, heads=4),
     Case(
         "eviction, 32K",
         "eviction",
@@ -215,37 +210,9 @@ CASES = (
         lambda t, h, q, k: (k <= q) & ((q < 30720) | (k >= 30720 - 32) | at(t["kept"][0, h], k)),
         {"window": 32},
     ),
-    Case(
-        "three stages: minference, 32K",
-        "minference",
-        1 << 15,
-        1 << 15,
-        16,
-        minference_blocks,
-        lambda t, h, q, k: (k <= q) & t["keep"][h, (q // 64).flatten()][:, k.flatten()],
-        config=DEEP,
-    ),
-    Case(
-        "minference, 32K, 128x64 w8",
-        "minference",
-        1 << 15,
-        1 << 15,
-        16,
-        minference_blocks,
-        lambda t, h, q, k: (k <= q) & t["keep"][h, (q // 64).flatten()][:, k.flatten()],
-        config=WIDE,
-    ),
-    Case(
-        "h2o, 32K, 128x64 w8",
-        "h2o",
-        1 << 15,
-        1 << 15,
-        16,
-        heavy,
-        lambda t, h, q, k: (k <= q) & ((q - k < 3277) | at(t["heavy"][0, h], k)),
-        {"recent": 3277},
-        config=WIDE,
-    ),
+    replace(MINFERENCE, name="three stages: minference, 32K", config=DEEP),
+    replace(MINFERENCE, name="minference, 32K, 128x64 w8", config=WIDE),
+    replace(H2O, name="h2o, 32K, 128x64 w8", config=WIDE),
 )
 _LOWERED: dict[tuple[str, int, int, bool], Passes] = {}
 

@@ -83,8 +83,8 @@ def format_patches(patches: Patches) -> str:
     forward = f"{query} queries, {keys} keys"
     cut = ""
     if patches.query_before or patches.key_before:
-        ends = (" x ".join(map(expression_text, patches.before(side))) for side in ("q", "k"))
-        cut = "; grids begin before the edge by {} for queries, {} for keys".format(*ends)
+        ends = (", ".join(map(expression_text, patches.before(side))) for side in ("q", "k"))
+        cut = "; grids begin before the edge by ({}) for queries, ({}) for keys".format(*ends)
     return f"{forward}; transposed {key} keys, {queries} queries; of a raster {sizes} {wide}{cut}"
 
 

@@ -9,7 +9,7 @@ from patterncc.codegen.choice import (
     REFERENCE_LENGTH,
 )
 from patterncc.codegen.gpu.gluon.reasons import HOPPER
-from patterncc.explain import Explanation, Group, PassLoops, Way
+from patterncc.explanation import Explanation, Group, PassLoops, Way
 from patterncc.live import LiveReport
 from patterncc.live_text import form_lines, growth_text
 from patterncc.live_text import members as live_members

@@ -2,7 +2,8 @@
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,15 @@ def _has_gpu() -> bool:
     import torch  # only where a test asks for it: two seconds
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def worker() -> Iterator[ProcessPoolExecutor]:
+    """The process in which kernels are interpreted; what it is sent leaves it as it was."""
+    from tests.codegen.interpreter import interpreter  # only where a test asks for it
+
+    with interpreter() as pool:
+        yield pool
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ WITH_KERNEL = {
     "causal": KernelConfig(64, 64, 4, 3, "descriptor"),
     "local_strided": KernelConfig(128, 64, 8, 2, "pointer"),
     "patches": KernelConfig(64, 64, 4, 3, "descriptor"),
+    "shifted_patches": KernelConfig(64, 64, 4, 3, "descriptor"),
     "ragged_rungs": KernelConfig(128, 128, 8, 2, "descriptor"),
 }
 

@@ -48,9 +48,8 @@ class KernelConfig:
             leaves it to the compiler. Of a Gluon kernel, those of a thread that computes.
         emitter: What writes the kernel: `triton`, which does everything everywhere, or `gluon`
             (docs/gluon.md).
-        query_tiles: How many a program of a Gluon kernel computes: `one`, or `many` one after
-            another, each begun before the one before it has ended. The latter was not measured yet:
-            it is taken where it is asked for.
+        query_tiles: How many a program of a Gluon kernel in 128x128 tiles computes: `one`, or
+            `many` one after another, each begun before the one before it has ended.
         peaks: In a Gluon kernel, does `each` tile find the largest score of its rows, or do full
             tiles subtract what they find, `kept` from the tiles before, where they can
             (`steady_writer.keeps_peak`)? The latter was not run on a device as it is now: it is

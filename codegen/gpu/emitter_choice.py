@@ -1,14 +1,14 @@
 """Which emitter writes the forward kernels of a pattern where nothing was tuned, and why.
 
 By counted work, as the choice among passes and of the width of key tiles: it depends on the pattern
-and the problem alone, never on a call. What a pair of a visited tile takes, and what a query tile
-takes besides, was fitted to times on one H200 (docs/gluon.md).
+and the problem alone, never on a call. What a pair of a visited tile takes, what score terms add to
+it, and what a query tile takes besides, was fitted to times on one H200 (docs/gluon.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from patterncc.codegen.choice import REFERENCE_LENGTH, counted_work
@@ -19,9 +19,10 @@ from patterncc.codegen.gpu.gluon.reasons import (
     HOPPER,
     problem_reason,
     reason_against,
-    untried_reason,
+    walking_reason,
 )
 from patterncc.codegen.gpu.mask_source import beyond_limits, is_limit
+from patterncc.codegen.gpu.term_operations import Operations, pair_operations
 from patterncc.codegen.key_width import COSTS, key_width
 from patterncc.dsl.mask import Const, FloorDiv, Mod, Predicate, variables, walk
 
@@ -63,33 +64,61 @@ class EmitterChoice:
 
 @dataclass(frozen=True, slots=True)
 class _Speed:
-    """What a kernel takes, in units of no meaning: `pair` for each pair of a visited tile, and for
-    each row as much as `start` pairs."""
+    """What a kernel takes, in units of no meaning: `pair` for each pair of a visited tile, for each
+    row as much as `start` pairs, and for each pair what its score terms take, by `Operations`."""
 
     pair: float
     start: float
+    simple: float
+    special: float
 
-    def cost(self, pairs: float, rows: float) -> float:
-        return self.pair * (pairs + self.start * rows)
+    def cost(self, pairs: float, rows: float, terms: Operations) -> float:
+        of_terms = self.simple * terms.simple + self.special * terms.special
+        return self.pair * (pairs + self.start * rows) + of_terms * pairs
 
 
-_TRITON: Mapping[int, _Speed] = {128: _Speed(1 / 473, 120), 64: _Speed(1 / 406, 140)}
+_TRITON: Mapping[int, _Speed] = {
+    128: _Speed(1 / 473, 120, 3.2e-5, 3.3e-4),
+    64: _Speed(1 / 406, 140, 8.0e-5, 7.6e-4),
+}
 """Of Triton's 64x64 tiles, by head dimension."""
 
+_WIDE = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
 _GLUON: Mapping[int, tuple[tuple[KernelConfig, _Speed], ...]] = {
     128: (
-        (KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon"), _Speed(1 / 655, 270)),
-        (KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon"), _Speed(1 / 565, 145)),
+        (_WIDE, _Speed(1 / 655, 270, 4.7e-5, 4.4e-4)),
+        (
+            KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon"),
+            _Speed(1 / 565, 145, 2.9e-5, 3.6e-4),
+        ),
     ),
-    64: ((KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon"), _Speed(1 / 478, 258)),),
+    64: (
+        (
+            KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon"),
+            _Speed(1 / 478, 258, 7.3e-5, 7.3e-4),
+        ),
+    ),
 }
 """What was measured, by head dimension."""
 
+
+_MANY = _Speed(1 / 603, 93, 0.0, 0.0)
+"""Of `_WIDE` where a program computes many query tiles. It starts faster and loads the same, but
+all that it holds besides makes its tiles slower; with terms of pairs it always lost."""
+
+_LEAST_GAIN = 0.03
+"""Share of the work by which programs of many query tiles must win: runs differ by less."""
+
+_EVEN = 1.2
+"""Query tiles are alike where the longest visits at most so many times the tiles of the mean."""
 
 _DOCUMENTS = 16
 """Packed documents that are counted with, of 1024 tokens: of 16 and of 64 the same kernel was the
 fastest at head dimension 128, of fewer there is less to gain."""
 
+
+_POSITIONS = frozenset({"q", "k", "q_len", "kv_len"})
+"""What all heads and layers have alike."""
 
 _MOST_COMPARISONS = 2
 """Of keys, besides limits that must all hold: three spill hundreds of bytes."""
@@ -116,9 +145,6 @@ def choose_emitter(
     reason = problem_reason(problem)
     if reason is not None:
         return EmitterChoice(None, f"no Gluon kernel: {reason}")
-    reason = untried_reason(problem)
-    if reason is not None:
-        return EmitterChoice(None, reason)
 
     base = default_config(problem, target)
     width = key_width(
@@ -131,7 +157,8 @@ def choose_emitter(
     in_patches = any(program.patches is not None for program in passes)
     own = _TRITON[problem.head_dim]
     pair = own.pair * COSTS.get(width, 1.0) * base.block_k / width
-    least = _counted(pattern, passes, _Speed(pair, own.start), sizes)
+    terms = pair_operations(problem.terms)
+    least = _counted(pattern, passes, replace(own, pair=pair), terms, sizes)
     best = None
     reason = None if in_patches else _obstacle(passes, problem)
     for config, speed in _GLUON[problem.head_dim]:
@@ -139,14 +166,22 @@ def choose_emitter(
         reason = reason or _obstacle(passes, problem)
         if reason is not None:
             return EmitterChoice(None, f"no Gluon kernel: {reason}")
-        cost = _counted(pattern, passes, speed, sizes)
+        cost = _counted(pattern, passes, speed, terms, sizes)
         if cost < least:
             best, least = config, cost
     tiles = " or ".join(f"{c.block_q}x{c.block_k}" for c, _ in _GLUON[problem.head_dim])
     if best is None:
         than = " than patches of a raster" if in_patches else ""
         return EmitterChoice(None, f"by counted work Gluon's {tiles} tiles take longer{than}")
-    return EmitterChoice(best, f"the least counted work in {best.block_q}x{best.block_k} tiles")
+    reason = f"the least counted work in {best.block_q}x{best.block_k} tiles"
+    if best == _WIDE and terms == Operations():
+        passes = lower(best.block_q, best.block_k, "gluon")
+        if _is_even(pattern, passes, problem, sizes) and (
+            _counted(pattern, passes, _MANY, terms, sizes) < (1 - _LEAST_GAIN) * least
+        ):
+            best = replace(best, query_tiles="many")
+            reason += ", many query tiles to a program"
+    return EmitterChoice(best, reason)
 
 
 def emitter_of(config: KernelConfig) -> Callable[..., KernelSource]:
@@ -164,11 +199,29 @@ def _obstacle(passes: Passes, problem: Problem) -> str | None:
 
 
 def _counted(
-    pattern: Pattern, passes: Passes, speed: _Speed, sizes: Mapping[str, int] | None
+    pattern: Pattern,
+    passes: Passes,
+    speed: _Speed,
+    terms: Operations,
+    sizes: Mapping[str, int] | None,
 ) -> float:
     work = counted_work(pattern, passes, sizes, documents=_DOCUMENTS)
     pairs = (work.full + work.partial) * passes[0].block_q * passes[0].block_k
-    return speed.cost(pairs, REFERENCE_LENGTH * len(passes))
+    return speed.cost(pairs, REFERENCE_LENGTH * len(passes), terms)
+
+
+def _is_even(
+    pattern: Pattern, passes: Passes, problem: Problem, sizes: Mapping[str, int] | None
+) -> bool:
+    """Do the query tiles of all calls, heads and layers visit about as many key tiles? Where calls
+    bring numbers or tables nobody knows."""
+    if walking_reason(passes[0], problem, alone=len(passes) == 1) is not None:
+        return False
+    if pattern.numbers or pattern.tables or variables(pattern.body) - _POSITIONS:
+        return False
+    work = counted_work(pattern, passes, sizes)
+    mean = (work.full + work.partial) * passes[0].block_q / REFERENCE_LENGTH
+    return work.longest <= _EVEN * mean
 
 
 def costly_mask(mask: Predicate) -> str | None:

@@ -14,7 +14,7 @@ from patterncc.codegen.gpu.emitter_choice import emitter_of
 from patterncc.codegen.gpu.forward_source import emit_forward_repair
 from patterncc.codegen.gpu.gluon.walk import walk_of
 from patterncc.codegen.gpu.kernel_terms import SCALE
-from patterncc.codegen.gpu.launches import Buffer, Call, Launch, call_of, planned_launch
+from patterncc.codegen.gpu.launches import Call, Launch, call_of, planned_launch
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.pass_plan import (
     KeyWidth,
@@ -43,27 +43,20 @@ def _forward_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launc
     obstacle = call.layouts["out"].descriptor_obstacle()
     if one.config.emitter == "gluon" and obstacle is not None:
         raise ConfigError(f"emitter='gluon' is impossible: {obstacle}", ("triton",))
-    buffers = state_buffer("state", one, call, "value")
     if one.config.walks:
-        if call.problem.isolates:
-            raise ConfigError(
-                "query_tiles='many' is impossible: such kernels note nothing that isolates numbers "
-                "which are not finite",
-                ("query_tiles='one'",),
-            )
-        return iter([_walking_launch(one, call, sources, buffers)])
+        return iter([_walking_launch(one, call, sources)])
+    buffers = state_buffer("state", one, call, "value")
     emit, repair = emitter_of(one.config), emit_forward_repair
     return query_tile_launches(emit, repair, one, call, sources, buffers)
 
 
-def _walking_launch(one: Pass, call: Call, sources: Sources, buffers: tuple[Buffer, ...]) -> Launch:
+def _walking_launch(one: Pass, call: Call, sources: Sources) -> Launch:
     """The launch of a Gluon kernel whose programs share the query tiles among themselves."""
-    program = one.program
     between = {"resumes": one.resumes, "hands_on": one.hands_on}
-    source = sources.get(emitter_of(one.config), program, call.problem, one.config, **between)
-    walk = walk_of(program, call, one.config)
-    step = program.tiling.k_step
-    return planned_launch(source, walk.grid, call, step=step, numbers=walk.numbers, buffers=buffers)
+    emit = emitter_of(one.config)
+    source = sources.get(emit, one.program, call.problem, one.config, **between)
+    walk = walk_of(call, one.config)
+    return planned_launch(source, walk.grid, call, step=1, numbers=walk.numbers)
 
 
 def _forward_obstacle(passes: Passes, call: Call) -> str | None:

@@ -29,6 +29,7 @@ from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.list_plan import check_lists, sum_launches
 from patterncc.codegen.gpu.list_source import emit_lists, list_axes
 from patterncc.codegen.gpu.pass_plan import Kind
+from patterncc.codegen.gpu.query_sum_source import sum_layout
 from patterncc.codegen.gpu.query_tile_plan import patch_obstacle
 from patterncc.codegen.gpu.repair_plan import (
     may_spoil,
@@ -94,6 +95,7 @@ def key_tile_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launc
         yield planned_launch(source, grid, call, numbers=numbers, buffers=lists)
     if config.emitter == "gluon":
         passes = {}
+        call = replace(call, layouts={**call.layouts, **_sum_layout(call)})
         source = sources.get(emit_gluon_gradients, program, problem, config)
     else:
         passes = {"resumes": one.resumes, "hands_on": one.hands_on}
@@ -134,6 +136,12 @@ def _row_layouts(call: Call) -> dict[str, Layout]:
     sizes = (call.batch, call.heads, 1, length)
     strides = (call.heads * length, length, length, 1)
     return {name: Layout(name, 0, sizes, strides, 4) for name in ROW_NUMBERS}
+
+
+def _sum_layout(call: Call) -> dict[str, Layout]:
+    """Where the sums of the query's gradient lie, of a call whose kernel adds to them."""
+    rows = call.batch * call.heads * row_length(call.q_len)
+    return {"query_sums": sum_layout(rows, call.problem.head_dim)}
 
 
 def _at_once(call: Call, config: KernelConfig) -> int:

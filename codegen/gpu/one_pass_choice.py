@@ -6,7 +6,7 @@ tiles see on average, from closed forms. What the limits rest on is in docs/gluo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.backward_config import suited_grad_key_value
@@ -26,12 +26,9 @@ if TYPE_CHECKING:
 ONE_PASS = KernelConfig(64, 128, 8, 2, "descriptor", emitter="gluon")
 """Two warpgroups hold 64 keys each while 64 rows at a time pass by: what registers suffice for."""
 
-LEAST_STEPS = 40
-"""Tiles of rows that a key tile sees from where on one pass is faster: its programs are long to
-start, and clearing and rounding the sums takes as long however few there are."""
-
-DEEP_STEPS = 96
-"""From where on a third stage pays."""
+LEAST_STEPS = 16
+"""Tiles of rows that a key tile sees from where on one pass is clearly faster: its programs are
+long to start, and clearing and rounding the sums takes as long however few there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +67,7 @@ def choose_one_pass(
     (program,) = passes
     reason = problem_reason(problem) or one_pass_reason(program, problem)
     if reason is None:
-        reason = _untried(program.mask) or costly_mask(program.mask)
+        reason = untried(program.mask, problem) or costly_mask(program.mask)
     if reason is not None:
         return _apart(f"no kernel does it: {reason}")
     try:
@@ -84,13 +81,13 @@ def choose_one_pass(
     if mean < LEAST_STEPS:
         return _apart(f"{seen} on average, and one pass is faster from {LEAST_STEPS} on")
     config = suited_grad_key_value(ONE_PASS, problem, target, program)
-    if mean >= DEEP_STEPS:
-        config = replace(config, num_stages=3)
     return OnePassChoice(program, config, f"{seen} on average")
 
 
-def _untried(mask: Predicate) -> str | None:
-    """Why a mask is left to kernels that were tried on a device, or None."""
+def untried(mask: Predicate, problem: Problem) -> str | None:
+    """Why a call is left to kernels that were tried on a device, or None."""
+    if problem.group > 1:
+        return "heads of the queries share one of the keys, which was not tried on a device"
     if any(isinstance(node, (Entry, Member, Segment)) for node in walk(mask)):
         return "its mask looks up tables or documents"
     return None

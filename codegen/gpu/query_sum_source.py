@@ -2,9 +2,10 @@
 that makes the gradient of them.
 
 They lie as the threads of a warpgroup hold a product of 64 rows, so that the 32 threads of a warp
-add 512 bytes that follow each other. With the bits of a row, `w w h r r r`, and of a column of the
-half of the head dimension that one warpgroup computes, `j ... j t t c`, the place within the half
-of a tile is `w w j ... j r r r t t h c`: warp, step, thread, and the four numbers of a thread.
+leave 512 bytes that follow each other in shared memory, from where the copy engine adds them as
+they are. With the bits of a row, `w w h r r r`, and of a column of the half of the head dimension
+that one warpgroup computes, `j ... j t t c`, the place within the half of a tile is
+`w w j ... j r r r t t h c`: warp, step, thread, and the four numbers of a thread.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from patterncc.codegen.gpu.access_source import TYPES
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import header_text, module_text
+from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.problem import Problem
 
 EMITTER = 1
@@ -26,8 +28,22 @@ TILE_ROWS = 64
 HALVES = 2
 """Warpgroups that share the columns of a tile."""
 
+LINE = 256
+"""Numbers of a line of the sums, as the copy engine sees them: what its boxes hold at most."""
+
 QUERY_SUMS = KernelParameter("query_sums_ptr", "*fp32", 16)
 """float32 `[batch, heads, row_length, head_dim]`, tiles of `TILE_ROWS` rows one after the other."""
+
+
+def half_lines(head_dim: int) -> int:
+    """Lines of what one warpgroup computes of a tile."""
+    return TILE_ROWS * head_dim // HALVES // LINE
+
+
+def sum_layout(rows: int, head_dim: int) -> Layout:
+    """The sums of so many rows of all heads, as the copy engine sees them: lines."""
+    count = rows * head_dim
+    return Layout("query_sums", 0, (1, 1, count // LINE, LINE), (count, count, LINE, 1), 4)
 
 
 def emit_round_query(problem: Problem) -> KernelSource:

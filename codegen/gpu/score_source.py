@@ -50,10 +50,8 @@ _Place: TypeAlias = Literal["program", "tile"]
 TANH = '''\
 @triton.jit
 def hyperbolic_tangent(x):
-    """By a power of two that is at most 1, so that nothing overflows."""
-    decay = tl.exp2(tl.abs(x) * -2.8853900817779268)
-    share = (1.0 - decay) / (1.0 + decay)
-    return tl.where(x < 0, -share, share)
+    """By a power of two; where that overflows, the quotient is 0."""
+    return 1.0 - 2.0 / (1.0 + tl.exp2(x * 2.8853900817779268))
 '''
 """Source of the function that written terms may call."""
 

@@ -14,7 +14,7 @@ from patterncc.codegen.ir import BlockProgram, Passes, Sweep, Tiling
 from patterncc.codegen.lower import lower
 from patterncc.dsl.build import add, floordiv
 from patterncc.dsl.evaluate import allows
-from patterncc.dsl.mask import Const, Predicate, Var
+from patterncc.dsl.mask import Const, Predicate, Var, variables
 from patterncc.dsl.pattern import Pattern
 from tests.codegen.drawing import dense
 
@@ -95,14 +95,20 @@ def allowed_pairs(
     group = heads // kv_heads
     mask = torch.zeros((batch, heads, q_len, kv_len), dtype=torch.bool)
     sizes = {"q_len": q_len, "kv_len": kv_len, "heads": heads, "kv_heads": kv_heads}
+    reads = variables(pattern.body)
+    known: dict[tuple[int, ...], torch.Tensor] = {}  # by those of the coordinates that it reads
     for b in range(batch):
         for h in range(heads):
-            scope = {**env, **sizes, "batch": b, "head": h, "kv_head": h // group}
-            mask[b, h] = (
-                _pair_by_pair(pattern, scope, tables)
-                if tables
-                else torch.from_numpy(dense(pattern.body, scope).copy())
-            )
+            own = {"batch": b, "head": h, "kv_head": h // group}
+            place = tuple(number for name, number in own.items() if name in reads)
+            if place not in known:
+                scope = {**env, **sizes, **own}
+                known[place] = (
+                    _pair_by_pair(pattern, scope, tables)
+                    if tables
+                    else torch.from_numpy(dense(pattern.body, scope).copy())
+                )
+            mask[b, h] = known[place]
     return mask.to(query.device)
 
 

@@ -2,9 +2,10 @@
 
 The functions of a program run as threads, one for each warpgroup that computes and one for the warp
 that loads, and meet at barriers as on the device. What is asynchronous happens as late as it may:
-products when they are waited for, copies out of shared memory when their tile is. So a tile that is
-overwritten too early shows in the results, and a barrier that nobody reaches is an error. Copies
-into shared memory happen at once: the earliest time shows whether their tile was free.
+products when they are waited for, copies and additions out of shared memory when their tile is. So
+a tile that is overwritten too early shows in the results, and a barrier that nobody reaches is an
+error. Copies into shared memory happen at once: the earliest time shows whether their tile was
+free.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from patterncc.codegen.gpu.gluon.dialect import PRELUDE
+from patterncc.codegen.gpu.gluon.dialect import ADD_OUT, PRELUDE
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.launches import Launch
 
@@ -98,6 +99,10 @@ class Tile:
     """A stretch of shared memory, or several."""
 
     data: torch.Tensor
+
+    @property
+    def shape(self) -> list[int]:
+        return list(self.data.shape)
 
     def index(self, number: Any) -> Tile:
         number = int(number)
@@ -228,7 +233,7 @@ class Emulator:
                 product that may still run; `Deadlock` where it waits for what never comes.
         """
         scope = self._scope()
-        text = self._source.text.replace(PRELUDE, "")
+        text = self._source.text.replace(PRELUDE, "").replace(ADD_OUT, "")
         for written, means in _BITS.items():
             text = text.replace(written, means)
         exec(compile(text, self._source.name, "exec"), scope)
@@ -274,7 +279,6 @@ class Emulator:
             log2=torch.log2,
             load=_load,
             store=_store,
-            atomic_add=self._atomic_add,
             inline_asm_elementwise=_assembly,
             **dict.fromkeys(_LAYOUTS, _layout),
         )
@@ -289,6 +293,7 @@ class Emulator:
             "wait": lambda barrier, phase: barrier.wait(int(phase)),
             "copy_in": _copy_in,
             "copy_out": self._copy_out,
+            "add_out": self._add_out,
             "copied_out": self._copied_out,
             "multiply": self._multiply,
             "finish": self._finish,
@@ -310,6 +315,16 @@ class Emulator:
             descriptor.tensor[there] = tile.data[here]
 
         self._own.copies.append(copy)
+
+    def _add_out(self, descriptor: Descriptor, start: list[Any], tile: Tile) -> None:
+        assert all(int(first) >= 0 for first in start), "an H200 stops at what lies before a tensor"
+        there, here = descriptor.places(start)
+
+        def add() -> None:
+            with self._condition:
+                descriptor.tensor[there] += tile.data[here]
+
+        self._own.copies.append(add)
 
     def _copied_out(self, running: int) -> None:
         copies = self._own.copies
@@ -344,14 +359,6 @@ class Emulator:
             )
         found = [one.found[0] if isinstance(one, _Pending) else one for one in deps]
         return found[0] if len(found) == 1 else tuple(found)
-
-    def _atomic_add(self, pointer: Pointer, value: torch.Tensor, mask: Any, sem: str) -> None:
-        place = torch.as_tensor(pointer.offset).long().expand(value.shape)
-        mask = mask.expand(value.shape)
-        place, memory = place[mask], pointer.memory
-        assert bool(((place >= 0) & (place < memory.numel())).all()), "outside of memory"
-        with self._condition:
-            memory.index_put_((place,), value[mask], accumulate=True)
 
     def _run_apart(self, functions: list[Any], warps: list[int], registers: list[int]) -> None:
         failures: list[BaseException] = []
@@ -443,7 +450,9 @@ def _copy_in(descriptor: Descriptor, start: list[Any], barrier: Barrier, tile: T
 
 
 def _assembly(text: str, registers: str, operands: list[Any], **options: Any) -> Any:
-    """The assembly that kernels have: scores where all comparisons hold, and pairs of weights."""
+    """The assembly that kernels have: reciprocals, scores under limits, pairs of weights."""
+    if text.startswith("rcp."):
+        return torch.reciprocal(operands[0])
     if text.startswith("cvt.rn.bf16x2.f32"):
         return torch.stack(operands, -1).to(torch.bfloat16)
     if text.startswith("mov.b32 {"):

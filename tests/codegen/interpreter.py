@@ -1,7 +1,8 @@
 """Runs kernels in Triton's interpreter, in a process of its own.
 
 TRITON_INTERPRET must be set before triton is imported and turns compiling off, so the tests that
-interpret kernels send their cases to one worker process; its functions are below.
+interpret kernels send their cases to one worker process, the fixture `worker` that all of them
+share: to start one takes seconds. Its functions are below.
 """
 
 from __future__ import annotations
@@ -41,18 +42,11 @@ if TYPE_CHECKING:
 @contextmanager
 def interpreter() -> Iterator[ProcessPoolExecutor]:
     """A worker process in which kernels are interpreted."""
-    before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"
-    try:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with patch.dict(os.environ, TRITON_INTERPRET="1"):  # of the process that starts here
             assert pool.submit(_interprets).result(), "the worker compiles kernels"
-            yield pool
-    finally:
-        if before is None:
-            del os.environ["TRITON_INTERPRET"]
-        else:
-            os.environ["TRITON_INTERPRET"] = before
+        yield pool
 
 
 def _interprets() -> bool:

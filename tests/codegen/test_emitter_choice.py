@@ -25,11 +25,14 @@ from patterncc.codegen.problem import Problem
 from patterncc.compilation import Compilation
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
-from patterncc.dsl.score.terms import load_terms
+from patterncc.dsl.score.terms import ScoreTerms, load_terms
 
 D128 = Problem("bfloat16", 128, 128)
 D64 = Problem("float16", 64, 64)
-CAPPED = load_terms("30 * tanh(score / 30)")
+CAPPED = load_terms("softcap(score, 50)")
+SINK = load_terms(None, "sinks[head]")
+ALIBI = load_terms("score + alibi(slopes)")
+ALL = load_terms("softcap(score, 50) + alibi(slopes)", "sinks[head]")
 SIZES = {"heads": 16, "kv_heads": 16}
 
 
@@ -84,6 +87,35 @@ def test_what_was_fastest_is_chosen(
             check_config(choice.config, problem, "cuda:90")
 
 
+# The same with score terms, or within 7% of it; docs/gluon.md says where it is not the fastest.
+WITH_TERMS = (
+    ("causal", SINK, (128, 128), (64, 128)),
+    ("window(4096)", SINK, (128, 128), (64, 128)),
+    ("window(1024)", SINK, (128, 128), (64, 128)),
+    ("causal", ALIBI, (128, 128), (64, 128)),
+    ("window(4096)", ALIBI, (128, 128), (64, 128)),
+    ("window(1024)", ALIBI, (64, 64), (64, 128)),
+    ("causal", CAPPED, (64, 64), (64, 128)),
+    ("window(4096)", CAPPED, (64, 64), (64, 128)),
+    ("window(1024)", CAPPED, (64, 64), (64, 128)),
+    ("causal", ALL, (64, 64), (64, 128)),
+    ("window(4096)", ALL, (64, 64), (64, 128)),
+    ("window(1024)", ALL, (64, 64), (64, 128)),
+)
+
+
+@pytest.mark.parametrize(("text", "terms", "at_128", "at_64"), WITH_TERMS)
+def test_score_terms_weigh_in_the_choice(
+    text: str,
+    terms: ScoreTerms,
+    at_128: tuple[int, int],
+    at_64: tuple[int, int],
+) -> None:
+    for problem, shape in ((D128, at_128), (D64, at_64)):
+        config = _choice(text, replace(problem, terms=terms)).config
+        assert (config and (config.block_q, config.block_k)) == shape
+
+
 @pytest.mark.parametrize(
     ("text", "problem", "target", "words"),
     [
@@ -100,7 +132,13 @@ def test_what_was_fastest_is_chosen(
         ("local_strided(16, 4, 3)", D128, "cuda:90", "no power of two"),
         ("longformer(256, 64)", D128, "cuda:90", "more than limits"),
         ("tri_shape", D128, "cuda:90", "more than limits"),
-        ("causal", replace(D128, terms=CAPPED), "cuda:90", "score terms were not measured"),
+        (
+            "causal",
+            replace(D128, terms=load_terms("score + relative_bias(bias, 128)")),
+            "cuda:90",
+            "looks nothing up for each row or key",
+        ),
+        ("causal", replace(D128, terms=load_terms("sigmoid(score)")), "cuda:90", "no sigmoid"),
     ],
 )
 def test_reasons_for_triton(text: str, problem: Problem, target: str, words: str) -> None:
@@ -108,6 +146,39 @@ def test_reasons_for_triton(text: str, problem: Problem, target: str, words: str
     assert choice.config is None
     assert choice.name == "triton"
     assert words in choice.reason
+
+
+@pytest.mark.parametrize("text", ["window(1024)", "around(512)"])
+def test_programs_of_many_query_tiles_where_they_win(text: str) -> None:
+    choice = _choice(text)
+    assert choice.config is not None
+    assert choice.config.query_tiles == "many"
+    assert "many query tiles to a program" in choice.reason
+    sink = _choice(text, replace(D128, terms=SINK)).config
+    assert sink is not None
+    assert sink.query_tiles == "many"
+    check_config(choice.config, D128, "cuda:90")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "window(2048)",  # too long for a start to count
+        "causal",  # not alike
+        "if head < 8 then window(1024) else window(900)",  # heads may differ
+        "if layer < 8 then window(1024) else causal",
+        "pattern p(n): window(n)",  # 1024 to count with, but any number in a call
+        "pattern p(w: int[head]): window(w[head])",
+        "dilated(1024, 2)",  # classes
+    ],
+)
+def test_programs_of_one_query_tile_elsewhere(text: str) -> None:
+    for problem in (D128, replace(D128, terms=ALIBI)):
+        config = _choice(text, problem).config
+        assert config is None or config.query_tiles == "one"
+    config = _choice("window(1024)", D64).config
+    assert config is not None
+    assert config.query_tiles == "one"
 
 
 def test_short_calls_stay_with_triton() -> None:

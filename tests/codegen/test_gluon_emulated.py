@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from patterncc.codegen.gpu.config import KernelConfig, QueryTiles
+from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.launches import Launch
 from patterncc.codegen.gpu.steps import layout_of, problem_of, shapes_of, term_operands, term_values
@@ -27,6 +27,7 @@ WIDE = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
 SMALL = KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon")
 LONG = KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon")
 CONFIGS = {"128x128": WIDE, "64x64": SMALL, "64x128": LONG}
+MANY = replace(WIDE, query_tiles="many")
 LENGTHS = ((300, 300, 0), (77, 391, 314), (391, 77, -314), (1, 400, 399))
 SIZES = {"heads": 4, "kv_heads": 2, "layers": 4}
 DOCUMENTS = (0, 50, 51, 140, 150)
@@ -151,14 +152,13 @@ def test_wide_heads() -> None:
 # ------------------------------------------------------------------------------------ many tiles
 
 
-@pytest.mark.parametrize("shape", CONFIGS)
 @pytest.mark.parametrize("multiprocessors", [1, 3])
 @pytest.mark.parametrize(
     "text", ["full", "causal", "streaming(5, 70)", "k > q", "ladder(4, 64, 48, 3)"]
 )
-def test_walks(text: str, multiprocessors: int, shape: str) -> None:
+def test_walks(text: str, multiprocessors: int) -> None:
     """Programs that compute one query tile after another, up to all of them."""
-    config = replace(CONFIGS[shape], query_tiles="many", order="reverse")
+    config = replace(MANY, order="reverse")
     for q_len, kv_len, offset in ((391, 400, 9), (391, 77, -314), (1, 400, 399)):
         env = {"q_offset": offset, "layer": 2}
         tensors = _tensors(q_len, kv_len)
@@ -166,21 +166,11 @@ def test_walks(text: str, multiprocessors: int, shape: str) -> None:
         assert _right(found), (q_len, kv_len, offset, found)
 
 
-@pytest.mark.parametrize("shape", CONFIGS)
-@pytest.mark.parametrize("text", ["dilated(20, 5)", "window(100) or dilated(40, 8)"])
-def test_walks_of_classes_and_passes(text: str, shape: str) -> None:
-    config = replace(CONFIGS[shape], query_tiles="many")
-    found = _errors(text, config, _tensors(1100, 1101), {"q_offset": 1}, multiprocessors=3)
-    assert _right(found), found
-
-
 def test_walks_of_documents() -> None:
     text = "pattern p(doc: segments): causal and doc[q] == doc[k]"
     tables = {"doc": torch.tensor(DOCUMENTS, dtype=torch.int32)}
-    for config in CONFIGS.values():
-        walking = replace(config, query_tiles="many")
-        found = _errors(text, walking, _tensors(150, 150), {"q_offset": 0}, tables)
-        assert _right(found), found
+    found = _errors(text, MANY, _tensors(150, 150), {"q_offset": 0}, tables)
+    assert _right(found), found
 
 
 # ------------------------------------------------------------------------------------ score terms
@@ -211,13 +201,14 @@ SCORES = (
 """Score terms that Gluon knows."""
 
 
-@pytest.mark.parametrize("query_tiles", ["one", "many"])
-@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("shape", [*CONFIGS, "many"])
 @pytest.mark.parametrize("case", SCORES, ids=[f"{c.call.text}, {c.score}" for c in SCORES])
-def test_score_terms(case: ScoreCall, shape: str, query_tiles: QueryTiles) -> None:
+def test_score_terms(case: ScoreCall, shape: str) -> None:
+    if shape == "many" and "dilated" in case.call.text:
+        pytest.skip("programs of many query tiles know no classes")
     call, values = case.call, case.values()
     tensors, env = _tensors(call.q_len, call.kv_len), {"q_offset": call.offset or 0}
-    config = replace(CONFIGS[shape], query_tiles=query_tiles)
+    config = MANY if shape == "many" else CONFIGS[shape]
     launches, operands = _launches(call.text, config, tensors, env, {}, case.terms, values)
     for launch in launches:
         run_launch(launch, operands)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,38 +16,54 @@ from patterncc.codegen.gpu.one_pass_choice import ONE_PASS
 from patterncc.codegen.gpu.query_sum_source import emit_round_query
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
+from tests.codegen.machine_code import disassemble, loop_bodies
 
 SIZES = {"heads": 8, "kv_heads": 4, "layers": 4}
 
-MOST_SPILLED = 272
+MOST_SPILLED = 232
 """Bytes of local memory: scalars of the loops and limits of rows, for both gradients fill half of
 the registers."""
 
 
-def _compiled(text: str, folder: Path, group: int = 1, stages: int = 2) -> CompiledKernel:
-    config = replace(ONE_PASS, num_stages=stages)
+def _compiled(text: str, folder: Path, group: int = 1) -> CompiledKernel:
     (program,) = lower_passes(load(text), 64, 128, sizes=SIZES, within=True)
     problem = Problem("bfloat16", 128, 128, group)
-    return compile_for(emit_gluon_gradients(program, problem, config), "cuda:90", folder=folder)
+    return compile_for(emit_gluon_gradients(program, problem, ONE_PASS), "cuda:90", folder=folder)
 
 
-@pytest.mark.parametrize("stages", [2, 3])
-def test_what_it_is_made_of(stages: int, tmp_path: Path) -> None:
-    kernel = _compiled("causal", tmp_path, stages=stages)
+def test_what_it_is_made_of(tmp_path: Path) -> None:
+    kernel = _compiled("causal", tmp_path)
     assert kernel.spilled <= MOST_SPILLED
     assert kernel.shared <= (shared_limit("cuda:90") or 0)
     ptx = str(kernel.stages["ptx"])
     # Of each of two warpgroups, in each of two loops: a product of 128 numbers for scores and one
-    # for their gradient, two of 64 for the query's, two from registers; two more at the end.
+    # for their gradient, two of 64 for the query's, two from registers; the first scores before,
+    # and the query's gradient of the last tile after the loops.
     products = len(re.findall(r"wgmma\.mma_async\.sync\.aligned\.m64n(64|128)k16", ptx))
-    assert products == 2 * (2 * (8 + 8 + 8 + 4 + 4) + 8)
-    # In a loop: for the share of the query's gradient, scores and their gradient, and for all.
+    assert products == 2 * (2 * (8 + 8 + 8 + 4 + 4) + 8 + 8)
+    # In a loop: for the gradient of scores, the query's, and all; outside for what is asked there.
     waits = re.findall(r"wgmma\.wait_group\.sync\.aligned (\d);", ptx)
-    assert sorted(waits) == sorted(2 * (2 * ["1", "1", "1", "0"] + ["0"]))
-    # Sixteen bytes to a thread, and nothing but sums goes that way.
-    added = re.findall(r"(?:red|atom)\.(?:global\.)?\S*add\S*", ptx)
-    assert added
-    assert all(".v4.f32" in one and "relaxed" in one for one in added)
+    assert sorted(waits) == sorted(2 * (2 * ["1", "1", "0"] + ["0", "0"]))
+    # The assembler has added none: it would where registers do not suffice for what is in flight.
+    assert _machine_code(kernel, tmp_path).count("WARPGROUP.DEPBAR") == len(waits)
+    # The copy engine adds, in each loop and after them, and nothing else does.
+    added = re.findall(r"cp\.reduce\.async\.bulk\.tensor\.\S*|\b(?:red|atom)\.\S*", ptx)
+    assert added == 6 * ["cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.bulk_group"]
+
+
+def test_full_tiles_read_nothing_back(tmp_path: Path) -> None:
+    """A loop of full tiles keeps what it needs in registers, or nearly: with Triton 3.6 it loads
+    two numbers of local memory at most, with 3.9 nine. Twenty have cost a tenth of the time."""
+    code = _machine_code(_compiled("causal", tmp_path), tmp_path)
+    loops = [body for body in loop_bodies(code) if body.count("HGMMA") == 32]
+    full = [body for body in loops if "-INF" not in body]
+    assert len(loops) == 4
+    assert len(full) == 2
+    assert all(body.count("LDL") <= 9 and "STL" not in body for body in full)
+
+
+def _machine_code(kernel: CompiledKernel, folder: Path) -> str:
+    return disassemble(kernel.stages["cubin"], folder)
 
 
 @pytest.mark.parametrize(

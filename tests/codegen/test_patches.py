@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -16,6 +16,7 @@ from patterncc.codegen.ir import BlockProgram, Direction, Patches
 from patterncc.codegen.lower import specialise, with_transposed
 from patterncc.codegen.monotone import Side
 from patterncc.codegen.passes import run_passes
+from patterncc.codegen.patch_choice import patch_choices
 from patterncc.codegen.patch_grid import grid_before
 from patterncc.codegen.patches import held_places, passing_places, patch_program, tile_count
 from patterncc.codegen.raster import Raster, rasters
@@ -118,7 +119,8 @@ def cases(draw: st.DrawFn) -> Case:
     patches = Patches(inner, query, passing_keys, key, passing_queries, *befores)
     spare = draw(st.sampled_from([0, 0, 3]))
     whole = draw(st.booleans())
-    kv_len = outer * area if whole else draw(st.integers(1, outer * area))
+    # Calls that end within a raster, or have more keys than the mask has places.
+    kv_len = outer * area if whole else draw(st.integers(1, (outer + 2) * area))
     q_offset = draw(st.integers(0, kv_len - 1))
     q_offset = q_offset // area * area if whole else q_offset
     q_len = kv_len - q_offset if whole else draw(st.integers(1, kv_len - q_offset))
@@ -198,6 +200,16 @@ def check(case: Case, *, fills: bool) -> None:
 def test_patches_equal_brute_force(case: Case, fills: bool) -> None:
     whole_tiles = prod(case.patches.passing_keys) == prod(case.patches.key) == case.tile[1]
     check(case, fills=fills and whole_tiles and not case.raster.others)
+
+
+@settings(max_examples=60)
+@given(case=cases())
+def test_patches_that_are_chosen_equal_brute_force(case: Case) -> None:
+    """Shapes and grids as counting finds them, for rasters of whatever sizes."""
+    choices = patch_choices(case.body, 16, 16, case.env)
+    (chosen,) = (each for each in choices if each.raster == case.raster)
+    tiles = replace(case, patches=chosen.patches, tile=(16, 16), exact=False)
+    check(tiles, fills=chosen.fills)
 
 
 def test_elements_are_counted_once() -> None:

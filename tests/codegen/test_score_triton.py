@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -11,7 +10,7 @@ from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.ir import DENSE
 from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl.errors import UnsupportedError
-from tests.codegen.interpreter import Call, interpreter
+from tests.codegen.interpreter import Call
 from tests.codegen.score_calls import ScoreCall, attend_with_terms, differentiate_terms
 
 BY_DESCRIPTOR = KernelConfig(32, 32, 4, 1, "descriptor")
@@ -79,12 +78,6 @@ CASES = (
         shapes={"sinks": (2,)},
     ),
 )
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[ProcessPoolExecutor]:
-    with interpreter() as pool:
-        yield pool
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.call.text} {case.score}")

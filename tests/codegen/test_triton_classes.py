@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -14,19 +13,13 @@ from patterncc.codegen.ir import DENSE, Q_CLASS, Tiling
 from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl.build import modulo, multiply
 from patterncc.dsl.mask import Const, Var
-from tests.codegen.interpreter import Call, attend, interpreter
+from tests.codegen.interpreter import Call, attend
 
 POINTER = KernelConfig(16, 32, 4, 1)
 DESCRIPTOR = KernelConfig(16, 16, 4, 1, "descriptor")
 REVERSE = KernelConfig(16, 16, 4, 1, order="reverse")
 HALF = "float16"
 MINUS_LAYER = modulo(multiply(Const(-1), Var("layer")), Const(4))
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[ProcessPoolExecutor]:
-    with interpreter() as pool:
-        yield pool
 
 
 def _in(text: str, tiling: Tiling, *lengths: int, **options: object) -> Call:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -26,18 +25,12 @@ from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.library import source
 from patterncc.dsl.pattern import TableType
 from tests.codegen.gradients import Case, differentiate
-from tests.codegen.interpreter import Call, attend, interpreter, run_lists
+from tests.codegen.interpreter import Call, attend, run_lists
 from tests.codegen.score_calls import ScoreCall, attend_with_terms, differentiate_terms
 from tests.codegen.test_gathered import NUMBERS, STRIDES, TEXTS
 
 SMALL = KernelConfig(16, 16, 4, 1)
 DESCRIPTOR = KernelConfig(16, 32, 4, 1, "descriptor", "reverse")
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[ProcessPoolExecutor]:
-    with interpreter() as pool:
-        yield pool
 
 
 def _tables(text: str, most: int, share: float, seed: int) -> dict[str, object]:

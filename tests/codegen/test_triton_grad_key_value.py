@@ -3,7 +3,6 @@ mask."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -19,7 +18,7 @@ from patterncc.dsl.build import add, modulo, multiply
 from patterncc.dsl.mask import Const, Predicate, Var
 from tests.codegen.drawing import Shape, masks, numbers, shapes
 from tests.codegen.gradients import Case, differentiate_key_value, differentiate_mask
-from tests.codegen.interpreter import Call, interpreter
+from tests.codegen.interpreter import Call
 
 HALF = "float16"
 SMALL = KernelConfig(16, 16, 4, 1)
@@ -28,12 +27,6 @@ TALL = KernelConfig(16, 64, 4, 1)
 DESCRIPTOR = KernelConfig(16, 32, 4, 1, "descriptor")  # row numbers by pointers
 BOXES = KernelConfig(32, 32, 4, 1, "descriptor")  # row numbers by descriptors, too
 SOME = (Progression(1, 3, 2, 2), Progression(0, 1, 1, 5))
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[ProcessPoolExecutor]:
-    with interpreter() as pool:
-        yield pool
 
 
 def _case(

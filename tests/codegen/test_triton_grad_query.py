@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -19,7 +18,7 @@ from patterncc.dsl.library import source
 from patterncc.dsl.mask import Const
 from patterncc.dsl.pattern import TableType
 from tests.codegen.gradients import Case, differentiate
-from tests.codegen.interpreter import Call, interpreter
+from tests.codegen.interpreter import Call
 
 BY_DESCRIPTOR = KernelConfig(32, 32, 4, 1, "descriptor")
 SMALL_BOXES = KernelConfig(16, 16, 4, 1, "descriptor")
@@ -28,12 +27,6 @@ TALL = KernelConfig(64, 16, 4, 1, order="reverse")
 HALF = "float16"
 DOCUMENTS = "pattern p(doc: segments): causal and doc[q] == doc[k]"
 BLOCKS = "pattern p(keep: bool[head, *, *]): causal and keep[head, q // 16, k // 16]"
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[ProcessPoolExecutor]:
-    with interpreter() as pool:
-        yield pool
 
 
 def _differentiates(worker: ProcessPoolExecutor, case: Case) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
@@ -13,18 +12,12 @@ from patterncc.codegen.ir import Tiling
 from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl.mask import Const
 from tests.codegen.gradients import Case, differentiate
-from tests.codegen.interpreter import Call, attend, interpreter
+from tests.codegen.interpreter import Call, attend
 
 HEADS = KernelConfig(16, 16, 4, 1, neighbours="heads")
 MIXED = "if head in {1, 2} then causal else window(9)"
 LISTED = "pattern p(keep: bool[head, *, *]): causal and keep[head, q // 16, k // 16]"
 KEEP = [[[(h + i * j) % 3 == 1 for j in range(4)] for i in range(4)] for h in range(4)]
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[ProcessPoolExecutor]:
-    with interpreter() as pool:
-        yield pool
 
 
 CALLS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -26,17 +25,11 @@ from patterncc.dsl.build import (
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.mask import Const, IntExpr, Param, Predicate, Q, Var
 from tests.codegen.drawing import Shape, environment, masks, numbers, pattern_of, shapes
-from tests.codegen.interpreter import Call, attend, integers, interpreter, mask_tile, tiles_of_row
+from tests.codegen.interpreter import Call, attend, integers, mask_tile, tiles_of_row
 
 SLOW_EXAMPLES = settings(
     max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[ProcessPoolExecutor]:
-    with interpreter() as pool:
-        yield pool
 
 
 # ------------------------------------------------------------------------------------ attention

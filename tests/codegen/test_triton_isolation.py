@@ -4,7 +4,6 @@ backward kernels in Triton's interpreter."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from patterncc.codegen.ir import DENSE, Q_CLASS, Patches, Tiling
 from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl.mask import Const
 from tests.codegen.crossing import each_with_one
-from tests.codegen.interpreter import Call, interpreter
+from tests.codegen.interpreter import Call
 from tests.codegen.isolation import NAMES, Isolation, Plant, Reached, isolate
 from tests.codegen.score_calls import ScoreCall
 
@@ -28,12 +27,6 @@ BY_DESCRIPTOR = KernelConfig(32, 32, 4, 1, "descriptor")
 SMALL_BOXES = KernelConfig(16, 16, 4, 1, "descriptor")
 WIDE = KernelConfig(16, 64, 4, 1)
 HALF = "float16"
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[ProcessPoolExecutor]:
-    with interpreter() as pool:
-        yield pool
 
 
 def _stays(worker: ProcessPoolExecutor, isolation: Isolation) -> Reached:

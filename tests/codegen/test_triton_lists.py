@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -25,7 +24,7 @@ from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.library import source
 from patterncc.dsl.pattern import TableType
 from tests.codegen.attention import lowered
-from tests.codegen.interpreter import Call, attend, interpreter, lists
+from tests.codegen.interpreter import Call, attend, lists
 
 KEEP = "pattern p(keep: bool[head, *, *]): keep[head, q // {a}, k // {b}]"
 CAUSAL = "pattern p(keep: bool[head, *, *]): causal and keep[head, q // {a}, k // {b}]"
@@ -41,12 +40,6 @@ DILATED = "pattern p(keep: bool[head, *, *]): dilated(9, 3) and keep[head, q // 
 TEXTS = (KEEP, CAUSAL, BACKWARDS, EITHER, BOTH, BY_BATCH, ROWS, PAIRS, TOKENS, RUNGS, DILATED)
 SMALL = KernelConfig(16, 16, 4, 1)
 DESCRIPTOR = KernelConfig(16, 32, 4, 1, "descriptor", "reverse")
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[ProcessPoolExecutor]:
-    with interpreter() as pool:
-        yield pool
 
 
 def _tables(text: str, most: int, share: float, seed: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@ and all gradients, ragged rasters, offsets, boxes of descriptors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -20,7 +19,7 @@ from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import Const, IntExpr
 from tests.codegen.gradients import Case, differentiate, differentiate_key_value
-from tests.codegen.interpreter import Call, attend, interpreter
+from tests.codegen.interpreter import Call, attend
 
 POINTER = KernelConfig(32, 16, 4, 1)
 DESCRIPTOR = KernelConfig(16, 16, 4, 1, "descriptor")
@@ -96,12 +95,6 @@ CALLS = (
     Call(EDGE, 85, 85, config=POINTER, patches=patches((10,), (4, 8), (2, 8)), fills=True),
     Call(EDGE, 80, 80, config=DESCRIPTOR, patches=patches((10,), (4, 4), (2, 8)), fills=True),
 )
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[ProcessPoolExecutor]:
-    with interpreter() as pool:
-        yield pool
 
 
 def _name(call: Call) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -18,17 +17,11 @@ from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
 from patterncc.dsl.evaluate import allows
-from tests.codegen.interpreter import Call, attend, interpreter
+from tests.codegen.interpreter import Call, attend
 
 SMALL = KernelConfig(16, 16, 4, 1)
 DESCRIPTOR = KernelConfig(16, 32, 4, 1, "descriptor")
 CU = [0, 7, 7, 30, 31, 52]  # an empty document, one of one token; some positions lie after all
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[ProcessPoolExecutor]:
-    with interpreter() as pool:
-        yield pool
 
 
 CALLS = (

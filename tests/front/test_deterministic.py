@@ -112,10 +112,10 @@ def test_explain_says_what_becomes_of_it(capsys: pytest.CaptureFixture[str]) -> 
     assert (
         "grads   in one pass on cuda:90: a tile of 128 keys is seen by" in capsys.readouterr().out
     )
-    assert main(["explain", "window(1024)", "--no-deterministic", "--json"]) == 0
+    assert main(["explain", "window(256)", "--no-deterministic", "--json"]) == 0
     gradients = json.loads(capsys.readouterr().out)["gradients"]
     assert gradients["one_pass"] is False
-    assert "one pass is faster from 40 on" in gradients["reason"]
+    assert "one pass is faster from 16 on" in gradients["reason"]
     assert main(["explain", "causal", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gradients"] is None
 

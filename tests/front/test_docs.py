@@ -1,13 +1,16 @@
 """The documentation: what it shows of the command line is what the command line prints."""
 
-import os
+import io
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+
+from patterncc import cli
+from patterncc.settings import settings
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = (ROOT / "docs" / "cli.md", ROOT / "docs" / "facts.md", ROOT / "README.md")
@@ -19,18 +22,22 @@ BLOCK = re.compile(
 )
 
 
-def printed(command: str) -> str:
-    """What a command prints, both streams."""
-    done = subprocess.run(
-        [sys.executable, "-m", "patterncc", *shlex.split(command)],
-        cwd=ROOT,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "80", "PATTERNCC_CACHE_DIR": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    return "".join(line.rstrip() + "\n" for line in done.stdout.splitlines())
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """What a command prints, both streams, in this process."""
+    monkeypatch.chdir(ROOT)
+    for name, value in (("NO_COLOR", "1"), ("COLUMNS", "80"), ("PATTERNCC_CACHE_DIR", "")):
+        monkeypatch.setenv(name, value)
+    settings.cache_clear()
+
+    def run(command: str) -> str:
+        stream = io.StringIO()
+        with redirect_stdout(stream), redirect_stderr(stream):
+            cli.main(shlex.split(command))
+        return "".join(line.rstrip() + "\n" for line in stream.getvalue().splitlines())
+
+    yield run
+    settings.cache_clear()
 
 
 def blocks() -> list[tuple[Path, re.Match[str]]]:
@@ -45,7 +52,9 @@ def blocks() -> list[tuple[Path, re.Match[str]]]:
 @pytest.mark.parametrize(
     ("path", "command"), [(path, block["command"]) for path, block in blocks()]
 )
-def test_shown_output_is_real(path: Path, command: str, request: pytest.FixtureRequest) -> None:
+def test_shown_output_is_real(
+    path: Path, command: str, request: pytest.FixtureRequest, printed: Callable[[str], str]
+) -> None:
     text = path.read_text(encoding="utf-8")
     (block,) = (found for found in BLOCK.finditer(text) if found["command"] == command)
     output = printed(command)

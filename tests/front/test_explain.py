@@ -16,8 +16,9 @@ from patterncc.codegen.ir import Direction
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
-from patterncc.explain import Explanation, explain, is_causal
+from patterncc.explain import explain, is_causal
 from patterncc.explain_text import format_explanation, quantity, ranges
+from patterncc.explanation import Explanation
 from patterncc.loops import ROW, loops
 from patterncc.notation import layout, mathematics, percent
 

@@ -1,6 +1,5 @@
 """What the operators run on GPUs, in Triton's interpreter: from their arguments to kernels."""
 
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 
 import patterncc
 from patterncc import gpu_calls
-from tests.codegen.interpreter import interpreter
 from tests.front.inputs import assert_right, assert_right_gradients, expected, expected_gradients
 from tests.front.inputs import tensors as draw
 
@@ -28,12 +26,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "patches by a number": ("neighborhood(5, 10, 3)", {}),
     "sizes it divides by": ("causal and (k // 8 + layer) % layers == 0", {}),
 }
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[ProcessPoolExecutor]:
-    with interpreter() as worker:
-        yield worker
 
 
 def work(text: str, tables: dict[str, Any], with_lse: bool) -> None:
@@ -64,8 +56,8 @@ def work(text: str, tables: dict[str, Any], with_lse: bool) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("with_lse", [True, False])
-def test_gradients(case: str, with_lse: bool, pool: ProcessPoolExecutor) -> None:
-    pool.submit(work, *CASES[case], with_lse).result()
+def test_gradients(case: str, with_lse: bool, worker: ProcessPoolExecutor) -> None:
+    worker.submit(work, *CASES[case], with_lse).result()
 
 
 def test_nothing_to_do_needs_no_kernel() -> None:

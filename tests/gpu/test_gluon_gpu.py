@@ -169,25 +169,23 @@ def test_documents_and_tables(shape: str, tmp_path: Path) -> None:
         _check(pattern, forward, tensors, {"q_offset": 0}, {name: table})
 
 
-@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("multiprocessors", [1, 3, 132])
 def test_walks(
-    shape: str, multiprocessors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    head_dim: int, multiprocessors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Programs that compute many query tiles, as many as fewer multiprocessors leave them; each row
     has the same bits as with one."""
     module = "patterncc.codegen.gpu.forward.multiprocessors_of"
     monkeypatch.setattr(module, lambda device: multiprocessors)
-    head_dim = 64 if shape == "64x128" else 128
-    one = CONFIGS[shape]
-    many = replace(one, query_tiles="many")
-    for text in ("full", "causal", "streaming(5, 70)", "window(100) or dilated(40, 8)", "k > q"):
+    many = replace(WIDE, query_tiles="many")
+    for text in ("full", "causal", "streaming(5, 70)", "window(100)", "k > q"):
         pattern = load(text)
         forward = Forward(_lowered(pattern), config=many, folder=tmp_path)
+        apart = Forward(_lowered(pattern), config=WIDE, folder=tmp_path)
         for q_len, kv_len, offset in ((1100, 1101, 1), (70, 1133, 1063), (1100, 1100, -600)):
             tensors = _tensors(torch.bfloat16, q_len, kv_len, head_dim)
             _check(pattern, forward, tensors, {"q_offset": offset})
-            apart = Forward(_lowered(pattern), config=one, folder=tmp_path)
             results = [
                 each(*tensors, env={"q_offset": offset}, scale=0.1) for each in (forward, apart)
             ]
@@ -290,3 +288,42 @@ def test_calls_and_gradients_take_it_by_themselves() -> None:
     assert (out - wanted).abs().max() < 3e-2
     for found, exactly in zip(gradients, wanted_gradients, strict=True):
         assert (found - exactly).abs().max() < 0.03 * exactly.abs().max()
+
+
+@pytest.mark.parametrize("text", ["causal", "window(1024)"])
+def test_calls_with_score_terms_take_it_by_themselves(text: str) -> None:
+    """As the public call takes it, in a graph as well; gradients by Triton's kernels."""
+    score, sink = "softcap(score, 20) + alibi(slopes)", "sinks[head]"
+    attend = patterncc.compile(text, score=score, sink=sink)
+    assert "# emitter: gluon" in attend.emit("triton")
+    query, key, value = (t.requires_grad_() for t in _tensors(torch.bfloat16, 1100, 1100, 128))
+    tables: dict[str, Any] = {
+        "slopes": (torch.rand(4, device="cuda") / 8).requires_grad_(),
+        "sinks": torch.randn(4, device="cuda", requires_grad=True),
+    }
+    out = attend(query, key, value, **tables)
+    inputs = (query, key, value, *tables.values())
+    gradients = torch.autograd.grad(out.float().square().sum(), inputs)
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    wanted, _ = dense_attention(
+        exact[0],
+        exact[1],
+        exact[2],
+        allowed_pairs(load(text), query, key, {"q_offset": 0}),
+        128**-0.5,
+        load_terms(score, sink),
+        env={"q_offset": 0, "q_len": 1100, "kv_len": 1100, "heads": 4, "kv_heads": 2},
+        tables=dict(zip(tables, exact[3:], strict=True)),
+    )
+    assert (out - wanted).abs().max() < 3e-2
+    wanted_gradients = torch.autograd.grad(wanted.square().sum(), exact)
+    for found, exactly in zip(gradients, wanted_gradients, strict=True):
+        assert (found - exactly).abs().max() < 0.03 * exactly.abs().max()
+    with torch.no_grad():
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            again = attend(query, key, value, **tables)
+        again.fill_(float("nan"))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(again, out)

@@ -133,9 +133,8 @@ class GluonAccess:
     # -------------------------------------------------------------------------------- rows
 
     def held(self) -> tuple[str, ...]:
-        """The scalars that tell an item's rows apart from those of others, besides its tile."""
-        of_class = ("row_class", "q_len") if self._tiling.q_step > 1 else ()
-        return ("batch", "head", "row_first", *of_class)
+        """The scalars that tell a query tile's rows apart from those of others."""
+        return ("batch", "head", "row_first")
 
     def rows_of(self, layout: str, item: str = "") -> Iterator[str]:
         """The warpgroup's rows again, `stored` in another layout than the scores have, and which of
@@ -147,47 +146,44 @@ class GluonAccess:
         """
         yield f"stored = {item}row_first + part * {ROWS}"
         yield f"stored = stored + tl.arange(0, {ROWS}, layout=tl.SliceLayout(1, {layout}))"
-        yield f"stored_exists = stored < {self._q_len(item)}"
+        yield "stored_exists = stored < q_len"
         rows = "stored"
         if self._tiling.q_step > 1:
-            rows = f"stored * {self._tiling.q_step} + {item}row_class"
+            rows = f"stored * {self._tiling.q_step} + row_class"
         yield f"stored_rows = {rows}"
 
     def load_query(self) -> Iterator[str]:
         """The query's rows by pointers, into the warpgroup's tile."""
         yield from self.rows_of("STORED")
-        yield from self._address("query", "STORED", "")
+        yield from self._address("query", "STORED")
         yield "loaded = tl.load(query_place, mask=stored_exists[:, None], other=0.0)"
         yield "query.store(loaded)"
         yield "show_to_copies()"
         yield "synchronize()"
 
-    def store_out(self, item: str = "") -> Iterator[str]:
+    def store_out(self) -> Iterator[str]:
         """The output by pointers, 16 bytes to a thread."""
-        tile = "outgoing" if item else "query"
-        yield from self.rows_of("STORED", item)
-        yield from self._address("out", "STORED", item)
-        if not item:
-            yield "# Through where the query was, for other threads store a row than computed it."
-        yield f"{tile}.store(out.to(tl.{self._problem.dtype}))"
+        yield from self.rows_of("STORED")
+        yield from self._address("out", "STORED")
+        yield "# Through where the query was, for other threads store a row than computed it."
+        yield f"query.store(out.to(tl.{self._problem.dtype}))"
         yield "synchronize()"
-        yield f"tl.store(out_place, {tile}.load(STORED), mask=stored_exists[:, None])"
+        yield "tl.store(out_place, query.load(STORED), mask=stored_exists[:, None])"
 
     def load_state(self) -> Iterator[str]:
         """`out` as an earlier pass left it."""
         yield from self.rows_of("OUT")
-        yield from self._packed_place("")
+        yield self._packed_place()
         yield "out = tl.load(state_place, mask=stored_exists[:, None], other=0.0)"
 
-    def store_state(self, item: str = "", also: str = "") -> Iterator[str]:
+    def store_state(self, also: str = "") -> Iterator[str]:
         """Leaves `out` for a later pass.
 
         Args:
-            item: As of `rows_of`.
             also: What must hold besides, such as ` & (spoiled == 0)`.
         """
-        yield from self.rows_of("OUT", item)
-        yield from self._packed_place(item)
+        yield from self.rows_of("OUT")
+        yield self._packed_place()
         yield f"tl.store(state_place, out, mask=stored_exists[:, None]{also})"
 
     def row_numbers_address(self, name: str, item: str = "") -> str:
@@ -211,21 +207,18 @@ class GluonAccess:
     def _call_q_len(self) -> str:
         return "q_len" if self._tiling == DENSE else "call_q_len"
 
-    def _q_len(self, item: str) -> str:
-        return f"{item}q_len" if "q_len" in self.held() else "q_len"
-
-    def _address(self, name: str, layout: str, item: str) -> Iterator[str]:
-        batch = f"{item}batch.to(tl.int64) * {name}_stride_batch"
-        head = f"{item}head.to(tl.int64) * {name}_stride_head"
+    def _address(self, name: str, layout: str) -> Iterator[str]:
+        batch = f"batch.to(tl.int64) * {name}_stride_batch"
+        head = f"head.to(tl.int64) * {name}_stride_head"
         yield f"{name}_base = {name}_ptr + {batch} + {head}"
         rows = f"stored_rows[:, None].to(tl.int64) * {name}_stride_row"
         yield f"{name}_place = {name}_base + {rows} + {self._columns(name, layout)}"
 
-    def _packed_place(self, item: str) -> Iterator[str]:
-        head = f"{item}batch.to(tl.int64) * {self._heads} + {item}head"
+    def _packed_place(self) -> str:
+        head = f"batch.to(tl.int64) * {self._heads} + head"
         width = self._problem.value_head_dim
         rows = f"(({head}) * {self._call_q_len} + stored_rows[:, None]) * {width}"
-        yield f"state_place = state_ptr + {rows} + {self._columns('out', 'OUT')}"
+        return f"state_place = state_ptr + {rows} + {self._columns('out', 'OUT')}"
 
     def _columns(self, name: str, layout: str) -> str:
         width = self._width(name)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.access_source import TYPES
 from patterncc.codegen.gpu.kernel_text import INDENT, indented
+from patterncc.codegen.gpu.score_source import TANH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -66,26 +67,57 @@ def following(stage, phase):
 '''
 """Source of what moves on in a ring of stages."""
 
-ADD_TILE = '''\
-@gluon.jit
-def add_tile(place, tile, part: tl.constexpr, exists):
-    """Adds a product of 64 rows to sums that lie as the threads hold it, if it exists.
+ADD_OUT = """\
+if hasattr(hopper.tma, "async_atomic_add"):
+    add_out = hopper.tma.async_atomic_add
+else:  # older releases of Triton compile it, but have no name for it
+    from triton._C.libtriton.ir import DESCRIPTOR_REDUCE_KIND
+    from triton.experimental.gluon.language._core import builtin
 
-    A thread's numbers of eight columns and of rows that are eight apart follow each other, so that
-    it adds four with an instruction, and a warp 512 bytes.
+    @builtin
+    def add_out(descriptor, place, tile, _semantic=None):
+        place = _semantic._convert_to_ir_values(place, require_i64=False)
+        kind = DESCRIPTOR_REDUCE_KIND.ADD
+        _semantic.builder.create_async_tma_reduce(kind, descriptor.handle, place, tile.handle)
+"""
+"""Source of what adds a tile of shared memory to a tensor in global memory, by the copy engine.
+
+What lies past the end of the tensor is added to nothing. Before its beginning nothing may lie: an
+H200 stops at that as at an illegal instruction.
+"""
+
+LEAVE_SHARE = '''\
+@gluon.jit
+def leave_share(share, place):
+    """Leaves a product of 64 rows in shared memory as the threads hold it.
+
+    A thread's numbers of eight columns and of rows that are eight apart follow each other: a thread
+    stores 16 bytes, and a warp 512 in a row.
     """
-    columns: tl.constexpr = tile.shape[1]
-    steps: tl.constexpr = columns // 8
-    tile = tile.reshape([4, 2, 8, steps, 4, 2]).permute([0, 3, 2, 4, 1, 5])
-    tile = tl.convert_layout(tile.reshape([4, steps, 128]), ADDED, assert_trivial=True)
-    warp = tl.arange(0, 4, layout=tl.SliceLayout(1, tl.SliceLayout(2, ADDED)))[:, None, None]
-    step = tl.arange(0, steps, layout=tl.SliceLayout(0, tl.SliceLayout(2, ADDED)))[None, :, None]
-    number = tl.arange(0, 128, layout=tl.SliceLayout(0, tl.SliceLayout(1, ADDED)))[None, None, :]
-    within = (part * 4 + warp) * (16 * columns) + step * 128 + number
-    end = tl.where(exists, 128 * columns, 0)
-    tl.atomic_add(place + within, tile, mask=within < end, sem="relaxed")
+    columns: tl.constexpr = share.shape[1]
+    share = share.reshape([4, 2, 8, columns // 8, 4, 2]).permute([0, 3, 2, 4, 1, 5])
+    place.store(share.reshape(place.shape))
 '''
-"""Source of what adds to the query's gradient (`query_sum_source`)."""
+"""Source of what prepares a tile that is added to the query's gradient (`query_sum_source`)."""
+
+
+_TANH = '''\
+@gluon.jit
+def hyperbolic_tangent(x):
+    """By a power of two; where that overflows, the reciprocal is 0. A reciprocal is one
+    instruction; a quotient takes more of them for divisors beyond 2**126."""
+    inverse = tl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;",
+        "=f,f",
+        [1.0 + tl.exp2(x * 2.8853900817779268)],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
+    return 1.0 - 2.0 * inverse
+'''
+"""`TANH` for Gluon, whose kernels are for one target: 900 instructions of a warp for a full tile of
+128 keys with soft-capping, and not 1092."""
 
 
 PAIRS = '''\
@@ -138,13 +170,15 @@ def gluon_text(lines: Iterable[str]) -> Iterator[str]:
     layout, which the function that they stand in calls `LANES`."""
     for line in lines:
         line = re.sub(r"\btl\.cumsum\((\w+), 0\)", r"running_sum(\1)", line)
-        if line.startswith("residue_wide = "):
+        if line.lstrip().startswith("residue_wide = "):
             line = re.sub(r"tl\.arange\(0, (\d+)\)", r"tl.arange(0, \1, layout=LANES)", line)
         yield line
 
 
 def gluon_functions(text: str) -> str:
     """Functions that were written for Triton's compiler, for Gluon's."""
+    if text == TANH:
+        return _TANH
     return text.replace("@triton.jit\n", "@gluon.jit\n")
 
 
@@ -182,12 +216,6 @@ def kept_where(scores: str, comparisons: Sequence[tuple[str, str, str]]) -> str:
 def product_layout(columns: int) -> str:
     """Where the registers of a warpgroup hold a product of 64 rows and so many columns."""
     return f"tl.NVMMADistributedLayout([3, 0], [4, 1], [16, {columns}, 16])"
-
-
-def added_layout(columns: int) -> str:
-    """The same product as `ADD_TILE` takes it: warps, steps, and the numbers of a step, four of a
-    thread after those of another."""
-    return f"tl.BlockedLayout([1, {columns // 8}, 4], [1, 1, 32], [4, 1, 1], [2, 1, 0])"
 
 
 def sums_layout() -> str:

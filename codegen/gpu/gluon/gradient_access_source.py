@@ -2,8 +2,8 @@
 
 Everything that it reads comes by tensor descriptors: keys and values once, 64 rows for each
 warpgroup, queries and the output's gradient in rings of tiles, with the numbers of their rows that
-the delta kernel leaves (`delta_source`). What it writes goes by pointers: float32 sums of the
-query's gradient, to which all programs add, and the rows of its own keys.
+the delta kernel leaves (`delta_source`). By another it adds to the float32 sums of the query's
+gradient, as all programs do (`query_sum_source`). The rows of its own keys go by pointers.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from patterncc.codegen.gpu.gluon.dialect import descriptor_type, number_descript
 from patterncc.codegen.gpu.gluon.warps import ROWS
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.key_access_source import HELD, PASSING, RESULTS
-from patterncc.codegen.gpu.query_sum_source import QUERY_SUMS
+from patterncc.codegen.gpu.query_sum_source import LINE, half_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.problem import Problem
+
+
+ADDED = "query_sums"
+"""What all programs add to."""
 
 
 class GradientAccess:
@@ -49,13 +53,12 @@ class GradientAccess:
             yield KernelParameter(
                 f"{name}_desc_0", descriptor_type(self._problem.dtype, box), box=box
             )
-        for name in ROW_NUMBERS:
+        for name in (*ROW_NUMBERS, ADDED):
             box = self.box(name)
             yield KernelParameter(f"{name}_desc_0", number_descriptor_type(box), box=box)
 
     def pointers(self) -> Iterator[KernelParameter]:
         """The pointer parameters."""
-        yield QUERY_SUMS
         for name in RESULTS:
             yield KernelParameter(f"{name}_ptr", f"*{TYPES[self._problem.dtype]}", 16)
         yield SUMS
@@ -69,10 +72,12 @@ class GradientAccess:
         yield KernelParameter("row_length", "i32")
 
     def box(self, name: str) -> tuple[int, ...]:
-        """The shape of a tile in shared memory, as its descriptor has it: of keys and values, those
-        of one warpgroup."""
+        """The shape of a tile in shared memory, as its descriptor has it: of keys and values, and
+        of what is added, those of one warpgroup."""
         if name in ROW_NUMBERS:
             return (1, 1, 1, self._config.block_q)
+        if name == ADDED:
+            return (1, 1, half_lines(self._width), LINE)
         return (1, 1, ROWS if name in HELD else self._config.block_q, self._width)
 
     def box_bytes(self, name: str) -> int:
@@ -86,8 +91,10 @@ class GradientAccess:
         return iter(())
 
     def head_lines(self) -> Iterator[str]:
-        """Where the rows of a query head start in the sums of the query's gradient."""
-        yield "head_row = (batch.to(tl.int64) * heads + head) * row_length"
+        """Where a query head starts in the sums of the query's gradient, in lines of 1 KB: 32 bits
+        count two terabytes of them."""
+        lines = LINE // self._width
+        yield f"head_line = (batch * heads + head) * (row_length // {lines})"
 
     def tile_first_lines(self, tile: str) -> Iterator[str]:
         """The first row of a tile of that number."""

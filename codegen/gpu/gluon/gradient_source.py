@@ -12,8 +12,10 @@ gradient once. But many programs add to one row of `grad_q`, in an order that no
 float32 that another kernel scales and rounds (`query_sum_source`).
 
 The last product takes the gradients of scores of both warpgroups, which go through shared memory;
-each computes half of its columns, for the tile before, first of all in a step. So the warpgroups
-wait for each other only long after they have left what the other one reads.
+each computes half of its columns, its share, for the tile before. So the warpgroups wait for each
+other only long after they have left what the other one reads. A share is left in shared memory,
+from where the copy engine adds it. Scores are asked for a tile ahead, as soon as the registers of
+the share are free, so that tensor cores are busy while it is added.
 """
 
 from __future__ import annotations
@@ -22,9 +24,8 @@ from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.chunk_source import CHUNK_HELPERS
 from patterncc.codegen.gpu.gluon.dialect import (
-    ADD_TILE,
-    FOLLOWING,
-    added_layout,
+    ADD_OUT,
+    LEAVE_SHARE,
     function_text,
     gluon_functions,
     number_layout,
@@ -32,7 +33,7 @@ from patterncc.codegen.gpu.gluon.dialect import (
     store_layout,
     tile_layout,
 )
-from patterncc.codegen.gpu.gluon.gradient_access_source import GradientAccess
+from patterncc.codegen.gpu.gluon.gradient_access_source import ADDED, GradientAccess
 from patterncc.codegen.gpu.gluon.mask_source import TileMask
 from patterncc.codegen.gpu.gluon.module_source import EMITTER, gluon_module, start_lines
 from patterncc.codegen.gpu.gluon.reasons import one_pass_reason
@@ -45,6 +46,7 @@ from patterncc.codegen.gpu.kernel_text import (
 )
 from patterncc.codegen.gpu.key_access_source import HELD, RESULTS
 from patterncc.codegen.gpu.key_tile_source import KeyTile
+from patterncc.codegen.gpu.query_sum_source import LINE
 from patterncc.codegen.gpu.separate import keys_of_tiles
 from patterncc.codegen.gpu.tile_source import check_program
 from patterncc.dsl.errors import ConfigError
@@ -61,6 +63,14 @@ _RINGS = {"query": "row_lse", "grad_out": "row_delta"}
 """What passes by, and the numbers of rows that come with it."""
 
 _TILES = ("query", "grad_out", "row_lse", "row_delta", *HELD)
+STAGES = 2
+"""Of all rings: of tiles of rows, and of the gradients of their scores. Shared memory has room for
+a third one of rows, which was not faster."""
+
+_STAGE = ("stage = visited & 1", "other = stage ^ 1", "phase = (visited >> 1) & 1")
+"""The stage of a tile, that of the tiles before and after, and how often its stage was used before,
+whether even or odd."""
+
 _FILLED = ("held_ready", "query_ready", "grad_out_ready")  # by copies; others by warpgroups
 _BARRIERS = (*_FILLED, "rows_free", "grad_scores_ready")
 
@@ -154,13 +164,15 @@ class _Writer:
         shared = [
             *(f"{name}_tiles" for name in _TILES),
             "grad_scores_tiles",
+            "share_tiles",
             *_BARRIERS,
         ]
-        load = [*names, *shared]
-        compute = [*(n for n in names if "_desc_" not in n), *shared]
+        added = f"{ADDED}_desc_0"
+        load = [*(n for n in names if n != added), *shared]
+        compute = [*(n for n in names if n == added or "_desc_" not in n), *shared]
         functions = [
-            FOLLOWING,
-            ADD_TILE,
+            ADD_OUT,
+            LEAVE_SHARE,
             gluon_functions(CHUNK_HELPERS),
             function_text("load_tiles", load, self._load_tiles()),
             function_text("differentiate", [*compute, "part: tl.constexpr"], self._differentiate()),
@@ -183,12 +195,12 @@ class _Writer:
         return {
             "BLOCK_Q": config.block_q,
             "BLOCK_K": config.block_k,
-            "STAGES": config.num_stages,
+            "STAGES": STAGES,
             "SCORES": product_layout(config.block_q),
             "GRADIENT": product_layout(width),
             "FACTORS": f"tl.DotOperandLayout(0, {product_layout(width)}, 2)",
             "SHARE": product_layout(shared),
-            "ADDED": added_layout(shared),
+            "NOWHERE": 1 << 30,
             "STORED": store_layout(width),
         }
 
@@ -207,8 +219,11 @@ class _Writer:
             kind = "tl.float32" if numbers else dtype
             yield f"{name}_tiles = allocate({kind}, {shape}, {layout})"
         pair = (ROWS, self._config.block_q)
-        shape = f"[{2 * warps.computing}, {pair[0]}, {pair[1]}]"
+        shape = f"[{STAGES * warps.computing}, {pair[0]}, {pair[1]}]"
         yield f"grad_scores_tiles = allocate({dtype}, {shape}, {tile_layout(pair)})"
+        box = access.box(ADDED)
+        shape = f"[{warps.computing}, {', '.join(map(str, box))}]"
+        yield f"share_tiles = allocate(tl.float32, {shape}, {number_layout(box)})"
         for name in _BARRIERS:
             yield f"{name} = allocate(tl.int64, [{self._stages(name)}, 1], BARRIER)"
         for name in _BARRIERS:
@@ -218,7 +233,7 @@ class _Writer:
         yield from start_lines("differentiate", compute, load, warps)
 
     def _stages(self, barrier: str) -> str:
-        return {"held_ready": "1", "grad_scores_ready": "2"}.get(barrier, "STAGES")
+        return "1" if barrier == "held_ready" else "STAGES"
 
     def _lanes(self) -> Iterator[str]:
         """The layout of vectors of residue classes, where bounds are such."""
@@ -239,15 +254,19 @@ class _Writer:
             place = f"[batch, kv_head, k_first + part * {ROWS}, 0]"
             into = f"held_ready.index(0), {name}_tiles.index(part)"
             yield f"{INDENT}copy_in({name}_desc_0, {place}, {into})"
-        yield "stage = STAGES - 1"
-        yield "phase = 1"
+        yield "visited = 0"
         yield from self._loaded.body(self._copy)
+        yield ""
+        yield "# Scores are asked for a tile ahead: after the last one of what the stage holds."
+        yield from _STAGE
+        yield "wait(rows_free.index(stage), phase ^ 1)"
+        yield "arrive(query_ready.index(stage))"
 
     def _copy(self, loop: TileLoop) -> Iterator[str]:
-        """Copies a tile of rows into the next stage; at first all are free, as to wait for the
-        phase before says."""
+        """Copies a tile of rows into its stage; at first all are free, as to wait for the phase
+        before says."""
         access = self._access
-        yield "stage, phase = following(stage, phase)"
+        yield from _STAGE
         yield "wait(rows_free.index(stage), phase ^ 1)"
         for name, numbers in _RINGS.items():
             ready = f"{name}_ready.index(stage)"
@@ -255,6 +274,7 @@ class _Writer:
             for one, place in ((name, "row_first, 0"), (numbers, "0, row_first")):
                 tile = f"{one}_tiles.index(stage)"
                 yield f"copy_in({one}_desc_0, [batch, head, {place}], {ready}, {tile})"
+        yield "visited += 1"
 
     # -------------------------------------------------------------------------------- computing
 
@@ -270,48 +290,65 @@ class _Writer:
         for part in range(parts):
             tile = f"key_tiles.index({part}).reshape([{ROWS}, {width}])"
             yield f"key_share_{part} = {tile}.slice(part * {share}, {share}, dim=1)"
+        *_, lines, line = self._access.box(ADDED)
+        yield f"share_tile = share_tiles.index(part).reshape([{lines}, {line}])"
         yield f"no_scores = tl.full([{ROWS}, BLOCK_Q], 0.0, tl.float32, layout=SCORES)"
         yield f"no_share = tl.full([BLOCK_Q, {share}], 0.0, tl.float32, layout=SHARE)"
         for name in RESULTS:
             yield f"{name} = tl.full([{ROWS}, {width}], 0.0, tl.float32, layout=GRADIENT)"
-        yield "stage = STAGES - 1"
-        yield "phase = 1"
-        yield "# Where the gradients of the scores of the tile before are, if there is one."
-        yield "side = 1"
-        yield "side_phase = 1"
-        yield "started = False"
-        yield "last_sums = query_sums_ptr"
+        yield "# Where the share of the tile before is added: before the first nowhere."
+        yield "last_line = NOWHERE"
+        yield "visited = 0"
         yield "wait(held_ready.index(0), 0)"
+        yield "wait(query_ready.index(0), 0)"
+        yield self._ask_scores("0")
+        yield "scores = finish(0, deps=(scores,))"
         yield from self._computed.body(self._tile)
         yield ""
-        yield "# The query's gradient of the last tile."
+        yield "# The share of the last tile."
+        yield from _STAGE
         yield from self._ask_share()
+        yield from self._free_share_tile()
         yield "grad_query = finish(0, deps=(grad_query,))"
-        yield "add_tile(last_sums, grad_query, part, started)"
+        yield "leave_share(grad_query, share_tile)"
+        yield "show_to_copies()"
+        yield "synchronize()"
+        yield from self._add_share()
+        yield "copied_out(0)"
         yield from self._finish()
 
     def _ask_share(self) -> Iterator[str]:
-        """The product of the tile before for the query's gradient."""
+        """Asks for the share of the query's gradient of the tile before."""
+        yield "wait(grad_scores_ready.index(other), phase ^ other)"
         acc, use = "no_share", ", use_acc=False"
         for part in range(self._warps.computing):
-            tile = f"grad_scores_tiles.index(side * {self._warps.computing} + {part})"
+            tile = f"grad_scores_tiles.index(other * {self._warps.computing} + {part})"
             operands = f"{tile}.permute((1, 0)), key_share_{part}, {acc}"
             yield f"grad_query = multiply({operands}{use}, is_async=True)"
             acc, use = "grad_query", ""
 
+    def _free_share_tile(self) -> Iterator[str]:
+        """Waits until the copy engine has read the share before, so that all threads may write."""
+        yield "copied_out(0)"
+        yield "synchronize()"
+
+    def _add_share(self) -> Iterator[str]:
+        """Adds the share in shared memory, which the copy engine sees, to the sums."""
+        lines = self._access.box(ADDED)[2]
+        place = f"[0, 0, last_line + part * {lines}, 0]"
+        yield f"add_out({ADDED}_desc_0, {place}, share_tiles.index(part))"
+
     def _tile(self, loop: TileLoop) -> Iterator[str]:
+        """What is computed of a tile of rows, whose scores are there."""
         width, dtype = self._problem.head_dim, self._problem.dtype
-        yield "stage, phase = following(stage, phase)"
+        yield from _STAGE
         for name in _RINGS:
             yield f"{name} = {name}_tiles.index(stage).reshape([BLOCK_Q, {width}])"
-        yield from self._ask_share()
-        yield "wait(query_ready.index(stage), phase)"
-        yield self._ask_pairs("scores", "key", "query")
-        yield "grad_query = finish(1, deps=(grad_query,))"
-        yield "add_tile(last_sums, grad_query, part, started)"
         yield "wait(grad_out_ready.index(stage), phase)"
-        yield self._ask_pairs("grad_weights", "value", "grad_out")
-        yield "scores = finish(1, deps=(scores,))"
+        # Always 0, which the compiler does not know: it computes where the values lie in each step,
+        # and does not keep all their places in registers, of which there are not enough.
+        values = f"value_tiles.index(part + (visited >> 30)).reshape([{ROWS}, {width}])"
+        yield self._ask_pairs("grad_weights", values, "grad_out")
         yield self._row_numbers("row_lse")
         yield "scores = scores * score_scale - row_lse[None, :]"
         if loop.kind == "partial":
@@ -323,19 +360,27 @@ class _Writer:
         yield self._row_numbers("row_delta")
         yield "grad_scores = weights * (grad_weights - row_delta[None, :])"
         yield f"grad_scores = grad_scores.to(tl.{dtype})"
+        yield from self._ask_share()
         yield "factors = tl.convert_layout(grad_scores, FACTORS)"
         yield "grad_key = multiply(factors, query, grad_key, is_async=True)"
-        yield "side = side ^ 1"
-        yield "side_phase = side_phase ^ (side ^ 1)"
-        yield f"grad_scores_tiles.index(side * {self._warps.computing} + part).store(grad_scores)"
+        yield from self._free_share_tile()
+        yield f"grad_scores_tiles.index(stage * {self._warps.computing} + part).store(grad_scores)"
+        yield "grad_value, grad_query = finish(1, deps=(grad_value, grad_query))"
+        yield "leave_share(grad_query, share_tile)"
+        yield "wait(query_ready.index(other), phase ^ stage)"
+        yield self._ask_scores("other")
         yield "show_to_copies()"
         yield "synchronize()"
-        yield "arrive(grad_scores_ready.index(side))"
-        yield "wait(grad_scores_ready.index(side), side_phase)"
-        yield "grad_key, grad_value = finish(0, deps=(grad_key, grad_value))"
+        yield "arrive(grad_scores_ready.index(stage))"
+        yield from self._add_share()
+        yield "grad_key, scores = finish(0, deps=(grad_key, scores))"
         yield "arrive(rows_free.index(stage))"
-        yield "started = True"
-        yield f"last_sums = query_sums_ptr + (head_row + row_first) * {width}"
+        yield f"last_line = head_line + row_first // {LINE // width}"
+        yield "visited += 1"
+
+    def _ask_scores(self, stage: str) -> str:
+        tile = f"query_tiles.index({stage}).reshape([BLOCK_Q, {self._problem.head_dim}])"
+        return self._ask_pairs("scores", "key", tile)
 
     def _ask_pairs(self, result: str, held: str, passing: str) -> str:
         operands = f"{held}, {passing}.permute((1, 0)), no_scores"

@@ -53,7 +53,7 @@ class VisitedTiles:
         heads = "tl.num_programs(1)"
         if self._config.walks:
             heads = HEADS
-            yield from item_lines(tiling, self._config.order)
+            yield from item_lines(self._config.order)
         else:
             yield from head_and_tile_lines(tiling, self._config.order, self._config.neighbours)
             yield "batch = tl.program_id(2)"

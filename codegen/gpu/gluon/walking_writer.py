@@ -6,10 +6,8 @@ the first scores of an item and then for the last values of the one before, as b
 and stores that one's rows while its own first weights are multiplied.
 
 Barriers, besides those of the rings: `query_ready` counts the bytes of a query tile, `query_free`
-that its warpgroup reads it no more. Where products read the query from shared memory, it has two
-places that take turns, and the output leaves from a place of its own; its copy is waited for
-before the next one is written there. Where the query is in registers, the output leaves from where
-it was, and the next query arrives there when that copy has been read.
+that its warpgroup reads it no more. The query has two places that take turns, and the output leaves
+from a place of its own; its copy is waited for before the next one is written there.
 """
 
 from __future__ import annotations
@@ -18,9 +16,11 @@ from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.gluon.access_source import GluonAccess
 from patterncc.codegen.gpu.gluon.forward_writer import ForwardWriter
+from patterncc.codegen.gpu.gluon.reasons import walking_reason
 from patterncc.codegen.gpu.gluon.walk import HEADS, PARAMETERS, turn_lines
-from patterncc.codegen.gpu.gluon.warps import ROWS, query_in_registers
+from patterncc.codegen.gpu.gluon.warps import QUERY_PLACES, ROWS
 from patterncc.codegen.gpu.kernel_text import INDENT
+from patterncc.dsl.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,53 +38,39 @@ class WalkingWriter(ForwardWriter):
     """Writes one such kernel; arguments as of `ForwardWriter`."""
 
     def _own_access(self) -> GluonAccess:
-        tiling, hands_on = self._program.tiling, self._hands_on
-        return GluonAccess(self._problem, self._config, tiling, hands_on=hands_on, heads=HEADS)
+        tiling = self._program.tiling
+        alone = not (self._resumes or self._hands_on)
+        reason = walking_reason(self._program, self._problem, alone=alone)
+        if reason is not None:
+            raise ConfigError(f"query_tiles='many' is impossible: {reason}", ("one",))
+        return GluonAccess(self._problem, self._config, tiling, hands_on=False, heads=HEADS)
 
     def _own_scalars(self) -> Iterable[KernelParameter]:
         return PARAMETERS
 
     def _tile_counts(self) -> dict[str, str]:
-        counts = super()._tile_counts()
-        counts["query"] = f"{self._warps.computing * self._query_slots}"
-        if self._has_out_tiles:
-            counts["out"] = f"{self._warps.computing}"
-        return counts
+        computing = self._warps.computing
+        counts = {**super()._tile_counts(), "query": f"{computing * QUERY_PLACES}"}
+        return {**counts, "out": f"{computing}"}
 
     def _query_barriers(self) -> tuple[str, ...]:
         return ("query_ready", "query_free")
 
     @property
-    def _query_in_registers(self) -> bool:
-        return query_in_registers(self._config)
-
-    @property
-    def _query_slots(self) -> int:
-        """Places for query tiles of a warpgroup."""
-        return 1 if self._query_in_registers or not self._access.describes_rows else 2
-
-    @property
-    def _has_out_tiles(self) -> bool:
-        """Does the output go out from a place of its own?"""
-        return not self._hands_on and not self._query_in_registers
-
-    @property
     def _query_number(self) -> str:
-        slots = self._query_slots
-        return "part" if slots == 1 else f"query_slot * {self._warps.computing} + part"
+        return f"query_slot * {self._warps.computing} + part"
 
     # -------------------------------------------------------------------------------- loading
 
     def _load_tiles(self) -> Iterator[str]:
         """The warp that copies tiles into shared memory."""
-        access, visited = self._access, self._visited
+        visited = self._visited
         yield from turn_lines()
         yield from _RING_START
         yield "for turn in range(0, turns):"
         yield from (INDENT + line for line in visited.bounds())
         yield ""
-        if access.describes_rows:
-            yield from (INDENT + line for line in self._copy_query())
+        yield from (INDENT + line for line in self._copy_query())
         yield f"{INDENT}# Of a barrier that nothing has reached, the phase before is over."
         first = (visited.first(), *self._copy_next())
         yield from (INDENT + line for line in first)
@@ -95,11 +81,10 @@ class WalkingWriter(ForwardWriter):
 
     def _copy_query(self) -> Iterator[str]:
         """Copies the query tile of the item, as soon as its place is free."""
-        access, computing = self._access, self._warps.computing
+        access = self._access
         yield from self._query_place()
-        yield f"for part in tl.static_range({computing}):"
-        number = f"query_slot * {computing} + part"
-        box = access.box("query")
+        yield f"for part in tl.static_range({self._warps.computing}):"
+        number, box = self._query_number, access.box("query")
         yield f"{INDENT}wait(query_free.index({number}), query_phase ^ 1)"
         yield f"{INDENT}expect_bytes(query_ready.index({number}), {access.box_bytes('query')})"
         place = f"[batch, head, row_first + part * {box[2]}, 0]"
@@ -108,20 +93,14 @@ class WalkingWriter(ForwardWriter):
 
     def _query_place(self) -> Iterator[str]:
         """Where the query tile of the item at `turn` lies, and the phase of its barriers."""
-        slots = self._query_slots
-        yield "query_slot = 0" if slots == 1 else f"query_slot = turn % {slots}"
-        yield f"query_phase = (turn // {slots}) & 1" if slots > 1 else "query_phase = turn & 1"
+        yield f"query_slot = turn % {QUERY_PLACES}"
+        yield f"query_phase = (turn // {QUERY_PLACES}) & 1"
 
     def _copy_next(self) -> Iterator[str]:
         """Copies the tiles of keys and values at `k_first` into the next stage."""
         yield self._access.box_start()
         yield "stage, phase = following(stage, phase)"
-        for name in ("key", "value"):
-            yield f"wait({name}_free.index(stage), phase ^ 1)"
-            ready = f"{name}_ready.index(stage)"
-            yield f"expect_bytes({ready}, {self._access.box_bytes(name)})"
-            place = self._access.key_place()
-            yield f"copy_in({name}_desc_0, {place}, {ready}, {name}_tiles.index(stage))"
+        yield from self._copy(waits=True)
 
     # -------------------------------------------------------------------------------- computing
 
@@ -137,56 +116,40 @@ class WalkingWriter(ForwardWriter):
         yield from self._last_values()
         yield f"{_DONE}peak, {_DONE}total = peak, total"
         yield from self._finish_before()
-        if self._access.stores_box:
-            yield "copied_out(0)"
+        yield "copied_out(0)"
 
     def _at_start(self) -> Iterator[str]:
         """What is carried from item to item."""
         width = self._problem.value_head_dim
         yield f"no_scores = tl.full([{ROWS}, BLOCK_K], 0.0, tl.float32, layout=SCORES)"
-        yield f"out = tl.full([{ROWS}, {width}], 0.0, tl.float32, layout=OUT)"
+        yield self._no_out()
         yield "weights = no_scores"
         yield f"peak = tl.full([{ROWS}], 0.0, tl.float32, layout=tl.SliceLayout(1, SCORES))"
         yield "total = peak"
         for name in self._access.held():
             yield f"{_DONE}{name} = 0"
-        buffer = "out_tiles" if self._has_out_tiles else "query_tiles"
-        width = self._problem.value_head_dim
-        if not self._hands_on:
-            yield f"outgoing = {buffer}.index(part).reshape([{ROWS}, {width}])"
+        yield f"outgoing = out_tiles.index(part).reshape([{ROWS}, {width}])"
 
     def _item(self) -> Iterator[str]:
         """One turn: the end of the item before, as soon as the scores of this one's first tile are
         on their way; then its other tiles."""
-        access = self._access
         yield from self._rows()
         yield ""
         yield from self._query()
         yield from self._between_items()
-        if self._resumes:
-            yield from access.load_state()
-            yield self._decayed()
-        else:
-            yield self._no_out()
-        if access.describes_rows and self._query_in_registers:
-            yield "arrive(query_free.index(part))"
+        yield self._no_out()
         yield from self._loops()
         yield ""
-        if access.describes_rows and not self._query_in_registers:
-            yield f"arrive(query_free.index({self._query_number}))"
-        for name in access.held():
+        yield f"arrive(query_free.index({self._query_number}))"
+        for name in self._access.held():
             yield f"{_DONE}{name} = {name}"
 
     def _query(self) -> Iterator[str]:
         """The item's query tile, as the products read it."""
-        head_dim = self._problem.head_dim
-        if self._access.describes_rows:
-            yield from self._query_place()
-        yield f"query = query_tiles.index({self._query_number}).reshape([{ROWS}, {head_dim}])"
-        if self._access.describes_rows:
-            yield f"wait(query_ready.index({self._query_number}), query_phase)"
-        else:
-            yield from self._access.load_query()
+        yield from self._query_place()
+        shape = f"[{ROWS}, {self._problem.head_dim}]"
+        yield f"query = query_tiles.index({self._query_number}).reshape({shape})"
+        yield f"wait(query_ready.index({self._query_number}), query_phase)"
         yield from self._query_operand()
 
     def _between_items(self) -> Iterator[str]:
@@ -220,18 +183,9 @@ class WalkingWriter(ForwardWriter):
         yield access.row_numbers_address("lse", _DONE)
         yield from self._log_total(_DONE)
         yield from access.store_row_numbers("lse", _DONE)
-        if self._hands_on:
-            yield from access.store_state(_DONE)
-        elif access.stores_box:
-            if self._has_out_tiles:
-                yield "# The tile before has long left."
-                yield "copied_out(0)"
-            yield f"outgoing.store(out.to(tl.{self._problem.dtype}))"
-            yield "show_to_copies()"
-            place = f"[{_DONE}batch, {_DONE}head, {_DONE}row_first + part * {ROWS}, 0]"
-            buffer = "out_tiles" if self._has_out_tiles else "query_tiles"
-            yield f"copy_out(out_desc_0, {place}, {buffer}.index(part))"
-            if not self._has_out_tiles:
-                yield "copied_out(0)"
-        else:
-            yield from access.store_out(_DONE)
+        yield "# The tile before has long left."
+        yield "copied_out(0)"
+        yield f"outgoing.store(out.to(tl.{self._problem.dtype}))"
+        yield "show_to_copies()"
+        place = f"[{_DONE}batch, {_DONE}head, {_DONE}row_first + part * {ROWS}, 0]"
+        yield f"copy_out(out_desc_0, {place}, out_tiles.index(part))"

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 ROWS = 64
 """Rows of a warpgroup: those of one matrix instruction."""
 
+QUERY_PLACES = 2
+"""Of a program of many query tiles: the one that it computes and the next."""
+
 _WARPGROUP = 4  # warps
 _REGISTERS = 65536  # of a multiprocessor
 _STEP = 8  # registers come in eights
 _LEAST = 24  # of a thread of a warpgroup that gives its registers away
-_SHARED_MEMORY = 233472  # bytes of a multiprocessor
-_KEPT = 2048  # bytes besides tiles: barriers, and what the device keeps of each program
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +64,10 @@ def query_in_registers(config: KernelConfig) -> bool:
 
 def tile_bytes(config: KernelConfig, problem: Problem) -> int:
     """Bytes of the tiles in shared memory: the rings of keys and values, and the query's. Programs
-    that walk, and read the query from there, have room for the item's and the next one's and for
-    the output of the one before."""
+    of many query tiles have room for the output of the one before, too."""
     keys, values = problem.head_dim, problem.value_head_dim
     rings = config.num_stages * config.block_k * (keys + values)
     rows = keys
-    if config.walks and not query_in_registers(config):
-        rows += keys + values
+    if config.walks:
+        rows = QUERY_PLACES * keys + values
     return 2 * (rings + config.block_q * rows)
-
-
-def programs_of(config: KernelConfig, problem: Problem) -> int:
-    """How many programs a multiprocessor has at once."""
-    warps = warps_of(config)
-    threads = 32 * _WARPGROUP * (warps.computing + 1)
-    by_registers = _REGISTERS // (threads * warps.at_start)
-    return max(min(by_registers, _SHARED_MEMORY // (tile_bytes(config, problem) + _KEPT)), 1)
