@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 ONE_PASS = KernelConfig(64, 128, 8, 2, "descriptor", emitter="gluon")
 """Two warpgroups hold 64 keys each while 64 rows at a time pass by: what registers suffice for."""
 
+MOST_BATCHES = 1
+"""Of calls in one pass: more were not tried on a device."""
+
 LEAST_STEPS = 16
 """Tiles of rows that a key tile sees from where on one pass is clearly faster: its programs are
 long to start, and clearing and rounding the sums takes as long however few there are."""
@@ -86,6 +89,8 @@ def choose_one_pass(
 
 def untried(mask: Predicate, problem: Problem) -> str | None:
     """Why a call is left to kernels that were tried on a device, or None."""
+    if problem.dtype != "bfloat16":
+        return f"{problem.dtype} was not tried on a device"
     if problem.group > 1:
         return "heads of the queries share one of the keys, which was not tried on a device"
     if any(isinstance(node, (Entry, Member, Segment)) for node in walk(mask)):

@@ -10,7 +10,7 @@ from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, ROWS, emit_delta, ro
 from patterncc.codegen.gpu.key_access_source import HELD, PASSING
 from patterncc.codegen.gpu.key_tile_plan import key_tile_launches
 from patterncc.codegen.gpu.launches import Buffer, ceildiv, planned_launch
-from patterncc.codegen.gpu.one_pass_choice import ONE_PASS, choose_one_pass
+from patterncc.codegen.gpu.one_pass_choice import MOST_BATCHES, ONE_PASS, choose_one_pass
 from patterncc.codegen.gpu.pass_plan import Pass, Sources, first_that_holds
 from patterncc.codegen.gpu.query_sum_source import TILE_ROWS, emit_round_query
 
@@ -47,6 +47,8 @@ class OnePass:
         """
         names = (*PASSING, *HELD)
         if any(call.layouts[name].descriptor_obstacle() is not None for name in names):
+            return None
+        if call.batch > MOST_BATCHES:
             return None
         if self._alternatives is None:
             self._alternatives = self._lower(ONE_PASS.block_q, ONE_PASS.block_k)

@@ -257,6 +257,7 @@ def test_other_calls_take_kernels_of_their_own(options: Mapping[str, Any]) -> No
     [
         ("causal", WIDE, 16384, None),
         ("causal", replace(WIDE, group=4), 16384, "not tried on a device"),
+        ("causal", Problem("float16", 128, 128), 16384, "float16 was not tried on a device"),
         ("window(4096)", WIDE, 16384, None),
         ("window(1024)", WIDE, 16384, None),
         ("window(512)", WIDE, 16384, "seen by 10 tiles of 64 rows on average"),
