@@ -32,6 +32,7 @@ from patterncc.codegen.ir import Passes
 
 NAMES = ("causal", "full", "window 4096", "window 1024")
 ROUNDS, CALLS = 5, 4
+LIMITS = ("LEAST_STEPS", "untried", "untried_launches")
 
 
 def both_directions(case: Case) -> Callable[[int, int], tuple[Passes, ...]]:
@@ -45,13 +46,15 @@ def both_directions(case: Case) -> Callable[[int, int], tuple[Passes, ...]]:
 
 def plans(case: Case, tensors: BackwardTensors, options: dict[str, Any]) -> dict[str, Any]:
     """The calls to time, by name."""
-    least, untried = one_pass_choice.LEAST_STEPS, one_pass_choice.untried
+    kept = {name: getattr(one_pass_choice, name) for name in LIMITS}
     found = {"default": Backward(both_directions(case)).ready(tensors, **options)}
     one_pass_choice.LEAST_STEPS = 0
-    one_pass_choice.untried = lambda mask, problem: None
+    one_pass_choice.untried = lambda *call: None
+    one_pass_choice.untried_launches = lambda *call: False
     backward = Backward(both_directions(case), deterministic=False)
     found["one pass"] = backward.ready(tensors, **options)
-    one_pass_choice.LEAST_STEPS, one_pass_choice.untried = least, untried
+    for name, limit in kept.items():
+        setattr(one_pass_choice, name, limit)
     return found
 
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, ROWS, emit_delta, row_length
 from patterncc.codegen.gpu.key_access_source import HELD, PASSING
 from patterncc.codegen.gpu.key_tile_plan import key_tile_launches
 from patterncc.codegen.gpu.launches import Buffer, ceildiv, planned_launch
-from patterncc.codegen.gpu.one_pass_choice import MOST_BATCHES, ONE_PASS, choose_one_pass
+from patterncc.codegen.gpu.one_pass_choice import ONE_PASS, choose_one_pass
 from patterncc.codegen.gpu.pass_plan import Pass, Sources, first_that_holds
 from patterncc.codegen.gpu.query_sum_source import TILE_ROWS, emit_round_query
 
@@ -48,14 +49,16 @@ class OnePass:
         names = (*PASSING, *HELD)
         if any(call.layouts[name].descriptor_obstacle() is not None for name in names):
             return None
-        if call.batch > MOST_BATCHES:
-            return None
         if self._alternatives is None:
             self._alternatives = self._lower(ONE_PASS.block_q, ONE_PASS.block_k)
         # Where patches of a raster are chosen they gain more than it does, which visits none.
         passes = first_that_holds(self._alternatives, call.env, "triton")
         choice = choose_one_pass(passes, call.problem, call.target, call.env, call.heads)
         if choice.program is None:
+            return None
+        one = Pass(choice.program, choice.config, resumes=False, hands_on=False)
+        kernels = tuple(key_tile_launches(one, call, self._sources))
+        if one_pass_choice.untried_launches(call, kernels):
             return None
         problem, length = call.problem, row_length(call.q_len)
         rows = (call.batch, call.heads, length)
@@ -67,8 +70,6 @@ class OnePass:
         numbers = {"row_length": length}
         grid = (length // ROWS, call.heads, call.batch)
         first = planned_launch(delta, grid, call, numbers=numbers, buffers=buffers)
-        one = Pass(choice.program, choice.config, resumes=False, hands_on=False)
-        kernels = key_tile_launches(one, call, self._sources)
         grid = (ceildiv(call.q_len, TILE_ROWS), call.heads, call.batch)
         return (first, *kernels, planned_launch(rounds, grid, call, numbers=numbers))
 

@@ -66,7 +66,7 @@ def test_what_gluon_cannot_do_is_not_tuned_by_it() -> None:
     planner = Planner(lowered(load("causal")), None, lambda call: gluon)
     assert plan(planner, PROBLEM).config == gluon
     assert plan(planner, replace(PROBLEM, isolates=True)).config == gluon
-    terms = load_terms("softcap(score, 30)")
+    terms = load_terms("sigmoid(score)")
     assert plan(planner, replace(PROBLEM, terms=terms)).config.emitter == "triton"
 
 

@@ -12,7 +12,7 @@ import torch
 import patterncc
 from patterncc.codegen.backward_tensors import BackwardTensors
 from patterncc.codegen.choice import lower_passes
-from patterncc.codegen.gpu import one_pass_choice, one_pass_plan
+from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.backward import Backward
 from patterncc.codegen.gpu.forward import Forward
 from patterncc.codegen.ir import Passes
@@ -52,8 +52,8 @@ def _in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short calls, too, and masks that are left to other kernels for their registers."""
     monkeypatch.setattr(one_pass_choice, "LEAST_STEPS", 0)
     monkeypatch.setattr(one_pass_choice, "costly_mask", lambda mask: None)
-    monkeypatch.setattr(one_pass_choice, "untried", lambda mask, problem: None)
-    monkeypatch.setattr(one_pass_plan, "MOST_BATCHES", 2)
+    monkeypatch.setattr(one_pass_choice, "untried", lambda *call: None)
+    monkeypatch.setattr(one_pass_choice, "untried_launches", lambda *call: False)
 
 
 def _lowered(text: str) -> Any:
