@@ -45,27 +45,3 @@ def loop_bodies(code: str) -> list[str]:
         if start < number:
             bodies.append("\n".join(lines[start : number + 1]))
     return bodies
-
-
-def loops(text: str) -> list[list[str]]:
-    """The instructions of each loop, its own jump back the last, as their names with all parts.
-
-    Args:
-        text: What `disassemble` gives.
-    """
-    names: list[str] = []
-    labels: dict[str, int] = {}
-    found = []
-    for line in text.splitlines():
-        label = re.match(r"\s*(\.L_x_\d+):", line)
-        if label:
-            labels[label[1]] = len(names)
-            continue
-        instruction = re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", line)
-        if instruction is None:
-            continue
-        names.append(instruction[1])
-        target = re.search(r"\.L_x_\d+", line) if instruction[1].startswith("BRA") else None
-        if target and target[0] in labels:
-            found.append(names[labels[target[0]] :])
-    return found
