@@ -18,7 +18,12 @@ from patterncc.codegen.gpu.config import (
     suited,
     visits_patches,
 )
-from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter, emitter_of
+from patterncc.codegen.gpu.emitter_choice import (
+    EmitterChoice,
+    choose_emitter,
+    counted_pattern,
+    emitter_of,
+)
 from patterncc.codegen.gpu.gluon.reasons import HOPPER
 from patterncc.codegen.key_width import key_width
 from patterncc.codegen.lower import initial_transposed
@@ -180,7 +185,9 @@ class Compilation:
         def lowered(block_q: int, block_k: int, emitter: Emitter) -> Passes:
             return self._passes(block_q, block_k, emitter)[pass_names()[-1]]
 
-        return choose_emitter(self.pattern, self.problem, self.target, lowered, self.sizes)
+        numbers = {n.name: n.value for n in self.pattern.numbers if n.value is not None}
+        pattern = counted_pattern(self.pattern, self.sizes or {}, numbers)
+        return choose_emitter(pattern, self.problem, self.target, lowered, self.sizes)
 
     @functools.cached_property
     def _base(self) -> KernelConfig:

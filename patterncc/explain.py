@@ -18,7 +18,7 @@ from patterncc.codegen.classes import row_classes
 from patterncc.codegen.facts.counts import Work, count_tiles, work
 from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.gpu.config import Emitter, visits_patches
-from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter
+from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter, counted_pattern
 from patterncc.codegen.gpu.gluon.reasons import HOPPER
 from patterncc.codegen.gpu.one_pass_choice import ONE_PASS, OnePassChoice, choose_one_pass
 from patterncc.codegen.ir import BlockProgram, Passes
@@ -122,7 +122,9 @@ def _emitter(call: Call, problem: Problem) -> EmitterChoice:
         ways = call.candidates(block_q, block_k, patches=patches)
         return min(ways, key=lambda way: way.cost).passes
 
-    choice = choose_emitter(call.pattern, problem, HOPPER, lowered, call.sizes)
+    numbers = {n.name: n.value for n in call.pattern.numbers if n.value is not None}
+    pattern = counted_pattern(call.pattern, call.sizes, numbers)
+    choice = choose_emitter(pattern, problem, HOPPER, lowered, call.sizes)
     return choice.for_rows(call.q_len)
 
 

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu.config import visits_patches
-from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter
+from patterncc.codegen.gpu.emitter_choice import (
+    EmitterChoice,
+    choose_emitter,
+    counted_number,
+    counted_pattern,
+)
 from patterncc.codegen.gpu.signature import forget_all
 from patterncc.codegen.key_width import key_width
 from patterncc.codegen.lower import DIVIDING_SIZES, lower, with_transposed
@@ -239,11 +244,24 @@ def starting_width(
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
 def emitter_choice(
-    structure: str, problem: Problem, target: str, sizes: tuple[tuple[str, int], ...]
+    structure: str,
+    problem: Problem,
+    target: str,
+    sizes: tuple[tuple[str, int], ...],
+    numbers: tuple[int, ...] = (),
 ) -> EmitterChoice:
     """What writes the forward kernels of untuned calls on a target, and why.
 
-    Arguments and errors as in `passes`.
+    Args:
+        structure: As in `passes`.
+        problem: The shape class.
+        target: As in `check_config`.
+        sizes: As in `passes`.
+        numbers: The run-time numbers of the calls in name order, each a `counted_number`; none
+            where the structure has them as defaults.
+
+    Raises:
+        UnsupportedError: As in `passes`.
     """
 
     in_patches = takes_patches(problem.terms) and _on_raster(structure, sizes)
@@ -252,7 +270,10 @@ def emitter_choice(
         patches = in_patches and visits_patches(emitter)
         return passes(structure, block_q, block_k, sizes, True, False, gather=True, patches=patches)
 
-    return choose_emitter(resolve(structure).pattern, problem, target, lowered, dict(sizes))
+    resolved = resolve(structure)
+    named = dict(zip(resolved.numbers, numbers, strict=False))
+    pattern = counted_pattern(resolved.pattern, dict(sizes), named)
+    return choose_emitter(pattern, problem, target, lowered, dict(sizes))
 
 
 @functools.lru_cache(maxsize=PROGRAMS_KEPT)
@@ -325,7 +346,11 @@ def launcher(
         return starting_width(structure, block_q, block_k, sizes, patches)
 
     def special(call: Call) -> KernelConfig | None:
-        choice = emitter_choice(structure, call.problem, call.target, sizes)
+        resolved = resolve(structure)
+        numbers: tuple[int, ...] = ()
+        if all(number.value is None for number in resolved.pattern.numbers):
+            numbers = tuple(counted_number(call.env[name]) for name in resolved.numbers)
+        choice = emitter_choice(structure, call.problem, call.target, sizes, numbers)
         return choice.for_rows(call.q_len).config
 
     return Forward(

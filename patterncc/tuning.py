@@ -30,7 +30,7 @@ from patterncc.autotune.tuning import Tuner, TuneResult
 from patterncc.autotune.words import config_words
 from patterncc.call import Call
 from patterncc.codegen.gpu.config import Emitter, visits_patches
-from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter
+from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter, counted_pattern
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
@@ -239,7 +239,8 @@ def _gluon(job: Job, phase: str, target: str) -> EmitterChoice:
     def lowered(block_q: int, block_k: int, emitter: Emitter) -> Passes:
         return job.passes(block_q, block_k, gather=True, patches=visits_patches(emitter))
 
-    choice = choose_emitter(job.pattern, job.problem, target, lowered, job.sizes)
+    pattern = counted_pattern(job.pattern, job.sizes, job.numbers)
+    choice = choose_emitter(pattern, job.problem, target, lowered, job.sizes)
     return choice.for_rows(job.q_len)
 
 

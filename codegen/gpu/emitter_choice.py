@@ -24,6 +24,8 @@ from patterncc.codegen.gpu.gluon.reasons import (
 from patterncc.codegen.gpu.mask_source import beyond_limits, is_limit
 from patterncc.codegen.gpu.term_operations import Operations, pair_operations
 from patterncc.codegen.key_width import COSTS, key_width
+from patterncc.codegen.patch_choice import with_numbers_of_call
+from patterncc.dsl.loader import load
 from patterncc.dsl.mask import Const, FloorDiv, Mod, Predicate, variables, walk
 
 if TYPE_CHECKING:
@@ -182,6 +184,35 @@ def choose_emitter(
             best = replace(best, query_tiles="many")
             reason += ", many query tiles to a program"
     return EmitterChoice(best, reason)
+
+
+def counted_number(value: int) -> int:
+    """What a run-time number of a call is counted as: the nearest power of two, so that a pattern
+    is counted a few times, however many values come, and has few kernels."""
+    size = abs(value)
+    lower = 1 << max(size.bit_length() - 1, 0)
+    nearest = lower if size * size <= 2 * lower * lower else 2 * lower
+    return (1 if value > 0 else -1) * nearest if value else 0
+
+
+def counted_pattern(
+    pattern: Pattern, sizes: Mapping[str, int], numbers: Mapping[str, int]
+) -> Pattern:
+    """A pattern as `choose_emitter` counts it for calls with these run-time numbers.
+
+    Args:
+        pattern: The pattern.
+        sizes: Sizes by which it divides.
+        numbers: Values of its run-time numbers, by name, those that are known. Where it is about a
+            raster, they are the raster's and are taken as they are.
+    """
+    if not numbers:
+        return pattern
+    found = with_numbers_of_call(pattern, sizes, numbers)
+    if found is not pattern:
+        return found
+    values = {name: counted_number(value) for name, value in numbers.items()}
+    return load(pattern.structure, file=None, name=None, **values)
 
 
 def emitter_of(config: KernelConfig) -> Callable[..., KernelSource]:

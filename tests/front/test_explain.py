@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from patterncc import cli
+from patterncc import cli, pipeline
 from patterncc.call import Call
 from patterncc.codegen import reference, schedule
+from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.ir import Direction
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
@@ -315,3 +316,23 @@ def test_explanations_are_deterministic() -> None:
         return explain(call(LADDER), PROBLEM)
 
     assert format_explanation(once()) == format_explanation(once())
+
+
+def test_the_kernel_is_that_of_the_call() -> None:
+    """Run-time numbers of a call choose the tiles, as nearest powers of two."""
+    text, problem = "pattern p(n = 1000): window(n)", Problem("bfloat16", 128, 128)
+    forward = pipeline.launcher(load(text).structure, ())
+    strides = (2 * 4096 * 128, 4096 * 128, 128, 1)
+    layouts = [
+        Layout(name, 0, (1, 2, 4096, 128), strides, 2) for name in ("query", "key", "value", "out")
+    ]
+    shapes = []
+    for number in (100, 200, 1000, 1100, 5000):
+        env = {"q_offset": 0, "n": number}
+        (launch,) = forward.planner.plan(problem, "cuda:90", layouts, env, 1.0)
+        config = launch.source.config
+        shapes.append((config.block_q, config.block_k))
+        chosen = explain(Call.of(load(text, n=number), 4096, heads=2), problem).emitter.config
+        assert chosen is not None
+        assert (chosen.block_q, chosen.block_k) == shapes[-1]
+    assert shapes == [(64, 64)] * 2 + [(128, 128)] * 3
