@@ -332,7 +332,8 @@ def test_the_kernel_is_that_of_the_call() -> None:
         (launch,) = forward.planner.plan(problem, "cuda:90", layouts, env, 1.0)
         config = launch.source.config
         shapes.append((config.block_q, config.block_k))
-        chosen = explain(Call.of(load(text, n=number), 4096, heads=2), problem).emitter.config
-        assert chosen is not None
-        assert (chosen.block_q, chosen.block_k) == shapes[-1]
+        emitter = explain(Call.of(load(text, n=number), 4096, heads=2), problem).emitter
+        assert emitter is not None
+        assert emitter.config is not None
+        assert (emitter.config.block_q, emitter.config.block_k) == shapes[-1]
     assert shapes == [(64, 64)] * 2 + [(128, 128)] * 3
