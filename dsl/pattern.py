@@ -80,6 +80,11 @@ class Pattern:
         )
 
     @property
+    def defaults(self) -> dict[str, int]:
+        """The values of the run-time numbers that have one, by name, in name order."""
+        return {number.name: number.value for number in self.numbers if number.value is not None}
+
+    @property
     def tables(self) -> tuple[Parameter, ...]:
         """The table and segments parameters in name order."""
         return tuple(

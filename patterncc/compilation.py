@@ -185,8 +185,7 @@ class Compilation:
         def lowered(block_q: int, block_k: int, emitter: Emitter) -> Passes:
             return self._passes(block_q, block_k, emitter)[pass_names()[-1]]
 
-        numbers = {n.name: n.value for n in self.pattern.numbers if n.value is not None}
-        pattern = counted_pattern(self.pattern, self.sizes or {}, numbers)
+        pattern = counted_pattern(self.pattern, self.sizes or {}, self.pattern.defaults)
         return choose_emitter(pattern, self.problem, self.target, lowered, self.sizes)
 
     @functools.cached_property

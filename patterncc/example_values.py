@@ -76,7 +76,7 @@ def example(name: str, pattern: Pattern, sizes: Mapping[str, int], seed: int = 0
     if name not in _EXAMPLES:
         return None
     numbers = dict(pattern.fixed)
-    numbers |= {p.name: p.value for p in pattern.numbers if p.value is not None}
+    numbers |= pattern.defaults
     values = _EXAMPLES[name](Place(sizes, numbers, np.random.default_rng(seed)))
     found = {name: value for name, value in values.items() if isinstance(value, int)}
     tables = {name: value for name, value in values.items() if name not in found}

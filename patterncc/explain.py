@@ -122,8 +122,7 @@ def _emitter(call: Call, problem: Problem) -> EmitterChoice:
         ways = call.candidates(block_q, block_k, patches=patches)
         return min(ways, key=lambda way: way.cost).passes
 
-    numbers = {n.name: n.value for n in call.pattern.numbers if n.value is not None}
-    pattern = counted_pattern(call.pattern, call.sizes, numbers)
+    pattern = counted_pattern(call.pattern, call.sizes, call.pattern.defaults)
     choice = choose_emitter(pattern, problem, HOPPER, lowered, call.sizes)
     return choice.for_rows(call.q_len)
 

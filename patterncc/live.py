@@ -160,7 +160,7 @@ def live_set(pattern: Pattern, given: Mapping[str, int], kv_len: int | None) -> 
     Raises:
         UnsupportedError: It is not known; the message says why.
     """
-    numbers = {number.name: number.value for number in pattern.numbers if number.value is not None}
+    numbers = pattern.defaults
     reads = variables(pattern.body)
     sizes = {name: value for name, value in given.items() if name in reads}
     return _live_set(pattern, tuple(sorted({**numbers, **sizes}.items())), kv_len)

@@ -348,7 +348,7 @@ def launcher(
     def special(call: Call) -> KernelConfig | None:
         resolved = resolve(structure)
         numbers: tuple[int, ...] = ()
-        if all(number.value is None for number in resolved.pattern.numbers):
+        if not resolved.pattern.defaults:
             numbers = tuple(counted_number(call.env[name]) for name in resolved.numbers)
         choice = emitter_choice(structure, call.problem, call.target, sizes, numbers)
         return choice.for_rows(call.q_len).config

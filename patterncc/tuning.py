@@ -58,7 +58,7 @@ def job_of(call: Call, problem: Problem, *, batch: int = 1, layer: int = 0, seed
         call.q_offset,
         layer,
         call.layers,
-        {number.name: number.value for number in call.pattern.numbers if number.value is not None},
+        call.pattern.defaults,
         dict(call.tables),
         seed,
         takes_patches(problem.terms),

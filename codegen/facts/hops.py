@@ -89,7 +89,7 @@ class Positions:
     ) -> None:
         self._stack = stack
         self._q_len = q_len
-        numbers = {n.name: n.value for n in pattern.numbers if n.value is not None}
+        numbers = pattern.defaults
         lengths = {"q_len": q_len, "kv_len": q_len, "q_offset": 0}
         self._env = {**numbers, **sizes, **lengths, "batch": batch}
         program: BlockProgram | None

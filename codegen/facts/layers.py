@@ -55,7 +55,7 @@ def stack(
         length: Tokens of the sequence, all of them queries and keys.
         batch: Index in the batch.
     """
-    numbers = {number.name: number.value for number in pattern.numbers if number.value is not None}
+    numbers = pattern.defaults
     put_in: dict[Expr, IntExpr] = {Var("q_len"): length, Var("kv_len"): length}
     put_in |= {Param(name): Const(value) for name, value in numbers.items()}
     put_in |= {Var(name): Const(value) for name, value in {**sizes, "batch": batch}.items()}

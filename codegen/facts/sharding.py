@@ -333,7 +333,7 @@ def _read(form: Predicate, rank: int, shards: Shards) -> npt.NDArray[np.bool_]:
 
 def _values(pattern: Pattern, q_len: int, sizes: Mapping[str, int], batch: int) -> dict[str, int]:
     """What has one value in the whole plan, by name."""
-    numbers = {number.name: number.value for number in pattern.numbers if number.value is not None}
+    numbers = pattern.defaults
     return {**numbers, **sizes, "batch": batch, "q_len": q_len, "kv_len": q_len}
 
 

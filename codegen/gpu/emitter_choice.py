@@ -1,8 +1,9 @@
 """Which emitter writes the forward kernels of a pattern where nothing was tuned, and why.
 
 By counted work, as the choice among passes and of the width of key tiles: it depends on the pattern
-and the problem alone, never on a call. What a pair of a visited tile takes, what score terms add to
-it, and what a query tile takes besides, was fitted to times on one H200 (docs/gluon.md).
+and the problem, and of a call on its run-time numbers alone (`counted_pattern`). What a pair of a
+visited tile takes, what score terms add to it, and what a query tile takes besides, was fitted to
+times on one H200 (docs/gluon.md).
 """
 
 from __future__ import annotations
