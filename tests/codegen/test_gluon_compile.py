@@ -18,6 +18,7 @@ from patterncc.dsl import library, load
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.score.terms import PLAIN, ScoreTerms, load_terms
 from tests.codegen.crossing import each_with_one
+from tests.codegen.library_programs import library_pattern
 from tests.codegen.machine_code import disassemble, loop_bodies
 from tests.codegen.machine_flow import doubtful_products
 
@@ -163,7 +164,7 @@ def test_score_terms(
 )
 def test_library(name: str, head_dim: int, tmp_path: Path) -> None:
     """What untuned calls take, compiled."""
-    pattern = load(name, n=64) if name == "prefix" else load(name)
+    pattern = library_pattern(name)
     problem = Problem("bfloat16", head_dim, head_dim)
     try:
         compilation = Compilation(pattern, problem=problem, sizes=SIZES)

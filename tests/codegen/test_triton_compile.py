@@ -25,13 +25,13 @@ from patterncc.codegen.gpu.list_source import emit_lists
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.tiling import residue_tiling
-from patterncc.dsl import library, load
+from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from tests.codegen.attention import lowered
 from tests.codegen.crossing import each_with_one
+from tests.codegen.library_programs import NAMES, SIZES, library_program
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
-SIZES = {"heads": 8, "kv_heads": 2, "layers": 4}
 WIDE = Problem("bfloat16", 128, 128)
 
 
@@ -200,7 +200,7 @@ def test_many_residue_classes_are_few_loops(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "place"),
     each_with_one(
-        [n for n in library.names() if n != "neighborhood_1d"],
+        NAMES,
         [(target, within) for target in TARGETS for within in (True, False)],
         always=[("cuda:90", True)],
         turns=[(target, False) for target in TARGETS],
@@ -210,12 +210,7 @@ def test_many_residue_classes_are_few_loops(tmp_path: Path) -> None:
 def test_library(name: str, place: tuple[str, bool], tmp_path: Path) -> None:
     target, within = place
     config = default_config(WIDE, target)
-    tile = config.block_q, config.block_k
-    pattern = load(name, n=64) if name == "prefix" else load(name)
-    try:
-        program = lower(pattern, *tile, sizes=SIZES, within=within, transposed=False)
-    except UnsupportedError:
-        pytest.skip("no lowering yet")
+    program = library_program(name, config, within=within)
     compile_for(emit_forward(program, WIDE, config), target, folder=tmp_path)
 
 

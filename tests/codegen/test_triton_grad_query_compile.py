@@ -20,12 +20,12 @@ from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import DType, Problem
 from patterncc.codegen.tiling import residue_tiling
-from patterncc.dsl import library, load
+from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from tests.codegen.crossing import each_with_one
+from tests.codegen.library_programs import NAMES, SIZES, library_program
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
-SIZES = {"heads": 8, "kv_heads": 2, "layers": 4}
 WIDE = Problem("bfloat16", 128, 128)
 GOLDEN = Path(__file__).parents[1] / "golden" / "triton_backward"
 
@@ -120,7 +120,7 @@ def test_delta(with_lse: bool, target: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "place"),
     each_with_one(
-        [n for n in library.names() if n != "neighborhood_1d"],
+        NAMES,
         [(target, within) for within in (True, False) for target in TARGETS],
     ),
     ids=str,
@@ -128,12 +128,7 @@ def test_delta(with_lse: bool, target: str, tmp_path: Path) -> None:
 def test_library(name: str, place: tuple[str, bool], tmp_path: Path) -> None:
     target, within = place
     config = default_grad_query_config(WIDE, target)
-    tile = config.block_q, config.block_k
-    pattern = load(name, n=64) if name == "prefix" else load(name)
-    try:
-        program = lower(pattern, *tile, sizes=SIZES, within=within, transposed=False)
-    except UnsupportedError:
-        pytest.skip("no lowering yet")
+    program = library_program(name, config, within=within)
     compile_for(emit_grad_query(program, WIDE, config), target, folder=tmp_path)
 
 
