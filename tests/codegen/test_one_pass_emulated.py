@@ -34,8 +34,6 @@ Change = Callable[[str], str]
 def _in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_pass_choice, "LEAST_STEPS", 0)
     monkeypatch.setattr(one_pass_choice, "costly_mask", lambda mask: None)
-    monkeypatch.setattr(one_pass_choice, "untried", lambda *call: None)
-    monkeypatch.setattr(one_pass_choice, "untried_launches", lambda *call: False)
 
 
 def _launches(text: str, operands: dict[str, torch.Tensor], env: dict[str, int]) -> list[Launch]:

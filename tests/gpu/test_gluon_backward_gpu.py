@@ -52,8 +52,6 @@ def _in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short calls, too, and masks that are left to other kernels for their registers."""
     monkeypatch.setattr(one_pass_choice, "LEAST_STEPS", 0)
     monkeypatch.setattr(one_pass_choice, "costly_mask", lambda mask: None)
-    monkeypatch.setattr(one_pass_choice, "untried", lambda *call: None)
-    monkeypatch.setattr(one_pass_choice, "untried_launches", lambda *call: False)
 
 
 def _lowered(text: str) -> Any:
