@@ -9,8 +9,8 @@ does, while what comes next is compiled. The report says after how many seconds 
 3% of the best time that it found, or of that of an exhaustive sweep (`--sweeps`, of
 `tune_sweep.py`). Every key is kept: where nothing beat the default by more
 than noise and 2%, its entry says so, and calls stay with the default. Entries of other keys that
-the file has stay in it. On an H200 half an hour is ample; `--seconds` limits each search, `--within`
-all of them.
+the file has stay in it. On an H200 half an hour is ample; `--seconds` limits each search,
+`--within` all of them.
 """
 
 from __future__ import annotations
