@@ -102,7 +102,7 @@ def _choices(knob: Knob, target: str) -> tuple[Any, ...]:
     if knob.name == "emitter" and target != HOPPER:
         return ("triton",)
     if knob.name == "peaks" and target != HOPPER:
-        return ("each",)  # the others are Gluon's
+        return knob.choices[:1]  # the others are Gluon's
     if knob.name == "max_registers" and not target.startswith("cuda"):
         return (None,)  # nobody else's compiler is told
     return (*knob.choices, *(knob.tensor_memory if has_tensor_memory(target) else ()))

@@ -284,8 +284,7 @@ def _reference_numbers(
         "layer": 0,
         "batch": 0,
     }
-    for number in pattern.numbers:
-        env[number.name] = REFERENCE_NUMBER if number.value is None else number.value
+    env |= dict.fromkeys(pattern.open_numbers, REFERENCE_NUMBER) | pattern.defaults
     for table in pattern.tables:
         env[table.name] = _reference_table(table.type, documents)
     return env

@@ -19,9 +19,10 @@ from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.gpu import config
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
-from patterncc.pipeline import counted_text, resolve, starting_width, takes_patches
+from patterncc.programs import counted_text, starting_width, takes_patches
 from patterncc.rivals import Dense, race_against, rivals_of
 from patterncc.score_example import PLAIN_SCORES, Scores
+from patterncc.signatures import resolve
 from patterncc.timing import Timing, once
 from patterncc.verdict import Oracle, Verdict, judge
 
@@ -272,7 +273,7 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
         shape = config.default_config(problem, vendor)
         sizes = tuple((name, call.sizes[name]) for name in resolve(call.pattern.structure).sizes)
         patches = takes_patches(problem.terms)
-        numbers = tuple(number.value for number in call.pattern.numbers)
+        numbers = tuple(call.pattern.defaults.values())  # all: `Call.of` checks it
         text = counted_text(call.pattern.structure, sizes, numbers)
         width = starting_width(text, shape.block_q, shape.block_k, sizes, patches)
         shape = config.narrowed(shape, width)

@@ -166,19 +166,20 @@ def test_score_terms(
     each_with_one([n for n in library.names() if n != "neighborhood_1d"], [128, 64]),
 )
 def test_library(name: str, head_dim: int, tmp_path: Path) -> None:
-    """What untuned calls take, compiled."""
+    """What untuned calls take, compiled: where no Gluon kernel is taken, Triton's."""
     pattern = library_pattern(name)
     problem = Problem("bfloat16", head_dim, head_dim)
     try:
         compilation = Compilation(pattern, problem=problem, sizes=SIZES)
-        if compilation.emitter.config is None:
-            pytest.skip(compilation.emitter.reason)
+        emitter = compilation.emitter.name
     except UnsupportedError:
         pytest.skip("no lowering yet")
     for source in compilation.kernels:
-        assert source.config.emitter == "gluon"
+        assert source.config.emitter == emitter
         kernel = compile_for(source, "cuda:90", folder=tmp_path)
         assert kernel.shared <= (shared_limit("cuda:90") or 0)
+        if emitter == "triton":
+            continue
         assert kernel.spilled <= MOST_SPILLED
         _products_are_sure(kernel, tmp_path)
         if not compilation.pattern.tables and source.config.peaks == "kept":

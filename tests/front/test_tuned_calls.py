@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import patterncc
-from patterncc import pipeline, tuned, tuning
+from patterncc import programs, tuned, tuning
 from patterncc.autotune.device import describe
 from patterncc.autotune.entries import Entry
 from patterncc.autotune.key import ConfigKey, Device, Subject, key_of
@@ -59,13 +59,13 @@ def attend(q_len: int = 256) -> torch.Tensor:
 def tiles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The tile shapes that calls lower for, from now on."""
     found: list[tuple[int, int]] = []
-    real = pipeline.passes
+    real = programs.passes
 
     def passes(structure: str, block_q: int, block_k: int, *rest: Any) -> Any:
         found.append((block_q, block_k))
         return real(structure, block_q, block_k, *rest)
 
-    monkeypatch.setattr(pipeline, "passes", passes)
+    monkeypatch.setattr(programs, "passes", passes)
     return found
 
 
