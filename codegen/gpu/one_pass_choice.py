@@ -14,22 +14,20 @@ from patterncc.codegen.gpu.balance import key_tile_steps
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.emitter_choice import costly_mask
 from patterncc.codegen.gpu.gluon.reasons import HOPPER, one_pass_reason, problem_reason
-from patterncc.dsl.mask import Entry, Member, Segment, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from patterncc.codegen.gpu.launches import Call, Launch
     from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.codegen.problem import Problem
-    from patterncc.dsl.mask import Predicate
 
 ONE_PASS = KernelConfig(64, 128, 8, 2, "descriptor", emitter="gluon")
 """Two warpgroups hold 64 keys each while 64 rows at a time pass by: what registers suffice for."""
 
 LEAST_STEPS = 16
 """Tiles of rows that a key tile sees from where on one pass is clearly faster: its programs are
-long to start, and clearing and rounding the sums takes as long however few there are."""
+long to start, and clearing and rounding the sums takes as long however few there are. Where one
+wave of programs does it all, as under `causal` at 1024 tokens, nine would do (docs/gluon.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ def choose_one_pass(
     (program,) = passes
     reason = problem_reason(problem) or one_pass_reason(program, problem)
     if reason is None:
-        reason = untried(program.mask, problem, env) or costly_mask(program.mask)
+        reason = costly_mask(program.mask)
     if reason is not None:
         return _apart(f"no kernel does it: {reason}")
     try:
@@ -83,28 +81,6 @@ def choose_one_pass(
         return _apart(f"{seen} on average, and one pass is faster from {LEAST_STEPS} on")
     config = suited_grad_key_value(ONE_PASS, problem, target, program)
     return OnePassChoice(program, config, f"{seen} on average")
-
-
-def untried(mask: Predicate, problem: Problem, env: Mapping[str, int]) -> str | None:
-    """Why a call is left to kernels that were tried on a device, or None.
-
-    Arguments as of `choose_one_pass`.
-    """
-    if problem.dtype != "bfloat16":
-        return f"{problem.dtype} was not tried on a device"
-    if problem.group > 1:
-        return "heads of the queries share one of the keys, which was not tried on a device"
-    if any(isinstance(node, (Entry, Member, Segment)) for node in walk(mask)):
-        return "its mask looks up tables or documents"
-    if env["q_len"] % ONE_PASS.block_q or env["kv_len"] % ONE_PASS.block_k:
-        return "lengths that end within a tile were not tried on a device"
-    return None
-
-
-def untried_launches(call: Call, kernels: Sequence[Launch]) -> bool:
-    """Whether what a call would launch is more than was tried on a device: one batch entry, and no
-    key tiles that are split."""
-    return call.batch > 1 or len(kernels) > 1
 
 
 def _apart(reason: str) -> OnePassChoice:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, ROWS, emit_delta, row_length
 from patterncc.codegen.gpu.key_access_source import HELD, PASSING
 from patterncc.codegen.gpu.key_tile_plan import key_tile_launches
@@ -58,8 +57,6 @@ class OnePass:
             return None
         one = Pass(choice.program, choice.config, resumes=False, hands_on=False)
         kernels = tuple(key_tile_launches(one, call, self._sources))
-        if one_pass_choice.untried_launches(call, kernels):
-            return None
         problem, length = call.problem, row_length(call.q_len)
         rows = (call.batch, call.heads, length)
         delta, rounds = self._row_kernels(problem, with_lse="grad_lse" in call.layouts)

@@ -36,6 +36,7 @@ CONFIG = {
     "neighbours": "tiles",
     "max_registers": None,
     "emitter": "triton",
+    "peaks": "each",
 }
 
 

@@ -59,7 +59,7 @@ MEASURED = (
     ("causal", (128, 128), (64, 128)),
     ("full", (128, 128), (64, 128)),
     ("window(4096)", (128, 128), (64, 128)),
-    ("window(1024)", (128, 128), (64, 128)),
+    ("window(1024)", (64, 64), (64, 128)),
     ("window(256)", (64, 64), None),
     ("streaming(64, 4096)", (128, 128), (64, 128)),
     ("dilated(512, 8)", (64, 64), None),
@@ -68,7 +68,7 @@ MEASURED = (
     ("local_strided(64, 16, 8)", (64, 64), None),
     ("causal and chunked(256)", (64, 64), None),
     ("if head < 8 then causal else window(512)", (128, 128), (64, 128)),
-    ("pattern p(doc: segments): causal and doc[q] == doc[k]", (64, 64), None),
+    ("pattern p(doc: segments): causal and doc[q] == doc[k]", (64, 64), (64, 128)),
 )
 
 
@@ -91,7 +91,7 @@ def test_what_was_fastest_is_chosen(
 WITH_TERMS = (
     ("causal", SINK, (128, 128), (64, 128)),
     ("window(4096)", SINK, (128, 128), (64, 128)),
-    ("window(1024)", SINK, (128, 128), (64, 128)),
+    ("window(1024)", SINK, (64, 64), (64, 128)),
     ("causal", ALIBI, (128, 128), (64, 128)),
     ("window(4096)", ALIBI, (128, 128), (64, 128)),
     ("window(1024)", ALIBI, (64, 64), (64, 128)),
@@ -148,37 +148,32 @@ def test_reasons_for_triton(text: str, problem: Problem, target: str, words: str
     assert words in choice.reason
 
 
-@pytest.mark.parametrize("text", ["window(1024)", "around(512)"])
-def test_programs_of_many_query_tiles_where_they_win(text: str) -> None:
+@pytest.mark.parametrize("text", ["full", "causal", "window(512)", "local_strided(64, 16, 8)"])
+def test_full_tiles_keep_the_peak_where_they_can(text: str) -> None:
     choice = _choice(text)
     assert choice.config is not None
-    assert choice.config.query_tiles == "many"
-    assert "many query tiles to a program" in choice.reason
+    assert choice.config.peaks == "kept"
+    assert "full ones keep the peak" in choice.reason
+    check_config(choice.config, D128, "cuda:90")
+    for problem in (
+        replace(D128, dtype="float16"),
+        replace(D128, terms=ALIBI),
+        replace(D128, isolates=True),
+    ):
+        choice = _choice(text, problem)
+        assert choice.config is not None
+        assert choice.config.peaks == "each"
+        assert "peak" not in choice.reason
     sink = _choice(text, replace(D128, terms=SINK)).config
     assert sink is not None
-    assert sink.query_tiles == "many"
-    check_config(choice.config, D128, "cuda:90")
+    assert sink.peaks == "kept"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "window(2048)",  # too long for a start to count
-        "causal",  # not alike
-        "if head < 8 then window(1024) else window(900)",  # heads may differ
-        "if layer < 8 then window(1024) else causal",
-        "pattern p(n): window(n)",  # 1024 to count with, but any number in a call
-        "pattern p(w: int[head]): window(w[head])",
-        "dilated(1024, 2)",  # classes
-    ],
-)
-def test_programs_of_one_query_tile_elsewhere(text: str) -> None:
-    for problem in (D128, replace(D128, terms=ALIBI)):
-        config = _choice(text, problem).config
-        assert config is None or config.query_tiles == "one"
-    config = _choice("window(1024)", D64).config
+def test_rows_of_few_full_tiles_find_each_peak() -> None:
+    """The look at the rows at the end costs more than three full tiles save."""
+    config = _choice("window(128)").config
     assert config is not None
-    assert config.query_tiles == "one"
+    assert config.peaks == "each"
 
 
 def test_short_calls_stay_with_triton() -> None:

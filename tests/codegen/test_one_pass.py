@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from patterncc.codegen.choice import lower_passes
-from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
 from patterncc.codegen.gpu.gluon.dialect import ADD_OUT, PRELUDE
@@ -31,6 +30,7 @@ from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.score.terms import load_terms
 
 WIDE = Problem("bfloat16", 128, 128)
+NARROW = Problem("bfloat16", 64, 64)
 SIZES = {"heads": 8, "kv_heads": 4, "layers": 4}
 
 
@@ -115,7 +115,8 @@ def test_names_of_gluon_stand_in_the_prelude_alone() -> None:
 @pytest.mark.parametrize(
     ("text", "problem", "reason"),
     [
-        ("causal", Problem("bfloat16", 64, 64), "head dimension is 128, not 64"),
+        ("causal", Problem("bfloat16", 96, 96), "64 or 128, both alike, not 96 and 96"),
+        ("causal", Problem("bfloat16", 64, 128), "64 or 128, both alike, not 64 and 128"),
         ("causal", Problem("float32", 128, 128), "16-bit numbers, not of float32"),
         ("causal", replace(WIDE, isolates=True), "not finite"),
         ("dilated(512, 8)", WIDE, "visited in classes"),
@@ -130,18 +131,21 @@ def test_refusals(text: str, problem: Problem, reason: str) -> None:
 
 
 def _added(tile: np.ndarray) -> np.ndarray:
-    """Where the numbers of a tile `[64, width]` are added: those of each half of the columns as
-    `leave_share` leaves them, in the order of warps, steps, and the threads' numbers."""
+    """Where the numbers of a tile `[64, width]` are added: those of each half of the columns, or of
+    the rows transposed, as `leave_share` leaves them, in the order of warps, steps, and the
+    threads' numbers."""
     halves = []
-    for half in np.split(tile, 2, axis=1):
+    of_rows = [half.T for half in np.split(tile, 2, axis=0)]
+    for half in np.split(tile, 2, axis=1) if tile.shape[1] == 128 else of_rows:
         parts = half.reshape(4, 2, 8, half.shape[1] // 8, 4, 2).transpose(0, 3, 2, 4, 1, 5)
         halves.append(parts.reshape(-1))
     return np.concatenate(halves)
 
 
-def test_what_is_added_is_what_is_rounded(worker: ProcessPoolExecutor) -> None:
+@pytest.mark.parametrize("width", [128, 64])
+def test_what_is_added_is_what_is_rounded(width: int, worker: ProcessPoolExecutor) -> None:
     """`round_query` finds the rows where they are added; the last tile is ragged."""
-    rows, rounded = worker.submit(_rounded, 100, 128).result()
+    rows, rounded = worker.submit(_rounded, 100, width).result()
     np.testing.assert_allclose(rounded, 0.5 * rows, rtol=1e-3)
 
 
@@ -170,13 +174,27 @@ def test_what_is_added_is_what_the_test_above_says() -> None:
     assert "head_line = (batch * heads + head) * (row_length // 2)\n" in text
 
 
+def test_narrow_products_take_keys_from_registers() -> None:
+    """Of the five, one operand at most comes from shared memory, and a share is of half of the
+    rows, as `_added` says."""
+    text = _source("causal", NARROW).text
+    first = re.findall(r"= multiply\((\w+), ", text)
+    assert {*first} == {"key_factors", "value_factors", "factors", "key_share_0", "key_share_1"}
+    tile = r"grad_scores_tiles\.index\(other \* 2 \+ (\d)\)\.slice\(part \* 32, 32, dim=1\)"
+    shares = re.findall(rf"multiply\(key_share_(\d), {tile}, ", text)
+    assert shares == 3 * [("0", "0"), ("1", "1")]
+    assert "[0, 0, last_line + part * 8, 0]" in text
+    assert "last_line = head_line + row_first // 4\n" in text
+    assert "head_line = (batch * heads + head) * (row_length // 4)\n" in text
+
+
 def test_the_sums_as_the_copy_engine_sees_them() -> None:
     """Lines of as many numbers as a box holds at most, one after the other."""
     layout = sum_layout(rows=3 * 256, head_dim=128)
     assert layout.sizes == (1, 1, 384, 256)
     assert layout.descriptor_strides[2:] == [256, 1]
     assert layout.descriptor_obstacle() is None
-    assert half_lines(128) * 2 * 256 == 64 * 128
+    assert [half_lines(width) * 2 * 256 for width in (128, 64)] == [64 * 128, 64 * 64]
 
 
 # ------------------------------------------------------------------------------------ launches
@@ -214,14 +232,6 @@ def _launches(
     return {launch.source.name: launch for launch in launches}
 
 
-@pytest.fixture
-def everything_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is planned for calls that are left to other kernels until a device has seen them."""
-    monkeypatch.setattr(one_pass_choice, "untried", lambda *call: None)
-    monkeypatch.setattr(one_pass_choice, "untried_launches", lambda *call: False)
-
-
-@pytest.mark.usefixtures("everything_was_tried")
 def test_launches() -> None:
     launches = _launches("causal", 16200)
     assert [*launches] == ["delta", "gradients", "round_query"]
@@ -239,7 +249,6 @@ def test_launches() -> None:
     assert launches["round_query"].pointers == ("query_sums", "grad_query")
 
 
-@pytest.mark.usefixtures("everything_was_tried")
 def test_tall_columns_are_split() -> None:
     launches = _launches("streaming(64, 8192)", 65536, heads=(1, 1))
     assert [*launches] == ["delta", "gradients", "sum_chunks", "round_query"]
@@ -251,10 +260,6 @@ def test_tall_columns_are_split() -> None:
     "options",
     [
         {"length": 1024},
-        {"length": 16200},  # ends within a tile
-        {"heads": (8, 4)},
-        {"batch": 2},
-        {"text": "streaming(64, 8192)", "length": 65536, "heads": (1, 1)},  # tall columns
         {"target": "cuda:100"},
         {"stride": 132},  # rows are no multiples of 16 bytes apart
         {"needs_query": False},
@@ -270,24 +275,30 @@ def test_other_calls_take_kernels_of_their_own(options: Mapping[str, Any]) -> No
     ("text", "problem", "length", "reason"),
     [
         ("causal", WIDE, 16384, None),
-        ("causal", replace(WIDE, group=4), 16384, "not tried on a device"),
-        ("causal", WIDE, 16400, "end within a tile"),
-        ("causal", Problem("float16", 128, 128), 16384, "float16 was not tried on a device"),
+        ("causal", replace(WIDE, group=4), 16384, None),
+        ("causal", WIDE, 16400, None),
+        ("causal", Problem("float16", 128, 128), 16384, None),
         ("window(4096)", WIDE, 16384, None),
         ("window(1024)", WIDE, 16384, None),
         ("window(512)", WIDE, 16384, "seen by 10 tiles of 64 rows on average"),
         ("causal", WIDE, 1024, "faster from 16 on"),
         ("dilated(512, 8)", WIDE, 16384, "classes"),
         ("window(512) or dilated(512, 8)", WIDE, 16384, "2 passes"),
-        ("causal", Problem("bfloat16", 64, 64), 16384, "head dimension is 128"),
+        ("causal", NARROW, 16384, None),
+        ("causal", Problem("bfloat16", 96, 96), 16384, "head dimensions are 64 or 128"),
         (
             "causal",
             replace(WIDE, terms=load_terms("softcap(score, 5)", None)),
             16384,
             "score terms",
         ),
-        ("pattern p(w: int[head]): window(w[head])", WIDE, 16384, "looks up tables"),
-        ("pattern p(d: segments): causal and d[q] == d[k]", WIDE, 16384, "looks up tables"),
+        ("pattern p(w: int[head]): window(w[head])", WIDE, 16384, "known to the device alone"),
+        (
+            "pattern p(d: segments): causal and d[q] == d[k]",
+            WIDE,
+            16384,
+            "known to the device alone",
+        ),
         ("causal and k % 5 != q % 7", WIDE, 16384, "takes registers"),
     ],
 )

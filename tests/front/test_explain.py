@@ -336,4 +336,4 @@ def test_the_kernel_is_that_of_the_call() -> None:
         assert emitter is not None
         assert emitter.config is not None
         assert (emitter.config.block_q, emitter.config.block_k) == shapes[-1]
-    assert shapes == [(64, 64)] * 2 + [(128, 128)] * 3
+    assert shapes == [(64, 64)] * 4 + [(128, 128)]

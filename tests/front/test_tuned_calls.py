@@ -118,6 +118,7 @@ def test_a_call_on_a_gpu(own_store: TunedStore, monkeypatch: pytest.MonkeyPatch)
         "neighbours": "tiles",
         "max_registers": None,
         "emitter": "triton",
+        "peaks": "each",
     }
     own_store.put(entry(key(H200, problem, q_len=16384), **config))
     env = {"q_len": 16000, "kv_len": 16000, "heads": 2, "kv_heads": 2, "n": 64}
@@ -150,6 +151,7 @@ VALUES: dict[str, Any] = {
     "neighbours": "tiles",
     "max_registers": None,
     "emitter": "triton",
+    "peaks": "each",
 }
 GLUON = KernelConfig(128, 128, 8, 2, "descriptor", "reverse", emitter="gluon")
 
@@ -182,6 +184,9 @@ def test_what_was_tuned_counts_where_the_default_is_the_same(exact: bool, origin
     assert used(deepened, asdict(GLUON), GLUON)
     assert used(deepened, asdict(replace(GLUON, order="forward")), GLUON)  # the pattern's own
     assert used(deepened, asdict(replace(GLUON, block_k=64)), GLUON) == asked_for
+    kept = replace(GLUON, peaks="kept")
+    assert used(deepened, asdict(GLUON), kept) == asked_for
+    assert used({**deepened, "peaks": "kept"}, asdict(kept), kept)
     assert used(deepened, asdict(GLUON), None) == asked_for
     assert used(deepened, VALUES, None) == asked_for  # its mask may take too many registers
     assert not used(VALUES, VALUES, None)  # nothing beat the default
