@@ -85,7 +85,8 @@ def descriptors_possible(job: Job) -> bool:
 def space_for(job: Job, phase: Phase, device: Device) -> SearchSpace:
     """The legal configs of a call: by pointers alone where descriptors are impossible, with a
     choice of which programs are neighbours where heads may visit different tiles, of the emitter
-    where there are two that can write the kernels, and of peaks where some pass can keep them."""
+    where there are two that can write the kernels, and of peaks where some pass can
+    keep them."""
     fixed: dict[str, Any] = {}
     if device.target != CPU:
         default = default_of(job, phase, device)

@@ -81,9 +81,10 @@ def test_needs_that_do_not_fit_are_refused() -> None:
 
 
 def test_second_derivatives_of_some_inputs() -> None:
-    query, key, value = (tensor.double() for tensor in tensors(6))
+    small = tensors(6, batch=1, heads=2, kv_heads=1, head_dim=4)
+    query, key, value = (tensor.double() for tensor in small)
     query.requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda q: WINDOW(q, key, value), (query,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda q: WINDOW(q, key, value), (query,))
     key.requires_grad_()
     query = query.detach()
-    assert torch.autograd.gradgradcheck(lambda k: WINDOW(query, k, value), (key,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda k: WINDOW(query, k, value), (key,))
