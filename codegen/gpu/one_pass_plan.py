@@ -4,6 +4,7 @@ and the kernel that rounds the query's gradient."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, ROWS, emit_delta, row_length
@@ -12,16 +13,18 @@ from patterncc.codegen.gpu.key_tile_plan import key_tile_launches
 from patterncc.codegen.gpu.launches import Buffer, ceildiv, planned_launch
 from patterncc.codegen.gpu.one_pass_choice import ONE_PASS, choose_one_pass
 from patterncc.codegen.gpu.pass_plan import Pass, Sources, first_that_holds
-from patterncc.codegen.gpu.query_sum_source import TILE_ROWS, emit_round_query
+from patterncc.codegen.gpu.query_sum_source import COUNTED_ROWS, TILE_ROWS, emit_round_query
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from patterncc.codegen.gpu.config import Neighbours
     from patterncc.codegen.gpu.kernel_source import KernelSource
     from patterncc.codegen.gpu.launches import Call, Launch
     from patterncc.codegen.gpu.pass_plan import Lowered
     from patterncc.codegen.ir import Passes
     from patterncc.codegen.problem import Problem
+    from patterncc.codegen.turns import Turns
 
 
 class OnePass:
@@ -33,6 +36,8 @@ class OnePass:
 
     def __init__(self, lower: Lowered) -> None:
         self._lower = lower
+        self.turns: Turns | None = None
+        self.neighbours: Neighbours = "tiles"
         self._alternatives: Sequence[Passes] | None = None
         self._sources = Sources()
         self._of_rows: dict[tuple[Problem, bool], tuple[KernelSource, KernelSource]] = {}
@@ -55,14 +60,19 @@ class OnePass:
         choice = choose_one_pass(passes, call.problem, call.target, call.env, call.heads)
         if choice.program is None:
             return None
-        one = Pass(choice.program, choice.config, resumes=False, hands_on=False)
-        kernels = tuple(key_tile_launches(one, call, self._sources))
+        config = choice.config
+        if self.turns is not None or self.neighbours == "heads":
+            config = replace(config, order="forward", neighbours=self.neighbours)
+        one = Pass(choice.program, config, resumes=False, hands_on=False)
+        turns = self.turns
+        kernels = tuple(key_tile_launches(one, call, self._sources, turns))
         problem, length = call.problem, row_length(call.q_len)
         rows = (call.batch, call.heads, length)
         delta, rounds = self._row_kernels(problem, with_lse="grad_lse" in call.layouts)
         buffers = (
             *(Buffer(name, rows, "float32") for name in ROW_NUMBERS),
             Buffer("query_sums", (*rows, problem.head_dim), "float32"),
+            Buffer("added_shares", (call.batch, call.heads, length // COUNTED_ROWS)),
         )
         numbers = {"row_length": length}
         grid = (length // ROWS, call.heads, call.batch)

@@ -78,14 +78,17 @@ def _errors(
     assert [one.source.name for one in launches][:2] == ["delta", "gradients"]
     for launch in launches:
         for buffer in launch.buffers:
-            operands[buffer.name] = torch.full(buffer.shape, float("nan"))
+            number = float("nan") if buffer.dtype == "float32" else -1
+            dtype = getattr(torch, buffer.dtype)
+            operands[buffer.name] = torch.full(buffer.shape, number, dtype=dtype)
     rows = slice(0, q_len)
     operands["row_lse"].fill_(float("inf"))
     lse = wanted.lse * 1.4426950408889634
     operands["row_lse"][:, :, rows] = torch.where(wanted.alive, lse, float("inf")).float()
     operands["row_delta"].zero_()
     operands["row_delta"][:, :, rows] = (wanted.out * grad_out.double()).sum(3).float()
-    operands["query_sums"].zero_()
+    for name in ("query_sums", "added_shares"):
+        operands[name].zero_()
     for name, tensor in (("grad_key", key), ("grad_value", value)):
         operands[name] = torch.full_like(tensor, float("nan"))
     kernel = launches[1]
