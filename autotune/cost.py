@@ -72,6 +72,7 @@ class GpuConstants:
             take in one of Triton's.
         gluon_softmax, gluon_rows, gluon_mask: Scores, rows and masked scores per second, as above,
             of what such a kernel does not hide under products. Its loads hide.
+        gluon_kept: The share of that, but of masks, which is left where full tiles keep the peak.
         gluon_ends: Bytes per second of the rows that a program of it reads first and writes last.
         gluon_drain: Seconds that filling and draining the pipeline of a loop takes there.
     """
@@ -98,6 +99,7 @@ class GpuConstants:
     gluon_softmax: float
     gluon_rows: float
     gluon_mask: float
+    gluon_kept: float
     gluon_ends: float
     gluon_drain: float
 
@@ -142,12 +144,13 @@ H200 = GpuConstants(
     start=1.8e-6,
     drain=1.1e-6,
     launch=6.0e-6,
-    gluon_products=0.506,
+    gluon_products=0.501,
     gluon_softmax=3.49e10,
-    gluon_rows=6.83e8,
-    gluon_mask=1.02e11,
-    gluon_ends=2.35e10,
-    gluon_drain=6.34e-7,
+    gluon_rows=6.3e8,
+    gluon_mask=1.01e11,
+    gluon_kept=0.858,
+    gluon_ends=2.33e10,
+    gluon_drain=6.03e-7,
 )
 """The forward's on an H200; a guess for other GPUs until `patterncc tune --calibrate` has run
 there."""
@@ -334,6 +337,7 @@ def predict_gpu(
     _, hidden = hidden_share(resident, config.num_warps // 4, constants)
     softmax = pairs / constants.softmax + work.held / constants.rows
     visible = max(0.0, 1 - hidden) * softmax
+    steady = 0.0  # the same where full tiles keep the peak
     if config.load == "pointer":
         visible += work.loaded * constants.pointer
     waiting = {1: constants.exposed_one, 2: constants.exposed_two}.get(config.num_stages, 0.0)
@@ -344,22 +348,24 @@ def predict_gpu(
         products *= constants.gluon_products
         # One warp group alone has nobody whose products hide its softmax: a guess, none was timed.
         alone = visible if resident * (config.num_warps // 4) <= 1 else 0.0
-        visible = alone + pairs / constants.gluon_softmax + work.held / constants.gluon_rows
+        own = pairs / constants.gluon_softmax + work.held / constants.gluon_rows
+        visible, steady = alone + own, alone + constants.gluon_kept * own
         mask, waiting, least = pairs / constants.gluon_mask, 0.0, 0.0
         start, drain = work.ends / constants.gluon_ends, constants.gluon_drain
-    each = max(products + visible + waiting, least)
     parts = dict.fromkeys(
         ("products", "softmax", "loads", "mask", "programs", "tail", "launch"), 0.0
     )
     for one in facts:
+        shown = steady if config.peaks == "kept" and one.keeps_peak else visible
+        each = max(products + shown + waiting, least)
         once = (start + one.loops * drain) / resident
         masked = mask + (pairs / constants.lookup if one.looked_up else 0.0)
         tiles = one.visited * one.heads / constants.multiprocessors
         partial = one.visited_partial * one.heads / constants.multiprocessors
         programs = len(one.full) * one.heads / constants.multiprocessors
         parts["products"] += tiles * products
-        parts["softmax"] += tiles * visible
-        parts["loads"] += tiles * (each - products - visible)
+        parts["softmax"] += tiles * shown
+        parts["loads"] += tiles * (each - products - shown)
         parts["mask"] += partial * masked
         parts["programs"] += programs * once
         parts["tail"] += _tail(one, config, resident, each, masked, once, constants)

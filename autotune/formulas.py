@@ -87,7 +87,10 @@ def gpu_formulas(
     if config.emitter == "gluon":
         products *= sympy.Symbol("gluon_products")
         alone = visible if resident * (config.num_warps // 4) <= 1 else 0
-        visible = alone + a / sympy.Symbol("gluon_softmax") + h / sympy.Symbol("gluon_rows")
+        own = a / sympy.Symbol("gluon_softmax") + h / sympy.Symbol("gluon_rows")
+        if config.peaks == "kept" and one.keeps_peak:
+            own *= sympy.Symbol("gluon_kept")
+        visible = alone + own
         loads, mask = sympy.Integer(0), a / sympy.Symbol("gluon_mask")
         start, drain = g / sympy.Symbol("gluon_ends"), sympy.Symbol("gluon_drain")
     mask += a / sympy.Symbol("lookup") if one.looked_up else 0

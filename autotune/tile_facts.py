@@ -15,6 +15,7 @@ from patterncc.autotune.space import FORWARD, GRAD_KEY_VALUE, Phase
 from patterncc.codegen.classes import row_classes
 from patterncc.codegen.gpu.balance import split_tiles
 from patterncc.codegen.gpu.config import tile_order
+from patterncc.codegen.gpu.gluon.steady_writer import keeps_peak
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.schedule import tile_counts
 from patterncc.dsl.mask import Entry, Member, variables, walk
@@ -39,6 +40,7 @@ class PassFacts:
         looked_up: Whether the mask reads a table for each pair.
         listed: Whether the tiles are listed by a kernel of their own.
         grows: Whether later query tiles see more keys.
+        keeps_peak: Whether full tiles can keep the peak, in a Gluon kernel.
     """
 
     full: Counts
@@ -49,6 +51,7 @@ class PassFacts:
     looked_up: bool
     listed: bool
     grows: bool
+    keeps_peak: bool
 
     @cached_property
     def visited(self) -> float:
@@ -111,6 +114,7 @@ def _facts(job: Job, program: BlockProgram) -> PassFacts:
         _looks_up(program),
         bool(program.listed),
         tile_order(program) == "reverse",
+        keeps_peak(program, job.problem),
     )
 
 
@@ -140,7 +144,8 @@ def _key_tile_facts(job: Job, program: BlockProgram) -> PassFacts:
         len({sweep.kind for sweep in sweeps}),
         _looks_up(program),
         bool(program.listed),
-        False,
+        grows=False,
+        keeps_peak=False,
     )
 
 

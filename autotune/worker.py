@@ -186,6 +186,14 @@ class Worker:
         self._ask_set_up(method, arguments)
         self._set_up = method, arguments
 
+    def pause(self) -> None:
+        """Stops the child and all that it started where they are; time limits run on."""
+        self._signal(signal.SIGSTOP)
+
+    def proceed(self) -> None:
+        """Lets a child that was paused go on."""
+        self._signal(signal.SIGCONT)
+
     def close(self) -> None:
         """Ends the child, if there is one."""
         self._kill()
@@ -267,6 +275,13 @@ class Worker:
         except KeyboardInterrupt:
             self._kill()  # its answer would be taken for that of the next question
             raise
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the child and all that it started, also from another thread."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, number)
 
     def _kill(self) -> str:
         """Ends the child and all that it started; returns the end of what it wrote."""

@@ -2,9 +2,10 @@
 
     python benchmarks/gluon_constants.py --out benchmarks/results/cost_model_gluon_h200.json
 
-Reads `results/gpu_gluon_h200.json`: calls of 4,096 tokens and more, of which the device and not the
-launch decides the time. The other constants stay as they are. Patterns are dealt out to five folds,
-and each is judged with constants fitted to the others. Needs no GPU. A minute.
+Reads `results/gpu_gluon_h200.json` and, of full tiles that keep the peak,
+`results/gpu_forward_kept_h200.json`: calls of 4,096 tokens and more, of which the device and not
+the launch decides the time. The other constants stay as they are. Patterns are dealt out to five
+folds, and each is judged with constants fitted to the others. Needs no GPU. A minute.
 """
 
 from __future__ import annotations
@@ -47,6 +48,17 @@ PATTERNS = {
 }
 """Of the names in the record; those with tables and chunks are left out."""
 
+KEPT_PATTERNS = {
+    "causal": "causal",
+    "full": "full",
+    "window 4096": "window(4096)",
+    "window 1024": "window(1024)",
+    "sinks 64 + window 4096": "streaming(64, 4096)",
+    "ladder": "ladder(64, 1024, 128, 8)",
+    "local strided": "local_strided(64, 16, 8)",
+}
+"""Of the names in the record of kept peaks, likewise."""
+
 TRITON = KernelConfig(64, 64, 4, 3, "descriptor", "reverse")
 GLUON = replace(TRITON, emitter="gluon")
 CONFIGS = {
@@ -55,6 +67,9 @@ CONFIGS = {
     "G128x64": replace(GLUON, block_q=128, num_warps=8, num_stages=4),
     "G64": GLUON,
     "G64k128": replace(GLUON, block_k=128, num_stages=2),
+}
+CONFIGS |= {
+    f"{name} kept": replace(CONFIGS[name], peaks="kept") for name in CONFIGS if name != "T64"
 }
 RELEASED = 2  # the run of the kernels as they are; that before it alone timed 128x64
 
@@ -73,19 +88,36 @@ def recorded() -> dict[str, list[tuple[str, Observation]]]:
                 if name not in CONFIGS or number != of_run:
                     continue
                 if label not in models:
-                    models[label] = CostModel(job_of(row), "cuda:90", H200)
+                    models[label] = CostModel(
+                        job_of(row, PATTERNS[row["pattern"]]), "cuda:90", H200
+                    )
                 seconds = median(milliseconds) / 1000
                 found[label].append((name, Observation(models[label], CONFIGS[name], seconds)))
+    for row in json.loads((RESULTS / "gpu_forward_kept_h200.json").read_text())["rows"]:
+        if row["pattern"] not in KEPT_PATTERNS or row["length"] < LEAST_LENGTH:
+            continue
+        text = KEPT_PATTERNS[row["pattern"]]
+        label = f"{text}, kept, D{row['head_dim']}, {row['length']}"
+        model = CostModel(job_of(row, text), "cuda:90", H200)
+        for name, milliseconds in row["ms"].items():
+            if name in CONFIGS:
+                one = Observation(model, CONFIGS[name], median(milliseconds) / 1000)
+                found[label].append((name, one))
     return dict(found)
 
 
-def job_of(row: dict[str, Any]) -> Job:
-    """The call of a row."""
-    pattern = load(PATTERNS[row["pattern"]])
+def job_of(row: dict[str, Any], text: str) -> Job:
+    """The call of a row, of the pattern of a text."""
+    pattern = load(text)
     numbers = {each.name: each.value for each in pattern.numbers if each.value is not None}
     problem = Problem("bfloat16", row["head_dim"], row["head_dim"])
     heads, length = row["heads"], row["length"]
     return Job(pattern.structure, problem, 1, heads, heads, length, length, numbers=numbers)
+
+
+def text_of(label: str) -> str:
+    """The pattern of a call."""
+    return label.partition(", D")[0].removesuffix(", kept")
 
 
 def errors(observations: Iterable[Observation], constants: Constants) -> list[float]:
@@ -116,7 +148,7 @@ def main() -> None:
     options = parser.parse_args()
     names = [name for name in asdict(H200) if name.startswith("gluon_")]
     calls = recorded()
-    texts = sorted({label.partition(", D")[0] for label in calls})
+    texts = sorted({text_of(label) for label in calls})
     fold = {text: number % FOLDS for number, text in enumerate(texts)}
 
     def of_gluon(labels: Iterable[str]) -> list[Observation]:
@@ -126,7 +158,7 @@ def main() -> None:
     left_out: list[float] = []
     firsts: list[float] = []
     for number in range(FOLDS):
-        inside = [label for label in calls if fold[label.partition(", D")[0]] == number]
+        inside = [label for label in calls if fold[text_of(label)] == number]
         others = of_gluon(label for label in calls if label not in inside)
         constants = fit(others, H200, names)
         left_out += errors(of_gluon(inside), constants)

@@ -149,12 +149,12 @@ def spread(attn: Any, case: Case) -> list[str]:
 def worker(label: str, case: Case, pipe: Connection) -> None:
     """Times one pattern, as it is told to."""
     import patterncc
-    from patterncc import pipeline
+    from patterncc import launchers
     from patterncc.codegen.gpu import repair_plan
     from patterncc.codegen.gpu.emitter_choice import EmitterChoice
 
     if case.emitter == "triton":
-        pipeline.emitter_choice = lambda *_: EmitterChoice(None, "asked for")  # type: ignore
+        launchers.emitter_choice = lambda *_: EmitterChoice(None, "asked for")  # type: ignore
     repair_plan._LONG = 0
     if label == "isolating, in turn":
         repair_plan._overlaps = lambda _: False

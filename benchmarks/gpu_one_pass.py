@@ -28,6 +28,7 @@ from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.backward import Backward
 from patterncc.codegen.gpu.forward import Forward
+from patterncc.codegen.gpu.gluon.reasons import HEAD_DIMS
 from patterncc.codegen.ir import Passes
 
 NAMES = ("causal", "full", "window 4096", "window 1024")
@@ -110,8 +111,9 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--kv-heads", type=int, default=16)
     parser.add_argument("--length", type=int, default=16384)
+    parser.add_argument("--head-dim", type=int, default=128, choices=HEAD_DIMS)
     given = parser.parse_args()
-    shape = Shape(given.heads, given.kv_heads, given.length, 128)
+    shape = Shape(given.heads, given.kv_heads, given.length, given.head_dim)
     cases = {case.name: case for case in CASES}
     results = {name: run_case(cases[name], shape) for name in NAMES}
     machine = {
@@ -120,6 +122,7 @@ def main() -> None:
         "triton": triton.__version__,
         "heads": [given.heads, given.kv_heads],
         "length": given.length,
+        "head_dim": given.head_dim,
     }
     given.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(machine | {"patterns": results}, indent=1)

@@ -6,12 +6,12 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
-from patterncc import pipeline
+from patterncc import signatures
 from patterncc.compiled import Attention
 from patterncc.dsl import load
 from patterncc.dsl.pattern import Pattern
 from patterncc.dsl.score.terms import load_terms
-from patterncc.pipeline import Signature
+from patterncc.signatures import Signature
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,7 @@ def compile(
     """
     terms = load_terms(score, sink)
     if not isinstance(source, Pattern):
-        text, path = pipeline.read_source(source)
+        text, path = signatures.read_source(source)
         pattern = load(text, name=name, file=file or path, **values)
     elif values:
         pattern = replace(load(source.text, name=None, file=None, **values), name=source.name)
@@ -200,7 +200,7 @@ def diff(
     texts = [
         (source.text, None)
         if isinstance(source, (Attention, Pattern))
-        else pipeline.read_source(source)
+        else signatures.read_source(source)
         for source in (left, right)
     ]
     first, second = load_pair(texts[0], texts[1], (None, None), values)

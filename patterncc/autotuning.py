@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from patterncc import pipeline, prepared, tuned
+from patterncc import launchers, prepared, programs, settings, tuned
 from patterncc.autotune.device import describe
 from patterncc.autotune.entries import Entry
 from patterncc.autotune.job import Job
@@ -26,7 +26,7 @@ from patterncc.parameters import as_array, bind
 from patterncc.ranks import agreed
 
 if TYPE_CHECKING:
-    from patterncc.pipeline import Signature
+    from patterncc.signatures import Signature
 
 _settled: set[tuple[Subject, str]] = set()
 """What `ensure` has looked after in this process."""
@@ -71,7 +71,7 @@ def job_of_tensors(
         call.env.get("layers", 1),
         dict(zip(signature.numbers, numbers, strict=True)),
         {n: as_array(t.cpu()) for n, t in zip(signature.tables, tables, strict=True)},
-        patches=pipeline.takes_patches(problem.terms),
+        patches=programs.takes_patches(problem.terms),
     )
 
 
@@ -124,7 +124,7 @@ def _known_or_tuned(job: Job, phase: Phase, here: Device, device: torch.device) 
     found = tuned.store().lookup(key_of(job.subject(phase.name), here))
     if found.entry is not None and found.exact:
         return found.entry
-    return _tuned(job, phase, device, Options(folder=pipeline.kernel_folder()))
+    return _tuned(job, phase, device, Options(folder=settings.kernel_folder()))
 
 
 def _tuned(job: Job, phase: Phase, device: torch.device, options: Options) -> Entry:
@@ -139,4 +139,4 @@ def _use(entry: Entry) -> None:
     if store.lookup(entry.key).entry != entry:
         store.give([(entry, "user")])
     tuned.forget()
-    pipeline.forget_plans()
+    launchers.forget_plans()

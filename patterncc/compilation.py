@@ -37,8 +37,8 @@ from patterncc.dsl.loader import source_of
 from patterncc.dsl.parser import parse
 from patterncc.dsl.pattern import Pattern
 from patterncc.listing import format_pattern, format_tree
-from patterncc.pipeline import kernel_folder, takes_patches
-from patterncc.settings import settings
+from patterncc.programs import takes_patches
+from patterncc.settings import kernel_folder, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

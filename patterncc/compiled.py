@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal, overload
 from patterncc.dsl import load
 from patterncc.dsl.score.terms import PLAIN, ScoreTerms, terms_of
 from patterncc.mask_methods import Masks
-from patterncc.pipeline import Signature, isolates
 from patterncc.score_call import ScoreSignature
+from patterncc.settings import isolates
+from patterncc.signatures import Signature
 from patterncc.tune_method import Tunable, refuse_terms
 from patterncc.view_methods import Views
 

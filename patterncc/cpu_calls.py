@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from patterncc import pipeline
+from patterncc import programs, signatures
 from patterncc.arguments import check_backward_tensors
 from patterncc.codegen import cpu
 from patterncc.codegen.backward_tensors import BackwardTensors
@@ -113,10 +113,10 @@ def _passes(pattern: str, call: Prepared, problem: Problem | None = None) -> Pas
     given and there are such, else in the default ones."""
     tile = _TILE
     if problem is not None:
-        names = pipeline.resolve(pattern).numbers
+        names = signatures.resolve(pattern).numbers
         tuned = config_for(subject_of(pattern, problem, "forward", call.env, names), "cpu")
         tile = tile if tuned is None else (tuned.block_q, tuned.block_k)
-    return pipeline.passes(pattern, *tile, call.sizes, call.within)
+    return programs.passes(pattern, *tile, call.sizes, call.within)
 
 
 def _problem(query: Tensor, key: Tensor, value: Tensor) -> Problem:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from patterncc.codegen.gpu.signature import Signature
     from patterncc.gpu_calls import Planned
-    from patterncc.pipeline import Signature as PatternSignature
     from patterncc.score_call import ScoreSignature
+    from patterncc.signatures import Signature as PatternSignature
 
 _torch: Any = torch  # the parts of torch that have no types
 _profiling: Callable[[], bool] = _torch.autograd._profiler_enabled

@@ -45,7 +45,7 @@ from patterncc.explanation import Explanation, Group, ParameterNote, PassLoops, 
 from patterncc.live import LiveReport
 from patterncc.loops import loops
 from patterncc.notation import layout
-from patterncc.pipeline import takes_patches
+from patterncc.programs import takes_patches
 
 MOST_ROWS = 1 << 24  # rows and keys up to which each is counted
 

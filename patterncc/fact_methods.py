@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patterncc import pipeline
+from patterncc import signatures
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.facts.sharding import Placement, ShardPlan
     from patterncc.codegen.problem import DType
     from patterncc.dsl.pattern import Pattern
-    from patterncc.pipeline import Signature
+    from patterncc.signatures import Signature
 
 
 class Facts:
@@ -212,7 +212,7 @@ class Facts:
         from patterncc.parameters import bind_numbers
         from patterncc.sizes import head_scalars
 
-        reads = pipeline.resolve(self._pattern.structure).reads
+        reads = signatures.resolve(self._pattern.structure).reads
         env = head_scalars(reads, kv_len, kv_len, 0, head, layer, heads, kv_heads, layers, batch)
         numbers = bind_numbers(self._signature, values)
         given = dict(zip(self._signature.numbers, numbers, strict=True))

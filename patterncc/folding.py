@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from patterncc import pipeline
+from patterncc import signatures
 from patterncc.dsl.errors import UnsupportedError
 from patterncc.prepared import Options
 
@@ -51,7 +51,7 @@ def fold(
         else tensor.movedim(dim, 0)
         for tensor, dim in zip(arguments[:tensors], in_dims, strict=False)
     ]
-    reads = pipeline.resolve(options.pattern).reads
+    reads = signatures.resolve(options.pattern).reads
     if "batch" in reads or any(dim is not None for dim in table_dims):
         found = []
         for index in range(size):

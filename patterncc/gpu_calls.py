@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from patterncc import pipeline
+from patterncc import launchers, programs
 from patterncc.arguments import check_backward_tensors
 from patterncc.codegen.backward_tensors import BackwardTensors
 from patterncc.codegen.gpu.signature import Kept, inputs_signature, layout_signature
@@ -109,8 +109,8 @@ def _plan_forward(query: Tensor, key: Tensor, value: Tensor, options: Options) -
     call = prepare(query, key, value, options)
     values = call.score_values(options)
     tables = _narrow_all(call, call.named(options))
-    text = pipeline.counted_text(options.pattern, call.sizes, tuple(options.numbers))
-    forward = pipeline.launcher(text, call.sizes, options.score or PLAIN.text, options.isolate)
+    text = programs.counted_text(options.pattern, call.sizes, tuple(options.numbers))
+    forward = launchers.launcher(text, call.sizes, options.score or PLAIN.text, options.isolate)
     kind = (inputs_signature(query, key, value), *_kind(call, options))
     known = _forwards_by_kind.get(kind)
     if known is not None:
@@ -160,8 +160,8 @@ def _plan_backward(tensors: BackwardTensors, options: Options) -> _Backward:
     needs = wanted_gradients(options, len(call.declared))
     values = call.score_values(options)
     own = _narrow_all(call, call.named(options))
-    text = pipeline.counted_text(options.pattern, call.sizes, tuple(options.numbers))
-    backward = pipeline.backward_launcher(
+    text = programs.counted_text(options.pattern, call.sizes, tuple(options.numbers))
+    backward = launchers.backward_launcher(
         text,
         call.sizes,
         options.score or PLAIN.text,

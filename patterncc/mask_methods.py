@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from patterncc import pipeline
+from patterncc import programs, signatures
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from patterncc.dsl.pattern import Pattern
-    from patterncc.pipeline import Signature
+    from patterncc.signatures import Signature
 
 
 class Masks:
@@ -62,7 +62,7 @@ class Masks:
         from patterncc.parameters import bind_on_host
         from patterncc.sizes import head_scalars
 
-        reads = pipeline.resolve(self._pattern.structure).reads
+        reads = signatures.resolve(self._pattern.structure).reads
         scalars = head_scalars(
             reads, q_len, kv_len, q_offset, head, layer, heads, kv_heads, layers, batch
         )
@@ -121,12 +121,12 @@ class Masks:
 
         block_q = integer("block_q", block_q, least=1)
         block_k = integer("block_k", block_k, least=1)
-        resolved = pipeline.resolve(self._pattern.structure)
+        resolved = signatures.resolve(self._pattern.structure)
         scalars = head_scalars(
             resolved.reads, q_len, kv_len, q_offset, head, layer, heads, kv_heads, layers, batch
         )
         numbers, tables = bind_on_host(self._signature, self._pattern.tables, values, scalars)
-        program = pipeline.program(
+        program = programs.program(
             self._pattern.structure,
             block_q,
             block_k,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from patterncc import cpu_calls, folding, gpu_calls, pipeline
+from patterncc import cpu_calls, folding, gpu_calls, signatures
 from patterncc.arguments import check_backward_tensors
 from patterncc.codegen.backward_tensors import BackwardTensors
 from patterncc.dsl.errors import UnsupportedError
@@ -73,7 +73,7 @@ def _attn_bwd_fake(*arguments: Any) -> list[Tensor]:
     check_fakes(given.query, given.key, given.value, options)
     check_backward_tensors(given)
     inputs = (given.query, given.key, given.value, *options.tables)
-    wanted = wanted_gradients(options, len(pipeline.resolve(options.pattern).pattern.tables))
+    wanted = wanted_gradients(options, len(signatures.resolve(options.pattern).pattern.tables))
     return [_room(tensor) for tensor, yes in zip(inputs, wanted, strict=True) if yes]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from patterncc import autograd, eager, gpu_calls, pipeline, score_call
+from patterncc import autograd, eager, gpu_calls, score_call, settings, signatures
 from patterncc.arguments import integer, refuse_types, scale_factor
 from patterncc.operators import DEVICES
 from patterncc.parameters import bind
@@ -19,8 +19,8 @@ from patterncc.recent import RecentCalls
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from patterncc.pipeline import Signature
     from patterncc.score_call import ScoreSignature
+    from patterncc.signatures import Signature
 
 _torch: Any = torch  # the parts of torch that have no types
 
@@ -115,12 +115,12 @@ def attend(
 
 # Of a text, a library name or a path. torch.compile calls these once, while it traces.
 signature_of: Callable[[str], Signature] = _torch.compiler.assume_constant_result(
-    pipeline.signature_of
+    signatures.signature_of
 )
 signature_of_terms: Callable[[str | None, str | None], ScoreSignature | None] = (
     _torch.compiler.assume_constant_result(score_call.signature_of_terms)
 )
-isolates: Callable[[bool | None], bool] = _torch.compiler.assume_constant_result(pipeline.isolates)
+isolates: Callable[[bool | None], bool] = _torch.compiler.assume_constant_result(settings.isolates)
 
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

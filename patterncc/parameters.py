@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from patterncc.dsl.pattern import Parameter
-    from patterncc.pipeline import Signature
+    from patterncc.signatures import Signature
 
 _INTEGERS = (torch.int32, torch.int64)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from patterncc import pipeline
+from patterncc import signatures
 from patterncc.arguments import check_tensors, integer, scale_factor
 from patterncc.codegen.backward_tensors import BackwardTensors
 from patterncc.codegen.gpu.signature import table_kind
@@ -217,7 +217,7 @@ def check_fakes(query: Tensor, key: Tensor, value: Tensor, options: Options) -> 
     check_tensors(query, key, value)
     terms = PLAIN if options.score is None else terms_of(options.score)
     if options.tables or options.score_numbers:
-        declared = pipeline.resolve(options.pattern).pattern.tables
+        declared = signatures.resolve(options.pattern).pattern.tables
         names = tuple(terms.tables)
         check_count(declared, terms.numbers, names, options)
         own, others = options.tables[: len(declared)], options.tables[len(declared) :]
@@ -297,7 +297,7 @@ def resolve(
         ArgumentError: One is missing or wrong.
         PatternError: `pattern` is none, or `score` are no terms.
     """
-    resolved = pipeline.resolve(pattern)
+    resolved = signatures.resolve(pattern)
     terms = PLAIN if score is None else terms_of(score)
     if len(numbers) != len(resolved.numbers):
         raise ArgumentError(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from patterncc.dsl.score.terms import ScoreTerms
-    from patterncc.pipeline import Signature
+    from patterncc.signatures import Signature
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,17 @@ def settings() -> Settings:
     return Settings.read(os.environ)
 
 
+def isolates(asked: bool | None) -> bool:
+    """Must numbers that are not finite reach only rows and keys that see them? As it was asked
+    for, else as the environment has it."""
+    return settings().isolate if asked is None else asked
+
+
+def kernel_folder() -> Path:
+    """Where generated kernels are written."""
+    return settings().cache_dir / "src"
+
+
 def _folder(value: str) -> Path:
     if not value:
         import platformdirs  # here, because most imports of patterncc never need it

@@ -19,9 +19,10 @@ from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.gpu import config
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
-from patterncc.pipeline import counted_text, resolve, starting_width, takes_patches
+from patterncc.programs import counted_text, starting_width, takes_patches
 from patterncc.rivals import Dense, race_against, rivals_of
 from patterncc.score_example import PLAIN_SCORES, Scores
+from patterncc.signatures import resolve
 from patterncc.timing import Timing, once
 from patterncc.verdict import Oracle, Verdict, judge
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from patterncc.autotune.entries import Entry
     from patterncc.dsl.score.terms import ScoreTerms
-    from patterncc.pipeline import Signature
+    from patterncc.signatures import Signature
 
 
 class Tunable:
@@ -68,7 +68,7 @@ class Tunable:
         from patterncc import autotuning
         from patterncc.autotune.options import Options
         from patterncc.autotune.search import Limits
-        from patterncc.pipeline import kernel_folder
+        from patterncc.settings import kernel_folder
 
         refuse_terms(self._terms)
         where = {"q_offset": q_offset, "layer": layer, "layers": layers}

@@ -34,8 +34,8 @@ from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter, 
 from patterncc.codegen.ir import Passes
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError
-from patterncc.pipeline import kernel_folder, takes_patches
-from patterncc.settings import settings
+from patterncc.programs import takes_patches
+from patterncc.settings import kernel_folder, settings
 from patterncc.trial import choose_device
 from patterncc.tuned import WRITTEN_BY, config_of, store, why_not
 

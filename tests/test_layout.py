@@ -1,6 +1,7 @@
 """The tree, the configuration and the rules of import that a tool does not check."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,17 @@ SINGLE_IMPORTERS = {
     "lark": "dsl/parser.py",
     "optuna": "autotune/study.py",
     "triton": "codegen/gpu/launch.py",
+}
+
+
+# Caches without a bound: what they are asked of is few by nature (names in the library, ready
+# terms, devices, numbers of threads), or is kept anyway (loaded kernels).
+UNBOUNDED = {
+    "autotune/device.py": {"_gpu", "_processor"},
+    "codegen/gpu/launch.py": {"direct_launcher"},
+    "dsl/library.py": {"source"},
+    "dsl/modules.py": {"library_module"},
+    "dsl/score/ready.py": {"ready_program"},
 }
 
 
@@ -138,6 +150,23 @@ def test_only_the_settings_read_the_environment() -> None:
                     pytest.fail(f"{path}:{node.lineno} reads the environment")
                 case ast.ImportFrom(module="os", names=names):
                     assert not {"environ", "getenv"} & {alias.name for alias in names}, path
+
+
+def unbounded_caches(path: Path) -> set[str]:
+    """The functions of a file that take arguments and whose results are kept without a bound."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.FunctionDef) or node.args.args == []:
+            continue
+        for decorator in map(ast.unparse, node.decorator_list):
+            if re.fullmatch(r"(functools\.)?(cache|lru_cache\(.*None.*\))", decorator):
+                found.add(node.name)
+    return found
+
+
+def test_caches_are_bounded() -> None:
+    found = {str(path.relative_to(ROOT)): unbounded_caches(path) for path in package_files()}
+    assert {path: names for path, names in found.items() if names} == UNBOUNDED
 
 
 def test_file_sizes() -> None:

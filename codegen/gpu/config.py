@@ -52,8 +52,7 @@ class KernelConfig:
             `many` one after another, each begun before the one before it has ended.
         peaks: In a Gluon kernel, does `each` tile find the largest score of its rows, or do full
             tiles subtract what they find, `kept` from the tiles before, where they can
-            (`steady_writer.keeps_peak`)? The latter was not run on a device as it is now: it is
-            taken where it is asked for.
+            (`steady_writer.keeps_peak`)?
     """
 
     block_q: int = 128

@@ -22,6 +22,7 @@ from patterncc.codegen.gpu.gluon.reasons import (
     reason_against,
     walking_reason,
 )
+from patterncc.codegen.gpu.gluon.steady_writer import keeps_peak
 from patterncc.codegen.gpu.mask_source import beyond_limits, is_limit
 from patterncc.codegen.gpu.term_operations import Operations, pair_operations
 from patterncc.codegen.key_width import COSTS, key_width
@@ -82,23 +83,45 @@ class _Speed:
 
 _TRITON: Mapping[int, _Speed] = {
     128: _Speed(1 / 473, 120, 3.2e-5, 3.3e-4),
-    64: _Speed(1 / 406, 140, 8.0e-5, 7.6e-4),
+    64: _Speed(1 / 406, 175, 8.0e-5, 7.6e-4),
 }
 """Of Triton's 64x64 tiles, by head dimension."""
 
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A tile shape of Gluon's kernels.
+
+    Attributes:
+        config: It.
+        exact: Of passes where each tile finds its peak.
+        kept: Of those where full tiles keep it.
+    """
+
+    config: KernelConfig
+    exact: _Speed
+    kept: _Speed
+
+
 _WIDE = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
-_GLUON: Mapping[int, tuple[tuple[KernelConfig, _Speed], ...]] = {
+_GLUON: Mapping[int, tuple[_Shape, ...]] = {
     128: (
-        (_WIDE, _Speed(1 / 655, 270, 4.7e-5, 4.4e-4)),
-        (
+        _Shape(
+            _WIDE,
+            _Speed(1 / 655, 270, 4.7e-5, 4.4e-4),
+            _Speed(1 / 760, 400, 4.7e-5, 4.4e-4),
+        ),
+        _Shape(
             KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon"),
             _Speed(1 / 565, 145, 2.9e-5, 3.6e-4),
+            _Speed(1 / 655, 217, 2.9e-5, 3.6e-4),
         ),
     ),
     64: (
-        (
+        _Shape(
             KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon"),
             _Speed(1 / 478, 258, 7.3e-5, 7.3e-4),
+            _Speed(1 / 533, 345, 7.3e-5, 7.3e-4),
         ),
     ),
 }
@@ -164,19 +187,31 @@ def choose_emitter(
     least = _counted(pattern, passes, replace(own, pair=pair), terms, sizes)
     best = None
     reason = None if in_patches else _obstacle(passes, problem)
-    for config, speed in _GLUON[problem.head_dim]:
+    for shape in _GLUON[problem.head_dim]:
+        config = shape.config
         passes = lower(config.block_q, config.block_k, "gluon")
         reason = reason or _obstacle(passes, problem)
         if reason is not None:
             return EmitterChoice(None, f"no Gluon kernel: {reason}")
-        cost = _counted(pattern, passes, speed, terms, sizes)
-        if cost < least:
-            best, least = config, cost
-    tiles = " or ".join(f"{c.block_q}x{c.block_k}" for c, _ in _GLUON[problem.head_dim])
+        exact = [_counted(pattern, (each,), shape.exact, terms, sizes) for each in passes]
+        kept = [
+            _counted(pattern, (each,), shape.kept, terms, sizes)
+            if keeps_peak(each, problem)
+            else cost
+            for each, cost in zip(passes, exact, strict=True)
+        ]
+        found = ((config, sum(exact)), (replace(config, peaks="kept"), sum(kept)))
+        for config, cost in found:
+            if cost < least:
+                best, least = config, cost
+    shapes = [shape.config for shape in _GLUON[problem.head_dim]]
+    tiles = " or ".join(f"{each.block_q}x{each.block_k}" for each in shapes)
     if best is None:
         than = " than patches of a raster" if in_patches else ""
         return EmitterChoice(None, f"by counted work Gluon's {tiles} tiles take longer{than}")
     reason = f"the least counted work in {best.block_q}x{best.block_k} tiles"
+    if best.peaks == "kept":
+        reason += ", full ones keep the peak"
     if best == _WIDE and terms == Operations():
         passes = lower(best.block_q, best.block_k, "gluon")
         if _is_even(pattern, passes, problem, sizes) and (

@@ -26,7 +26,8 @@ ONE_PASS = KernelConfig(64, 128, 8, 2, "descriptor", emitter="gluon")
 
 LEAST_STEPS = 16
 """Tiles of rows that a key tile sees from where on one pass is clearly faster: its programs are
-long to start, and clearing and rounding the sums takes as long however few there are."""
+long to start, and clearing and rounding the sums takes as long however few there are. Where one
+wave of programs does it all, as under `causal` at 1024 tokens, nine would do (docs/gluon.md)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from patterncc.codegen.ir import BlockProgram, Passes
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.schedule import evaluate
 from patterncc.dsl.errors import ConfigError
-from patterncc.dsl.mask import TRUE
+from patterncc.dsl.mask import TRUE, variables
 
 Lowered: TypeAlias = Callable[[int, int], Sequence[Passes]]
 """Lowers for a tile shape `(block_q, block_k)`: alternatives, the most special one first, one that
@@ -251,5 +251,17 @@ def first_that_holds(
 def _holds(program: BlockProgram, env: Mapping[str, int]) -> bool:
     """Does the call, in each of its classes of rows, meet what the program takes for granted?"""
     return program.assume == TRUE or all(
-        bool(evaluate(program.assume, part.env)) for part in row_classes(program, env)
+        bool(evaluate(program.assume, part.env))
+        for scope in _scopes(program, env)
+        for part in row_classes(program, scope)
     )
+
+
+def _scopes(program: BlockProgram, env: Mapping[str, int]) -> Iterator[Mapping[str, int]]:
+    """The call's numbers; for each of its heads, where these have classes of their own."""
+    if not variables(program.tiling.k_class) & {"head", "kv_head"}:
+        yield env
+        return
+    group = env["heads"] // env["kv_heads"]
+    for head in range(env["heads"]):
+        yield {**env, "head": head, "kv_head": head // group}

@@ -3,9 +3,12 @@ that makes the gradient of them.
 
 They lie as the threads of a warpgroup hold a product of 64 rows, so that the 32 threads of a warp
 leave 512 bytes that follow each other in shared memory, from where the copy engine adds them as
-they are. With the bits of a row, `w w h r r r`, and of a column of the half of the head dimension
-that one warpgroup computes, `j ... j t t c`, the place within the half of a tile is
-`w w j ... j r r r t t h c`: warp, step, thread, and the four numbers of a thread.
+they are. With the bits of a row of the product, `w w h r r r`, and of a column, `j ... j t t c`,
+the place within the half of a tile is `w w j ... j r r r t t h c`: warp, step, thread, and the four
+numbers of a thread.
+
+A tile has two halves, one of each warpgroup: of its columns, or of its rows where the product is
+transposed (`computes_transposed`), whose rows are then columns of the tile.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ TILE_ROWS = 64
 """Rows of a tile of the sums."""
 
 HALVES = 2
-"""Warpgroups that share the columns of a tile."""
+"""Warpgroups that share a tile."""
 
 LINE = 256
 """Numbers of a line of the sums, as the copy engine sees them: what its boxes hold at most."""
@@ -44,6 +47,12 @@ ADDED_SHARES = KernelParameter("added_shares_ptr", "*i32", 16)
 def half_lines(head_dim: int) -> int:
     """Lines of what one warpgroup computes of a tile."""
     return TILE_ROWS * head_dim // HALVES // LINE
+
+
+def computes_transposed(head_dim: int) -> bool:
+    """Is what a warpgroup computes of a tile the product of transposed keys, all columns of half of
+    the rows? As many columns as a product has rows, and keys that registers have room for."""
+    return head_dim == TILE_ROWS
 
 
 def sum_layout(rows: int, head_dim: int) -> Layout:
@@ -78,14 +87,15 @@ def emit_round_query(problem: Problem) -> KernelSource:
 
 def _lines(problem: Problem) -> Iterator[str]:
     width = problem.head_dim
-    steps = width // HALVES // 8
+    steps = half_lines(width) * LINE // TILE_ROWS // 8
     yield "row_first = tl.program_id(0) * 64"
     yield "head = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)"
     yield f"sums = query_sums_ptr + (head * row_length + row_first) * {width}"
     yield f"tile = tl.load(sums + tl.arange(0, {TILE_ROWS * width}))"
     yield "# Half, warp, step, row in eight, pair of columns, eight of rows, column of the pair."
     yield f"tile = tile.reshape({HALVES}, 4, {steps}, 8, 4, 2, 2)"
-    yield f"tile = tile.permute(1, 5, 3, 0, 2, 4, 6).reshape({TILE_ROWS}, {width})"
+    order = (0, 2, 4, 6, 1, 5, 3) if computes_transposed(width) else (1, 5, 3, 0, 2, 4, 6)
+    yield f"tile = tile.permute{order}.reshape({TILE_ROWS}, {width})"
     yield f"rows = row_first + tl.arange(0, {TILE_ROWS})[:, None]"
     yield f"place = (head * q_len + rows) * {width} + tl.arange(0, {width})[None, :]"
     yield f"rounded = (tile * scale).to(tl.{problem.dtype})"

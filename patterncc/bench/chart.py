@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from patterncc.bench.document import advantage, ceiling, speed
+from patterncc.bench.document import ceiling, speed
 from patterncc.bench.peers import PEERS
-from patterncc.bench.race import Report, Result
+from patterncc.bench.ratio_chart import plot_ratios
+from patterncc.bench.report import Report, Result
 from patterncc.bench.request import PHASE_WORDS, Phase
+from patterncc.bench.standing import MANY, advantage
 from patterncc.dsl.errors import ConfigError
 from patterncc.plot import FORMATS, require_matplotlib
 
@@ -33,7 +35,8 @@ def check_output(path: str) -> None:
 
 
 def plot_report(report: Report, path: str) -> None:
-    """Draws a run: operations in a second on visible pairs, higher is better.
+    """Draws a run: operations in a second on visible pairs, higher is better; of many patterns,
+    which would be too many bars, how patterncc compares with the best peer.
 
     Args:
         report: What was found.
@@ -42,6 +45,9 @@ def plot_report(report: Report, path: str) -> None:
     Raises:
         OSError: It cannot be written.
     """
+    if len(report.results) > MANY:
+        plot_ratios(report, path)
+        return
     from matplotlib.figure import Figure  # here, because it takes a second to load
 
     phases = [phase for phase in report.options.phases if _results(report, phase)]

@@ -9,9 +9,10 @@ from statistics import median
 from typing import Any
 
 from patterncc.bench.peers import OWN
-from patterncc.bench.race import Report, Result
 from patterncc.bench.readings import FAULTS, Reading
+from patterncc.bench.report import Report, Result
 from patterncc.bench.request import Phase
+from patterncc.bench.standing import advantage, standing_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +44,6 @@ def ceiling(report: Report, result: Result) -> float:
     return median(report.ceilings[result.request.problem.dtype])
 
 
-def advantage(result: Result, phase: Phase) -> tuple[float, str] | None:
-    """How many times as fast as the best peer patterncc is, and which peer that is; `None` where
-    one of both is missing."""
-    own = result.readings[OWN].median(phase) if OWN in result.readings else None
-    others = {
-        name: seconds
-        for name, reading in result.readings.items()
-        if name != OWN and (seconds := reading.median(phase)) is not None
-    }
-    if own is None or not others:
-        return None
-    best = min(others, key=lambda name: others[name])
-    return others[best] / own, best
-
-
 def is_sound(report: Report) -> bool:
     """Whether patterncc did everything that was asked, and right, and no peer passed off something
     else for its kernel."""
@@ -80,6 +66,12 @@ def document(report: Report) -> dict[str, Any]:
         "ceilings": report.ceilings,
         "options": {"phases": options.phases, "rounds": options.rounds_on(report.device)},
         "interrupted": report.interrupted,
+        "left": list(report.left),
+        "standings": {
+            phase: standing.document()
+            for phase in options.phases
+            if (standing := standing_of(report, phase)) is not None
+        },
         "results": [_result(report, result) for result in report.results],
     }
 
@@ -89,6 +81,7 @@ def _result(report: Report, result: Result) -> dict[str, Any]:
     call, problem = request.call, request.problem
     return {
         "name": request.name,
+        "ended": result.ended,
         "text": call.pattern.text,
         "call": {
             "batch": request.batch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import (
 )
 
 from patterncc.bench.fa4 import why_no_fa4
-from patterncc.bench.mask_function import mask_text, segment_tensors
+from patterncc.bench.mask_function import MaskFunction, mask_text, segment_tensors
 from patterncc.bench.peer import Ready
 from patterncc.bench.request import Request
 from patterncc.dsl.errors import UnsupportedError
@@ -60,11 +60,6 @@ class Flex:
         batch = request.batch if "batch" in call.reads else None
         sizes = (batch, heads, call.q_len, call.kv_len)
         masks: list[BlockMask | None] = [None]
-        # Documents change with every batch, so a caller compiles what makes their masks.
-        create = cast(
-            Callable[..., BlockMask],
-            torch.compile(create_block_mask) if request.packed else create_block_mask,
-        )
         options: dict[str, Any] = {"enable_gqa": call.heads != call.kv_heads}
         if device.type == "cuda" and _has_backends():
             options["kernel_options"] = {"BACKEND": self._kernel}
@@ -75,7 +70,7 @@ class Flex:
                 return 0
             found = segment_tensors(text.segments, request, tables)
             read.update(found)
-            mask = create(function, *sizes, device=device)
+            mask = block_mask(function, *sizes, device)
             masks[0] = mask
             held = [part for part in mask.as_tuple() if isinstance(part, Tensor)]
             return sum(part.nbytes for part in [*held, *found.values()])
@@ -85,7 +80,57 @@ class Flex:
 
         if device.type == "cpu" and request.problem.dtype == "float64":
             raise UnsupportedError("its kernel for CPUs has no float64")
-        return Ready(attend, rebuild, note="block mask compiled" if request.packed else "")
+        return Ready(attend, rebuild)
+
+
+def block_mask(
+    function: MaskFunction,
+    batch: int | None,
+    heads: int | None,
+    q_len: int,
+    kv_len: int,
+    device: torch.device,
+) -> BlockMask:
+    """The block mask of a function, in blocks of FlexAttention's usual size.
+
+    That size is 128, and with smaller ones it has no gradients for this benchmark's shapes on
+    Hopper: the only config of its backward that it takes untold has tiles of 128. Masks that
+    differ by head or batch entry are made for one of them after the other: all pairs of 16 heads
+    at once, as 64-bit numbers, are 32 GiB at 16,384 tokens. Nothing is compiled, as
+    `torch.compile(create_block_mask)` was not done after a minute at that length.
+
+    Args:
+        function: Of batch, head, row and key.
+        batch: Entries whose masks differ; `None` if they do not.
+        heads: The same of heads.
+        q_len: Rows.
+        kv_len: Keys.
+        device: Where it will be used.
+    """
+    if batch is None and heads is None:
+        return create_block_mask(function, None, None, q_len, kv_len, device=device)
+    entries, each = batch or 1, heads or 1
+    parts = []
+    for place in range(entries * each):
+
+        def one(batch: Tensor, head: Tensor, row: Tensor, k: Tensor, place: int = place) -> Tensor:
+            return function(batch + place // each, head + place % each, row, k)
+
+        parts.append(create_block_mask(one, None, None, q_len, kv_len, device=device))
+
+    def joined(name: str) -> Tensor:
+        found = torch.cat([getattr(part, name) for part in parts])
+        return found.view(entries, each, *found.shape[2:])
+
+    return BlockMask.from_kv_blocks(
+        joined("kv_num_blocks"),
+        joined("kv_indices"),
+        joined("full_kv_num_blocks"),
+        joined("full_kv_indices"),
+        BLOCK_SIZE=parts[0].BLOCK_SIZE,
+        mask_mod=function,
+        seq_lengths=(q_len, kv_len),
+    )
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:

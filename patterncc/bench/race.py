@@ -1,5 +1,6 @@
-"""Runs the benchmark: a process for each peer at each request, all that are compared ready before
-any is timed, their calls interleaved.
+"""Runs the benchmark: a process for each peer at each request. Some get ready while others wait;
+whenever all peers of one request are ready, everybody else is paused and these are timed, their
+calls interleaved.
 
 One that crashes, hangs or is wrong costs its own line of the table and nothing else.
 """
@@ -8,151 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 
-from patterncc.autotune.worker import Maker, Worker, WorkerLostError
+from patterncc.autotune.worker import Maker, Worker
+from patterncc.bench.journal import Journal, Terms
+from patterncc.bench.lane import Lane, time_lanes
 from patterncc.bench.machine import Machine
 from patterncc.bench.peer import PeerSpec
-from patterncc.bench.readings import Reading, Round
-from patterncc.bench.request import Phase, Request
-from patterncc.dsl.errors import TuningError
+from patterncc.bench.readings import Reading
+from patterncc.bench.report import Options, Progress, Report, Result
+from patterncc.bench.request import Request
 
-_ROUNDS = {"cpu": 5, "cuda": 10}  # of every phase of every peer, where no number is asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to run.
-
-    Attributes:
-        phases: What to time. `fresh` is timed of packed documents alone.
-        rounds: Rounds of every phase; a usual number if not given.
-        timeout: Seconds that a process may take for one answer, compiling included.
-        jobs: Processes that get ready at the same time, at least those of one request.
-    """
-
-    phases: tuple[Phase, ...]
-    rounds: int | None = None
-    timeout: float = 300.0
-    jobs: int = 1
-
-    def phases_of(self, request: Request) -> tuple[Phase, ...]:
-        """The phases that a request has."""
-        return tuple(phase for phase in self.phases if phase != "fresh" or request.packed)
-
-    def rounds_on(self, device: str) -> int:
-        """Rounds on a device."""
-        return self.rounds or _ROUNDS[device.partition(":")[0]]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What a person who waits is told.
-
-    Attributes:
-        stage: What is being done.
-        done, total: Steps of the whole run.
-    """
-
-    stage: str
-    done: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """All peers at one request.
-
-    Attributes:
-        request: The call.
-        readings: By the name of the peer, in the order of the table.
-        phases: What was timed.
-    """
-
-    request: Request
-    readings: dict[str, Reading]
-    phases: tuple[Phase, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A whole run.
-
-    Attributes:
-        machine: Where it ran.
-        device: Its name to torch.
-        started: When, in UTC.
-        ceilings: FLOP/s of a matrix product of each type, before, between and after all requests.
-        options: How it ran.
-        results: In the order of the requests.
-        interrupted: Whether Ctrl-C ended it; then only some requests have a result.
-    """
-
-    machine: Machine
-    device: str
-    started: str
-    ceilings: dict[str, list[float]]
-    options: Options
-    results: list[Result]
-    interrupted: bool = False
-
-
-@dataclass(slots=True)
-class _Lane:
-    """A peer at a request, and the process that runs it."""
-
-    spec: PeerSpec
-    request: Request
-    phases: tuple[Phase, ...]
-    worker: Worker
-    reading: Reading = field(default_factory=lambda: Reading("refused", "it was not run"))
-
-    @property
-    def name(self) -> str:
-        return f"{self.request.name}, {self.spec.name}"
-
-    def prepare(self) -> None:
-        try:
-            self.reading = self.worker.ask("prepare")
-        except WorkerLostError as error:
-            self._lose(error)
-        except TuningError as error:  # there is no process to ask
-            self.reading = Reading("refused", error.message)
-        if self.reading.state != "ready":
-            self.worker.close()
-
-    def time(self, phase: Phase) -> None:
-        if phase not in self.reading.phases or self.reading.state not in ("ready", "timed"):
-            return
-        try:
-            found: Round = self.worker.ask("time", phase)
-        except WorkerLostError as error:
-            self._lose(error)
-        except TuningError as error:
-            self._end("refused", error.message)
-        else:
-            self.reading = self.reading.timed(phase, found)
-
-    def recheck(self) -> None:
-        if self.reading.state == "timed":
-            try:
-                state, reason = self.worker.ask("recheck")
-            except WorkerLostError as error:
-                self._lose(error)
-            except TuningError as error:
-                self._end("refused", error.message)
-            else:
-                self.reading = replace(self.reading, state=state, reason=reason)
-        self.worker.close()
-
-    def _lose(self, error: WorkerLostError) -> None:
-        self._end("hung" if error.state == "hung" else "crashed", error.message)
-
-    def _end(self, state: str, reason: str) -> None:
-        self.reading = replace(self.reading, state=state, reason=reason)  # type: ignore[arg-type]
-        self.worker.close()
+_BETWEEN = 16  # requests after which the matrix product is timed again
 
 
 def run(
@@ -161,6 +33,7 @@ def run(
     device: str,
     options: Options,
     report: Callable[[Progress], None] = lambda _: None,
+    journal: Journal | None = None,
 ) -> Report:
     """Times all peers at all requests.
 
@@ -170,6 +43,7 @@ def run(
         device: `cpu`, `cuda:0`.
         options: How.
         report: Told how far it is.
+        journal: Gets each result as soon as it is there; what it has is not measured again.
 
     Returns:
         What was found; after Ctrl-C what was found before.
@@ -178,98 +52,185 @@ def run(
         UnsupportedError: A pattern cannot be counted.
         TuningError: The device itself does not work.
     """
-    started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    steps = _Steps(len(requests) * len(peers), report)
-    for request in requests:
-        _ = request.pairs  # a pattern that cannot be counted stops the run before it starts
+    begin = time.monotonic()
+    started = _now()
     ceilings: dict[str, list[float]] = {request.problem.dtype: [] for request in requests}
-    results: list[Result] = []
+    found: dict[int, Result] = {}
     with Worker(Maker("patterncc.bench.machine", "make", (device,)), options.timeout) as probe:
         machine: Machine = probe.ask("machine")
         missing: dict[str, str] = probe.ask("missing", tuple(peers))
-        _measure_ceilings(probe, ceilings)
+        rows: list[_Row] = []
+        for number, request in enumerate(requests):
+            terms = Terms.of(request, peers, options, machine)
+            kept = journal.found(terms, request) if journal is not None else None
+            if kept is None:
+                rows.append(_row(number, request, peers, missing, options, terms))
+            else:
+                found[number] = kept
+
+        def measure_ceilings() -> None:
+            for dtype, rates in ceilings.items():
+                rates.append(probe.ask("ceiling", dtype))
+
+        measure_ceilings()
         interrupted = False
+        steps = _Steps(sum(len(row.lanes) for row in rows), report)
+        race = _Race(rows, options, begin + options.within, steps, measure_ceilings)
         try:
-            for group in _groups(requests, len(peers), options.jobs):
-                for result in _run_group(group, peers, missing, options, steps):
-                    results.append(result)
-                _measure_ceilings(probe, ceilings)
+            for row, result in race.results():
+                found[row.number] = result
+                if journal is not None:
+                    journal.keep(row.terms, result)
         except KeyboardInterrupt:
             interrupted = True
-    return Report(machine, device, started, ceilings, options, results, interrupted)
+        else:
+            measure_ceilings()
+    left = () if interrupted else tuple(row.request.name for row in rows if row.left)
+    results = [found[number] for number in sorted(found)]
+    return Report(machine, device, started, ceilings, options, results, interrupted, left)
 
 
-def _measure_ceilings(probe: Worker, ceilings: dict[str, list[float]]) -> None:
-    for dtype, found in ceilings.items():
-        found.append(probe.ask("ceiling", dtype))
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def _groups(requests: Sequence[Request], peers: int, jobs: int) -> Iterator[Sequence[Request]]:
-    """Requests that get ready together: as many as there are jobs for."""
-    size = max(1, jobs // max(1, peers))
-    for start in range(0, len(requests), size):
-        yield requests[start : start + size]
+@dataclass(slots=True)
+class _Row:
+    """A request and its peers.
+
+    Attributes:
+        number: Place in the table.
+        lanes: The peers, in the order of the table.
+        terms: By which the journal knows it.
+        begun: Whether its processes were started; `None` until the first one's turn comes.
+        waiting: Lanes that are not ready yet, nor failed.
+    """
+
+    number: int
+    request: Request
+    lanes: list[Lane]
+    terms: Terms
+    begun: bool | None = None
+    waiting: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def left(self) -> bool:
+        """Whether there was no time for it."""
+        return self.begun is False
+
+    def begin(self, deadline: float) -> bool:
+        """Whether it is still measured: all lanes of it, or none."""
+        with self.lock:
+            if self.begun is None:
+                self.begun = time.monotonic() < deadline
+            return self.begun
 
 
-def _run_group(
-    requests: Sequence[Request],
+def _row(
+    number: int,
+    request: Request,
     peers: Sequence[PeerSpec],
     missing: dict[str, str],
     options: Options,
-    steps: _Steps,
-) -> Iterator[Result]:
-    """Gets all processes of some requests ready, then times one request after the other."""
-    with contextlib.ExitStack() as stack:
-        lanes: dict[str, list[_Lane]] = {}
-        for number, request in enumerate(requests):
-            lanes[str(number)] = [
-                _lane(spec, request, options, missing[spec.name], stack) for spec in peers
-            ]
-        waiting = [lane for row in lanes.values() for lane in row if lane.reading.state != "absent"]
-        steps.skip(len(requests) * len(peers) - len(waiting))
-        with ThreadPoolExecutor(max(options.jobs, 1)) as pool:
-            ready = {pool.submit(lane.prepare): lane for lane in waiting}
-            try:
-                for future in as_completed(ready):
-                    future.result()
-                    steps.done(f"{ready[future].name}: {ready[future].reading.state}")
-            except BaseException:  # nobody waits for the others any more
-                for lane in waiting:
-                    lane.worker.close()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        for request, row in zip(requests, lanes.values(), strict=True):
-            _time(request, row, options, steps)
-            readings = {lane.spec.name: lane.reading for lane in row}
-            yield Result(request, readings, options.phases_of(request))
+    terms: Terms,
+) -> _Row:
+    lanes = [Lane.of(spec, request, options.phases_of(request), options.timeout) for spec in peers]
+    for lane in lanes:
+        if missing[lane.spec.name]:
+            lane.reading = Reading("absent", missing[lane.spec.name])
+    waiting = sum(lane.reading.state != "absent" for lane in lanes)
+    return _Row(number, request, lanes, terms, waiting=waiting)
 
 
-def _lane(
-    spec: PeerSpec,
-    request: Request,
-    options: Options,
-    missing: str,
-    stack: contextlib.ExitStack,
-) -> _Lane:
-    phases = options.phases_of(request)
-    maker = Maker("patterncc.bench.subject", "make", (spec, request, phases))
-    lane = _Lane(spec, request, phases, stack.enter_context(Worker(maker, options.timeout)))
-    if missing:
-        lane.reading = Reading("absent", missing)
-    return lane
+@dataclass(slots=True)
+class _Race:
+    """All rows, and who works on them.
 
+    Attributes:
+        rows: What to measure.
+        options: How.
+        deadline: Of the monotonic clock; no row is begun after it.
+        steps: Counts lanes.
+        between: Called after some rows, while nobody else uses the device.
+    """
 
-def _time(request: Request, row: Sequence[_Lane], options: Options, steps: _Steps) -> None:
-    """Rounds of all peers in turn, in alternating order, so that whatever else happens to the
-    device hits them all."""
-    rounds = options.rounds_on(request.device)
-    for phase in options.phases_of(request):
-        for number in range(rounds):
-            steps.say(f"{request.name}: {phase}, round {number + 1} of {rounds}")
-            for lane in row if number % 2 else reversed(row):
-                lane.time(phase)
-    for lane in row:
-        lane.recheck()
+    rows: list[_Row]
+    options: Options
+    deadline: float
+    steps: _Steps
+    between: Callable[[], None]
+    ended: bool = False
+
+    def results(self) -> Iterator[tuple[_Row, Result]]:
+        """The rows as they are done, first those whose peers are ready first."""
+        with contextlib.ExitStack() as stack:
+            for row in self.rows:
+                for lane in row.lanes:
+                    stack.enter_context(lane.worker)
+            with ThreadPoolExecutor(max(self.options.jobs, 1)) as pool:
+                try:
+                    yield from self._as_ready(pool)
+                finally:  # after Ctrl-C nobody waits for the others any more
+                    self.ended = True
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    for row in self.rows:
+                        for lane in row.lanes:
+                            lane.worker.close()
+
+    def _as_ready(self, pool: ThreadPoolExecutor) -> Iterator[tuple[_Row, Result]]:
+        futures: dict[Future[None], tuple[_Row, Lane]] = {}
+        for row in self.rows:
+            for lane in row.lanes:
+                if lane.reading.state == "absent":
+                    self.steps.skip()
+                else:
+                    futures[pool.submit(self._prepare, row, lane)] = row, lane
+        timed = 0
+        for future in as_completed(futures):
+            future.result()
+            row, lane = futures.pop(future)
+            row.waiting -= 1
+            self.steps.done(f"{lane.name}: {'left' if row.left else lane.reading.state}")
+            if row.waiting or row.left:
+                continue
+            with self._paused(row):
+                self._time(row)
+                timed += 1
+                if timed % _BETWEEN == 0:
+                    self.between()
+            yield row, self._result(row)
+
+    def _prepare(self, row: _Row, lane: Lane) -> None:
+        if self.ended or not row.begin(self.deadline):
+            return
+        lane.prepare()
+        if lane is row.lanes[0]:
+            lane.count()
+
+    @contextlib.contextmanager
+    def _paused(self, row: _Row) -> Iterator[None]:
+        """Only the processes of a row run. One that a thread starts meanwhile does, too: it loads
+        libraries for longer than a row is timed, and does not touch the device before."""
+        others = [lane.worker for other in self.rows if other is not row for lane in other.lanes]
+        try:
+            for worker in others:
+                worker.pause()
+            yield
+        finally:
+            for worker in others:
+                worker.proceed()
+
+    def _time(self, row: _Row) -> None:
+        rounds = self.options.rounds_on(row.request.device)
+        time_lanes(row.lanes, self.options.phases_of(row.request), rounds, self.steps.say)
+
+    def _result(self, row: _Row) -> Result:
+        for lane in row.lanes:
+            lane.recheck()
+        _ = row.request.pairs  # where no process could count them; an error ends the run
+        readings = {lane.spec.name: lane.reading for lane in row.lanes}
+        return Result(row.request, readings, self.options.phases_of(row.request), _now())
 
 
 class _Steps:
@@ -285,5 +246,5 @@ class _Steps:
         self._done += 1
         self.say(stage)
 
-    def skip(self, count: int) -> None:
-        self._done += count
+    def skip(self) -> None:
+        self._done += 1

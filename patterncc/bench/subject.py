@@ -54,8 +54,25 @@ class Subject:
         except Exception as error:  # of any library below
             return Reading("refused", _root(error))
 
+    def pairs(self) -> int:
+        """The visible pairs of the request, counted here: many patterns have tables, and a
+        count can take half a minute of one core."""
+        return self._request.pairs
+
+    def settle(self) -> float:
+        """Sees how long calls take, once nobody else uses the device.
+
+        Returns:
+            Seconds of making what describes the mask, until the device has done it.
+        """
+        masks = [elapsed(self._ready.rebuild, self._device) for _ in range(_MASK_CALLS)]
+        for phase in self._phases:
+            self._once(phase)
+            self._expected[phase] = elapsed(lambda phase=phase: self._once(phase), self._device)  # type: ignore[misc]
+        return sorted(masks)[_MASK_CALLS // 2]
+
     def time(self, phase: Phase) -> Round:
-        """A round of calls of a phase."""
+        """A round of calls of a phase, after `settle`."""
         if phase == "fresh":
             seconds = (self._watch.wall(self._fresh),)
             return Round(seconds, seconds)
@@ -86,6 +103,8 @@ class Subject:
             nonlocal kept
             self._ready = peer.bind(self._request)
             kept = self._ready.rebuild()
+            if self._device.type == "cuda":  # others that get ready need the memory
+                torch.cuda.empty_cache()
             self._inputs = tuple(self._laid_out(tensor) for tensor in tensors)
             self._grad_out = self._random_gradient()
             self._forward()
@@ -105,15 +124,11 @@ class Subject:
         judgement = self._judge(tensors)
         if judgement.worst[1] > 1:
             return Reading("wrong", _words(judgement.errors), judgement=judgement)
-        masks = [elapsed(self._ready.rebuild, self._device) for _ in range(_MASK_CALLS)]
-        for phase in self._phases:
-            self._expected[phase] = elapsed(lambda phase=phase: self._once(phase), self._device)  # type: ignore[misc]
         return Reading(
             "ready",
             note="; ".join(filter(None, notes)),
             judgement=judgement,
             first_seconds=first,
-            mask_seconds=sorted(masks)[_MASK_CALLS // 2],
             mask_bytes=kept,
             peak_bytes=self._peaks(),
             phases=self._phases,

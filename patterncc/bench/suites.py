@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from patterncc.bench.request import Request
+from patterncc.bench.request import Phase, Request
 from patterncc.call import Call
 from patterncc.codegen.problem import DType, Problem
 from patterncc.dsl import library, load
@@ -47,11 +47,38 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """Patterns at shapes."""
+    """Patterns at shapes.
+
+    Attributes:
+        summary: What it is, in words.
+        patterns: Its patterns.
+        shapes: Each of them is measured at all.
+        peers: As `--peers` has them, where nobody names others; all if `None`.
+        phases: What is timed where nobody asks for something else; all if empty.
+        aims: By phase: how many times as fast as the best of these peers patterncc is to be.
+    """
 
     summary: str
     patterns: Sequence[Subject]
     shapes: Sequence[Shape]
+    peers: str | None = None
+    phases: tuple[Phase, ...] = ()
+    aims: Mapping[Phase, float] = field(default_factory=dict)
+
+    def only(self, names: str | None) -> Sequence[Subject]:
+        """The patterns of a list such as `causal,nsa`; all if none is given.
+
+        Raises:
+            ConfigError: There is no such pattern in it.
+        """
+        if names is None:
+            return self.patterns
+        known = {subject.name: subject for subject in self.patterns}
+        asked = list(filter(None, names.split(",")))
+        unknown = [name for name in asked if name not in known]
+        if unknown:
+            raise ConfigError(f"--only has {unknown[0]!r}, not of this suite", tuple(known))
+        return [known[name] for name in dict.fromkeys(asked)]
 
 
 def drawn_documents(length: int) -> dict[str, Any]:
@@ -101,9 +128,12 @@ SUITES: Mapping[str, Suite] = {
     "batch": Suite("five patterns, batch 4", _USUAL, [replace(_SHAPE, batch=4)]),
     "packed": Suite("packed documents alone", (_PACKED,), [_SHAPE]),
     "library": Suite(
-        "every library pattern, with the example that it has, 4096 tokens",
+        "every library pattern, with the example that it has, beside FlexAttention",
         [Subject(name, name) for name in library.names()],
-        [replace(_SHAPE, length=4096)],
+        [_SHAPE],
+        peers="flex",
+        phases=("forward", "backward"),
+        aims={"forward": 1.4, "backward": 1.3},
     ),
 }
 

@@ -14,9 +14,9 @@ from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.pattern import Pattern
 from patterncc.dsl.score.terms import ScoreTerms, load_terms
 from patterncc.example_values import USUAL_LAYERS, Example
-from patterncc.pipeline import isolates
 from patterncc.score_example import Scores
 from patterncc.score_example import scores_of as example_scores
+from patterncc.settings import isolates
 
 STANDARD_INPUT = "-"
 

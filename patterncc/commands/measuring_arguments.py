@@ -72,16 +72,21 @@ def add_arguments_of_bench(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="instead of patterns: design, short, d64, gqa, batch, packed, library",
     )
+    parser.add_argument(
+        "--only", metavar="LIST", help="of a suite these patterns alone, such as causal,nsa"
+    )
     group = parser.add_argument_group("who takes part, and in what")
     group.add_argument(
         "--list-peers", action="store_true", help="say who takes part here, and why others do not"
     )
-    group.add_argument("--peers", metavar="LIST", help="such as flex,fa4; all if not given")
+    group.add_argument(
+        "--peers", metavar="LIST", help="such as flex,fa4; those of the suite, or all"
+    )
     group.add_argument(
         "--phases",
         metavar="LIST",
         help="of forward, backward, both, and fresh: mask, forward and backward of packed documents"
-        " (all)",
+        " (those of the suite, or all)",
     )
     group = parser.add_argument_group(
         "the shapes", "of a suite its own; else batch 1, 16 heads, head_dim 128"
@@ -117,6 +122,17 @@ def add_arguments_of_bench(parser: argparse.ArgumentParser) -> None:
         type=read_count,
         metavar="N",
         help="processes that get ready at a time (half the CPUs)",
+    )
+    group.add_argument(
+        "--within",
+        type=float,
+        metavar="SECONDS",
+        help="begin no pattern after that time; those left are named, and the exit code is 1",
+    )
+    group.add_argument(
+        "--resume",
+        metavar="FILE",
+        help="keep each result there as it comes, and measure only what is not there yet",
     )
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="write the JSON document there, besides the tables"

@@ -148,7 +148,7 @@ def _tune_all(args: argparse.Namespace, works: list[_Work], device: str) -> int:
     from patterncc import tuning_plot
     from patterncc.autotune.options import Options
     from patterncc.autotune.search import Limits
-    from patterncc.pipeline import kernel_folder
+    from patterncc.settings import kernel_folder
     from patterncc.tuning import document, tuner
 
     options = Options(

@@ -36,6 +36,8 @@ CONFIG = {
     "neighbours": "tiles",
     "max_registers": None,
     "emitter": "triton",
+    "query_tiles": "one",
+    "peaks": "each",
 }
 
 

@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patterncc.autotune.candidates import default_of, space_for
+from patterncc.autotune.key import Device
 from patterncc.autotune.space import (
     CPU,
     FORWARD,
@@ -18,6 +21,7 @@ from patterncc.autotune.space import (
 from patterncc.codegen.gpu.config import KernelConfig, check_config, default_config, shared_bytes
 from patterncc.codegen.problem import DType, Problem
 from patterncc.dsl.errors import ConfigError
+from tests.autotune.jobs import job
 
 TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
 DTYPES: tuple[DType, ...] = ("float16", "bfloat16", "float32")
@@ -81,6 +85,8 @@ def test_knobs_by_target() -> None:
     assert registers["cuda:100"] == (None, 128, 168, 255)
     assert registers["hip:gfx942"] == (None,)
     assert {t for t in TARGETS if choices[t]["emitter"] == ("triton", "gluon")} == {"cuda:90"}
+    assert {t for t in TARGETS if choices[t]["query_tiles"] == ("one", "many")} == {"cuda:90"}
+    assert {t for t in TARGETS if choices[t]["peaks"] == ("each", "kept")} == {"cuda:90"}
     assert {config.load for config in SearchSpace(FORWARD, problem, "cuda:80").configs} == {
         "pointer"
     }
@@ -137,6 +143,53 @@ def test_gluon() -> None:
         assert {config.emitter for config in configs} == {"triton"}
 
 
+@pytest.mark.parametrize(
+    ("text", "dtype", "choices"),
+    [
+        ("causal", "bfloat16", {"each", "kept"}),
+        ("causal", "float16", {"each"}),
+        ("longformer", "bfloat16", {"each", "kept"}),  # untuned it goes by Triton
+        ("causal and keep[q // 64, k // 64]", "bfloat16", {"each"}),
+    ],
+)
+def test_peaks_are_a_choice_where_they_can_be_kept(
+    text: str, dtype: DType, choices: set[str]
+) -> None:
+    tables = {"keep": np.ones((64, 64), bool)} if "keep" in text else {}
+    text = f"pattern p(keep: bool[*, *]): {text}" if tables else text
+    problem = Problem(dtype, 128, 128)
+    call = job(text, problem=problem, heads=16, kv_heads=16, q_len=4096, tables=tables)
+    device = Device("NVIDIA H200", "cuda:90", "triton 3.6.0", 132)
+    space = space_for(call, FORWARD, device)
+    assert {config.peaks for config in space.configs} == choices
+    assert default_of(call, FORWARD, device) in space
+
+
+@pytest.mark.parametrize(
+    ("text", "choices"),
+    [
+        ("window(1024)", {"one", "many"}),
+        ("dilated(512, 8)", {"one"}),  # classes of rows
+        ("causal and keep[q // 64, k // 64]", {"one"}),
+    ],
+)
+def test_query_tiles_are_a_choice_where_a_program_can_have_many(
+    text: str, choices: set[str]
+) -> None:
+    """And what the store keeps of such a config is that config."""
+    tables = {"keep": np.ones((256, 256), bool)} if "keep" in text else {}
+    text = f"pattern p(keep: bool[*, *]): {text}" if tables else text
+    problem = Problem("bfloat16", 128, 128)
+    call = job(text, problem=problem, heads=16, kv_heads=16, q_len=16384, tables=tables)
+    device = Device("NVIDIA H200", "cuda:90", "triton 3.6.0", 132)
+    space = space_for(call, FORWARD, device)
+    assert {config.query_tiles for config in space.configs} == choices
+    assert default_of(call, FORWARD, device) in space
+    many = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon", query_tiles="many")
+    assert (many in space) == ("many" in choices)
+    assert config_from(config_values(many, FORWARD, "cuda:90")) == many
+
+
 def test_few_rows_by_descriptors_are_a_choice() -> None:
     """Sixteen rows at a time, whose numbers are no box: they come by pointers."""
     space = SearchSpace(phase_named("grad_key_value"), Problem("bfloat16", 128, 128), "cuda:90")
@@ -145,10 +198,11 @@ def test_few_rows_by_descriptors_are_a_choice() -> None:
 
 def test_registers_of_gluon() -> None:
     """Caps are choices only where they make room for another program, and what is known to spill is
-    none: of 38 configs of either order, 14 remain at a head dimension of 128."""
+    none: of 38 configs of either order and peaks, 14 remain at a head dimension of 128, and
+    one with many query tiles."""
     space = SearchSpace(FORWARD, Problem("bfloat16", 128, 128), "cuda:90", {"neighbours": "tiles"})
     gluon = [config for config in space.configs if config.emitter == "gluon"]
-    assert len(gluon) == 28
+    assert len(gluon) == 58
     assert {config.max_registers for config in gluon} == {None}
     small = KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon")
     narrow = SearchSpace(FORWARD, Problem("bfloat16", 64, 64), "cuda:90")

@@ -59,7 +59,7 @@ MEASURED = (
     ("causal", (128, 128), (64, 128)),
     ("full", (128, 128), (64, 128)),
     ("window(4096)", (128, 128), (64, 128)),
-    ("window(1024)", (128, 128), (64, 128)),
+    ("window(1024)", (64, 64), (64, 128)),
     ("window(256)", (64, 64), None),
     ("streaming(64, 4096)", (128, 128), (64, 128)),
     ("dilated(512, 8)", (64, 64), None),
@@ -68,7 +68,7 @@ MEASURED = (
     ("local_strided(64, 16, 8)", (64, 64), None),
     ("causal and chunked(256)", (64, 64), None),
     ("if head < 8 then causal else window(512)", (128, 128), (64, 128)),
-    ("pattern p(doc: segments): causal and doc[q] == doc[k]", (64, 64), None),
+    ("pattern p(doc: segments): causal and doc[q] == doc[k]", (64, 64), (64, 128)),
 )
 
 
@@ -91,7 +91,7 @@ def test_what_was_fastest_is_chosen(
 WITH_TERMS = (
     ("causal", SINK, (128, 128), (64, 128)),
     ("window(4096)", SINK, (128, 128), (64, 128)),
-    ("window(1024)", SINK, (128, 128), (64, 128)),
+    ("window(1024)", SINK, (64, 64), (64, 128)),
     ("causal", ALIBI, (128, 128), (64, 128)),
     ("window(4096)", ALIBI, (128, 128), (64, 128)),
     ("window(1024)", ALIBI, (64, 64), (64, 128)),
@@ -150,11 +150,12 @@ def test_reasons_for_triton(text: str, problem: Problem, target: str, words: str
 
 @pytest.mark.parametrize("text", ["window(1024)", "around(512)"])
 def test_programs_of_many_query_tiles_where_they_win(text: str) -> None:
-    choice = _choice(text)
+    problem = replace(D128, dtype="float16")  # which keeps no peak
+    choice = _choice(text, problem)
     assert choice.config is not None
     assert choice.config.query_tiles == "many"
     assert "many query tiles to a program" in choice.reason
-    sink = _choice(text, replace(D128, terms=SINK)).config
+    sink = _choice(text, replace(problem, terms=SINK)).config
     assert sink is not None
     assert sink.query_tiles == "many"
     check_config(choice.config, D128, "cuda:90")
@@ -179,6 +180,34 @@ def test_programs_of_one_query_tile_elsewhere(text: str) -> None:
     config = _choice("window(1024)", D64).config
     assert config is not None
     assert config.query_tiles == "one"
+
+
+@pytest.mark.parametrize("text", ["full", "causal", "window(512)", "local_strided(64, 16, 8)"])
+def test_full_tiles_keep_the_peak_where_they_can(text: str) -> None:
+    choice = _choice(text)
+    assert choice.config is not None
+    assert choice.config.peaks == "kept"
+    assert "full ones keep the peak" in choice.reason
+    check_config(choice.config, D128, "cuda:90")
+    for problem in (
+        replace(D128, dtype="float16"),
+        replace(D128, terms=ALIBI),
+        replace(D128, isolates=True),
+    ):
+        choice = _choice(text, problem)
+        assert choice.config is not None
+        assert choice.config.peaks == "each"
+        assert "peak" not in choice.reason
+    sink = _choice(text, replace(D128, terms=SINK)).config
+    assert sink is not None
+    assert sink.peaks == "kept"
+
+
+def test_rows_of_few_full_tiles_find_each_peak() -> None:
+    """The look at the rows at the end costs more than three full tiles save."""
+    config = _choice("window(128)").config
+    assert config is not None
+    assert config.peaks == "each"
 
 
 def test_short_calls_stay_with_triton() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import patterncc
-from patterncc import pipeline
+from patterncc import launchers, programs, signatures
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu.config import KernelConfig, narrowed
 from patterncc.codegen.gpu.layout import Layout
@@ -14,6 +14,7 @@ from patterncc.codegen.key_width import key_width
 from patterncc.codegen.problem import Problem
 from patterncc.compilation import Compilation
 from patterncc.dsl import load
+from tests.compile_counts import compile_counts
 
 RUNS = "causal and (window(512) or k // {} % 8 == 3)"
 
@@ -51,9 +52,9 @@ def test_other_widths_are_kept() -> None:
 
 
 def test_a_call_and_what_is_printed_agree() -> None:
-    structure = pipeline.signature_of("sparse_fixed").structure
+    structure = signatures.signature_of("sparse_fixed").structure
     compilation = Compilation("sparse_fixed")
-    assert compilation.config.block_k == pipeline.starting_width(structure, 64, 64, (), False) == 32
+    assert compilation.config.block_k == programs.starting_width(structure, 64, 64, (), False) == 32
     assert "config: tile 64x32," in compilation.text("triton")
 
 
@@ -63,8 +64,8 @@ def test_calls_on_a_gpu_start_so() -> None:
         Layout(name, 0, (1, 8, 512, 128), (8 * 512 * 128, 512 * 128, 128, 1), 2)
         for name in ("query", "key", "value", "out")
     ]
-    structure = pipeline.signature_of("sparse_fixed").structure
-    planner = pipeline.launcher(structure, ()).planner
+    structure = signatures.signature_of("sparse_fixed").structure
+    planner = launchers.launcher(structure, ()).planner
     env = {"q_offset": 0, "head": 0}
     (launch,) = planner.plan(Problem("bfloat16", 128, 128), "cuda:90", layouts, env, 1.0)
     config = launch.source.config
@@ -82,9 +83,9 @@ def test_a_config_that_was_given_is_kept() -> None:
 def test_no_call_lowers_twice() -> None:
     attn = patterncc.compile(RUNS.format(32))
     structure = attn.pattern.structure
-    assert pipeline.starting_width(structure, 64, 64, (), False) == 32
-    before = pipeline.cache_counts()
+    assert programs.starting_width(structure, 64, 64, (), False) == 32
+    before = compile_counts()
     # As launchers do.
-    pipeline.passes(structure, 64, 32, (), True, False, gather=True, patches=False)
-    pipeline.starting_width(structure, 64, 64, (), False)
-    assert pipeline.cache_counts() == before
+    programs.passes(structure, 64, 32, (), True, False, gather=True, patches=False)
+    programs.starting_width(structure, 64, 64, (), False)
+    assert compile_counts() == before

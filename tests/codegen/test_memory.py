@@ -8,7 +8,7 @@ from math import prod
 
 import pytest
 
-from patterncc import pipeline
+from patterncc import launchers
 from patterncc.codegen.gpu.launches import Launch
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.problem import DType, Problem
@@ -29,7 +29,7 @@ TWO_PASSES = "window(512) or dilated(512, 8)"
 @pytest.fixture(autouse=True)
 def _untuned(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was tuned is asked for by device, and there is none."""
-    monkeypatch.setattr(pipeline, "config_for", lambda *_, **__: None)
+    monkeypatch.setattr(launchers, "config_for", lambda *_, **__: None)
 
 
 def layouts(length: int, *names: str) -> list[Layout]:
@@ -38,14 +38,14 @@ def layouts(length: int, *names: str) -> list[Layout]:
 
 
 def forward(text: str, length: int, dtype: DType = "bfloat16") -> tuple[Launch, ...]:
-    planner = pipeline.launcher(load(text).structure, ()).planner
+    planner = launchers.launcher(load(text).structure, ()).planner
     given = layouts(length, "query", "key", "value", "out")
     problem = Problem(dtype, DIM, DIM)
     return planner.plan(problem, "cuda:90", given, {"q_offset": 0, "layer": 0}, 1.0)
 
 
 def backward(text: str, length: int) -> tuple[Launch, ...]:
-    planner = pipeline.backward_launcher(load(text).structure, ()).planner
+    planner = launchers.backward_launcher(load(text).structure, ()).planner
     given = layouts(length, "grad_out", "query", "key", "value", "out")
     problem, env = Problem("bfloat16", DIM, DIM), {"q_offset": 0, "layer": 0}
     return planner.plan(problem, "cuda:90", given, env, 1.0, multiprocessors=132)

@@ -30,6 +30,7 @@ from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.score.terms import load_terms
 
 WIDE = Problem("bfloat16", 128, 128)
+NARROW = Problem("bfloat16", 64, 64)
 SIZES = {"heads": 8, "kv_heads": 4, "layers": 4}
 
 
@@ -114,7 +115,8 @@ def test_names_of_gluon_stand_in_the_prelude_alone() -> None:
 @pytest.mark.parametrize(
     ("text", "problem", "reason"),
     [
-        ("causal", Problem("bfloat16", 64, 64), "head dimension is 128, not 64"),
+        ("causal", Problem("bfloat16", 96, 96), "64 or 128, both alike, not 96 and 96"),
+        ("causal", Problem("bfloat16", 64, 128), "64 or 128, both alike, not 64 and 128"),
         ("causal", Problem("float32", 128, 128), "16-bit numbers, not of float32"),
         ("causal", replace(WIDE, isolates=True), "not finite"),
         ("dilated(512, 8)", WIDE, "visited in classes"),
@@ -129,18 +131,21 @@ def test_refusals(text: str, problem: Problem, reason: str) -> None:
 
 
 def _added(tile: np.ndarray) -> np.ndarray:
-    """Where the numbers of a tile `[64, width]` are added: those of each half of the columns as
-    `leave_share` leaves them, in the order of warps, steps, and the threads' numbers."""
+    """Where the numbers of a tile `[64, width]` are added: those of each half of the columns, or of
+    the rows transposed, as `leave_share` leaves them, in the order of warps, steps, and the
+    threads' numbers."""
     halves = []
-    for half in np.split(tile, 2, axis=1):
+    of_rows = [half.T for half in np.split(tile, 2, axis=0)]
+    for half in np.split(tile, 2, axis=1) if tile.shape[1] == 128 else of_rows:
         parts = half.reshape(4, 2, 8, half.shape[1] // 8, 4, 2).transpose(0, 3, 2, 4, 1, 5)
         halves.append(parts.reshape(-1))
     return np.concatenate(halves)
 
 
-def test_what_is_added_is_what_is_rounded(worker: ProcessPoolExecutor) -> None:
+@pytest.mark.parametrize("width", [128, 64])
+def test_what_is_added_is_what_is_rounded(width: int, worker: ProcessPoolExecutor) -> None:
     """`round_query` finds the rows where they are added; the last tile is ragged."""
-    rows, rounded = worker.submit(_rounded, 100, 128).result()
+    rows, rounded = worker.submit(_rounded, 100, width).result()
     np.testing.assert_allclose(rounded, 0.5 * rows, rtol=1e-3)
 
 
@@ -169,13 +174,27 @@ def test_what_is_added_is_what_the_test_above_says() -> None:
     assert "head_line = (batch * heads + head) * (row_length // 2)\n" in text
 
 
+def test_narrow_products_take_keys_from_registers() -> None:
+    """Of the five, one operand at most comes from shared memory, and a share is of half of the
+    rows, as `_added` says."""
+    text = _source("causal", NARROW).text
+    first = re.findall(r"= multiply\((\w+), ", text)
+    assert {*first} == {"key_factors", "value_factors", "factors", "key_share_0", "key_share_1"}
+    tile = r"grad_scores_tiles\.index\(other \* 2 \+ (\d)\)\.slice\(part \* 32, 32, dim=1\)"
+    shares = re.findall(rf"multiply\(key_share_(\d), {tile}, ", text)
+    assert shares == 3 * [("0", "0"), ("1", "1")]
+    assert "[0, 0, last_line + part * 8, 0]" in text
+    assert "last_line = head_line + row_first // 4\n" in text
+    assert "head_line = (batch * heads + head) * (row_length // 4)\n" in text
+
+
 def test_the_sums_as_the_copy_engine_sees_them() -> None:
     """Lines of as many numbers as a box holds at most, one after the other."""
     layout = sum_layout(rows=3 * 256, head_dim=128)
     assert layout.sizes == (1, 1, 384, 256)
     assert layout.descriptor_strides[2:] == [256, 1]
     assert layout.descriptor_obstacle() is None
-    assert half_lines(128) * 2 * 256 == 64 * 128
+    assert [half_lines(width) * 2 * 256 for width in (128, 64)] == [64 * 128, 64 * 64]
 
 
 # ------------------------------------------------------------------------------------ launches
@@ -265,7 +284,8 @@ def test_other_calls_take_kernels_of_their_own(options: Mapping[str, Any]) -> No
         ("causal", WIDE, 1024, "faster from 16 on"),
         ("dilated(512, 8)", WIDE, 16384, "classes"),
         ("window(512) or dilated(512, 8)", WIDE, 16384, "2 passes"),
-        ("causal", Problem("bfloat16", 64, 64), 16384, "head dimension is 128"),
+        ("causal", NARROW, 16384, None),
+        ("causal", Problem("bfloat16", 96, 96), 16384, "head dimensions are 64 or 128"),
         (
             "causal",
             replace(WIDE, terms=load_terms("softcap(score, 5)", None)),

@@ -25,22 +25,26 @@ MOST_SPILLED = 232
 the registers."""
 
 
-def _compiled(text: str, folder: Path, group: int = 1) -> CompiledKernel:
+def _compiled(text: str, folder: Path, group: int = 1, width: int = 128) -> CompiledKernel:
     (program,) = lower_passes(load(text), 64, 128, sizes=SIZES, within=True)
-    problem = Problem("bfloat16", 128, 128, group)
+    problem = Problem("bfloat16", width, width, group)
     return compile_for(emit_gluon_gradients(program, problem, ONE_PASS), "cuda:90", folder=folder)
 
 
-def test_what_it_is_made_of(tmp_path: Path) -> None:
-    kernel = _compiled("causal", tmp_path)
+@pytest.mark.parametrize(
+    ("width", "pairs"),
+    [(128, 8), (64, 4)],
+)
+def test_what_it_is_made_of(width: int, pairs: int, tmp_path: Path) -> None:
+    kernel = _compiled("causal", tmp_path, width=width)
     assert kernel.spilled <= MOST_SPILLED
     assert kernel.shared <= (shared_limit("cuda:90") or 0)
     ptx = str(kernel.stages["ptx"])
-    # Of each of two warpgroups, in each of two loops: a product of 128 numbers for scores and one
-    # for their gradient, two of 64 for the query's, two from registers; the first scores before,
-    # and the query's gradient of the last tile after the loops.
-    products = len(re.findall(r"wgmma\.mma_async\.sync\.aligned\.m64n(64|128)k16", ptx))
-    assert products == 2 * (2 * (8 + 8 + 8 + 4 + 4) + 8 + 8)
+    # Of each of two warpgroups, in each of two loops: a product over the head dimension for scores
+    # and one for their gradient, one over 128 keys for the query's, two over 64 rows; the first
+    # scores before, and the query's gradient of the last tile after the loops.
+    products = len(re.findall(r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k16", ptx))
+    assert products == 2 * (2 * (pairs + pairs + 8 + 4 + 4) + pairs + 8)
     # In a loop: for the gradient of scores, the query's, and all; outside for what is asked there.
     waits = re.findall(r"wgmma\.wait_group\.sync\.aligned (\d);", ptx)
     assert sorted(waits) == sorted(2 * (2 * ["1", "1", "0"] + ["0", "0"]))
@@ -51,11 +55,13 @@ def test_what_it_is_made_of(tmp_path: Path) -> None:
     assert added == 6 * ["cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.bulk_group"]
 
 
-def test_full_tiles_read_nothing_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("width", "products"), [(128, 32), (64, 24)])
+def test_full_tiles_read_nothing_back(width: int, products: int, tmp_path: Path) -> None:
     """A loop of full tiles keeps what it needs in registers, or nearly: with Triton 3.6 it loads
     two numbers of local memory at most, with 3.9 nine. Twenty have cost a tenth of the time."""
-    code = _machine_code(_compiled("causal", tmp_path), tmp_path)
-    loops = [body for body in loop_bodies(code) if body.count("HGMMA") == 32]
+    code = _machine_code(_compiled("causal", tmp_path, width=width), tmp_path)
+    inner = [body for body in loop_bodies(code) if "MUFU.EX2" in body]
+    loops = [body for body in inner if body.count("HGMMA") == products]
     full = [body for body in loops if "-INF" not in body]
     assert len(loops) == 4
     assert len(full) == 2
@@ -66,6 +72,7 @@ def _machine_code(kernel: CompiledKernel, folder: Path) -> str:
     return disassemble(kernel.stages["cubin"], folder)
 
 
+@pytest.mark.parametrize("width", [128, 64])
 @pytest.mark.parametrize(
     ("text", "group"),
     [
@@ -74,13 +81,14 @@ def _machine_code(kernel: CompiledKernel, folder: Path) -> str:
         ("if head in {0, 3} then causal else streaming(4, 50)", 2),
     ],
 )
-def test_sweeps_and_heads(text: str, group: int, tmp_path: Path) -> None:
-    kernel = _compiled(text, tmp_path, group)
+def test_sweeps_and_heads(text: str, group: int, width: int, tmp_path: Path) -> None:
+    kernel = _compiled(text, tmp_path, group, width)
     assert kernel.spilled <= MOST_SPILLED
 
 
-def test_kernels_of_rows(tmp_path: Path) -> None:
-    problem = Problem("bfloat16", 128, 128)
+@pytest.mark.parametrize("width", [128, 64])
+def test_kernels_of_rows(width: int, tmp_path: Path) -> None:
+    problem = Problem("bfloat16", width, width)
     for with_lse in (False, True):
         delta = emit_delta(problem, with_lse=with_lse, with_rows=True, with_sums=True)
         assert compile_for(delta, "cuda:90", folder=tmp_path).spilled == 0

@@ -24,8 +24,8 @@ from tests.codegen.gluon_emulator import DENSE_TEXTS, Deadlock, run_launch
 from tests.codegen.gradients import GradientErrors, gradient_errors, reference
 
 LENGTHS = ((300, 300, 0), (77, 391, 314), (391, 77, -314), (1, 400, 399))
+WIDTHS = (128, 64)
 SIZES = {"heads": 4, "kv_heads": 2, "layers": 4}
-SCALE = 128**-0.5
 
 Change = Callable[[str], str]
 
@@ -36,7 +36,9 @@ def _in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_pass_choice, "costly_mask", lambda mask: None)
 
 
-def _launches(text: str, operands: dict[str, torch.Tensor], env: dict[str, int]) -> list[Launch]:
+def _launches(
+    text: str, operands: dict[str, torch.Tensor], env: dict[str, int], scale: float
+) -> list[Launch]:
     def lowered(block_q: int, block_k: int) -> Any:
         return [
             lower_passes(load(text), block_q, block_k, sizes=SIZES, within=within)
@@ -50,7 +52,7 @@ def _launches(text: str, operands: dict[str, torch.Tensor], env: dict[str, int])
         "cuda:90",
         [layout_of(name, operands[name]) for name in names],
         env,
-        SCALE,
+        scale,
     )
     return list(planned)
 
@@ -60,21 +62,23 @@ def _errors(
     lengths: tuple[int, int, int],
     heads: tuple[int, int] = (4, 2),
     change: Change | None = None,
+    width: int = 128,
 ) -> GradientErrors:
     """The errors of the gradients; the kernels before and after, Triton's, are done by torch."""
     q_len, kv_len, offset = lengths
+    scale = width**-0.5
     like = torch.empty(0, dtype=torch.bfloat16)
     torch.manual_seed(0)
     query, key, value = (
-        poisoned((1, count, length, 128), like)
+        poisoned((1, count, length, width), like)
         for count, length in ((heads[0], q_len), (heads[1], kv_len), (heads[1], kv_len))
     )
     grad_out = torch.randn(query.shape).bfloat16()
     env = {"q_offset": offset, "layer": 2}
-    wanted = reference(load(text), (query, key, value), grad_out, None, env, SCALE)
+    wanted = reference(load(text), (query, key, value), grad_out, None, env, scale)
     operands = {"query": query, "key": key, "value": value, "grad_out": grad_out}
     operands["out"] = wanted.out.bfloat16()
-    launches = _launches(text, operands, env)
+    launches = _launches(text, operands, env, scale)
     assert [one.source.name for one in launches][:2] == ["delta", "gradients"]
     for launch in launches:
         for buffer in launch.buffers:
@@ -97,27 +101,37 @@ def _errors(
         assert changed != kernel.source.text
         kernel = replace(kernel, source=replace(kernel.source, text=changed))
     run_launch(kernel, operands)
-    sums = operands["query_sums"].view(1, heads[0], -1, 2, 4, 8, 8, 4, 2, 2)
-    # Tile, warp, rows eight apart, row; half, step, pair of columns, column of the pair.
-    grad_query = sums.permute(0, 1, 2, 4, 8, 6, 3, 5, 7, 9).reshape(1, heads[0], -1, 128)
-    found = (SCALE * grad_query[:, :, rows], operands["grad_key"], operands["grad_value"])
+    found = (_grad_query(operands, scale), operands["grad_key"], operands["grad_value"])
     return gradient_errors(found, wanted)
+
+
+def _grad_query(operands: dict[str, torch.Tensor], scale: float) -> torch.Tensor:
+    """The query's gradient of its sums: of half, warp, step, row in eight, pair of columns, rows
+    eight apart, column of the pair."""
+    _, heads, q_len, width = operands["query"].shape
+    sums = operands["query_sums"].view(1, heads, -1, 2, 4, width // 16, 8, 4, 2, 2)
+    # The rows of a product are those of the tile, or its columns.
+    order = (4, 8, 6, 3, 5, 7, 9) if width == 128 else (3, 5, 7, 9, 4, 8, 6)
+    sums = sums.permute(0, 1, 2, *order).reshape(1, heads, -1, width)
+    return scale * sums[:, :, :q_len]
 
 
 def _right(found: GradientErrors) -> bool:
     return max(found.query, found.key, found.value) < 2e-2 and found.hidden
 
 
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("text", DENSE_TEXTS)
-def test_patterns(text: str) -> None:
+def test_patterns(text: str, width: int) -> None:
     for lengths in LENGTHS:
-        found = _errors(text, lengths)
+        found = _errors(text, lengths, width=width)
         assert _right(found), (lengths, found)
 
 
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("heads", [(2, 2), (4, 1)])
-def test_groups(heads: tuple[int, int]) -> None:
-    assert _right(_errors("window(200)", (500, 500, 0), heads))
+def test_groups(heads: tuple[int, int], width: int) -> None:
+    assert _right(_errors("window(200)", (500, 500, 0), heads, width=width))
 
 
 def test_positions_at_the_ends_of_what_kernels_count() -> None:
@@ -127,23 +141,26 @@ def test_positions_at_the_ends_of_what_kernels_count() -> None:
         assert _right(_errors("k > q", (300, 300, offset), (1, 1)))
 
 
-def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_chunks_add_up(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A split tile leaves sums, one of each chunk; nobody writes its gradients."""
     split = (Progression(0, 1, 1, 3),)
     monkeypatch.setattr(key_tile_plan, "split_tiles", lambda *_: split)
-    assert not _right(_errors("causal", (500, 500, 0), (1, 1)))  # chunks are not summed here
+    assert not _right(
+        _errors("causal", (500, 500, 0), (1, 1), width=width)
+    )  # chunks are not summed here
     run = run_launch
 
     def summed(launch: Launch, operands: dict[str, torch.Tensor]) -> None:
         run(launch, operands)
-        assert operands["sums"].shape == (1, 1, 3, 128, 256)
+        assert operands["sums"].shape == (1, 1, 3, 128, 2 * width)
         sums = operands["sums"].sum(2)
         assert bool(operands["grad_key"][:, :, :128].isnan().all())
-        operands["grad_key"][:, :, :128] = SCALE * sums[..., :128]
-        operands["grad_value"][:, :, :128] = sums[..., 128:]
+        operands["grad_key"][:, :, :128] = width**-0.5 * sums[..., :width]
+        operands["grad_value"][:, :, :128] = sums[..., width:]
 
     monkeypatch.setattr("tests.codegen.test_one_pass_emulated.run_launch", summed)
-    assert _right(_errors("causal", (500, 500, 0), (1, 1)))
+    assert _right(_errors("causal", (500, 500, 0), (1, 1), width=width))
 
 
 # ------------------------------------------------------------------------------------ it would tell
@@ -161,7 +178,8 @@ def test_a_missing_arrival_is_a_deadlock(barrier: str, monkeypatch: pytest.Monke
         )
 
 
-def test_warpgroups_that_do_not_wait_for_each_other_are_seen() -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_warpgroups_that_do_not_wait_for_each_other_are_seen(width: int) -> None:
     """The share of the query's gradient would read what the other one has not yet left."""
 
     def unheard(text: str) -> str:
@@ -169,39 +187,45 @@ def test_warpgroups_that_do_not_wait_for_each_other_are_seen() -> None:
         text = re.sub(r"( +)(grad_scores_tiles.index\(.*?store.*)", rf"\1{slow}\n\1\2", text)
         return text.replace("wait(grad_scores_ready.index(other), phase ^ other)", "pass")
 
-    assert not _right(_errors("causal", (500, 500, 0), (1, 1), unheard))
+    assert not _right(_errors("causal", (500, 500, 0), (1, 1), unheard, width))
 
 
-def test_rows_that_are_given_back_early_are_seen() -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rows_that_are_given_back_early_are_seen(width: int) -> None:
     def early(text: str) -> str:
         text = re.sub(r" +arrive\(rows_free.index\(stage\)\)\n", "", text)
         wait = "__import__('time').sleep(0.02)"
         asked = r"( +)(grad_key = multiply\(factors, query.*\n)"
         return re.sub(asked, rf"\1\2\1arrive(rows_free.index(stage))\n\1{wait}\n", text)
 
-    assert not _right(_errors("full", (700, 700, 0), (1, 1), early))
+    assert not _right(_errors("full", (700, 700, 0), (1, 1), early, width))
 
 
 @pytest.mark.parametrize("heads", [(1, 1), (4, 1)])
-def test_a_share_that_is_overwritten_before_it_is_added_is_seen(heads: tuple[int, int]) -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_share_that_is_overwritten_before_it_is_added_is_seen(
+    heads: tuple[int, int], width: int
+) -> None:
     """The copy engine may read it as late as somebody waits for that."""
     found = _errors(
         "causal",
         (500, 500, 0),
         heads,
         lambda text: re.sub(r"( {8,})copied_out\(0\)\n", r"\1pass\n", text),
+        width,
     )
     assert found.query > 0.1
     assert max(found.key, found.value) < 2e-2
 
 
-def test_scores_that_are_asked_for_before_their_rows_are_there_are_seen() -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_scores_that_are_asked_for_before_their_rows_are_there_are_seen(width: int) -> None:
     def early(text: str) -> str:
         slow = r"\1__import__('time').sleep(0.02)\n\1copy_in(query_desc_0"
         text = re.sub(r"( +)copy_in\(query_desc_0", slow, text)
         return text.replace("wait(query_ready.index(other), phase ^ stage)", "pass")
 
-    assert not _right(_errors("full", (700, 700, 0), (1, 1), early))
+    assert not _right(_errors("full", (700, 700, 0), (1, 1), early, width))
 
 
 def test_a_product_that_is_read_early_is_an_error() -> None:

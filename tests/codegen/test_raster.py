@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from patterncc import pipeline
+from patterncc import programs, signatures
 from patterncc.codegen.choice import candidates, lower_passes, tiling_names
 from patterncc.codegen.lower import specialise
 from patterncc.codegen.patch_choice import no_patches, patch_choices
@@ -129,24 +129,24 @@ def test_which_calls_take_patches() -> None:
 
 def test_programs_of_executors() -> None:
     """Kernels on GPUs take patches, forward and backward; the CPU executor does not."""
-    structure = pipeline.signature_of("neighborhood").structure
-    text = pipeline.counted_text(structure, (), (64, 13))
+    structure = signatures.signature_of("neighborhood").structure
+    text = programs.counted_text(structure, (), (64, 13))
     for transposed in (False, True):
-        (program,) = pipeline.passes(text, 64, 64, (), True, transposed, patches=True)
+        (program,) = programs.passes(text, 64, 64, (), True, transposed, patches=True)
         assert program.patches is not None
         assert (program.transposed is not None) == transposed
-        (other,) = pipeline.passes(text, 64, 64, (), True, transposed)
+        (other,) = programs.passes(text, 64, 64, (), True, transposed)
         assert other.patches is None
 
 
 def test_numbers_of_a_call_decide_about_rasters_alone() -> None:
     """How far a window of an image reaches is a number of the call; kernels do not differ by it."""
-    image = pipeline.signature_of("neighborhood").structure
-    near, far = (pipeline.counted_text(image, (), (64, kernel)) for kernel in (13, 63))
-    (patches,) = pipeline.passes(near, 64, 64, (), True, patches=True)
-    (lines,) = pipeline.passes(far, 64, 64, (), True, patches=True)
+    image = signatures.signature_of("neighborhood").structure
+    near, far = (programs.counted_text(image, (), (64, kernel)) for kernel in (13, 63))
+    (patches,) = programs.passes(near, 64, 64, (), True, patches=True)
+    (lines,) = programs.passes(far, 64, 64, (), True, patches=True)
     assert patches.patches is not None
     assert lines.patches is None  # nearly all columns: consecutive tiles compute less
     assert patches.structure == lines.structure == image
-    text = pipeline.signature_of("pattern p(wide = 256): abs(q - k) < wide").structure
-    assert pipeline.counted_text(text, (), (256,)) == text
+    text = signatures.signature_of("pattern p(wide = 256): abs(q - k) < wide").structure
+    assert programs.counted_text(text, (), (256,)) == text

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from patterncc.autotune.job import Job
 from patterncc.codegen.gpu.config import (
     INTERPRETER,
     KernelConfig,
@@ -24,7 +25,7 @@ from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl import load
 from patterncc.dsl.build import all_of, compare, subtract
 from patterncc.dsl.errors import ConfigError, UnsupportedError
-from patterncc.dsl.mask import Entry, K, Member, Q, Var
+from patterncc.dsl.mask import TRUE, Entry, K, Member, Q, Var, variables
 from tests.codegen.attention import all_partial, lowered
 
 TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "cuda:120", "hip:gfx942", INTERPRETER)
@@ -290,6 +291,28 @@ def test_assumptions_hold_in_every_class() -> None:
 
     assert digest(0) == digest(7) == digest(580)
     assert digest(-1) == digest(581) != digest(0)
+
+
+def test_assumptions_hold_in_every_class_of_every_head() -> None:
+    """In LongNet a head has positions of its own: a call tells each head's classes apart."""
+
+    def alternatives(block_q: int, block_k: int) -> list[Passes]:
+        jobs = [Job(text, PROBLEM, 2, 8, 2, 300, length) for length in (300, 200)]
+        return [job.passes(block_q, block_k) for job in jobs]
+
+    text = load("longnet(64, 4)").structure
+    special, general = alternatives(64, 64)
+    assert variables(special[0].tiling.k_class) == {"head"}
+    assert (special[0].assume == TRUE, general[0].assume) == (False, TRUE)
+    planner = Planner(alternatives)
+
+    def digest(q_offset: int) -> str:
+        env = {"q_offset": q_offset, "heads": 8, "kv_heads": 2}
+        (launch,) = planner.plan(PROBLEM, "cuda:90", _layouts(20, 600), env, 1.0)
+        return launch.source.digest
+
+    assert digest(0) == digest(7) == digest(580)
+    assert digest(-1) == digest(600) != digest(0)
 
 
 def test_boxes_longer_than_a_class_are_pointers() -> None:

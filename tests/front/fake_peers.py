@@ -18,7 +18,7 @@ KINDS = (
     "good", "absent", "cannot", "raises", "no-backward", "wrong", "wrong-gradient", "unwritten",
     "drifts", "unfused", "exits", "exits-later", "hangs",
 )  # fmt: skip
-AT_FIRST = 12  # calls of attention that a peer gets right before it drifts or exits
+AT_FIRST = 15  # calls of attention that a peer gets right before it drifts or exits
 
 
 def spec(kind: str) -> PeerSpec:

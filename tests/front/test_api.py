@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import patterncc
-from patterncc import pipeline
 from patterncc.dsl.errors import ConfigError
+from tests.compile_counts import compile_counts
 from tests.front.inputs import assert_right, expected, tensors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,9 +179,9 @@ def test_attention_reads_a_text_once() -> None:
     query, key, value = tensors()
     text = "0 <= q - k < 1234"
     patterncc.attention(query, key, value, text)
-    before = pipeline.cache_counts()
+    before = compile_counts()
     patterncc.attention(query, key, value, text)
-    assert pipeline.cache_counts() == before
+    assert compile_counts() == before
 
 
 def test_attention_sees_a_changed_file(tmp_path: Path) -> None:
@@ -204,19 +204,14 @@ def test_attention_takes_a_pattern_and_values() -> None:
     )
 
 
-def test_the_caches_are_bounded() -> None:
-    for cache in pipeline.caches():
-        assert cache.cache_parameters()["maxsize"] is not None
-
-
 def test_a_new_length_window_or_offset_lowers_nothing() -> None:
     attn = patterncc.compile(STREAMING)
     attn(*tensors(40))
-    before = pipeline.cache_counts()
+    before = compile_counts()
     for length in (1, 2, 57, 128, 129, 200):
         attn(*tensors(length), window=length, sinks=length // 2, layer=length)
         attn(*tensors(1, length), q_offset=length // 2)
-    assert pipeline.cache_counts() == before
+    assert compile_counts() == before
 
 
 # -------------------------------------------------------------------------------------------- emit

@@ -13,7 +13,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import patterncc
-from patterncc import pipeline
+from tests.compile_counts import compile_counts
 from tests.front.inputs import assert_right, expected, tensors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,26 +60,26 @@ def test_new_lengths_recompile_nothing() -> None:
     attn = patterncc.compile(STREAMING)
     function, counter = compiled(lambda *inputs: attn(*inputs, return_lse=True), dynamic=True)
     function(*tensors(40))
-    before = pipeline.cache_counts()
+    before = compile_counts()
     for length in (41, 64, 129, 200):
         query, key, value = tensors(length)
         results = function(query, key, value)
         assert_right(results, expected(attn, query, key, value), query)
     assert counter.frame_count == 1
-    assert pipeline.cache_counts() == before
+    assert compile_counts() == before
 
 
 def test_decoding_with_a_growing_cache_recompiles_nothing() -> None:
     attn = patterncc.compile(STREAMING)
     function, counter = compiled(lambda *inputs: attn(*inputs, return_lse=True), dynamic=True)
     function(*tensors(2, 40))
-    before = pipeline.cache_counts()
+    before = compile_counts()
     for length in (41, 42, 64, 100):
         query, key, value = tensors(2, length)
         results = function(query, key, value)
         assert_right(results, expected(attn, query, key, value), query)
     assert counter.frame_count == 1
-    assert pipeline.cache_counts() == before
+    assert compile_counts() == before
 
 
 def test_new_numbers_recompile_nothing() -> None:
@@ -92,14 +92,14 @@ def test_new_numbers_recompile_nothing() -> None:
     attn = patterncc.compile(STREAMING)
     query, key, value = tensors()
     function(query, key, value, 9, 2, 3)
-    before = pipeline.cache_counts()
+    before = compile_counts()
     for window, layer, offset in ((8, 3, 4), (1000, 5, 7), (2, 31, 100)):
         out = function(query, key, value, window, layer, offset)
         answer = attn(query, key, value, window=window, layer=layer, q_offset=offset)
         assert torch.equal(out, answer)
     assert counter.frame_count == 1
     # The last offsets put rows past the keys, which is one more program and no more.
-    assert pipeline.cache_counts().programs <= before.programs + 1
+    assert compile_counts().programs <= before.programs + 1
 
 
 @pytest.mark.parametrize("source", ["causal", "window(7)", STREAMING])

@@ -17,8 +17,9 @@ from torch.utils.checkpoint import (
 )
 
 import patterncc
-from patterncc import pipeline
+from patterncc import programs
 from patterncc.codegen import choice, cpu
+from tests.compile_counts import compile_counts
 from tests.front.inputs import assert_right_gradients, expected_gradients, tensors
 from tests.front.test_compile import STREAMING, fresh_process
 
@@ -58,11 +59,11 @@ def test_new_lengths_and_batches_recompile_nothing() -> None:
     attn = patterncc.compile(STREAMING)
     function, counter = compiled(lambda *inputs: attn(*inputs, return_lse=True), dynamic=True)
     check(attn, function, leaves(40, batch=3))  # sizes that are equal share a symbol at first
-    before = pipeline.cache_counts()
+    before = compile_counts()
     for length, batch in ((41, 3), (64, 2), (129, 6)):
         check(attn, function, leaves(length, batch=batch))
     assert counter.frame_count == 1
-    assert pipeline.cache_counts() == before
+    assert compile_counts() == before
 
 
 def test_lengths_of_rows_and_keys_apart() -> None:
@@ -173,11 +174,11 @@ def test_the_forward_alone_lowers_one_direction(monkeypatch: pytest.MonkeyPatch)
         asked.append(options["transposed"])
         return lower(*arguments, **options)
 
-    monkeypatch.setattr(pipeline, "lower_passes", noting)
+    monkeypatch.setattr(programs, "lower_passes", noting)
     attn = patterncc.compile("causal and q - k < 23")
     torch.autograd.backward(attn(*leaves()).sum())
     assert asked == [False]
-    both = pipeline.passes(attn.pattern.structure, 64, 64, (), True, True)
+    both = programs.passes(attn.pattern.structure, 64, 64, (), True, True)
     assert True not in asked  # the transposed direction is added to what the forward found
     assert all(program.transposed is not None for program in both)
 

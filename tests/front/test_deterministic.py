@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import patterncc
-from patterncc import gpu_calls, pipeline
+from patterncc import gpu_calls, launchers
 from patterncc.cli import main
 from patterncc.prepared import BACKWARD, Options
 
@@ -97,7 +97,7 @@ def test_launchers_are_told_unless_torch_asks_for_determinism(required: bool) ->
     class Asked(Exception):
         pass
 
-    with patch.object(pipeline, "backward_launcher", side_effect=Asked) as launcher:
+    with patch.object(launchers, "backward_launcher", side_effect=Asked) as launcher:
         torch.use_deterministic_algorithms(required)
         try:
             with pytest.raises(Asked):

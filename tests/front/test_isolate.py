@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import patterncc
-from patterncc import eager, gpu_calls, pipeline
+from patterncc import eager, gpu_calls, launchers, programs, signatures
 from patterncc.cli import main
 from patterncc.codegen.gpu.gluon.reasons import HOPPER
 from patterncc.codegen.problem import DType, Problem
@@ -80,7 +80,7 @@ def test_it_is_part_of_the_value() -> None:
 
 
 def test_the_environment_gives_the_default() -> None:
-    with patch.object(pipeline, "settings", _isolating):
+    with patch("patterncc.settings.settings", _isolating):
         by_environment = patterncc.compile(TEXT)
         assert by_environment.isolate
         assert not patterncc.compile(TEXT, isolate=False).isolate
@@ -160,11 +160,11 @@ def test_launchers_are_told(isolate: bool) -> None:
     class Asked(Exception):
         pass
 
-    with patch.object(pipeline, "launcher", side_effect=Asked) as launcher:
+    with patch.object(launchers, "launcher", side_effect=Asked) as launcher:
         with pytest.raises(Asked):
             gpu_calls.attn_fwd(query, key, value, *options)
         assert launcher.call_args.args[-1] is isolate
-    with patch.object(pipeline, "backward_launcher", side_effect=Asked) as launcher:
+    with patch.object(launchers, "backward_launcher", side_effect=Asked) as launcher:
         with pytest.raises(Asked):
             gpu_calls.attn_bwd(out, None, query, key, value, out, lse, *options)
         assert launcher.call_args.args[-1] is isolate
@@ -172,7 +172,7 @@ def test_launchers_are_told(isolate: bool) -> None:
 
 def test_plans_of_both_are_kept_apart() -> None:
     query, key, value = (tensor.detach() for tensor in _tensors())
-    signature = pipeline.signature_of(TEXT)
+    signature = signatures.signature_of(TEXT)
     places = {
         eager.call_signature(signature, None, query, key, value, eager.DEFAULTS, {}, isolate)
         for isolate in (True, False)
@@ -201,7 +201,7 @@ def test_gluon_writes_what_runs_on_gpus(name: str) -> None:
     width = options["head_dim"]
     problem = Problem(dtype, width, width, 2, isolates=True)
     structure = patterncc.compile(text).pattern.structure
-    config = pipeline.emitter_choice(structure, problem, HOPPER, ()).config
+    config = programs.emitter_choice(structure, problem, HOPPER, ()).config
     assert config is not None and (config.block_q, config.block_k) == GLUON[name]
 
 
@@ -233,6 +233,6 @@ def test_run_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
 def test_commands_take_the_environment_else(
     option: list[str], wanted: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with patch.object(pipeline, "settings", _isolating):
+    with patch("patterncc.settings.settings", _isolating):
         assert main(["explain", "causal", "--json", *option]) == 0
     assert json.loads(capsys.readouterr().out)["call"]["isolates"] is wanted

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import patterncc
-from patterncc import pipeline, tuned, tuning
+from patterncc import programs, tuned, tuning
 from patterncc.autotune.device import describe
 from patterncc.autotune.entries import Entry
 from patterncc.autotune.key import ConfigKey, Device, Subject, key_of
@@ -59,13 +59,13 @@ def attend(q_len: int = 256) -> torch.Tensor:
 def tiles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The tile shapes that calls lower for, from now on."""
     found: list[tuple[int, int]] = []
-    real = pipeline.passes
+    real = programs.passes
 
     def passes(structure: str, block_q: int, block_k: int, *rest: Any) -> Any:
         found.append((block_q, block_k))
         return real(structure, block_q, block_k, *rest)
 
-    monkeypatch.setattr(pipeline, "passes", passes)
+    monkeypatch.setattr(programs, "passes", passes)
     return found
 
 
@@ -118,6 +118,8 @@ def test_a_call_on_a_gpu(own_store: TunedStore, monkeypatch: pytest.MonkeyPatch)
         "neighbours": "tiles",
         "max_registers": None,
         "emitter": "triton",
+        "query_tiles": "one",
+        "peaks": "each",
     }
     own_store.put(entry(key(H200, problem, q_len=16384), **config))
     env = {"q_len": 16000, "kv_len": 16000, "heads": 2, "kv_heads": 2, "n": 64}
@@ -150,6 +152,8 @@ VALUES: dict[str, Any] = {
     "neighbours": "tiles",
     "max_registers": None,
     "emitter": "triton",
+    "query_tiles": "one",
+    "peaks": "each",
 }
 GLUON = KernelConfig(128, 128, 8, 2, "descriptor", "reverse", emitter="gluon")
 
@@ -182,6 +186,9 @@ def test_what_was_tuned_counts_where_the_default_is_the_same(exact: bool, origin
     assert used(deepened, asdict(GLUON), GLUON)
     assert used(deepened, asdict(replace(GLUON, order="forward")), GLUON)  # the pattern's own
     assert used(deepened, asdict(replace(GLUON, block_k=64)), GLUON) == asked_for
+    kept = replace(GLUON, peaks="kept")
+    assert used(deepened, asdict(GLUON), kept) == asked_for
+    assert used({**deepened, "peaks": "kept"}, asdict(kept), kept)
     assert used(deepened, asdict(GLUON), None) == asked_for
     assert used(deepened, VALUES, None) == asked_for  # its mask may take too many registers
     assert not used(VALUES, VALUES, None)  # nothing beat the default

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 import patterncc
-from patterncc import cpu_calls, gpu_calls, pipeline
+from patterncc import cpu_calls, gpu_calls, programs, signatures
 from patterncc.codegen.choice import tiling_names
 from patterncc.codegen.gpu.config import visits_patches
 from patterncc.codegen.gpu.launch import interpreting
@@ -156,7 +156,7 @@ def _oracle(
     grads: tuple[Tensor, Tensor],
 ) -> dict[str, Tensor]:
     """All results in float64, by name, from the mask of every pair."""
-    reads = pipeline.resolve(attn.pattern.structure).reads
+    reads = signatures.resolve(attn.pattern.structure).reads
     heads = range(drawn.heads if reads & {"head", "kv_head"} else 1)
     batches = range(call.batch if "batch" in reads else 1)
     where = {"layer": call.layer, "layers": drawn.layers, "q_offset": call.q_offset}
@@ -240,10 +240,10 @@ def _forward_name(attn: patterncc.Attention, drawn: DrawnPattern, call: DrawnCal
     steps = next(reversed(gpu_calls._forwards.values())).ready.steps or ()
     config = next(step.planned.source.config for step in steps if _attends(step))
     known = {"heads": drawn.heads, "kv_heads": drawn.kv_heads, "layers": drawn.layers}
-    sizes = tuple((name, known[name]) for name in pipeline.resolve(attn.pattern.structure).sizes)
+    sizes = tuple((name, known[name]) for name in signatures.resolve(attn.pattern.structure).sizes)
     within = 0 <= call.q_offset <= call.kv_len - call.q_len
-    patches = pipeline.takes_patches(attn.terms) and visits_patches(config.emitter)
-    passes = pipeline.passes(
+    patches = programs.takes_patches(attn.terms) and visits_patches(config.emitter)
+    passes = programs.passes(
         attn.pattern.structure,
         config.block_q,
         config.block_k,

@@ -5,6 +5,7 @@ import pytest
 from patterncc.bench import race
 from patterncc.bench.document import document, is_sound
 from patterncc.bench.peers import OWN, peers_named
+from patterncc.bench.report import Options
 from patterncc.bench.suites import SUITES, Shape, Subject, request_of
 
 pytestmark = pytest.mark.gpu
@@ -15,7 +16,7 @@ def test_peers_of_torch() -> None:
     shape = Shape(1, 4, 4, 1024, 64)
     subjects = [Subject("causal", "causal"), *SUITES["packed"].patterns]
     requests = [request_of(subject, shape, "bfloat16", DEVICE, 0) for subject in subjects]
-    options = race.Options(("forward", "backward", "both", "fresh"), rounds=2, jobs=8)
+    options = Options(("forward", "backward", "both", "fresh"), rounds=2, jobs=8)
     peers = peers_named("flex,sdpa-flash,sdpa-dense-mask")
     report = race.run(requests, peers, DEVICE, options)
     causal, packed = report.results

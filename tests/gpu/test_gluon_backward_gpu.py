@@ -30,6 +30,7 @@ pytestmark = [
 
 SIZES = {"heads": 4, "kv_heads": 2, "layers": 4}
 LENGTHS = ((300, 300, 0), (77, 391, 314), (391, 77, -314), (130, 700, 20), (1, 1025, 1024))
+WIDTHS = (128, 64)
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 2e-2}
 PATTERNS = (
     "full",
@@ -72,17 +73,18 @@ def _check(
     dtype: torch.dtype = torch.bfloat16,
     heads: tuple[int, int] = (4, 2),
     with_lse: bool = True,
+    width: int = 128,
 ) -> None:
     q_len, kv_len, offset = lengths
     pattern, lowered = load(text), _lowered(text)
     like = torch.empty(0, dtype=dtype, device="cuda")
     torch.manual_seed(0)
     query, key, value = (
-        poisoned((2, count, length, 128), like)
+        poisoned((2, count, length, width), like)
         for count, length in ((heads[0], q_len), (heads[1], kv_len), (heads[1], kv_len))
     )
     numbers = {p.name: p.value for p in pattern.numbers if p.value is not None}
-    env, scale = {"q_offset": offset, "layer": 2, **numbers}, 128**-0.5
+    env, scale = {"q_offset": offset, "layer": 2, **numbers}, width**-0.5
     out, lse = Forward(lowered, folder=folder)(query, key, value, env=env, scale=scale)
     grad_out = torch.randn_like(out)
     grad_lse = torch.randn_like(lse) if with_lse else None
@@ -107,28 +109,32 @@ def _check(
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("text", PATTERNS)
-def test_patterns(text: str, tmp_path: Path) -> None:
+def test_patterns(text: str, width: int, tmp_path: Path) -> None:
     for number, lengths in enumerate(LENGTHS):
         dtype = (torch.bfloat16, torch.float16)[number % 2]
-        _check(text, lengths, tmp_path, dtype, with_lse=number != 1)
+        _check(text, lengths, tmp_path, dtype, with_lse=number != 1, width=width)
 
 
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("heads", [(8, 8), (8, 2), (8, 1)])
-def test_grouped_heads(heads: tuple[int, int], tmp_path: Path) -> None:
-    _check("streaming(5, 200)", (500, 500, 0), tmp_path, heads=heads)
+def test_grouped_heads(heads: tuple[int, int], width: int, tmp_path: Path) -> None:
+    _check("streaming(5, 200)", (500, 500, 0), tmp_path, heads=heads, width=width)
 
 
-def test_tall_columns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_tall_columns(width: int, tmp_path: Path) -> None:
     """Sinks that all rows see are split."""
-    _check("streaming(64, 128)", (2000, 2000, 0), tmp_path, heads=(2, 1))
+    _check("streaming(64, 128)", (2000, 2000, 0), tmp_path, heads=(2, 1), width=width)
 
 
-def test_public_call() -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_public_call(width: int) -> None:
     """The option reaches the kernels, the output is that of the default, and torch's own switch for
     deterministic algorithms goes before."""
     tensors = [
-        torch.randn(1, 2, 4096, 128, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+        torch.randn(1, 2, 4096, width, dtype=torch.bfloat16, device="cuda", requires_grad=True)
         for _ in range(3)
     ]
     usual = patterncc.compile("causal")

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import patterncc
-from patterncc import UnsupportedError, pipeline
+from patterncc import UnsupportedError
 from patterncc.codegen.gpu import launch
+from tests.compile_counts import compile_counts
 from tests.front.inputs import assert_right_gradients, expected_gradients, tensors
 
 _torch: Any = torch  # the parts of torch that have no types
@@ -192,12 +193,12 @@ def test_new_lengths_windows_and_offsets_compile_no_kernel() -> None:
 
     train(leaves(300))
     train(leaves(1, 300), q_offset=0)
-    before = (pipeline.cache_counts(), launch.kernel_count())
+    before = (compile_counts(), launch.kernel_count())
     for length in (1, 16, 17, 128, 299, 512, 1000):
         train(leaves(length), window=length, sinks=length // 16)
         train(leaves(1, length), q_offset=length // 2)
         train(leaves(length, batch=1, heads=2, kv_heads=1))
-    assert (pipeline.cache_counts(), launch.kernel_count()) == before
+    assert (compile_counts(), launch.kernel_count()) == before
 
 
 def test_one_graph_for_every_length() -> None:
@@ -217,14 +218,14 @@ def test_one_graph_for_every_length() -> None:
 
     grads: list[tuple[Tensor, ...]] = []
     train(leaves(300, batch=3))
-    before = (pipeline.cache_counts(), launch.kernel_count())
+    before = (compile_counts(), launch.kernel_count())
     for length, batch in ((301, 3), (512, 5), (77, 2)):
         train(leaves(length, batch=batch))
     for found, wanted in zip(grads[::2], grads[1::2], strict=True):
         for one, other in zip(found, wanted, strict=True):
             torch.testing.assert_close(one, other)
     assert counter.frame_count == 1
-    assert (pipeline.cache_counts(), launch.kernel_count()) == before
+    assert (compile_counts(), launch.kernel_count()) == before
 
 
 def test_cuda_graph() -> None:

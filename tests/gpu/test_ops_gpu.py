@@ -9,9 +9,10 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import patterncc
-from patterncc import UnsupportedError, eager, pipeline
+from patterncc import UnsupportedError, eager
 from patterncc.codegen.gpu import launch
 from patterncc.codegen.gpu.bound_launch import DirectLaunch
+from tests.compile_counts import compile_counts
 from tests.front.inputs import assert_right, expected, tensors
 
 pytestmark = pytest.mark.gpu
@@ -91,12 +92,12 @@ def test_new_lengths_windows_and_offsets_compile_no_kernel() -> None:
     attn = patterncc.compile(STREAMING)
     attn(*inputs(300))
     attn(*inputs(1, 300))  # fewer rows than a query tile: by Triton where others go by Gluon
-    before = (pipeline.cache_counts(), launch.kernel_count())
+    before = (compile_counts(), launch.kernel_count())
     for length in (1, 16, 17, 128, 299, 512, 1000):
         attn(*inputs(length), window=length, sinks=length // 16)
         attn(*inputs(1, length), q_offset=length // 2)
         attn(*inputs(length, batch=1, heads=2, kv_heads=1))
-    assert (pipeline.cache_counts(), launch.kernel_count()) == before
+    assert (compile_counts(), launch.kernel_count()) == before
 
 
 def test_one_graph_for_every_length() -> None:
@@ -109,13 +110,13 @@ def test_one_graph_for_every_length() -> None:
         dynamic=True,
     )
     function(*inputs(300))
-    before = (pipeline.cache_counts(), launch.kernel_count())
+    before = (compile_counts(), launch.kernel_count())
     for length in (301, 512, 77):
         query, key, value = inputs(length)
         results = function(query, key, value)
         assert_right(results, expected(attn, query * 2, key, value), query)
     assert counter.frame_count == 1
-    assert (pipeline.cache_counts(), launch.kernel_count()) == before
+    assert (compile_counts(), launch.kernel_count()) == before
 
 
 def test_cuda_graph() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import patterncc
-from patterncc import pipeline
+from patterncc import programs
 from patterncc.codegen.choice import tiling_names
 from tests.front.inputs import (
     assert_right,
@@ -105,6 +105,6 @@ def test_dtypes(raster: Raster, dtype: torch.dtype) -> None:
 def test_patches_are_what_calls_take(raster: Raster) -> None:
     attn = patterncc.compile(raster.text)
     numbers = tuple(each.value for each in attn.pattern.numbers)
-    text = pipeline.counted_text(attn.pattern.structure, (), numbers)
-    passes = pipeline.passes(text, 64, 64, (), True, gather=True, patches=True)
+    text = programs.counted_text(attn.pattern.structure, (), numbers)
+    passes = programs.passes(text, 64, 64, (), True, gather=True, patches=True)
     assert tiling_names(passes).startswith("patches of ")

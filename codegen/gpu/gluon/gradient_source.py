@@ -12,10 +12,14 @@ gradient once. But many programs add to one row of `grad_q`, in an order that no
 float32 that another kernel scales and rounds (`query_sum_source`).
 
 The last product takes the gradients of scores of both warpgroups, which go through shared memory;
-each computes half of its columns, its share, for the tile before. So the warpgroups wait for each
-other only long after they have left what the other one reads. A share is left in shared memory,
-from where the copy engine adds it. Scores are asked for a tile ahead, as soon as the registers of
-the share are free, so that tensor cores are busy while it is added.
+each computes half of it, its share, for the tile before. So the warpgroups wait for each other only
+long after they have left what the other one reads. A share is left in shared memory, from where the
+copy engine adds it. Scores are asked for a tile ahead, as soon as the registers of the share are
+free, so that tensor cores are busy while it is added.
+
+At head dimension 64 products are so small that shared memory, which brings both operands, would
+be slower than the tensor cores. There the gradients leave room in registers for the keys and values
+of a warpgroup, and for all transposed keys: the share is `k^T grad_scores^T`, of half of the rows.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ from patterncc.codegen.gpu.kernel_text import (
 )
 from patterncc.codegen.gpu.key_access_source import HELD, RESULTS
 from patterncc.codegen.gpu.key_tile_source import KeyTile
-from patterncc.codegen.gpu.query_sum_source import COUNTED_ROWS, LINE
+from patterncc.codegen.gpu.query_sum_source import COUNTED_ROWS, LINE, computes_transposed
 from patterncc.codegen.gpu.separate import keys_of_tiles
 from patterncc.codegen.gpu.tile_source import check_program
 from patterncc.dsl.errors import ConfigError
@@ -172,6 +176,10 @@ class _Writer:
         self._problem = problem
         self._config = config
         self._warps = warps_of(config)
+        self._narrow = computes_transposed(problem.head_dim)
+        whole = (config.block_q, problem.head_dim)
+        rows, columns = whole[::-1] if self._narrow else whole
+        self._share = (rows, columns // self._warps.computing)
         self._access = GradientAccess(problem, config, counts=turns is not None)
         self._loaded = _LoadedKeyTile(program, problem, config, self._access, turns)
         self._computed = _ComputedKeyTile(program, problem, config, self._access, turns)
@@ -228,7 +236,11 @@ class _Writer:
     def _constants(self) -> dict[str, object]:
         """What the functions know at compile time."""
         width, config = self._problem.head_dim, self._config
-        shared = width // self._warps.computing
+        share = product_layout(self._share[1])
+        factors = {
+            "PAIR_FACTORS": f"tl.DotOperandLayout(0, {product_layout(config.block_q)}, 2)",
+            "SHARE_FACTORS": f"tl.DotOperandLayout(0, {share}, 2)",
+        }
         return {
             "BLOCK_Q": config.block_q,
             "BLOCK_K": config.block_k,
@@ -236,7 +248,8 @@ class _Writer:
             "SCORES": product_layout(config.block_q),
             "GRADIENT": product_layout(width),
             "FACTORS": f"tl.DotOperandLayout(0, {product_layout(width)}, 2)",
-            "SHARE": product_layout(shared),
+            "SHARE": share,
+            **(factors if self._narrow else {}),
             "NOWHERE": 1 << 30,
             "STORED": store_layout(width),
         }
@@ -353,20 +366,17 @@ class _Writer:
 
     def _differentiate(self) -> Iterator[str]:
         """A warpgroup that computes the gradients of 64 keys, and its share of the query's."""
-        width, parts = self._problem.head_dim, self._warps.computing
-        share = width // parts
+        width = self._problem.head_dim
         yield from self._lanes()
         yield from self._computed.setup()
         yield ""
         for name in HELD:
             yield f"{name} = {name}_tiles.index(part).reshape([{ROWS}, {width}])"
-        for part in range(parts):
-            tile = f"key_tiles.index({part}).reshape([{ROWS}, {width}])"
-            yield f"key_share_{part} = {tile}.slice(part * {share}, {share}, dim=1)"
         if self._turns is None:
             yield self._share_tile("part")
         yield f"no_scores = tl.full([{ROWS}, BLOCK_Q], 0.0, tl.float32, layout=SCORES)"
-        yield f"no_share = tl.full([BLOCK_Q, {share}], 0.0, tl.float32, layout=SHARE)"
+        share = ", ".join(map(str, self._share))
+        yield f"no_share = tl.full([{share}], 0.0, tl.float32, layout=SHARE)"
         for name in RESULTS:
             yield f"{name} = tl.full([{ROWS}, {width}], 0.0, tl.float32, layout=GRADIENT)"
         if self._turns is None:
@@ -374,6 +384,7 @@ class _Writer:
             yield "last_line = NOWHERE"
         yield "visited = 0"
         yield "wait(held_ready.index(0), 0)"
+        yield from self._held_operands()
         yield "wait(query_ready.index(0), 0)"
         yield self._ask_scores("0")
         yield "scores = finish(0, deps=(scores,))"
@@ -392,13 +403,30 @@ class _Writer:
             yield "copied_out(0)"
         yield from self._finish()
 
+    def _held_operands(self) -> Iterator[str]:
+        """What products take of the keys and values: in registers where these have room."""
+        width, share = self._problem.head_dim, self._share[1]
+        for part in range(self._warps.computing):
+            tile = f"key_tiles.index({part}).reshape([{ROWS}, {width}])"
+            if self._narrow:
+                yield f"key_share_{part} = {tile}.permute((1, 0)).load(SHARE_FACTORS)"
+            else:
+                yield f"key_share_{part} = {tile}.slice(part * {share}, {share}, dim=1)"
+        if self._narrow:
+            for name in HELD:
+                yield f"{name}_factors = {name}.load(PAIR_FACTORS)"
+
     def _ask_share(self) -> Iterator[str]:
         """Asks for the share of the query's gradient of the tile before."""
         yield "wait(grad_scores_ready.index(other), phase ^ other)"
-        acc, use = "no_share", ", use_acc=False"
-        for part in range(self._warps.computing):
-            tile = f"grad_scores_tiles.index(other * {self._warps.computing} + {part})"
+        acc, use, parts = "no_share", ", use_acc=False", self._warps.computing
+        share = self._share[1]
+        for part in range(parts):
+            tile = f"grad_scores_tiles.index(other * {parts} + {part})"
             operands = f"{tile}.permute((1, 0)), key_share_{part}, {acc}"
+            if self._narrow:
+                tile = f"{tile}.slice(part * {share}, {share}, dim=1)"
+                operands = f"key_share_{part}, {tile}, {acc}"
             yield f"grad_query = multiply({operands}{use}, is_async=True)"
             acc, use = "grad_query", ""
 
@@ -432,9 +460,11 @@ class _Writer:
         for name in _RINGS:
             yield f"{name} = {name}_tiles.index(stage).reshape([BLOCK_Q, {width}])"
         yield "wait(grad_out_ready.index(stage), phase)"
-        # Always 0, which the compiler does not know: it computes where the values lie in each step,
-        # and does not keep all their places in registers, of which there are not enough.
-        values = f"value_tiles.index(part + (visited >> 30)).reshape([{ROWS}, {width}])"
+        values = "value_factors"
+        if not self._narrow:
+            # Always 0, which the compiler does not know: it computes where the values lie in each
+            # step, and does not keep all their places in registers, of which there are not enough.
+            values = f"value_tiles.index(part + (visited >> 30)).reshape([{ROWS}, {width}])"
         yield self._ask_pairs("grad_weights", values, "grad_out")
         yield self._row_numbers("row_lse")
         yield "scores = scores * score_scale - row_lse[None, :]"
@@ -468,7 +498,7 @@ class _Writer:
 
     def _ask_scores(self, stage: str) -> str:
         tile = f"query_tiles.index({stage}).reshape([BLOCK_Q, {self._problem.head_dim}])"
-        return self._ask_pairs("scores", "key", tile)
+        return self._ask_pairs("scores", "key_factors" if self._narrow else "key", tile)
 
     def _ask_pairs(self, result: str, held: str, passing: str) -> str:
         operands = f"{held}, {passing}.permute((1, 0)), no_scores"
