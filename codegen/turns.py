@@ -1,5 +1,5 @@
-"""Turns: one order in which key tiles add to what belongs to a tile of rows, and a key tile's number
-in it, in closed form.
+"""Turns: one order in which key tiles add to what belongs to a tile of rows, and the number of a
+key tile in it, in closed form.
 
 A program for each key tile adds to sums of every row tile that it visits. Where the order must be
 the same in every run, number `n` of a row tile waits for those before it. Both directions must then
@@ -97,9 +97,8 @@ def _classes(sweep: Sweep) -> Iterator[Sweep]:
         return
     for residue in range(sweep.classes):
         at: dict[Expr, IntExpr] = {RESIDUE: Const(residue)}
-        lo, hi, guard, phase = (
-            substitute(part, at) for part in (sweep.lo, sweep.hi, sweep.guard, sweep.phase)
-        )
+        lo, hi, phase = (substitute(part, at) for part in (sweep.lo, sweep.hi, sweep.phase))
+        guard = substitute(sweep.guard, at)
         yield Sweep(sweep.kind, lo, hi, guard, sweep.stride, phase)
 
 
@@ -145,12 +144,13 @@ def _agree(program: BlockProgram) -> bool:
         ]
         for direction in DIRECTIONS
     )
-    pairs = all_of(any_of(*forward), rows), all_of(any_of(*transposed), keys)
+    seen = all_of(any_of(*forward), rows)
+    seeing = all_of(any_of(*transposed), keys)
     return (
-        Inclusion(*pairs, call).holds
-        and Inclusion(*reversed(pairs), call).holds
-        and all(Inclusion(*two, rows).disjoint for two in combinations(forward, 2))
-        and all(Inclusion(*two, keys).disjoint for two in combinations(transposed, 2))
+        Inclusion(seen, seeing, call).holds
+        and Inclusion(seeing, seen, call).holds
+        and all(Inclusion(one, other, rows).disjoint for one, other in combinations(forward, 2))
+        and all(Inclusion(one, other, keys).disjoint for one, other in combinations(transposed, 2))
     )
 
 

@@ -8,8 +8,8 @@ row (Dao et al., FlashAttention, 2022, appendix B; the term of the logarithm fol
 For the kernel of keys and values, to which rows pass by, it also writes what each tile of rows
 needs, ready for use: `row_lse`, the base-2 logarithm of the row's sum, plus infinity for rows
 without keys, and `row_delta`. Both go on after the last row, where weights are 0 as well, so that
-no load of a tile of them needs a mask. For the kernel of all gradients it also sets to 0 the sums of
-the query's gradient (`query_sum_source`), and how many programs have added to them.
+no load of a tile of them needs a mask. For the kernel of all gradients it also sets to 0 the sums
+of the query's gradient (`query_sum_source`), and how many programs have added to them.
 """
 
 from __future__ import annotations

@@ -82,9 +82,8 @@ def key_tile_launches(
     places = tiling.k_step * ceildiv(ceildiv(call.kv_len, tiling.k_step), config.block_k)
     if program.patches is not None:
         places = tile_count(program.patches, "k", call.env)
-    split = _split(program, config, call)
-    if turns is not None and not _first_tiles(split):
-        split = ()
+    # Programs in turn wait for those that were started before them, as chunks of a later tile are.
+    split = () if turns is not None else _split(program, config, call)
     chunks = sum(progression.programs for progression in split)
     tall = sum(progression.count for progression in split)
     numbers = chunk_values(split) | {"row_length": row_length(call.q_len)}
@@ -137,17 +136,6 @@ def _split(program: BlockProgram, config: KernelConfig, call: Call) -> tuple[Pro
     except KeyError:  # a number that the call does not give: named when arguments are collected
         return ()
     return split_tiles(steps, call.heads // group * call.batch, _at_once(call, config))
-
-
-def _first_tiles(split: tuple[Progression, ...]) -> bool:
-    """Are the split tiles the first of all, in order? Their chunks are then started beside them, in
-    the order of turns, whichever of both that is."""
-    tiles = [
-        progression.first + progression.step * number
-        for progression in split
-        for number in range(progression.count)
-    ]
-    return tiles == [*range(len(tiles))]
 
 
 def _row_layouts(call: Call) -> dict[str, Layout]:

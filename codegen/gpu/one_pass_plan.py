@@ -4,7 +4,6 @@ and the kernel that rounds the query's gradient."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, ROWS, emit_delta, row_length
@@ -18,13 +17,11 @@ from patterncc.codegen.gpu.query_sum_source import COUNTED_ROWS, TILE_ROWS, emit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from patterncc.codegen.gpu.config import Neighbours
     from patterncc.codegen.gpu.kernel_source import KernelSource
     from patterncc.codegen.gpu.launches import Call, Launch
     from patterncc.codegen.gpu.pass_plan import Lowered
     from patterncc.codegen.ir import Passes
     from patterncc.codegen.problem import Problem
-    from patterncc.codegen.turns import Turns
 
 
 class OnePass:
@@ -32,12 +29,12 @@ class OnePass:
 
     Args:
         lower: Gives the pattern's passes for a tile shape, both directions of each.
+        in_turn: Must repeated calls give the same bits?
     """
 
-    def __init__(self, lower: Lowered) -> None:
+    def __init__(self, lower: Lowered, *, in_turn: bool) -> None:
         self._lower = lower
-        self.turns: Turns | None = None
-        self.neighbours: Neighbours = "tiles"
+        self._in_turn = in_turn
         self._alternatives: Sequence[Passes] | None = None
         self._sources = Sources()
         self._of_rows: dict[tuple[Problem, bool], tuple[KernelSource, KernelSource]] = {}
@@ -57,19 +54,24 @@ class OnePass:
             self._alternatives = self._lower(ONE_PASS.block_q, ONE_PASS.block_k)
         # Where patches of a raster are chosen they gain more than it does, which visits none.
         passes = first_that_holds(self._alternatives, call.env, "triton")
-        choice = choose_one_pass(passes, call.problem, call.target, call.env, call.heads)
+        choice = choose_one_pass(
+            passes,
+            call.problem,
+            call.target,
+            call.env,
+            call.heads,
+            in_turn=self._in_turn,
+            batch=call.batch,
+            multiprocessors=call.multiprocessors,
+        )
         if choice.program is None:
             return None
-        config = choice.config
-        if self.turns is not None or self.neighbours == "heads":
-            config = replace(config, order="forward", neighbours=self.neighbours)
-        one = Pass(choice.program, config, resumes=False, hands_on=False)
-        turns = self.turns
-        kernels = tuple(key_tile_launches(one, call, self._sources, turns))
+        one = Pass(choice.program, choice.config, resumes=False, hands_on=False)
+        kernels = tuple(key_tile_launches(one, call, self._sources, choice.turns))
         problem, length = call.problem, row_length(call.q_len)
         rows = (call.batch, call.heads, length)
         delta, rounds = self._row_kernels(problem, with_lse="grad_lse" in call.layouts)
-        buffers = (
+        buffers: tuple[Buffer, ...] = (
             *(Buffer(name, rows, "float32") for name in ROW_NUMBERS),
             Buffer("query_sums", (*rows, problem.head_dim), "float32"),
             Buffer("added_shares", (call.batch, call.heads, length // COUNTED_ROWS)),

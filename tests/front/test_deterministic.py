@@ -117,7 +117,12 @@ def test_explain_says_what_becomes_of_it(capsys: pytest.CaptureFixture[str]) -> 
     assert gradients["one_pass"] is False
     assert "one pass is faster from 16 on" in gradients["reason"]
     assert main(["explain", "causal", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["gradients"] is None
+    gradients = json.loads(capsys.readouterr().out)["gradients"]
+    assert gradients["one_pass"] is False
+    assert "key tiles do not take turns" in gradients["reason"]
+    call = ["--q-len", "16384", "--heads", "16"]
+    assert main(["explain", "causal", *call]) == 0
+    assert "key tiles take turns, rising, 1.23 times as fast" in capsys.readouterr().out
 
 
 def test_run_takes_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,9 @@ Five products, where kernels of their own for queries and for keys compute seven
 gradient once. But many programs add to one row of `grad_q`, in an order that nobody fixes: sums of
 float32 that another kernel scales and rounds (`query_sum_source`).
 
+Where repeated calls must give the same bits, key tiles add in turn, and two more warps wait for
+that and add (`turn_source`).
+
 The last product takes the gradients of scores of both warpgroups, which go through shared memory;
 each computes half of it, its share, for the tile before. So the warpgroups wait for each other only
 long after they have left what the other one reads. A share is left in shared memory, from where the
@@ -272,8 +275,8 @@ class _Writer:
         shape = f"[{STAGES * warps.computing}, {pair[0]}, {pair[1]}]"
         yield f"grad_scores_tiles = allocate({dtype}, {shape}, {tile_layout(pair)})"
         box = access.box(ADDED)
-        count = warps.computing * (1 if self._turns is None else STAGES)
-        shape = f"[{count}, {', '.join(map(str, box))}]"
+        shares = warps.computing * (1 if self._turns is None else STAGES)
+        shape = f"[{shares}, {', '.join(map(str, box))}]"
         yield f"share_tiles = allocate(tl.float32, {shape}, {number_layout(box)})"
         for name in self._barriers:
             yield f"{name} = allocate(tl.int64, [{self._stages(name)}, 1], BARRIER)"

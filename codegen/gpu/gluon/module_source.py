@@ -47,8 +47,8 @@ def start_lines(
         computing: The other arguments of that.
         loading: Those of `load_tiles`, the function of the loading warp.
         warps: How many there are, with their registers.
-        adding: The arguments of `add_shares`, the function of the warps that add, if there are such,
-            before the warp's number.
+        adding: The arguments of `add_shares`, the function of the warps that add, if there are
+            such, before the warp's number.
     """
     single = [("load_tiles", [*loading])]
     adding = [*adding]
@@ -60,8 +60,8 @@ def start_lines(
     for part in range(warps.computing):
         arguments = f"{', '.join(computing)}, tl.constexpr({part})"
         yield f"{INDENT * 2}({compute}, ({arguments})),"
-    for name, arguments in single:
-        yield f"{INDENT * 2}({name}, ({', '.join(arguments)})),"
+    for name, given in single:
+        yield f"{INDENT * 2}({name}, ({', '.join(given)})),"
     yield f"{INDENT}],"
     others = warps.computing - 1
     yield f"{INDENT}{[4] * others + [1] * len(single)},"

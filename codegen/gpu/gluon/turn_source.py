@@ -1,9 +1,9 @@
 """Turns as Gluon text: the warp that adds shares of the query's gradient to the sums in one order,
 whatever program is faster, so that they have the same bits in every run.
 
-Each tile of rows has a count of the key tiles that have added to it. What comes before a key tile is
-known in closed form (`patterncc.codegen.turns`). The warp waits until the count says so, adds what
-the warpgroups have left, and counts on when the sums are in memory.
+Each tile of rows has a count of the key tiles that have added to it. What comes before a key tile
+is known in closed form (`patterncc.codegen.turns`). The warp waits until the count says so, adds
+what the warpgroups have left, and counts on when the sums are in memory.
 
 A program may wait only for programs that were started before it, or it keeps the place that those
 need. Blocks start in the order of their numbers (what FlashAttention's and stream-K's programs wait
