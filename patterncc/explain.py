@@ -133,9 +133,7 @@ def _gradients(call: Call, problem: Problem, *, in_turn: bool) -> OnePassChoice:
     # What tables hold is known to the device alone.
     env = {name: value for name, value in call.env().items() if name not in call.tables}
     problem = replace(problem, group=call.heads // call.kv_heads)
-    return choose_one_pass(
-        passes, problem, HOPPER, env, call.heads, in_turn=in_turn, batch=call.batch
-    )
+    return choose_one_pass(passes, problem, HOPPER, env, call.heads, in_turn=in_turn)
 
 
 def _live(

@@ -129,7 +129,8 @@ class Backward:
         Never waits for the device and allocates from torch alone, so a CUDA graph can capture it
         once a first call has compiled the kernels. Beside the gradients it allocates one float32
         for each row of each head, and for patterns of several passes, unless they are float32,
-        the float32 sums that a pass leaves for the next.
+        the float32 sums that a pass leaves for the next. One pass of all gradients allocates
+        float32 sums of the query's size.
 
         Args:
             grad_out, grad_lse, query, key, value, out, lse: As in `BackwardTensors`; a last axis

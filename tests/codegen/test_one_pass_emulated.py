@@ -180,7 +180,8 @@ ORDERS: tuple[tuple[Turns, Neighbours], ...] = (
 def turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every order of programs, also where it would not be chosen. They run one after the other, as
     they are started: one that waits for a later one is a deadlock."""
-    choice = TurnChoice(*request.param, 2.0)
+    order, neighbours = request.param
+    choice = TurnChoice(order, neighbours, 2.0)
     monkeypatch.setattr(one_pass_choice, "choose_turns", lambda *call: choice)
     monkeypatch.setattr(one_pass_choice, "split_tiles", lambda *call: ())
     monkeypatch.setattr("tests.codegen.gluon_emulator._PATIENCE", 2.0)
