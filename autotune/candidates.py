@@ -23,7 +23,7 @@ from patterncc.autotune.space import CPU, Phase, SearchSpace
 from patterncc.autotune.store import Found, TunedStore
 from patterncc.codegen import cpu
 from patterncc.codegen.gpu.config import KernelConfig
-from patterncc.codegen.gpu.gluon.reasons import reason_against, walking_reason
+from patterncc.codegen.gpu.gluon.reasons import reason_against
 from patterncc.codegen.gpu.gluon.steady_writer import keeps_peak
 
 _MODEL_SEEDS = 5  # of the cost model's favourites
@@ -85,8 +85,8 @@ def descriptors_possible(job: Job) -> bool:
 def space_for(job: Job, phase: Phase, device: Device) -> SearchSpace:
     """The legal configs of a call: by pointers alone where descriptors are impossible, with a
     choice of which programs are neighbours where heads may visit different tiles, of the emitter
-    where there are two that can write the kernels, of how many query tiles a program has where
-    Gluon's can have many, and of peaks where some pass can keep them."""
+    where there are two that can write the kernels, and of peaks where some pass can
+    keep them."""
     fixed: dict[str, Any] = {}
     if device.target != CPU:
         default = default_of(job, phase, device)
@@ -97,9 +97,6 @@ def space_for(job: Job, phase: Phase, device: Device) -> SearchSpace:
             fixed["neighbours"] = default.neighbours
         if any(reason_against(program, job.problem) for program in passes):
             fixed["emitter"] = "triton"
-        alone = len(passes) == 1
-        if "emitter" in fixed or walking_reason(passes[0], job.problem, alone=alone):
-            fixed["query_tiles"] = "one"
         if "emitter" in fixed or not any(keeps_peak(each, job.problem) for each in passes):
             fixed["peaks"] = "each"
     return SearchSpace(phase, job.problem, device.target, fixed)

@@ -150,7 +150,7 @@ def _calls(on_cpu: bool) -> dict[str, Job]:
                 heads,
                 length,
                 length,
-                numbers={p.name: p.value for p in pattern.numbers if p.value is not None},
+                numbers=pattern.defaults,
             )
     return found
 

@@ -53,15 +53,7 @@ def planned(
             key_width=lambda block_q, block_k: _key_width(job, block_q, block_k),
             special=lambda call: _special(job, call),
         )
-        return forward.plan(
-            job.problem,
-            target,
-            layouts,
-            job.env,
-            job.scale,
-            shapes,
-            multiprocessors=multiprocessors,
-        )
+        return forward.plan(job.problem, target, layouts, job.env, job.scale, shapes)
     layouts = [_layout(job, name) for name in ("grad_out", "query", "key", "value", "out")]
     gradients = BackwardPlanner(
         lambda block_q, block_k: job.alternatives(block_q, block_k, transposed=True),

@@ -101,7 +101,7 @@ def _choices(knob: Knob, target: str) -> tuple[Any, ...]:
         return loads(target)
     if knob.name == "emitter" and target != HOPPER:
         return ("triton",)
-    if knob.name in ("query_tiles", "peaks") and target != HOPPER:
+    if knob.name == "peaks" and target != HOPPER:
         return knob.choices[:1]  # the others are Gluon's
     if knob.name == "max_registers" and not target.startswith("cuda"):
         return (None,)  # nobody else's compiler is told
@@ -148,7 +148,6 @@ FORWARD = Phase(
         # Elsewhere than in tensor memory the assembler goes up to 255 untold.
         Knob("max_registers", (None, 128, 168), ordered=False, tensor_memory=(255,)),
         Knob("emitter", ("triton", "gluon"), ordered=False),
-        Knob("query_tiles", ("one", "many"), ordered=False),
         Knob("peaks", ("each", "kept"), ordered=False),
     ),
     cpu=(Knob("block_q", _TILES), Knob("block_k", _TILES)),

@@ -30,7 +30,7 @@ from gpu_cases import CASES, Case, Mask, Shape, lowered, passes, pattern
 from patterncc.codegen.gpu.config import KernelConfig, check_config, default_config, tile_order
 from patterncc.codegen.gpu.emitter_choice import emitter_of
 from patterncc.codegen.gpu.forward import Forward
-from patterncc.codegen.gpu.gluon.reasons import reason_against, walking_reason
+from patterncc.codegen.gpu.gluon.reasons import reason_against
 from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
 from patterncc.codegen.gpu.run_list_source import emit_listing
 from patterncc.codegen.problem import Problem
@@ -51,7 +51,9 @@ CONFIGS = (
     KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon"),
     KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon"),
     KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon"),
-    KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon", query_tiles="many"),
+    KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon", peaks="kept"),
+    KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon", peaks="kept"),
+    KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon", peaks="kept"),
 )
 
 
@@ -88,8 +90,6 @@ def configs_of(case: Case, problem: Problem, target: str) -> list[KernelConfig]:
             continue
         parts = passes(case.name, config.block_q, config.block_k)
         if config.emitter == "gluon" and any(reason_against(p, problem) for p in parts):
-            continue
-        if config.walks and walking_reason(parts[0], problem, alone=len(parts) == 1):
             continue
         if candidate not in found:
             found.append(candidate)
@@ -291,7 +291,7 @@ def print_row(result: dict[str, Any]) -> None:
     default, best = result["runs"][0], max(result["runs"], key=lambda run: run["tflops"])
     config = "{emitter} {block_q}x{block_k} w{num_warps} s{num_stages} {load} {order}".format(
         **best
-    ) + (" many" if best["query_tiles"] == "many" else "")
+    ) + (" kept" if best["peaks"] == "kept" else "")
     print(f"{result['case']:44}{result['density']:8.3f}{default['tflops']:9.0f}", end="")
     print(f"{best['tflops']:7.0f}  {config:28}", end="")
     print(f"  ({result['seconds']:.0f} s)", flush=True)

@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_tile_choice.py --out results [terms] [windows]
 
-`terms`: Triton's default and Gluon's tile shapes with score terms. `windows`: Gluon's programs of
-one query tile and of many, and its other shape. All kernels of a row are timed turn by turn on one
-Hopper GPU, rows in one process, after every kernel was compiled in others; their outputs are
+`terms`: Triton's default and Gluon's tile shapes with score terms. `windows`: the same for patterns
+of all lengths of rows, with exact peaks and kept ones. All kernels of a row are timed turn by turn
+on one Hopper GPU, rows in one process, after every kernel was compiled in others; their outputs are
 compared with one another (tests compare them with float64). `results/gpu_tile_choice.json` keeps
 all rounds. Takes a minute on an H200.
 """
@@ -73,28 +73,28 @@ def _term_rows() -> Iterator[Row]:
 
 
 def _window_rows() -> Iterator[Row]:
-    many = replace(WIDE, query_tiles="many")
-    wide = (("128x128", WIDE), ("128x128 many", many), ("64x64", SMALL))
+    kernels = [("Triton", default_config(Problem("bfloat16", 128, 128), TARGET))]
+    for name, config in (("128x128", WIDE), ("64x64", SMALL)):
+        kernels += [(name, config), (f"{name} kept", replace(config, peaks="kept"))]
     for text in (
-        *(f"window({width})" for width in (256, 512, 1024, 1536, 2048, 4096)),
+        *(f"window({width})" for width in (128, 256, 512, 1024, 1536, 2048, 4096)),
         "streaming(64, 1024)",
         "around(512)",
         "causal and chunked(1024)",
+        "dilated(512, 8)",
         "ladder(64, 1024, 128, 8)",
         "causal",
         "full",
     ):
-        yield Row(text, Shape(16, 16, 16384, 128), "none", wide)
-    for text in ("window(512)", "window(1024)", "window(2048)", "streaming(64, 1024)"):
-        for shape in (
-            Shape(16, 16, 2048, 128),
-            Shape(16, 16, 4096, 128),
-            Shape(64, 64, 8192, 128),
-            Shape(32, 8, 32768, 128),
-        ):
-            yield Row(text, shape, "none", wide)
-    for terms in ("softcap", "sink"):
-        yield Row("window(1024)", Shape(16, 16, 16384, 128), terms, wide)
+        yield Row(text, Shape(16, 16, 16384, 128), "none", tuple(kernels))
+    for length in (1024, 2048, 4096, 8192):
+        yield Row("causal", Shape(64, 64, length, 128), "none", tuple(kernels))
+    for shape in (Shape(16, 16, 4096, 128), Shape(64, 64, 8192, 128), Shape(32, 8, 32768, 128)):
+        for text in ("window(512)", "window(1024)"):
+            yield Row(text, shape, "none", tuple(kernels))
+    for text in ("causal", "window(1024)"):
+        for terms in ("softcap", "sink"):
+            yield Row(text, Shape(16, 16, 8192, 128), terms, tuple(kernels))
 
 
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {"terms": _term_rows, "windows": _window_rows}

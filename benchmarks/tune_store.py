@@ -2,28 +2,31 @@
 be broken off and goes on where it was.
 
     python benchmarks/tune_store.py --out autotune/shipped/h100.json --report tune_h100.json
+    python benchmarks/tune_store.py --phases forward --seconds 8 --within 200 --out FILE
 
 Tunes each phase of the patterns that patterncc is compared with its peers on, as `patterncc tune`
 does, while what comes next is compiled. The report says after how many seconds a search was within
 3% of the best time that it found, or of that of an exhaustive sweep (`--sweeps`, of
 `tune_sweep.py`). Every key is kept: where nothing beat the default by more
-than noise its entry says so, and calls stay with the default. Entries of other keys that the file
-has stay in it. On an H200 half an hour is ample; `--seconds` limits each search.
+than noise and 2%, its entry says so, and calls stay with the default. Entries of other keys that
+the file has stay in it. On an H200 half an hour is ample; `--seconds` limits each search,
+`--within` all of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tune_sweep import PATTERNS
 
-from patterncc.autotune.entries import read_collection, write_collection
+from patterncc.autotune.entries import Entry, read_collection, write_collection
 from patterncc.autotune.job import Job
 from patterncc.autotune.key import key_of
 from patterncc.autotune.options import Options
@@ -36,7 +39,8 @@ from patterncc.dsl import load
 from patterncc.settings import settings
 from patterncc.tuned import WRITTEN_BY
 
-MAIN = ("causal", "window(1024)", "streaming(64, 4096)")
+MAIN = ("full", "causal", "window(1024)", "streaming(64, 4096)")
+SHORT = ("full", "causal", "window(256)", "streaming(64, 256)")
 CLOSE = 0.97
 """Of the speed of the best that was found, to which the time is reported."""
 
@@ -50,14 +54,20 @@ class Calls:
     heads: int
     kv_heads: int
     length: int
+    batch: int = 1
 
 
 TABLE = (
     Calls(PATTERNS, 128, 16, 16, 16384),
-    Calls(MAIN, 128, 32, 8, 16384),
     Calls(MAIN, 64, 16, 16, 16384),
-    Calls(MAIN, 128, 16, 16, 2048),
+    Calls(MAIN, 128, 32, 8, 32768),
+    Calls(SHORT, 128, 16, 16, 2048, batch=16),
+    Calls(SHORT, 128, 16, 16, 1024, batch=16),
 )
+"""The shapes of `patterncc bench --suite design`, `d64`, `gqa` and `short`."""
+
+LEAST_GAIN = 0.02
+"""Of a config that is shipped: what wins by less on one board may lose on the next."""
 
 
 def jobs(options: argparse.Namespace) -> Iterator[tuple[str, Job]]:
@@ -74,7 +84,7 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[str, Job]]:
                 Job(
                     pattern.structure,
                     Problem(options.dtype, head_dim, head_dim, group),
-                    1,
+                    calls.batch,
                     calls.heads,
                     calls.kv_heads,
                     length,
@@ -82,6 +92,15 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[str, Job]]:
                     numbers={n.name: n.value for n in pattern.numbers if n.value is not None},
                 ),
             )
+
+
+def worth_shipping(entry: Entry) -> Entry:
+    """An entry as it is shipped: one that gains too little says that nothing beat the default."""
+    if entry.default is None or entry.default_seconds is None or entry.speedup is None:
+        return entry
+    if entry.speedup > 1 + LEAST_GAIN:
+        return entry
+    return replace(entry, config=entry.default, seconds=entry.default_seconds)
 
 
 def best_of_sweeps(path: Path | None) -> dict[tuple[str, str], float]:
@@ -135,6 +154,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, help="instead of the table's")
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each search")
+    parser.add_argument("--within", type=float, help="begin no search after so many seconds")
     parser.add_argument("--folder", type=Path, help="of results until now; the user's cache")
     options = parser.parse_args()
     folder = options.folder or settings().cache_dir / "tune_store"
@@ -154,7 +174,12 @@ def main() -> None:
                     works.append((name, job, phase))
                     done.add(key)
         print(f"{len(works)} searches on {tuner.device.name}, of {len(done)} keys")
+        begin = time.monotonic()
         for number, (name, job, phase) in enumerate(works):
+            if options.within is not None and time.monotonic() - begin > options.within:
+                left = [f"{name} {phase.name}" for name, _, phase in works[number:]]
+                print(f"not begun within {options.within:g} s: {'; '.join(left)}")
+                break
             then = works[number + 1][1:] if number + 1 < len(works) else None
             result = tuner.tune(job, phase, then=then)
             rows.append(row_of(name, result, swept.get((name, phase.name))))
@@ -170,7 +195,9 @@ def main() -> None:
     entries = (
         {entry.key: entry for entry in read_collection(options.out)} if options.out.exists() else {}
     )
-    entries |= {entry.key: entry for entry, origin in store.entries() if origin == "user"}
+    entries |= {
+        entry.key: worth_shipping(entry) for entry, origin in store.entries() if origin == "user"
+    }
     write_collection(options.out, entries.values())
     print(f"{len(entries)} entries in {options.out}")
 

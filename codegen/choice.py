@@ -217,13 +217,11 @@ class Work:
         full: Tiles without a mask.
         partial: Tiles with one.
         merges: Row tiles whose result is merged with another pass's.
-        longest: Tiles that one row tile visits at most.
     """
 
     full: float
     partial: float
     merges: float
-    longest: float
 
     def cost(self, tile: float = 1.0) -> float:
         """Partial tiles and merges weigh more than their area; `tile` is what a full one takes."""
@@ -248,7 +246,7 @@ def counted_work(
         documents: How many documents of one length are taken to be packed.
     """
     env = _reference_numbers(pattern, sizes, documents)
-    full = partial = merges = longest = 0.0
+    full = partial = merges = 0.0
     for program in passes:
         step = program.tiling.q_step
         counted = [
@@ -266,8 +264,7 @@ def counted_work(
             full += each * float(counts[0].sum())
             partial += each * float(counts[1].sum())
             merges += (len(passes) > 1) * len(counts[0]) * step / len(counted)
-            longest = max(longest, float((counts[0] + counts[1]).max(initial=0)))
-    return Work(full, partial, merges, longest)
+    return Work(full, partial, merges)
 
 
 def _reference_numbers(
@@ -287,8 +284,7 @@ def _reference_numbers(
         "layer": 0,
         "batch": 0,
     }
-    for number in pattern.numbers:
-        env[number.name] = REFERENCE_NUMBER if number.value is None else number.value
+    env |= dict.fromkeys(pattern.open_numbers, REFERENCE_NUMBER) | pattern.defaults
     for table in pattern.tables:
         env[table.name] = _reference_table(table.type, documents)
     return env

@@ -67,9 +67,7 @@ def allows(
     body = pattern
     if isinstance(pattern, Pattern):
         body = pattern.body
-        values = {
-            number.name: number.value for number in pattern.numbers if number.value is not None
-        }
+        values = pattern.defaults
     scope = {**values, **(env or {}), "q": q, "k": k}
     return _holds(body, scope, tables or {})  # type: ignore[arg-type]
 

@@ -85,6 +85,11 @@ class Pattern:
         return {number.name: number.value for number in self.numbers if number.value is not None}
 
     @property
+    def open_numbers(self) -> tuple[str, ...]:
+        """The names of the run-time numbers that have no value, in name order."""
+        return tuple(number.name for number in self.numbers if number.value is None)
+
+    @property
     def tables(self) -> tuple[Parameter, ...]:
         """The table and segments parameters in name order."""
         return tuple(

@@ -89,9 +89,8 @@ class Call:
                 raise ConfigError(f"{name} is {size}, which must be in {low} .. {LIMIT}")
         if heads % kv_heads:
             raise ConfigError(f"heads is {heads}, which must be a multiple of kv_heads, {kv_heads}")
-        open_numbers = [number.name for number in pattern.numbers if number.value is None]
-        if open_numbers:
-            raise ConfigError(f"no value was given for {_names(open_numbers)}")
+        if pattern.open_numbers:
+            raise ConfigError(f"no value was given for {_names(pattern.open_numbers)}")
         return Call(
             pattern,
             q_len,
@@ -107,7 +106,7 @@ class Call:
 
     def env(self, head: int = 0, layer: int = 0) -> dict[str, Any]:
         """The scalars of one head of one layer and the tables, by name."""
-        scalars: dict[str, Any] = {
+        return {
             "q_len": self.q_len,
             "kv_len": self.kv_len,
             "q_offset": self.q_offset,
@@ -117,11 +116,8 @@ class Call:
             "batch": self.batch,
             **self.sizes,
             **self.tables,
+            **self.pattern.defaults,  # all numbers have one: `of` checks it
         }
-        for number in self.pattern.numbers:
-            assert number.value is not None, "checked by `of`"
-            scalars[number.name] = number.value
-        return scalars
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -26,7 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of the process if not given.
     """
     try:
-        args = build_parser().parse_args(argv)
+        parser = build_parser()
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            parser.prog += f" {args.command}"
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     except SystemExit as end:  # --help, --version and wrong usage
         return end.code if isinstance(end.code, int) else USAGE
     warnings.formatwarning = _warning

@@ -79,9 +79,8 @@ def _defaults(*patterns: Pattern) -> list[str]:
     """The defaults of both patterns, `A: sinks = 4` where they are not the same in both."""
     values: dict[str, list[tuple[str, int]]] = {}
     for letter, pattern in zip("AB", patterns, strict=True):
-        for number in pattern.numbers:
-            if number.value is not None:
-                values.setdefault(number.name, []).append((letter, number.value))
+        for name, value in pattern.defaults.items():
+            values.setdefault(name, []).append((letter, value))
     shown = []
     for name, given in sorted(values.items()):
         if len({value for _, value in given}) == 1:

@@ -273,7 +273,7 @@ def _count(call: Call, problem: Problem, device: torch.device, layer: int) -> Ti
         shape = config.default_config(problem, vendor)
         sizes = tuple((name, call.sizes[name]) for name in resolve(call.pattern.structure).sizes)
         patches = takes_patches(problem.terms)
-        numbers = tuple(number.value for number in call.pattern.numbers)
+        numbers = tuple(call.pattern.defaults.values())  # all: `Call.of` checks it
         text = counted_text(call.pattern.structure, sizes, numbers)
         width = starting_width(text, shape.block_q, shape.block_k, sizes, patches)
         shape = config.narrowed(shape, width)

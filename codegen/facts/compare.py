@@ -162,11 +162,7 @@ def _compare(left: Pattern, right: Pattern, sizes: Mapping[str, int], defaults: 
 
 
 def _defaults(pattern: Pattern) -> dict[Expr, IntExpr]:
-    return {
-        Param(number.name): Const(number.value)
-        for number in pattern.numbers
-        if number.value is not None
-    }
+    return {Param(name): Const(value) for name, value in pattern.defaults.items()}
 
 
 def _reads(bodies: list[Predicate], sizes: Mapping[str, int]) -> frozenset[str]:

@@ -117,9 +117,8 @@ def reach(
     """
     _check(q_len, layers)
     refuse_tables(pattern.body)
-    for number in pattern.numbers:
-        if number.value is None:
-            raise ConfigError(f"`{number.name}` has no value")
+    for name in pattern.open_numbers:
+        raise ConfigError(f"`{name}` has no value")
     # Of a pattern that reads the number of layers, a lower stack would be another pattern.
     reads = variables(pattern.body)
     most = min(MOST_TRIED["layer" not in reads], MOST_WORK // (8 * q_len))

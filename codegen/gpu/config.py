@@ -24,7 +24,6 @@ Load: TypeAlias = Literal["descriptor", "pointer"]
 Order: TypeAlias = Literal["forward", "reverse"]
 Neighbours: TypeAlias = Literal["tiles", "heads"]
 Emitter: TypeAlias = Literal["triton", "gluon"]
-QueryTiles: TypeAlias = Literal["one", "many"]
 Peaks: TypeAlias = Literal["each", "kept"]
 SharedBytes: TypeAlias = "Callable[[KernelConfig, Problem], int]"
 """Bytes of shared memory of a kind of kernel."""
@@ -48,8 +47,6 @@ class KernelConfig:
             leaves it to the compiler. Of a Gluon kernel, those of a thread that computes.
         emitter: What writes the kernel: `triton`, which does everything everywhere, or `gluon`
             (docs/gluon.md).
-        query_tiles: How many a program of a Gluon kernel in 128x128 tiles computes: `one`, or
-            `many` one after another, each begun before the one before it has ended.
         peaks: In a Gluon kernel, does `each` tile find the largest score of its rows, or do full
             tiles subtract what they find, `kept` from the tiles before, where they can
             (`steady_writer.keeps_peak`)?
@@ -64,13 +61,7 @@ class KernelConfig:
     neighbours: Neighbours = "tiles"
     max_registers: int | None = None
     emitter: Emitter = "triton"
-    query_tiles: QueryTiles = "one"
     peaks: Peaks = "each"
-
-    @property
-    def walks(self) -> bool:
-        """Does a program compute many query tiles?"""
-        return self.query_tiles == "many"
 
 
 INTERPRETER = "interpreter"
@@ -111,7 +102,6 @@ def check_config(
         ("order", config.order, ("forward", "reverse")),
         ("neighbours", config.neighbours, ("tiles", "heads")),
         ("emitter", config.emitter, ("triton", "gluon")),
-        ("query_tiles", config.query_tiles, ("one", "many")),
         ("peaks", config.peaks, ("each", "kept")),
     ):
         if value not in legal:
@@ -122,12 +112,10 @@ def check_config(
         reason = problem_reason(problem) or config_reason(config, target)
         if reason is not None:
             raise ConfigError(f"emitter='gluon' is impossible: {reason}", ("emitter='triton'",))
-    elif config.walks:
-        words = ("query_tiles='one'", "emitter='gluon'")
-        raise ConfigError("query_tiles='many' is for Gluon's kernels", words)
-    if config.peaks == "kept" and (config.emitter != "gluon" or config.walks):
-        words = ("peaks='each'", "emitter='gluon', query_tiles='one'")
-        raise ConfigError("peaks='kept' is for Gluon's kernels of one query tile", words)
+    elif config.peaks == "kept":
+        raise ConfigError(
+            "peaks='kept' is for Gluon's kernels", ("peaks='each'", "emitter='gluon'")
+        )
     limit = shared_limit(target)
     if limit is not None and (needed := (shared or shared_bytes)(config, problem)) > limit:
         raise ConfigError(

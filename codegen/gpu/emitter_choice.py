@@ -16,12 +16,7 @@ from patterncc.codegen.choice import REFERENCE_LENGTH, counted_work
 from patterncc.codegen.gpu.config import Emitter, KernelConfig, default_config
 from patterncc.codegen.gpu.forward_source import emit_forward
 from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
-from patterncc.codegen.gpu.gluon.reasons import (
-    HOPPER,
-    problem_reason,
-    reason_against,
-    walking_reason,
-)
+from patterncc.codegen.gpu.gluon.reasons import HOPPER, problem_reason, reason_against
 from patterncc.codegen.gpu.gluon.steady_writer import keeps_peak
 from patterncc.codegen.gpu.mask_source import beyond_limits, is_limit
 from patterncc.codegen.gpu.term_operations import Operations, pair_operations
@@ -103,11 +98,10 @@ class _Shape:
     kept: _Speed
 
 
-_WIDE = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
 _GLUON: Mapping[int, tuple[_Shape, ...]] = {
     128: (
         _Shape(
-            _WIDE,
+            KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon"),
             _Speed(1 / 655, 270, 4.7e-5, 4.4e-4),
             _Speed(1 / 760, 400, 4.7e-5, 4.4e-4),
         ),
@@ -128,23 +122,10 @@ _GLUON: Mapping[int, tuple[_Shape, ...]] = {
 """What was measured, by head dimension."""
 
 
-_MANY = _Speed(1 / 603, 93, 0.0, 0.0)
-"""Of `_WIDE` where a program computes many query tiles. It starts faster and loads the same, but
-all that it holds besides makes its tiles slower; with terms of pairs it always lost."""
-
-_LEAST_GAIN = 0.03
-"""Share of the work by which programs of many query tiles must win: runs differ by less."""
-
-_EVEN = 1.2
-"""Query tiles are alike where the longest visits at most so many times the tiles of the mean."""
-
 _DOCUMENTS = 16
 """Packed documents that are counted with, of 1024 tokens: of 16 and of 64 the same kernel was the
 fastest at head dimension 128, of fewer there is less to gain."""
 
-
-_POSITIONS = frozenset({"q", "k", "q_len", "kv_len"})
-"""What all heads and layers have alike."""
 
 _MOST_COMPARISONS = 2
 """Of keys, besides limits that must all hold: three spill hundreds of bytes."""
@@ -212,13 +193,6 @@ def choose_emitter(
     reason = f"the least counted work in {best.block_q}x{best.block_k} tiles"
     if best.peaks == "kept":
         reason += ", full ones keep the peak"
-    if best == _WIDE and terms == Operations():
-        passes = lower(best.block_q, best.block_k, "gluon")
-        if _is_even(pattern, passes, problem, sizes) and (
-            _counted(pattern, passes, _MANY, terms, sizes) < (1 - _LEAST_GAIN) * least
-        ):
-            best = replace(best, query_tiles="many")
-            reason += ", many query tiles to a program"
     return EmitterChoice(best, reason)
 
 
@@ -275,20 +249,6 @@ def _counted(
     work = counted_work(pattern, passes, sizes, documents=_DOCUMENTS)
     pairs = (work.full + work.partial) * passes[0].block_q * passes[0].block_k
     return speed.cost(pairs, REFERENCE_LENGTH * len(passes), terms)
-
-
-def _is_even(
-    pattern: Pattern, passes: Passes, problem: Problem, sizes: Mapping[str, int] | None
-) -> bool:
-    """Do the query tiles of all calls, heads and layers visit about as many key tiles? Where calls
-    bring numbers or tables nobody knows."""
-    if walking_reason(passes[0], problem, alone=len(passes) == 1) is not None:
-        return False
-    if pattern.numbers or pattern.tables or variables(pattern.body) - _POSITIONS:
-        return False
-    work = counted_work(pattern, passes, sizes)
-    mean = (work.full + work.partial) * passes[0].block_q / REFERENCE_LENGTH
-    return work.longest <= _EVEN * mean
 
 
 def costly_mask(mask: Predicate) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from patterncc.codegen.gpu.forward_plan import Planner
-from patterncc.codegen.gpu.launch import multiprocessors_of, require_triton, target_of
+from patterncc.codegen.gpu.launch import require_triton, target_of
 from patterncc.codegen.gpu.memory import Room
 from patterncc.codegen.gpu.signature import Kept, call_signature
 from patterncc.codegen.gpu.steps import (
@@ -169,7 +169,6 @@ class Forward:
                 abs(scale),
                 shapes_of(tables),
                 given,
-                multiprocessors=multiprocessors_of(device),
             )
             steps = bind_all(launches, tables, device, self._folder)
         index = index_of(device)

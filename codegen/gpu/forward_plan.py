@@ -12,9 +12,8 @@ from types import MappingProxyType
 from patterncc.codegen.gpu.config import KernelConfig, default_config, shared_bytes, suited
 from patterncc.codegen.gpu.emitter_choice import emitter_of
 from patterncc.codegen.gpu.forward_source import emit_forward_repair
-from patterncc.codegen.gpu.gluon.walk import walk_of
 from patterncc.codegen.gpu.kernel_terms import SCALE
-from patterncc.codegen.gpu.launches import Call, Launch, call_of, planned_launch
+from patterncc.codegen.gpu.launches import Call, Launch, call_of
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.gpu.pass_plan import (
     KeyWidth,
@@ -43,20 +42,9 @@ def _forward_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launc
     obstacle = call.layouts["out"].descriptor_obstacle()
     if one.config.emitter == "gluon" and obstacle is not None:
         raise ConfigError(f"emitter='gluon' is impossible: {obstacle}", ("triton",))
-    if one.config.walks:
-        return iter([_walking_launch(one, call, sources)])
     buffers = state_buffer("state", one, call, "value")
     emit, repair = emitter_of(one.config), emit_forward_repair
     return query_tile_launches(emit, repair, one, call, sources, buffers)
-
-
-def _walking_launch(one: Pass, call: Call, sources: Sources) -> Launch:
-    """The launch of a Gluon kernel whose programs share the query tiles among themselves."""
-    between = {"resumes": one.resumes, "hands_on": one.hands_on}
-    emit = emitter_of(one.config)
-    source = sources.get(emit, one.program, call.problem, one.config, **between)
-    walk = walk_of(call, one.config)
-    return planned_launch(source, walk.grid, call, step=1, numbers=walk.numbers)
 
 
 def _forward_obstacle(passes: Passes, call: Call) -> str | None:
@@ -99,8 +87,6 @@ class Planner:
         scale: float,
         shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
         real_values: Mapping[str, float] = MappingProxyType({}),
-        *,
-        multiprocessors: int = 1,
     ) -> tuple[Launch, ...]:
         """Plans one call: a launch for each pass, in the order in which they must run.
 
@@ -112,7 +98,6 @@ class Planner:
             scale: Of the scores; not negative.
             shapes: Of the tables that the pattern reads, by name.
             real_values: Of the parameters that score terms add, by name.
-            multiprocessors: Of the device.
 
         Raises:
             UnsupportedError: A size or a number is beyond what kernels compute with, or no kernel
@@ -123,5 +108,5 @@ class Planner:
         # 0.
         factors = {"scale": max(scale * math.log2(math.e), _LEAST_SCALE), SCALE.name: scale}
         factors |= real_values
-        call = call_of(problem, target, layouts, env, factors, shapes, multiprocessors)
+        call = call_of(problem, target, layouts, env, factors, shapes)
         return self._kernels.launches(call)

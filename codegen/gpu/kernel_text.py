@@ -58,8 +58,7 @@ def described_fields(
         f"value_head_dim {problem.value_head_dim}, group {problem.group}",
         "config": f"tile {config.block_q}x{config.block_k}, {config.num_warps} warps, "
         f"{config.num_stages} stages, {config.load} loads, {config.order} order"
-        + (", heads side by side" if config.neighbours == "heads" else "")
-        + (", many query tiles to a program" if config.walks else ""),
+        + (", heads side by side" if config.neighbours == "heads" else ""),
         "emitter": str(emitter),
     }
     if not terms.plain:

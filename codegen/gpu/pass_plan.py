@@ -20,7 +20,7 @@ from patterncc.codegen.gpu.config import (
     narrowed,
     visits_patches,
 )
-from patterncc.codegen.gpu.gluon.reasons import reason_against, walking_reason
+from patterncc.codegen.gpu.gluon.reasons import reason_against
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.launches import Call, Launch
 from patterncc.codegen.ir import BlockProgram, Passes
@@ -210,9 +210,6 @@ class PassPlanner:
     def _fits(self, config: KernelConfig, passes: Passes, call: Call) -> bool:
         """Can a config that nobody asked for by name be had for a call?"""
         if config.emitter == "gluon" and any(reason_against(one, call.problem) for one in passes):
-            return False
-        alone = len(passes) == 1
-        if config.walks and walking_reason(passes[0], call.problem, alone=alone):
             return False
         return config.load != "descriptor" or self._kind.obstacle(passes, call) is None
 

@@ -70,9 +70,8 @@ def known_numbers(call: Call, layer: int) -> Predicate:
             "kv_len": call.kv_len,
         }.items()
     }
-    for number in call.pattern.numbers:
-        assert number.value is not None, "checked by `Call.of`"
-        numbers[Param(number.name)] = Const(number.value)
+    for name, value in call.pattern.defaults.items():  # of all numbers: `Call.of` checks it
+        numbers[Param(name)] = Const(value)
     return substitute(call.pattern.body, numbers)
 
 

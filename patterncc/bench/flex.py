@@ -93,10 +93,10 @@ def block_mask(
 ) -> BlockMask:
     """The block mask of a function, in blocks of FlexAttention's usual size.
 
-    That size is 128, and with smaller ones it has no gradients for this benchmark's shapes on
-    Hopper: the only config of its backward that it takes untold has tiles of 128. Masks that
-    differ by head or batch entry are made for one of them after the other: all pairs of 16 heads
-    at once, as 64-bit numbers, are 32 GiB at 16,384 tokens. Nothing is compiled, as
+    That size is 128, and with smaller ones it has no gradients at a head dimension of 128 on
+    Hopper: the only config of its backward that it takes untold has tiles of 128 (torch 2.13).
+    Masks that differ by head or batch entry are made for one of them after the other: all pairs of
+    16 heads at once, as 64-bit numbers, are 32 GiB at 16,384 tokens. Nothing is compiled, as
     `torch.compile(create_block_mask)` was not done after a minute at that length.
 
     Args:

@@ -2,11 +2,12 @@
 where it was.
 
 What is not measured again was measured under the same terms: the same call, peers, phases and
-rounds, on a device of the same name, with the same versions.
+rounds, on a device of the same name, with the same versions and the same code of patterncc.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import patterncc
+from patterncc import autotune, codegen, dsl
 from patterncc.bench.machine import Machine
 from patterncc.bench.peer import PeerSpec
 from patterncc.bench.readings import Judgement, Reading
@@ -56,8 +59,21 @@ class Terms:
             "rounds": options.rounds_on(request.device),
             "device": machine.name,
             "versions": machine.versions,
+            "code": code_digest(),
         }
         return cls(json.dumps(found, sort_keys=True))
+
+
+@functools.cache
+def code_digest() -> str:
+    """Of all modules of patterncc: a changed kernel is measured anew, committed or not."""
+    found = hashlib.sha256()
+    for package in (patterncc, dsl, codegen, autotune):
+        folder = Path(package.__path__[0])
+        for path in sorted(folder.rglob("*.py")):
+            found.update(f"{package.__name__} {path.relative_to(folder)} ".encode())
+            found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 class Journal:

@@ -53,17 +53,18 @@ def _draw(axes: Any, report: Report, phase: Phase, standing: Standing) -> None:
             ha="left" if factor >= 1 else "right",
             va="center",
             fontsize=6,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
         )
     axes.set_xscale("log")
     factors = list(standing.factors.values())
-    axes.set_xlim(min(0.8, factors[0] / 1.2), max(2.0, factors[-1] * 1.25))
+    axes.set_xlim(min(0.8, factors[0] / 1.5), max(2.0, factors[-1] * 1.25))
     ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if tick <= factors[-1] * 1.2]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
     axes.minorticks_off()
     axes.axvline(1, color=_GREY, linewidth=0.8)
     words = f"{len(factors)} patterns"
     if standing.aim is not None:
-        axes.axvline(standing.aim, color=_GREY, linewidth=0.8, linestyle="--")
+        axes.axvline(standing.aim, color=_GREY, linewidth=0.8, linestyle="--", zorder=0.5)
         words = f"{standing.reached} of {len(factors)} reach {standing.aim:g}"
     labels = [names[name] if len(shapes) == 1 else name for name in standing.factors]
     axes.set_yticks(range(len(labels)), labels, fontsize=6)

@@ -182,11 +182,7 @@ def request_of(subject: Subject, shape: Shape, dtype: DType, device: str, seed: 
     }
     pattern = load(subject.text)
     found = example(subject.text, pattern, sizes, seed) or Example()
-    numbers: dict[str, Any] = {
-        number.name: found.numbers[number.name]
-        for number in pattern.numbers
-        if number.value is None
-    }
+    numbers: dict[str, Any] = {name: found.numbers[name] for name in pattern.open_numbers}
     if numbers:
         pattern = load(subject.text, **numbers)
     call = Call.of(

@@ -21,6 +21,7 @@ from patterncc.commands.measuring_arguments import (
     add_arguments_of_run,
     add_arguments_of_tune,
 )
+from patterncc.commands.parser import Parser
 from patterncc.commands.shared_arguments import (
     PATTERN_HELP,
     add_json,
@@ -31,9 +32,9 @@ from patterncc.commands.shared_arguments import (
 )
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of the whole command line; the shell completions are made from it too."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="patterncc",
         description="Compiles one-line sparse attention patterns to fused kernels.",
         epilog="`patterncc COMMAND --help` says what a command takes.",

@@ -116,8 +116,7 @@ def call_of(pattern: Pattern, args: argparse.Namespace) -> Call:
     tables = table_values.check(pattern, given, sizes)
     seed = getattr(args, "seed", 0)
     found = example_values.example(library_name, pattern, sizes, seed) or Example()
-    open_numbers = {number.name for number in pattern.numbers if number.value is None}
-    numbers = {name: value for name, value in found.numbers.items() if name in open_numbers}
+    numbers = {name: found.numbers[name] for name in pattern.open_numbers if name in found.numbers}
     if numbers:
         pattern = load(library_name, **{**dict(args.param), **numbers})
     added = {name: table for name, table in found.tables.items() if name not in tables}

@@ -36,7 +36,6 @@ CONFIG = {
     "neighbours": "tiles",
     "max_registers": None,
     "emitter": "triton",
-    "query_tiles": "one",
     "peaks": "each",
 }
 

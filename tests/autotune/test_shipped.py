@@ -12,6 +12,7 @@ from patterncc.autotune.key import Device, Subject, key_of
 from patterncc.autotune.phase_launches import untuned_config
 from patterncc.autotune.space import phase_named
 from patterncc.autotune.store import SHIPPED, TunedStore
+from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.problem import Problem
 from patterncc.tuned import config_of, why_not
 
@@ -50,7 +51,27 @@ def test_files(path: Path, tmp_path: Path) -> None:
 
 
 LEAST_GAIN = 0.02
-"""Of entries from before a comparison told what is noise: their rounds were not kept."""
+"""`benchmarks/tune_store.py` ships nothing that gains less."""
+
+
+def job_of(entry: Entry) -> Job:
+    """The call that an entry was measured at, to plan it."""
+    subject, call = subject_of(entry), entry.call
+    return Job(
+        entry.key.pattern,
+        subject.problem,
+        call["batch"],
+        subject.heads,
+        subject.kv_heads,
+        subject.q_len,
+        subject.kv_len,
+        numbers=dict(subject.numbers),
+    )
+
+
+def untuned(entry: Entry) -> KernelConfig:
+    """What that call takes where nothing is tuned."""
+    return untuned_config(job_of(entry), phase_named(entry.key.phase), entry.key.target, 132)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -65,37 +86,27 @@ def test_what_is_kept_beats_the_default(path: Path) -> None:
             continue
         kept += 1
         assert entry.speedup > 1 + LEAST_GAIN
-        key, call = entry.key, entry.call
-        subject = subject_of(entry)
-        job = Job(
-            key.pattern,
-            subject.problem,
-            call["batch"],
-            subject.heads,
-            subject.kv_heads,
-            subject.q_len,
-            subject.kv_len,
-            numbers=dict(subject.numbers),
-        )
-        assert entry.default_config == untuned_config(job, phase_named(key.phase), key.target, 132)
+        assert entry.default_config == untuned(entry)
     assert kept
 
 
 def test_calls_stay_with_the_default_where_nothing_beat_it(tmp_path: Path) -> None:
     store = TunedStore(tmp_path)
     for entry, _ in store.entries():
+        default = untuned(entry)
+        gluon = default if default.emitter == "gluon" else None
         for device in (replace(H100, name=entry.key.device), H100):
             found = store.lookup(key_of(subject_of(entry), device))
             assert found.entry == entry
-            assert (config_of(found) is None) == (not entry.beats_default)
+            assert (config_of(found, gluon) is None) == (not entry.beats_default)
             if not entry.beats_default:
-                assert why_not(found) == "nothing beat the default there"
+                assert why_not(found, gluon) == "nothing beat the default there"
 
 
 def test_an_h200_has_its_own(tmp_path: Path) -> None:
     entries = [entry for entry, _ in TunedStore(tmp_path).entries()]
     here = [entry for entry in entries if entry.key.device == "NVIDIA H200"]
-    assert {entry.key.phase for entry in here} == set(PHASES)
+    assert {entry.key.phase for entry in here} >= set(PHASES)
     for phase in PHASES:
         patterns = {entry.key.pattern for entry in here if entry.key.phase == phase}
         assert {"true", "k <= q", "0 <= q - k < 1024", "0 <= q - k < 4096"} <= patterns

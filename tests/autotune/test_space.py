@@ -85,7 +85,6 @@ def test_knobs_by_target() -> None:
     assert registers["cuda:100"] == (None, 128, 168, 255)
     assert registers["hip:gfx942"] == (None,)
     assert {t for t in TARGETS if choices[t]["emitter"] == ("triton", "gluon")} == {"cuda:90"}
-    assert {t for t in TARGETS if choices[t]["query_tiles"] == ("one", "many")} == {"cuda:90"}
     assert {t for t in TARGETS if choices[t]["peaks"] == ("each", "kept")} == {"cuda:90"}
     assert {config.load for config in SearchSpace(FORWARD, problem, "cuda:80").configs} == {
         "pointer"
@@ -165,31 +164,6 @@ def test_peaks_are_a_choice_where_they_can_be_kept(
     assert default_of(call, FORWARD, device) in space
 
 
-@pytest.mark.parametrize(
-    ("text", "choices"),
-    [
-        ("window(1024)", {"one", "many"}),
-        ("dilated(512, 8)", {"one"}),  # classes of rows
-        ("causal and keep[q // 64, k // 64]", {"one"}),
-    ],
-)
-def test_query_tiles_are_a_choice_where_a_program_can_have_many(
-    text: str, choices: set[str]
-) -> None:
-    """And what the store keeps of such a config is that config."""
-    tables = {"keep": np.ones((256, 256), bool)} if "keep" in text else {}
-    text = f"pattern p(keep: bool[*, *]): {text}" if tables else text
-    problem = Problem("bfloat16", 128, 128)
-    call = job(text, problem=problem, heads=16, kv_heads=16, q_len=16384, tables=tables)
-    device = Device("NVIDIA H200", "cuda:90", "triton 3.6.0", 132)
-    space = space_for(call, FORWARD, device)
-    assert {config.query_tiles for config in space.configs} == choices
-    assert default_of(call, FORWARD, device) in space
-    many = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon", query_tiles="many")
-    assert (many in space) == ("many" in choices)
-    assert config_from(config_values(many, FORWARD, "cuda:90")) == many
-
-
 def test_few_rows_by_descriptors_are_a_choice() -> None:
     """Sixteen rows at a time, whose numbers are no box: they come by pointers."""
     space = SearchSpace(phase_named("grad_key_value"), Problem("bfloat16", 128, 128), "cuda:90")
@@ -198,11 +172,10 @@ def test_few_rows_by_descriptors_are_a_choice() -> None:
 
 def test_registers_of_gluon() -> None:
     """Caps are choices only where they make room for another program, and what is known to spill is
-    none: of 38 configs of either order and peaks, 14 remain at a head dimension of 128, and
-    one with many query tiles."""
+    none: of 38 configs of either order and peaks, 14 remain at a head dimension of 128."""
     space = SearchSpace(FORWARD, Problem("bfloat16", 128, 128), "cuda:90", {"neighbours": "tiles"})
     gluon = [config for config in space.configs if config.emitter == "gluon"]
-    assert len(gluon) == 58
+    assert len(gluon) == 56
     assert {config.max_registers for config in gluon} == {None}
     small = KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon")
     narrow = SearchSpace(FORWARD, Problem("bfloat16", 64, 64), "cuda:90")

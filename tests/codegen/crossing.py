@@ -19,7 +19,8 @@ def each_with_one(
     Args:
         rows, columns: What is crossed.
         always: Columns that every row has.
-        turns: Columns that rows have in turn; all but those of `always` if not given.
+        turns: Columns that rows have in turn, None for no column; all but those of `always` if not
+            given.
     """
     if turns is None:
         turns = [column for column in columns if column not in always]

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,9 +50,36 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
 
 
 def _interprets() -> bool:
+    """Does this process interpret kernels? From now on without what costs half of the time.
+
+    Triton's interpreter computes all sums and products of integers a second time, to assert that
+    they fit, and then asserts nothing: that is for kernels compiled with `debug`. And it replaces
+    the functions of the language again at every call of one function by another.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
     from patterncc.codegen.gpu.launch import interpreting
 
-    return interpreting()
+    if not interpreting():
+        return False
+    builder = interpreter.interpreter_builder
+    assert not builder.options.debug
+    builder.options = replace(builder.options, sanitize_overflow=False)
+    patch_language = interpreter._patch_lang
+
+    def patch_once(function: Any) -> Any:
+        languages = [
+            module
+            for module in function.__globals__.values()
+            if module is language or module is language.core
+        ]
+        if not languages or any(language.core.is_builtin(module.load) for module in languages):
+            return patch_language(function)
+        return interpreter._LangPatchScope()  # nothing is to be restored
+
+    interpreter._patch_lang = patch_once
+    return True
 
 
 # ------------------------------------------------------------------------------------ attention

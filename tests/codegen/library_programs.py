@@ -12,6 +12,10 @@ from patterncc.dsl.errors import UnsupportedError
 from patterncc.dsl.pattern import Pattern
 
 NAMES = [name for name in library.names() if name != "neighborhood_1d"]
+TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
+PLACES = [(target, within) for within in (True, False) for target in TARGETS]
+"""Where the library is compiled: targets, and whether rows may be taken to end within the keys."""
+
 SIZES = {"heads": 8, "kv_heads": 2, "layers": 4}
 
 

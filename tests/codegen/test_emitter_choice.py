@@ -148,40 +148,6 @@ def test_reasons_for_triton(text: str, problem: Problem, target: str, words: str
     assert words in choice.reason
 
 
-@pytest.mark.parametrize("text", ["window(1024)", "around(512)"])
-def test_programs_of_many_query_tiles_where_they_win(text: str) -> None:
-    problem = replace(D128, dtype="float16")  # which keeps no peak
-    choice = _choice(text, problem)
-    assert choice.config is not None
-    assert choice.config.query_tiles == "many"
-    assert "many query tiles to a program" in choice.reason
-    sink = _choice(text, replace(problem, terms=SINK)).config
-    assert sink is not None
-    assert sink.query_tiles == "many"
-    check_config(choice.config, D128, "cuda:90")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "window(2048)",  # too long for a start to count
-        "causal",  # not alike
-        "if head < 8 then window(1024) else window(900)",  # heads may differ
-        "if layer < 8 then window(1024) else causal",
-        "pattern p(n): window(n)",  # 1024 to count with, but any number in a call
-        "pattern p(w: int[head]): window(w[head])",
-        "dilated(1024, 2)",  # classes
-    ],
-)
-def test_programs_of_one_query_tile_elsewhere(text: str) -> None:
-    for problem in (D128, replace(D128, terms=ALIBI)):
-        config = _choice(text, problem).config
-        assert config is None or config.query_tiles == "one"
-    config = _choice("window(1024)", D64).config
-    assert config is not None
-    assert config.query_tiles == "one"
-
-
 @pytest.mark.parametrize("text", ["full", "causal", "window(512)", "local_strided(64, 16, 8)"])
 def test_full_tiles_keep_the_peak_where_they_can(text: str) -> None:
     choice = _choice(text)

@@ -32,8 +32,11 @@ HOISTED = 32
 warps part, where a warpgroup that fills its registers reads them."""
 
 
-MOST_SPILLED = 192
-"""Bytes that masks with many key terms spill in their partial tiles."""
+MOST_SPILLED = 224
+"""Bytes that masks with many key terms spill, before their loops and in their partial tiles."""
+
+MOST_READ = 3
+"""Spilled numbers that a loop of full tiles reads: `llama4_padded`, others none."""
 
 
 def _compiled(
@@ -163,52 +166,42 @@ def test_score_terms(
     each_with_one([n for n in library.names() if n != "neighborhood_1d"], [128, 64]),
 )
 def test_library(name: str, head_dim: int, tmp_path: Path) -> None:
-    """What untuned calls take, compiled."""
+    """What untuned calls take, compiled: where no Gluon kernel is taken, Triton's."""
     pattern = library_pattern(name)
     problem = Problem("bfloat16", head_dim, head_dim)
     try:
         compilation = Compilation(pattern, problem=problem, sizes=SIZES)
-        if compilation.emitter.config is None:
-            pytest.skip(compilation.emitter.reason)
+        emitter = compilation.emitter.name
     except UnsupportedError:
         pytest.skip("no lowering yet")
     for source in compilation.kernels:
-        assert source.config.emitter == "gluon"
+        assert source.config.emitter == emitter
         kernel = compile_for(source, "cuda:90", folder=tmp_path)
         assert kernel.shared <= (shared_limit("cuda:90") or 0)
+        if emitter == "triton":
+            continue
         assert kernel.spilled <= MOST_SPILLED
         _products_are_sure(kernel, tmp_path)
+        if not compilation.pattern.tables and source.config.peaks == "kept":
+            _steady_loops(kernel, tmp_path, most_read=MOST_READ)
 
 
-def _steady_loops(kernel: CompiledKernel, folder: Path) -> int:
-    """How many loops compute weights and find no maximum: those of full tiles. They read nothing
-    that was spilled, and take few instructions."""
+def _steady_loops(kernel: CompiledKernel, folder: Path, most_read: int = 0) -> int:
+    """How many loops compute weights and find no maximum: those of full tiles. They read next to
+    nothing that was spilled, and take few instructions."""
     code = disassemble(kernel.stages["cubin"], folder)
     bodies = loop_bodies(code)
     steady = [body for body in bodies if body.count("MUFU.EX2") >= 32 and "FMNMX" not in body]
     for body in steady:
-        assert "LDL" not in body
+        assert body.count("LDL") <= most_read
         assert "STL" not in body
         assert len(re.findall(r"/\*[0-9a-f]{4,}\*/", body)) <= 360
     return len(steady)
 
 
-@pytest.mark.parametrize("text", ["window(1024)", "around(512)", "causal"])
-def test_walks(text: str, tmp_path: Path) -> None:
-    """Programs of many tiles fit, and spill nothing in their loops."""
-    walking = replace(WIDE, query_tiles="many")
-    (kernel,) = _compiled(text, walking, tmp_path)
-    assert kernel.spilled <= 2 * HOISTED
-    assert kernel.shared <= shared_bytes(walking, Problem("bfloat16", 128, 128)) + 1024
-    ptx = str(kernel.stages["ptx"])
-    # Of each warpgroup: two for each of the first tile and both loops, one at the end.
-    assert len(re.findall(r"wgmma\.wait_group", ptx)) <= 7 * walking.block_q // 64
-
-
-def test_residues_lie_in_lanes_within_a_loop(tmp_path: Path) -> None:
+def test_residues_lie_in_lanes(tmp_path: Path) -> None:
     """Bounds over residue classes are vectors, which need a layout wherever they stand."""
-    walking = replace(WIDE, query_tiles="many")
-    (kernel,) = _compiled("local_strided(128, 16, 8)", walking, tmp_path)
+    (kernel,) = _compiled("local_strided(128, 16, 8)", WIDE, tmp_path)
     assert "residue_wide" in kernel.source.text
 
 

@@ -27,7 +27,6 @@ WIDE = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
 SMALL = KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon")
 LONG = KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon")
 CONFIGS = {"128x128": WIDE, "64x64": SMALL, "64x128": LONG}
-MANY = replace(WIDE, query_tiles="many")
 LENGTHS = ((300, 300, 0), (77, 391, 314), (391, 77, -314), (1, 400, 399))
 SIZES = {"heads": 4, "kv_heads": 2, "layers": 4}
 DOCUMENTS = (0, 50, 51, 140, 150)
@@ -53,8 +52,6 @@ def _launches(
     tables: Mapping[str, torch.Tensor],
     terms: ScoreTerms = PLAIN,
     values: ScoreValues = NO_VALUES,
-    *,
-    multiprocessors: int = 1,
 ) -> tuple[tuple[Launch, ...], dict[str, torch.Tensor]]:
     """A call's launches, and memory for what they read and write."""
     query, key, value = tensors
@@ -69,7 +66,6 @@ def _launches(
         query.shape[3] ** -0.5,
         shapes_of(tables),
         term_values(terms, values, query.device),
-        multiprocessors=multiprocessors,
     )
     operands |= term_operands(values)
     operands["lse"] = torch.full(query.shape[:3], float("nan"))
@@ -87,12 +83,9 @@ def _errors(
     tensors: Tensors,
     env: Mapping[str, int],
     tables: Mapping[str, torch.Tensor] | None = None,
-    multiprocessors: int = 1,
 ) -> Errors:
     tables = tables or {}
-    launches, operands = _launches(
-        text, config, tensors, env, tables, multiprocessors=multiprocessors
-    )
+    launches, operands = _launches(text, config, tensors, env, tables)
     for launch in launches:
         run_launch(launch, operands)
     pattern = load(text)
@@ -149,30 +142,6 @@ def test_wide_heads() -> None:
         assert _right(_errors("causal", config, _tensors(200, 200, 128), {"q_offset": 0}))
 
 
-# ------------------------------------------------------------------------------------ many tiles
-
-
-@pytest.mark.parametrize("multiprocessors", [1, 3])
-@pytest.mark.parametrize(
-    "text", ["full", "causal", "streaming(5, 70)", "k > q", "ladder(4, 64, 48, 3)"]
-)
-def test_walks(text: str, multiprocessors: int) -> None:
-    """Programs that compute one query tile after another, up to all of them."""
-    config = replace(MANY, order="reverse")
-    for q_len, kv_len, offset in ((391, 400, 9), (391, 77, -314), (1, 400, 399)):
-        env = {"q_offset": offset, "layer": 2}
-        tensors = _tensors(q_len, kv_len)
-        found = _errors(text, config, tensors, env, multiprocessors=multiprocessors)
-        assert _right(found), (q_len, kv_len, offset, found)
-
-
-def test_walks_of_documents() -> None:
-    text = "pattern p(doc: segments): causal and doc[q] == doc[k]"
-    tables = {"doc": torch.tensor(DOCUMENTS, dtype=torch.int32)}
-    found = _errors(text, MANY, _tensors(150, 150), {"q_offset": 0}, tables)
-    assert _right(found), found
-
-
 # ------------------------------------------------------------------------------------ score terms
 
 
@@ -201,15 +170,12 @@ SCORES = (
 """Score terms that Gluon knows."""
 
 
-@pytest.mark.parametrize("shape", [*CONFIGS, "many"])
+@pytest.mark.parametrize("shape", CONFIGS)
 @pytest.mark.parametrize("case", SCORES, ids=[f"{c.call.text}, {c.score}" for c in SCORES])
 def test_score_terms(case: ScoreCall, shape: str) -> None:
-    if shape == "many" and "dilated" in case.call.text:
-        pytest.skip("programs of many query tiles know no classes")
     call, values = case.call, case.values()
     tensors, env = _tensors(call.q_len, call.kv_len), {"q_offset": call.offset or 0}
-    config = MANY if shape == "many" else CONFIGS[shape]
-    launches, operands = _launches(call.text, config, tensors, env, {}, case.terms, values)
+    launches, operands = _launches(call.text, CONFIGS[shape], tensors, env, {}, case.terms, values)
     for launch in launches:
         run_launch(launch, operands)
     sizes = {"q_len": call.q_len, "kv_len": call.kv_len, "heads": 4, "kv_heads": 2}

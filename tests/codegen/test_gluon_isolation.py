@@ -19,7 +19,6 @@ from patterncc.codegen.ir import DENSE
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl import load
-from patterncc.dsl.errors import ConfigError
 from tests.codegen.attention import lowered
 from tests.codegen.crossing import each_with_one
 from tests.codegen.interpreter import Call
@@ -135,9 +134,6 @@ def test_what_is_launched(shape: str) -> None:
     config = CONFIGS[shape]
     assert _plan(config, "causal") == ["forward", "repair_forward"]
     assert _plan(config, "causal", isolates=False) == ["forward"]
-    if config == WIDE:
-        with pytest.raises(ConfigError, match="note nothing"):
-            _plan(replace(config, query_tiles="many"), "causal")
 
 
 def test_it_would_tell(worker: ProcessPoolExecutor) -> None:

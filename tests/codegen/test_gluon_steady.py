@@ -76,7 +76,7 @@ def _result(
     layouts = [layout_of(name, tensor) for name, tensor in operands.items()]
     problem = problem_of(*tensors, terms, isolates=False)
     launches = Planner(both, config).plan(
-        problem, "cuda:90", layouts, env, 64**-0.5, shapes_of({}), {}, multiprocessors=1
+        problem, "cuda:90", layouts, env, 64**-0.5, shapes_of({}), {}
     )
     operands["lse"] = torch.full(query.shape[:3], float("nan"))
     for launch in launches:

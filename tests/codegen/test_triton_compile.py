@@ -29,9 +29,8 @@ from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from tests.codegen.attention import lowered
 from tests.codegen.crossing import each_with_one
-from tests.codegen.library_programs import NAMES, SIZES, library_program
+from tests.codegen.library_programs import NAMES, PLACES, SIZES, TARGETS, library_program
 
-TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 WIDE = Problem("bfloat16", 128, 128)
 
 
@@ -194,17 +193,14 @@ def test_many_residue_classes_are_few_loops(tmp_path: Path) -> None:
     assert kernel.spilled <= 64
 
 
-# Rows within the keys on Hopper, any rows (whose loops have more ends) on each target in turn: what
-# a mask means is written in the same words for all targets, so each text is compiled once.
+# What untuned calls take on Hopper is compiled for every name by `test_gluon_compile`. Besides, a
+# mask and its loops are written in the same words for all targets and for both kernels that go
+# through a row's keys: every second name is compiled here, the others as gradients of the query
+# (`test_triton_grad_query_compile`), each for one target and one kind of rows in turn.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "place"),
-    each_with_one(
-        NAMES,
-        [(target, within) for target in TARGETS for within in (True, False)],
-        always=[("cuda:90", True)],
-        turns=[(target, False) for target in TARGETS],
-    ),
+    each_with_one(NAMES, PLACES, turns=[turn for place in PLACES for turn in (place, None)]),
     ids=str,
 )
 def test_library(name: str, place: tuple[str, bool], tmp_path: Path) -> None:

@@ -17,10 +17,18 @@ from patterncc.codegen.gpu.table_sum_source import emit_table_sums, summed_table
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
 from patterncc.dsl.library import source
+from tests.codegen.crossing import each_with_one
+from tests.codegen.library_programs import TARGETS
 
 
-@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
-@pytest.mark.parametrize("name", ["eviction", "h2o", "minference", "vertical_slash"])
+@pytest.mark.parametrize(
+    ("name", "target"),
+    each_with_one(
+        ["eviction", "h2o", "minference", "vertical_slash"],
+        TARGETS,
+        always=["cuda:90"],
+    ),
+)
 def test_every_target(name: str, target: str, tmp_path: Path) -> None:
     problem = Problem("bfloat16", 128, 128)
     config = default_config(problem, target)
@@ -48,7 +56,7 @@ def test_every_target(name: str, target: str, tmp_path: Path) -> None:
     assert compiled.shared <= (232448 + 1024) // 2 - 1024 or name == "vertical_slash"
 
 
-@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_gradient_of_the_query(target: str, tmp_path: Path) -> None:
     problem = Problem("bfloat16", 128, 128)
     config = default_grad_query_config(problem, target)
@@ -63,7 +71,7 @@ def test_gradient_of_the_query(target: str, tmp_path: Path) -> None:
     assert compile_for(kernel, target, folder=tmp_path).spilled <= most
 
 
-@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_counts_of_entries(target: str, tmp_path: Path) -> None:
     problem = Problem("bfloat16", 128, 128)
     config = default_config(problem, target)

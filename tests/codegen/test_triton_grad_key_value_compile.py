@@ -30,8 +30,8 @@ from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError, InternalError, UnsupportedError
 from patterncc.dsl.mask import Const
 from tests.codegen.crossing import each_with_one
+from tests.codegen.library_programs import TARGETS
 
-TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 SIZES = {"heads": 8, "kv_heads": 2, "layers": 4}
 FOLDER = Path(__file__).parents[1] / "golden" / "triton_grad_key_value"
 WIDE = Problem("bfloat16", 128, 128)

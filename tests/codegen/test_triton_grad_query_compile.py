@@ -23,9 +23,8 @@ from patterncc.codegen.tiling import residue_tiling
 from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from tests.codegen.crossing import each_with_one
-from tests.codegen.library_programs import NAMES, SIZES, library_program
+from tests.codegen.library_programs import NAMES, PLACES, SIZES, TARGETS, library_program
 
-TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 WIDE = Problem("bfloat16", 128, 128)
 GOLDEN = Path(__file__).parents[1] / "golden" / "triton_backward"
 
@@ -114,15 +113,11 @@ def test_delta(with_lse: bool, target: str, tmp_path: Path) -> None:
         assert "ld.global.v4.b32" in str(kernel.stages["ptx"])  # 16 bytes at a time
 
 
-# The loops over key tiles and their ends are those of the forward kernel, whose library test has
-# both kinds of rows of each pattern.
+# Every second name; `test_triton_compile`, which has the others, says why.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "place"),
-    each_with_one(
-        NAMES,
-        [(target, within) for within in (True, False) for target in TARGETS],
-    ),
+    each_with_one(NAMES, PLACES, turns=[turn for place in PLACES for turn in (None, place)]),
     ids=str,
 )
 def test_library(name: str, place: tuple[str, bool], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
+from tests.codegen.library_programs import TARGETS
 
 KERNELS = {
     "forward": (emit_forward, default_config),
@@ -47,7 +48,7 @@ def compiled(kernel: str, text: str, target: str, folder: Path) -> CompiledKerne
     return compile_for(emit(program, WIDE, config), target, folder=folder)
 
 
-@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_target(kernel: str, target: str, tmp_path: Path) -> None:
     found = compiled(kernel, "neighborhood", target, tmp_path)

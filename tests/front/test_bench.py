@@ -354,7 +354,9 @@ def timed(seconds: float) -> Reading:
     return found.timed("forward", Round((seconds,), (seconds,)))
 
 
-def test_a_journal_knows_what_was_measured_otherwise(tmp_path: Path) -> None:
+def test_a_journal_knows_what_was_measured_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     journal = Journal(tmp_path / "results.jsonl")
     peers, machine = peers_named("flex"), Machine("a machine", {"torch": "2"}, "")
     options = Options(("forward",), rounds=7)
@@ -376,6 +378,9 @@ def test_a_journal_knows_what_was_measured_otherwise(tmp_path: Path) -> None:
         Terms.of(asked, peers, options, Machine("a machine", {"torch": "3"}, "")),
     ]
     assert all(journal.found(other, asked) is None for other in others)
+    with monkeypatch.context() as patch:
+        patch.setattr("patterncc.bench.journal.code_digest", lambda: "of other code")
+        assert journal.found(Terms.of(asked, peers, options, machine), asked) is None
     hung = Result(asked, {OWN: timed(2.0), "flex": Reading("hung", "no answer")}, ("forward",))
     journal.keep(terms, hung)
     assert Journal(tmp_path / "results.jsonl").found(terms, asked) is None

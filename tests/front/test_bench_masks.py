@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
 from patterncc.bench.band import Band, band_of
+from patterncc.bench.flex import block_mask
 from patterncc.bench.mask_function import mask_text, segment_tensors
 from patterncc.bench.request import Request
 from patterncc.bench.suites import Shape, Subject, request_of
@@ -127,3 +129,20 @@ def test_bands(text: str, band: Band | None) -> None:
     given = {table.name: tables[table.name] for table in pattern.tables}
     call = Call.of(pattern, 64, heads=2, layers=2, tables=given)
     assert band_of(call, 1) == band
+
+
+@pytest.mark.parametrize("name", ["causal", "document", "duo", "bigbird", "nsa", "tree", "snapkv"])
+def test_block_masks_head_by_head_are_those_of_all(name: str) -> None:
+    request = request_of(Subject(name, name), Shape(2, 4, 2, 520, 16), "float32", "cpu", 0)
+    text, tables = mask_text(request), request.tables()
+    assert text is not None
+    function = text.function({**tables, **segment_tensors(text.segments, request, tables)})
+    batch = 2 if "batch" in request.call.reads else None
+    heads = 4 if request.call.differs_by_head else None
+    assert (heads is None) == (name in ("causal", "document", "tree"))
+    found = block_mask(function, batch, heads, 520, 520, torch.device("cpu"))
+    whole = create_block_mask(function, batch, heads, 520, 520, device="cpu")
+    assert torch.equal(found.to_dense(), whole.to_dense())
+    for part in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(found, part), getattr(whole, part)), part
+    assert (found.shape, found.BLOCK_SIZE) == (whole.shape, whole.BLOCK_SIZE)

@@ -121,6 +121,23 @@ def test_wrong_usage(run: Run, argv: list[str]) -> None:
     assert found.out == ""
 
 
+@pytest.mark.parametrize(
+    ("argv", "message", "command"),
+    [
+        (["explan"], "COMMAND: invalid choice 'explan' (did you mean `explain`?); legal: ", ""),
+        (["explain", "causal", "--qlen", "5"], "unrecognized arguments: --qlen 5", " explain"),
+        (["shard", "causal", "--ranks", "x"], "--ranks: 'x' is no integer", " shard"),
+        (["live"], "the following arguments are required: PATTERN", " live"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_where_to_look(
+    run: Run, argv: list[str], message: str, command: str
+) -> None:
+    error, hint = run(*argv).err.splitlines()
+    assert error.startswith(f"error: {message}")
+    assert hint == f"  = hint: see `patterncc{command} --help`"
+
+
 @pytest.mark.parametrize("command", ["check", "explain", "plot", "compile", "run"])
 @pytest.mark.parametrize(
     "text", ["casual and window(8)", "k <=", "q - k < 1 == 2 and true or", "\x00"]

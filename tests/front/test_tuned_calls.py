@@ -118,7 +118,6 @@ def test_a_call_on_a_gpu(own_store: TunedStore, monkeypatch: pytest.MonkeyPatch)
         "neighbours": "tiles",
         "max_registers": None,
         "emitter": "triton",
-        "query_tiles": "one",
         "peaks": "each",
     }
     own_store.put(entry(key(H200, problem, q_len=16384), **config))
@@ -152,7 +151,6 @@ VALUES: dict[str, Any] = {
     "neighbours": "tiles",
     "max_registers": None,
     "emitter": "triton",
-    "query_tiles": "one",
     "peaks": "each",
 }
 GLUON = KernelConfig(128, 128, 8, 2, "descriptor", "reverse", emitter="gluon")

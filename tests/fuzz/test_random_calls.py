@@ -8,8 +8,9 @@ import pytest
 from torch import Tensor
 
 import patterncc
+from tests.gpu.call_summary import Message, Summary
+from tests.gpu.checked_call import run_call
 from tests.gpu.drawn_calls import ORIGINS, Origin, draw_calls, draw_pattern, tensors_of, values_of
-from tests.gpu.random_calls import Message, Summary, run_call
 
 LONGEST = 90
 

@@ -169,30 +169,6 @@ def test_documents_and_tables(shape: str, tmp_path: Path) -> None:
         _check(pattern, forward, tensors, {"q_offset": 0}, {name: table})
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("multiprocessors", [1, 3, 132])
-def test_walks(
-    head_dim: int, multiprocessors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Programs that compute many query tiles, as many as fewer multiprocessors leave them; each row
-    has the same bits as with one."""
-    module = "patterncc.codegen.gpu.forward.multiprocessors_of"
-    monkeypatch.setattr(module, lambda device: multiprocessors)
-    many = replace(WIDE, query_tiles="many")
-    for text in ("full", "causal", "streaming(5, 70)", "window(100)", "k > q"):
-        pattern = load(text)
-        forward = Forward(_lowered(pattern), config=many, folder=tmp_path)
-        apart = Forward(_lowered(pattern), config=WIDE, folder=tmp_path)
-        for q_len, kv_len, offset in ((1100, 1101, 1), (70, 1133, 1063), (1100, 1100, -600)):
-            tensors = _tensors(torch.bfloat16, q_len, kv_len, head_dim)
-            _check(pattern, forward, tensors, {"q_offset": offset})
-            results = [
-                each(*tensors, env={"q_offset": offset}, scale=0.1) for each in (forward, apart)
-            ]
-            for found, wanted in zip(*results, strict=True):
-                assert torch.equal(found, wanted)
-
-
 @pytest.mark.parametrize("shape", CONFIGS)
 @pytest.mark.parametrize("length", [22.0, 29.0])
 def test_growing_scores(length: float, shape: str, tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _LINE = 8
 """Elements of 16 bits in 16 bytes."""
 
+_HEAD = "batch.to(tl.int64) * tl.num_programs(1) + head"
+"""The number of a head among those of all batch entries."""
+
 
 class GluonAccess:
     """The texts for one kernel.
@@ -36,7 +39,6 @@ class GluonAccess:
         config: Tile shape.
         tiling: The classes of rows and keys.
         hands_on: The kernel leaves its result for a later pass, instead of the output.
-        heads: The number of heads, as the kernel calls it.
     """
 
     def __init__(
@@ -46,13 +48,11 @@ class GluonAccess:
         tiling: Tiling,
         *,
         hands_on: bool,
-        heads: str = "tl.num_programs(1)",
     ) -> None:
         self._problem = problem
         self._config = config
         self._tiling = tiling
         self._hands_on = hands_on
-        self._heads = heads
         self._rows = rows_of_call(tiling)
 
     @property
@@ -132,19 +132,14 @@ class GluonAccess:
 
     # -------------------------------------------------------------------------------- rows
 
-    def held(self) -> tuple[str, ...]:
-        """The scalars that tell a query tile's rows apart from those of others."""
-        return ("batch", "head", "row_first")
-
-    def rows_of(self, layout: str, item: str = "") -> Iterator[str]:
+    def rows_of(self, layout: str) -> Iterator[str]:
         """The warpgroup's rows again, `stored` in another layout than the scores have, and which of
         them exist; `stored_rows` are their numbers in the call.
 
         Args:
             layout: Of the tensor whose rows they are.
-            item: What the names of the item's scalars start with.
         """
-        yield f"stored = {item}row_first + part * {ROWS}"
+        yield f"stored = row_first + part * {ROWS}"
         yield f"stored = stored + tl.arange(0, {ROWS}, layout=tl.SliceLayout(1, {layout}))"
         yield "stored_exists = stored < q_len"
         rows = "stored"
@@ -186,22 +181,17 @@ class GluonAccess:
         yield self._packed_place()
         yield f"tl.store(state_place, out, mask=stored_exists[:, None]{also})"
 
-    def row_numbers_address(self, name: str, item: str = "") -> str:
+    def row_numbers_address(self, name: str) -> str:
         """Where the head's numbers start in a tensor `[batch, heads, q_len]` without gaps."""
-        head = f"{item}batch.to(tl.int64) * {self._heads} + {item}head"
-        return f"{name}_base = {name}_ptr + ({head}) * {self._call_q_len}"
+        return f"{name}_base = {name}_ptr + ({_HEAD}) * {self._call_q_len}"
 
     def load_row_numbers(self, name: str, other: str) -> str:
         """Loads a number for each row; rows past the end have `other`."""
         return f"tl.load({name}_base + {self._rows}, mask=row_exists, other={other})"
 
-    def store_row_numbers(self, name: str, item: str = "") -> Iterator[str]:
-        """Stores a number for each row; of an item that is over, whose rows are counted again."""
-        if not item:
-            yield f"tl.store({name}_base + {self._rows}, {name}, mask=row_exists)"
-            return
-        yield from self.rows_of("SCORES", item)
-        yield f"tl.store({name}_base + stored_rows, {name}, mask=stored_exists)"
+    def store_row_numbers(self, name: str) -> str:
+        """Stores a number for each row."""
+        return f"tl.store({name}_base + {self._rows}, {name}, mask=row_exists)"
 
     @property
     def _call_q_len(self) -> str:
@@ -215,9 +205,8 @@ class GluonAccess:
         yield f"{name}_place = {name}_base + {rows} + {self._columns(name, layout)}"
 
     def _packed_place(self) -> str:
-        head = f"batch.to(tl.int64) * {self._heads} + head"
         width = self._problem.value_head_dim
-        rows = f"(({head}) * {self._call_q_len} + stored_rows[:, None]) * {width}"
+        rows = f"(({_HEAD}) * {self._call_q_len} + stored_rows[:, None]) * {width}"
         return f"state_place = state_ptr + {rows} + {self._columns('out', 'OUT')}"
 
     def _columns(self, name: str, layout: str) -> str:

@@ -1,4 +1,4 @@
-"""The forward kernel in Gluon: a program for each query tile, or programs that compute several."""
+"""The forward kernel in Gluon: a program for each query tile."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.gluon.forward_writer import ForwardWriter
 from patterncc.codegen.gpu.gluon.steady_writer import SteadyWriter, keeps_peak
-from patterncc.codegen.gpu.gluon.walking_writer import WalkingWriter
 
 if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
@@ -37,9 +36,6 @@ def emit_gluon_forward(
         ConfigError: The config's tiles are not the program's, or Gluon has no kernel for the
             program.
     """
-    writer: type[ForwardWriter] = ForwardWriter
-    if config.walks:
-        writer = WalkingWriter
-    elif config.peaks == "kept" and keeps_peak(program, problem):
-        writer = SteadyWriter
+    steady = config.peaks == "kept" and keeps_peak(program, problem)
+    writer = SteadyWriter if steady else ForwardWriter
     return writer(program, problem, config, resumes, hands_on).source()

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from patterncc.codegen.problem import Problem
 
 _NOTHING = 'float("-inf")'
+_TILES = ("query", "key", "value")
+"""What is held in shared memory: the query of each warpgroup, and the rings."""
+
 _RINGS = ("key_ready", "key_free", "value_ready", "value_free")
 """Barriers of each stage."""
 
@@ -76,7 +79,7 @@ class ForwardWriter:
         self._resumes = resumes
         self._hands_on = hands_on
         self._warps = warps_of(config)
-        self._access = self._own_access()
+        self._access = GluonAccess(problem, config, program.tiling, hands_on=hands_on)
         nest = emit_loops(program.forward)
         moves = self._access.moves_boxes
         self._mask = TileMask(program.mask, nest.documents, moves_boxes=moves)
@@ -90,27 +93,9 @@ class ForwardWriter:
         if self._notes:
             pointers.append(SPOILED)
         scale = [KernelParameter("scale", "fp32")] if self._terms.scale else []
-        scalars = [*scale, *self._own_scalars()]
-        self._parameters = tuple(self._computed.parameters(self._access, pointers, scalars))
+        self._parameters = tuple(self._computed.parameters(self._access, pointers, scale))
 
     # -------------------------------------------------------------------------------- hooks
-
-    def _own_access(self) -> GluonAccess:
-        return GluonAccess(
-            self._problem, self._config, self._program.tiling, hands_on=self._hands_on
-        )
-
-    def _own_scalars(self) -> Iterable[KernelParameter]:
-        """Parameters of this kind of kernel, after the scale."""
-        return ()
-
-    def _tile_counts(self) -> dict[str, str]:
-        """The tiles in shared memory, by what they hold."""
-        return {"query": f"{self._warps.computing}", "key": "STAGES", "value": "STAGES"}
-
-    def _query_barriers(self) -> tuple[str, ...]:
-        """The barriers of each query tile."""
-        return ("query_ready",)
 
     def _computing_barriers(self) -> dict[str, tuple[int, int]]:
         """Barriers that the loading warp has nothing to do with, by name: how many, and how often
@@ -139,8 +124,7 @@ class ForwardWriter:
         names = [parameter.name for parameter in self._parameters]
         copied = [f"{name}_desc_0" for name in ("query", "key", "value")]
         loaded = [f"{name}_desc_0" for name in self._loaded()]
-        tiles = [f"{name}_tiles" for name in self._tile_counts()]
-        shared = [*tiles, *self._query_barriers(), *_RINGS]
+        shared = [*(f"{name}_tiles" for name in _TILES), "query_ready", *_RINGS]
         load = [*(n for n in names if n in copied or "_desc_" not in n), *shared]
         attend = [*(n for n in names if n not in loaded), *shared, *self._computing_barriers()]
         functions = [
@@ -183,19 +167,16 @@ class ForwardWriter:
         """Allocates what the warps share and starts them."""
         warps = self._warps
         dtype = f"tl.{self._problem.dtype}"
-        counts = self._tile_counts()
-        queries = counts["query"]
-        for name, count in counts.items():
+        for name in _TILES:
             box = self._access.box(name)
+            count = str(warps.computing) if name == "query" else "STAGES"
             shape = f"[{count}, {', '.join(map(str, box))}]"
             yield f"{name}_tiles = allocate({dtype}, {shape}, {tile_layout(box)})"
-        per_query = self._query_barriers()
-        numbers = dict.fromkeys(per_query, queries) | dict.fromkeys(_RINGS, "STAGES")
-        for name, count in numbers.items():
+        for name in ("query_ready", *_RINGS):
+            count = str(warps.computing) if name == "query_ready" else "STAGES"
             yield f"{name} = allocate(tl.int64, [{count}, 1], BARRIER)"
-        yield f"for part in tl.static_range({queries}):"
-        for name in per_query:
-            yield f"{INDENT}init_barrier({name}.index(part), count=1)"
+        yield f"for part in tl.static_range({warps.computing}):"
+        yield f"{INDENT}init_barrier(query_ready.index(part), count=1)"
         yield "for stage in tl.static_range(STAGES):"
         for name in _RINGS:
             arrivals = warps.computing if name.endswith("free") else 1
@@ -417,13 +398,13 @@ class ForwardWriter:
 
     def _finish(self) -> Iterator[str]:
         access = self._access
-        yield from self._normalised("")
+        yield from self._normalised()
         if self._notes:
             yield from self._note_spoiled()
         if not self._resumes:
             yield access.row_numbers_address("lse")
-        yield from self._log_total("")
-        yield from access.store_row_numbers("lse")
+        yield from self._log_total()
+        yield access.store_row_numbers("lse")
         if self._hands_on:
             kept = " & (spoiled == 0)" if self._notes and self._resumes else ""
             yield from access.store_state(also=kept)
@@ -450,22 +431,18 @@ class ForwardWriter:
             yield "# What rows started from is kept for the repair."
             yield "row_exists = row_exists & (spoiled == 0)"
 
-    def _normalised(self, item: str) -> Iterator[str]:
-        """`out`, divided by the sum of weights.
-
-        Args:
-            item: What the names of the tile's peak and total start with.
-        """
+    def _normalised(self) -> Iterator[str]:
+        """`out`, divided by the sum of weights."""
         yield ""
         yield "# Rows without keys: 0, and the logarithm of the sum is -inf."
-        yield f"empty = {item}total == 0.0"
-        yield f"inverse = 1.0 / tl.where(empty, 1.0, {item}total)"
+        yield "empty = total == 0.0"
+        yield "inverse = 1.0 / tl.where(empty, 1.0, total)"
         yield f"out = tl.where({_per_row_of_out('empty')}, 0.0, out * {_per_row_of_out('inverse')})"
 
-    def _log_total(self, item: str) -> Iterator[str]:
+    def _log_total(self) -> Iterator[str]:
         """`lse` as it is returned or, in powers of two, handed on."""
         unit = "" if self._hands_on else " * 0.6931471805599453"
-        yield f"log_total = {item}peak + tl.log2(tl.where(empty, 1.0, {item}total))"
+        yield "log_total = peak + tl.log2(tl.where(empty, 1.0, total))"
         yield f"lse = tl.where(empty, {_NOTHING}, log_total{unit})"
 
 

@@ -75,21 +75,6 @@ def terms_reason(terms: ScoreTerms) -> str | None:
     return None
 
 
-def walking_reason(program: BlockProgram, problem: Problem, *, alone: bool) -> str | None:
-    """Why no program of a kernel computes many query tiles of a pass, or None.
-
-    Args:
-        program: The pass.
-        problem: The shape class.
-        alone: Is it the pattern's only one?
-    """
-    if problem.isolates:
-        return "such kernels note nothing that isolates numbers which are not finite"
-    if not alone:
-        return "its pattern is computed in several passes"
-    return None if program.tiling == DENSE else "rows or keys are visited in classes"
-
-
 def config_reason(config: KernelConfig, target: str) -> str | None:
     """Why a config is none of a Gluon kernel, or None."""
     if target != HOPPER:
@@ -104,10 +89,6 @@ def config_reason(config: KernelConfig, target: str) -> str | None:
         return f"{config.block_q} rows take {config.block_q // 16} warps, not {config.num_warps}"
     if config.num_stages < 2:
         return "its rings of tiles have at least 2 stages"
-    if config.walks and (config.block_q, config.block_k) != (2 * ROWS, 2 * ROWS):
-        return f"programs of many query tiles have tiles of {2 * ROWS}x{2 * ROWS}"
-    if config.walks and config.neighbours != "tiles":
-        return "programs of many query tiles take neighbouring tiles of a head"
     if config.max_registers is not None and config.max_registers % 8:
         return f"registers come in eights, not as max_registers={config.max_registers}"
     return None

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.bound_source import scalars_read, wide_name, widened
 from patterncc.codegen.gpu.class_source import class_lines, head_and_tile_lines
-from patterncc.codegen.gpu.gluon.walk import HEADS, item_lines
 from patterncc.codegen.gpu.mask_source import scalar_name
 from patterncc.codegen.ir import DENSE
 
@@ -51,12 +50,8 @@ class VisitedTiles:
         """The query tile, and how many key tiles each loop visits: `count_0` and so on."""
         tiling, group = self._program.tiling, self._group
         heads = "tl.num_programs(1)"
-        if self._config.walks:
-            heads = HEADS
-            yield from item_lines(self._config.order)
-        else:
-            yield from head_and_tile_lines(tiling, self._config.order, self._config.neighbours)
-            yield "batch = tl.program_id(2)"
+        yield from head_and_tile_lines(tiling, self._config.order, self._config.neighbours)
+        yield "batch = tl.program_id(2)"
         yield "kv_head = head" if group == 1 else f"kv_head = head // {group}"
         if "heads" in self._names:
             yield f"heads = {heads}"

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 ROWS = 64
 """Rows of a warpgroup: those of one matrix instruction."""
 
-QUERY_PLACES = 2
-"""Of a program of many query tiles: the one that it computes and the next."""
-
 _WARPGROUP = 4  # warps
 _REGISTERS = 65536  # of a multiprocessor
 _STEP = 8  # registers come in eights
@@ -63,11 +60,7 @@ def query_in_registers(config: KernelConfig) -> bool:
 
 
 def tile_bytes(config: KernelConfig, problem: Problem) -> int:
-    """Bytes of the tiles in shared memory: the rings of keys and values, and the query's. Programs
-    of many query tiles have room for the output of the one before, too."""
+    """Bytes of the tiles in shared memory: the rings of keys and values, and the query's."""
     keys, values = problem.head_dim, problem.value_head_dim
     rings = config.num_stages * config.block_k * (keys + values)
-    rows = keys
-    if config.walks:
-        rows = QUERY_PLACES * keys + values
-    return 2 * (rings + config.block_q * rows)
+    return 2 * (rings + config.block_q * keys)
