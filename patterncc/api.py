@@ -53,9 +53,9 @@ def compile(
             for it; later calls and processes take it. Else nothing is ever tuned inside of a call.
             Under `torch.compile` and while a graph is captured nothing is tuned either: call it
             once before. In a job of several ranks they must make these calls together.
-        deterministic: Whether repeated calls give gradients of the same bits, which on GPUs takes
-            seven matrix products where five would do. Without it those of full-length causal and
-            dense calls are faster on some GPUs (docs/training.md); the output is the same.
+        deterministic: Whether repeated calls give gradients of the same bits, for which kernels
+            wait for each other or take seven matrix products where five would do. Without it they
+            are faster on some GPUs (docs/training.md); the output is the same.
         isolate: Whether NaN and infinities in query, key, value and their gradients reach only
             the rows and keys that see them on GPUs, too, as they do on the CPU: garbage in keys
             that the pattern hides then changes nothing. It takes a further launch for each kernel

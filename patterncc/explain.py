@@ -112,7 +112,7 @@ def explain(
         groups=tuple(_group(call, passes, groups[key], first[key]) for key in groups),
         live=_live(call, layers, heads),
         emitter=_emitter(call, problem),
-        gradients=None if deterministic else _gradients(call, problem),
+        gradients=_gradients(call, problem, in_turn=deterministic),
     )
 
 
@@ -127,13 +127,13 @@ def _emitter(call: Call, problem: Problem) -> EmitterChoice:
     return choice.for_rows(call.q_len)
 
 
-def _gradients(call: Call, problem: Problem) -> OnePassChoice:
+def _gradients(call: Call, problem: Problem, *, in_turn: bool) -> OnePassChoice:
     ways = call.candidates(ONE_PASS.block_q, ONE_PASS.block_k)
     passes = tuple(map(with_transposed, min(ways, key=lambda way: way.cost).passes))
     # What tables hold is known to the device alone.
     env = {name: value for name, value in call.env().items() if name not in call.tables}
     problem = replace(problem, group=call.heads // call.kv_heads)
-    return choose_one_pass(passes, problem, HOPPER, env, call.heads)
+    return choose_one_pass(passes, problem, HOPPER, env, call.heads, in_turn=in_turn)
 
 
 def _live(

@@ -114,8 +114,7 @@ class Explanation:
         live: Which keys a cache must keep, counted at the last row of the call; or why that is not
             known.
         emitter: What writes the forward kernels of untuned calls on `HOPPER`, and why.
-        gradients: How gradients are computed there that need not be deterministic, and why; None
-            where they must be.
+        gradients: How gradients are computed there, and why; None in an outline.
     """
 
     call: Call

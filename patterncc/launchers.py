@@ -17,7 +17,7 @@ from patterncc.programs import (
     may_visit_patches,
     starting_width,
 )
-from patterncc.settings import kernel_folder
+from patterncc.settings import kernel_folder, settings
 from patterncc.signatures import resolve
 from patterncc.tuned import config_for, subject_of
 
@@ -128,6 +128,7 @@ def backward_launcher(
         terms=terms_of(score),
         isolates=isolate,
         deterministic=deterministic,
+        one_pass=settings().one_pass,
     )
 
 

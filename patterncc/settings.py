@@ -47,6 +47,7 @@ VARIABLES = (
         "what `isolate` is if not given; 1: on GPUs NaN and infinity reach only what sees them",
         "0",
     ),
+    Variable("PATTERNCC_ONE_PASS", "0: gradients take two kernels, without float32 sums", "1"),
     Variable("PATTERNCC_TUNED", "0: calls take no tuned configurations", "1"),
     Variable(
         "PATTERNCC_VERIFY",
@@ -76,6 +77,7 @@ class Settings:
     verify: bool = False
     tuned: bool = True
     isolate: bool = False
+    one_pass: bool = True
 
     @staticmethod
     def read(environment: Mapping[str, str]) -> Settings:
@@ -90,6 +92,9 @@ class Settings:
             verify=_switch("PATTERNCC_VERIFY", environment.get("PATTERNCC_VERIFY", "")),
             tuned=_switch("PATTERNCC_TUNED", environment.get("PATTERNCC_TUNED", "1") or "1"),
             isolate=_switch("PATTERNCC_ISOLATE", environment.get("PATTERNCC_ISOLATE", "")),
+            one_pass=_switch(
+                "PATTERNCC_ONE_PASS", environment.get("PATTERNCC_ONE_PASS", "1") or "1"
+            ),
         )
 
 

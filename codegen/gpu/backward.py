@@ -70,8 +70,10 @@ class Backward:
         terms: Which logits entered the softmax.
         lower_rows: As of `BackwardPlanner`.
         isolates: As of `Problem`.
-        deterministic: Must repeated calls give the same bits? Otherwise all gradients are computed
-            in one pass where that is chosen (`one_pass_choice`).
+        deterministic: Must repeated calls give the same bits?
+        one_pass: May all gradients be computed in one pass, where that is chosen
+            (`one_pass_choice`)? It takes float32 sums of the query's size. Deterministic calls with
+            a `config`, which is of two kernels, are not.
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -88,6 +90,7 @@ class Backward:
         terms: ScoreTerms = PLAIN,
         isolates: bool = False,
         deterministic: bool = True,
+        one_pass: bool = True,
     ) -> None:
         self._terms = terms
         self.planner = BackwardPlanner(
@@ -95,7 +98,8 @@ class Backward:
             config or BackwardConfig(),
             tuned,
             lower_rows=lower_rows,
-            one_pass=not deterministic,
+            one_pass=one_pass and (config is None or not deterministic),
+            in_turn=deterministic,
         )
         require_triton()
         self._folder = folder
@@ -125,7 +129,8 @@ class Backward:
         Never waits for the device and allocates from torch alone, so a CUDA graph can capture it
         once a first call has compiled the kernels. Beside the gradients it allocates one float32
         for each row of each head, and for patterns of several passes, unless they are float32,
-        the float32 sums that a pass leaves for the next.
+        the float32 sums that a pass leaves for the next. One pass of all gradients allocates
+        float32 sums of the query's size.
 
         Args:
             grad_out, grad_lse, query, key, value, out, lse: As in `BackwardTensors`; a last axis

@@ -154,8 +154,9 @@ class BackwardPlanner:
             tuned, and take their defaults.
         lower_rows: The passes of the kernels of the query's gradient, which read the forward
             direction alone and may gather; None takes those of `lower`.
-        one_pass: Compute all gradients at once where `choose_one_pass` says so: repeated calls may
-            then differ in the last bits of the query's gradient.
+        one_pass: Compute all gradients at once where `choose_one_pass` says so.
+        in_turn: In an order that is the same in repeated calls; otherwise they may differ in the
+            last bits of the query's gradient.
     """
 
     def __init__(
@@ -166,8 +167,9 @@ class BackwardPlanner:
         *,
         lower_rows: Lowered | None = None,
         one_pass: bool = False,
+        in_turn: bool = False,
     ) -> None:
-        self._one_pass = OnePass(lower) if one_pass else None
+        self._one_pass = OnePass(lower, in_turn=in_turn) if one_pass else None
         tuned = tuned or TunedGradients()
         rows = lower_rows or lower
         self._grad_query = PassPlanner(rows, GRAD_QUERY, config.grad_query, tuned.grad_query)

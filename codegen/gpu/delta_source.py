@@ -8,8 +8,8 @@ row (Dao et al., FlashAttention, 2022, appendix B; the term of the logarithm fol
 For the kernel of keys and values, to which rows pass by, it also writes what each tile of rows
 needs, ready for use: `row_lse`, the base-2 logarithm of the row's sum, plus infinity for rows
 without keys, and `row_delta`. Both go on after the last row, where weights are 0 as well, so that
-no load of a tile of them needs a mask. For the kernel of all gradients it also sets the sums of the
-query's gradient to 0 (`query_sum_source`).
+no load of a tile of them needs a mask. For the kernel of all gradients it also sets to 0 the sums
+of the query's gradient (`query_sum_source`), and how many programs have added to them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.head_dim import parts
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import header_text, module_text
-from patterncc.codegen.gpu.query_sum_source import QUERY_SUMS
+from patterncc.codegen.gpu.query_sum_source import ADDED_SHARES, COUNTED_ROWS, QUERY_SUMS
 from patterncc.codegen.gpu.tile_source import check_dtype
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 EMITTER = 1
 """Version of the generated text; it is part of the text."""
 
-ROWS = 32
+ROWS = COUNTED_ROWS
 """Rows of one program: with head dimension 128 each of its 128 threads has 32 elements."""
 
 
@@ -58,7 +58,8 @@ def emit_delta(
             sums.
         with_lse: There is a gradient of the lse.
         with_rows: The row numbers are written too; the grid then has all `row_length` rows.
-        with_sums: The sums of the query's gradient are set to 0, besides the row numbers.
+        with_sums: The sums of the query's gradient are set to 0, besides the row numbers, and the
+            counts of what was added.
 
     Raises:
         UnsupportedError: The dtype or head dimension has no kernel.
@@ -92,6 +93,7 @@ def _parameters(
             yield KernelParameter(f"{name}_ptr", "*fp32", 16)
     if with_sums:
         yield QUERY_SUMS
+        yield ADDED_SHARES
     yield KernelParameter("q_len", "i32")
     if with_rows:
         yield KernelParameter("row_length", "i32")
@@ -135,6 +137,7 @@ def _lines(problem: Problem, with_lse: bool, with_rows: bool, with_sums: bool) -
         yield f"sums = query_sums_ptr + ({rows}) * {width}"
         count = ROWS * width
         yield f"tl.store(sums + tl.arange(0, {count}), tl.zeros([{count}], tl.float32))"
+        yield f"tl.store(added_shares_ptr + {first} * (row_length // {ROWS}) + tl.program_id(0), 0)"
 
 
 def _place(name: str) -> str:

@@ -19,6 +19,7 @@ from patterncc.codegen.gpu.chunk_sum_source import KEYS_TOGETHER, emit_sum_chunk
 from patterncc.codegen.gpu.class_source import classes_seen
 from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, row_length
 from patterncc.codegen.gpu.gluon.gradient_source import emit_gluon_gradients
+from patterncc.codegen.gpu.gluon.turn_source import launch_grid
 from patterncc.codegen.gpu.grad_key_value_source import (
     emit_grad_key_value,
     emit_grad_key_value_repair,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.launches import Call
     from patterncc.codegen.gpu.pass_plan import Pass, Sources
     from patterncc.codegen.ir import BlockProgram, Passes
+    from patterncc.codegen.turns import Turns
 
 _MOST_STEPS = 2**31
 _WARPS = 8
@@ -53,7 +55,9 @@ _WARPS = 8
 it can have."""
 
 
-def key_tile_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launch]:
+def key_tile_launches(
+    one: Pass, call: Call, sources: Sources, turns: Turns | None = None
+) -> Iterator[Launch]:
     """The launches of a pass whose kernel runs a program for each key tile; in Gluon it computes
     the query's gradient as well.
 
@@ -61,6 +65,7 @@ def key_tile_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launc
         one: The pass; in Gluon the only one.
         call: The call, with the numbers of its rows on the device.
         sources: Kernels that are written already.
+        turns: In which order a kernel in Gluon adds to the query's gradient; None: in any.
 
     Raises:
         UnsupportedError: There are too many rows, or lists of tiles are too large.
@@ -77,7 +82,8 @@ def key_tile_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launc
     places = tiling.k_step * ceildiv(ceildiv(call.kv_len, tiling.k_step), config.block_k)
     if program.patches is not None:
         places = tile_count(program.patches, "k", call.env)
-    split = _split(program, config, call)
+    # Programs in turn wait for those that were started before them, as chunks of a later tile are.
+    split = () if turns is not None else _split(program, config, call)
     chunks = sum(progression.programs for progression in split)
     tall = sum(progression.count for progression in split)
     numbers = chunk_values(split) | {"row_length": row_length(call.q_len)}
@@ -93,10 +99,11 @@ def key_tile_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launc
         yield from sum_launches(program, config, call, sources)
         source = sources.get(emit_lists, program, problem, config, direction="transposed")
         yield planned_launch(source, grid, call, numbers=numbers, buffers=lists)
+    passes: dict[str, bool | str | None]
     if config.emitter == "gluon":
         passes = {}
         call = replace(call, layouts={**call.layouts, **_sum_layout(call)})
-        source = sources.get(emit_gluon_gradients, program, problem, config)
+        source = sources.get(emit_gluon_gradients, program, problem, config, turns=turns)
     else:
         passes = {"resumes": one.resumes, "hands_on": one.hands_on}
         source = sources.get(emit_grad_key_value, program, problem, config, **passes)
@@ -108,7 +115,8 @@ def key_tile_launches(one: Pass, call: Call, sources: Sources) -> Iterator[Launc
     # How far apart groups are in the view that tiles of rows are boxes of.
     step = tiling.q_step if program.patches is None else program.patches.sizes[-1]
     first = noting(source, call)
-    yield planned_launch(first, grid, call, step=step, numbers=numbers, buffers=buffers)
+    started = launch_grid(grid, config.neighbours) if config.emitter == "gluon" else grid
+    yield planned_launch(first, started, call, step=step, numbers=numbers, buffers=buffers)
     if may_spoil(source):
         source = sources.get(emit_grad_key_value_repair, program, problem, config, **passes)
         yield repair_launch(source, grid, call, numbers)

@@ -81,6 +81,9 @@ class KeyTile:
     _within = "tl.arange(0, BLOCK_K)"
     """The numbers of the keys within the tile."""
 
+    _in_order = False
+    """Are tiles of rows visited in about their order, in more loops?"""
+
     def __init__(
         self,
         program: BlockProgram,
@@ -103,7 +106,7 @@ class KeyTile:
         self._nest = (
             listed_loops(program, problem.group, "transposed")
             if self._listed
-            else emit_loops(sweeps, held=held)
+            else emit_loops(sweeps, held=held, in_order=self._in_order)
         )
         self._mask = emit_mask(program.mask, self._nest.documents, held)
         self._masked = any(loop.kind == "partial" for loop in self._nest.loops)

@@ -1,4 +1,4 @@
-"""Whether a backward that need not be deterministic computes all gradients in one pass, and why.
+"""Whether a backward computes all gradients in one pass, in which order, and why.
 
 By what is known of a call on the host: the pattern, the shape class, and how many tiles of rows key
 tiles see on average, from closed forms. What the limits rest on is in docs/gluon.md.
@@ -6,20 +6,23 @@ tiles see on average, from closed forms. What the limits rest on is in docs/gluo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.backward_config import suited_grad_key_value
-from patterncc.codegen.gpu.balance import key_tile_steps
+from patterncc.codegen.gpu.balance import key_tile_steps, split_tiles
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.emitter_choice import costly_mask
 from patterncc.codegen.gpu.gluon.reasons import HOPPER, one_pass_reason, problem_reason
+from patterncc.codegen.gpu.turn_choice import choose_turns
+from patterncc.codegen.turns import turns_reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.codegen.problem import Problem
+    from patterncc.codegen.turns import Turns
 
 ONE_PASS = KernelConfig(64, 128, 8, 2, "descriptor", emitter="gluon")
 """Two warpgroups hold 64 keys each while 64 rows at a time pass by: what registers suffice for."""
@@ -28,6 +31,13 @@ LEAST_STEPS = 16
 """Tiles of rows that a key tile sees from where on one pass is clearly faster: its programs are
 long to start, and clearing and rounding the sums takes as long however few there are. Where one
 wave of programs does it all, as under `causal` at 1024 tokens, nine would do (docs/gluon.md)."""
+
+LEAST_FASTER = 1.03
+"""How much faster than two kernels one pass in turn must be by count."""
+
+
+MULTIPROCESSORS = 132
+"""Of an H100 or H200, where no device is at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +49,25 @@ class OnePassChoice:
             the query, and for key and value.
         config: Of that kernel.
         reason: Why, in words.
+        turns: The order in which key tiles add to the query's gradient; None: any.
     """
 
     program: BlockProgram | None
     config: KernelConfig
     reason: str
+    turns: Turns | None = None
 
 
 def choose_one_pass(
-    passes: Passes, problem: Problem, target: str, env: Mapping[str, int], heads: int
+    passes: Passes,
+    problem: Problem,
+    target: str,
+    env: Mapping[str, int],
+    heads: int,
+    *,
+    in_turn: bool = False,
+    batch: int = 1,
+    multiprocessors: int = MULTIPROCESSORS,
 ) -> OnePassChoice:
     """Chooses for one call.
 
@@ -58,6 +78,9 @@ def choose_one_pass(
         env: `q_len`, `kv_len`, `q_offset` of the call, and the other scalars that the pattern
             reads, by name.
         heads: Heads of the query.
+        in_turn: Must repeated calls give the same bits?
+        batch: Batch entries.
+        multiprocessors: Of the device.
     """
     if target != HOPPER:
         return _apart(f"its kernel is written for {HOPPER} alone")
@@ -80,7 +103,27 @@ def choose_one_pass(
     if mean < LEAST_STEPS:
         return _apart(f"{seen} on average, and one pass is faster from {LEAST_STEPS} on")
     config = suited_grad_key_value(ONE_PASS, problem, target, program)
-    return OnePassChoice(program, config, f"{seen} on average")
+    if not in_turn:
+        return OnePassChoice(program, config, f"{seen} on average")
+    obstacle = _obstacle_to_turns(program, problem)
+    if obstacle is None and split_tiles(steps, heads // problem.group * batch, multiprocessors):
+        obstacle = "a few key tiles are seen by far more rows than the others"
+    if obstacle is not None:
+        return _apart(f"key tiles do not take turns: {obstacle}")
+    choice = choose_turns(program, env, heads, problem.group, batch, multiprocessors)
+    counted = f"{choice.faster:.2f} times as fast as two kernels, by count"
+    if choice.faster < LEAST_FASTER:
+        return _apart(f"key tiles that take turns are {counted}")
+    config = replace(config, order="forward", neighbours=choice.neighbours)
+    words = f"{seen} on average; key tiles take turns, {choice.turns}, {counted}"
+    return OnePassChoice(program, config, words, choice.turns)
+
+
+def _obstacle_to_turns(program: BlockProgram, problem: Problem) -> str | None:
+    """Why no order of turns is known, or none was tried on a device."""
+    if problem.head_dim != 128:
+        return f"that was not tried on a device at head dimension {problem.head_dim}"
+    return turns_reason(program)
 
 
 def _apart(reason: str) -> OnePassChoice:

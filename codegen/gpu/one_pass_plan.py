@@ -12,7 +12,7 @@ from patterncc.codegen.gpu.key_tile_plan import key_tile_launches
 from patterncc.codegen.gpu.launches import Buffer, ceildiv, planned_launch
 from patterncc.codegen.gpu.one_pass_choice import ONE_PASS, choose_one_pass
 from patterncc.codegen.gpu.pass_plan import Pass, Sources, first_that_holds
-from patterncc.codegen.gpu.query_sum_source import TILE_ROWS, emit_round_query
+from patterncc.codegen.gpu.query_sum_source import COUNTED_ROWS, TILE_ROWS, emit_round_query
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,10 +29,12 @@ class OnePass:
 
     Args:
         lower: Gives the pattern's passes for a tile shape, both directions of each.
+        in_turn: Must repeated calls give the same bits?
     """
 
-    def __init__(self, lower: Lowered) -> None:
+    def __init__(self, lower: Lowered, *, in_turn: bool) -> None:
         self._lower = lower
+        self._in_turn = in_turn
         self._alternatives: Sequence[Passes] | None = None
         self._sources = Sources()
         self._of_rows: dict[tuple[Problem, bool], tuple[KernelSource, KernelSource]] = {}
@@ -52,17 +54,27 @@ class OnePass:
             self._alternatives = self._lower(ONE_PASS.block_q, ONE_PASS.block_k)
         # Where patches of a raster are chosen they gain more than it does, which visits none.
         passes = first_that_holds(self._alternatives, call.env, "triton")
-        choice = choose_one_pass(passes, call.problem, call.target, call.env, call.heads)
+        choice = choose_one_pass(
+            passes,
+            call.problem,
+            call.target,
+            call.env,
+            call.heads,
+            in_turn=self._in_turn,
+            batch=call.batch,
+            multiprocessors=call.multiprocessors,
+        )
         if choice.program is None:
             return None
         one = Pass(choice.program, choice.config, resumes=False, hands_on=False)
-        kernels = tuple(key_tile_launches(one, call, self._sources))
+        kernels = tuple(key_tile_launches(one, call, self._sources, choice.turns))
         problem, length = call.problem, row_length(call.q_len)
         rows = (call.batch, call.heads, length)
         delta, rounds = self._row_kernels(problem, with_lse="grad_lse" in call.layouts)
-        buffers = (
+        buffers: tuple[Buffer, ...] = (
             *(Buffer(name, rows, "float32") for name in ROW_NUMBERS),
             Buffer("query_sums", (*rows, problem.head_dim), "float32"),
+            Buffer("added_shares", (call.batch, call.heads, length // COUNTED_ROWS)),
         )
         numbers = {"row_length": length}
         grid = (length // ROWS, call.heads, call.batch)

@@ -58,7 +58,7 @@ class Sources:
         program: BlockProgram,
         problem: Problem,
         config: KernelConfig,
-        **options: bool | str,
+        **options: bool | str | None,
     ) -> KernelSource:
         """What an emitter writes for a program, with its further options."""
         # By identity, for a program is slow to hash; kept beside the source, so that no other

@@ -37,6 +37,12 @@ LINE = 256
 QUERY_SUMS = KernelParameter("query_sums_ptr", "*fp32", 16)
 """float32 `[batch, heads, row_length, head_dim]`, tiles of `TILE_ROWS` rows one after the other."""
 
+COUNTED_ROWS = 32
+"""Rows of a program that clears the sums. Each clears one count, of which a tile uses the first."""
+
+ADDED_SHARES = KernelParameter("added_shares_ptr", "*i32", 16)
+"""int32 `[batch, heads, row_length / COUNTED_ROWS]`: how many key tiles have added to a tile."""
+
 
 def half_lines(head_dim: int) -> int:
     """Lines of what one warpgroup computes of a tile."""

@@ -12,20 +12,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
+from patterncc.codegen.evaluation import evaluate
 from patterncc.codegen.gpu.bound_source import integer_text, share_bounds
 from patterncc.codegen.gpu.box_source import box_lines, box_tile
 from patterncc.codegen.gpu.scalar_source import ExpressionWriter
 from patterncc.codegen.gpu.separate import ROWS, Held, separate
 from patterncc.codegen.ir import RESIDUE, Kind, Sweep
-from patterncc.dsl.build import any_of, substitute
+from patterncc.dsl.build import add, any_of, multiply, substitute
 from patterncc.dsl.mask import (
     FALSE,
     TRUE,
     Const,
+    Entry,
     Expr,
     IntExpr,
+    Member,
+    Param,
+    Segment,
+    Var,
+    walk,
 )
 
 UNROLLED_CLASSES = 4
@@ -35,6 +43,12 @@ of a vector."""
 WARP = 32
 """Most lanes of a piece in the shared loop: a sum over more makes the warps wait for each other, so
 such pieces get a loop of their own."""
+
+
+_MIDDLE = {"k_tile": 1 << 12, "k_last": 128 * (1 << 12) + 127, "q_offset": 0, "residue": 0}
+_MIDDLE |= {"q_len": 1 << 20, "kv_len": 1 << 20}
+_SOME = 512
+"""Where pieces are put in order: a key tile of a call, and any other number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +136,14 @@ class _Piece:
 
 
 def emit_loops(
-    sweeps: Sequence[Sweep], *, lanes: bool = True, held: Held = ROWS, ranked: bool = False
+    sweeps: Sequence[Sweep],
+    *,
+    lanes: bool = True,
+    held: Held = ROWS,
+    ranked: bool = False,
+    in_order: bool = False,
 ) -> LoopNest:
-    """The loops that run all sweeps: at most two for each kind of tile.
+    """The loops that run all sweeps: at most two for each kind of tile, unless `in_order`.
 
     Args:
         sweeps: Of a program, in one direction.
@@ -134,12 +153,20 @@ def emit_loops(
         ranked: Tiles are places in a list of tiles: that of tile `n`, visited or not, is
             `ranks[n]`, for `n` up to `run_count`. Sweeps then have one class and visit consecutive
             tiles.
+        in_order: Visit tiles in about the order of their numbers, where that takes more loops, and
+            not partial ones first; at most two for each piece of it.
     """
     pieces = list(_pieces(sweeps))
     shared = share_bounds([sweep for p in pieces for sweep in (p.sweep, *p.others)], held)
+    if in_order:
+        # Neighbours of one kind share a loop.
+        pieces = sorted(pieces, key=_place)
+        together = [list(run) for _, run in groupby(pieces, lambda piece: piece.sweep.kind)]
+    else:
+        kinds = ("partial", "full")
+        together = [[piece for piece in pieces if piece.sweep.kind == kind] for kind in kinds]
     loops = []
-    for kind in ("partial", "full"):
-        of_kind = [piece for piece in pieces if piece.sweep.kind == kind]
+    for of_kind in together:
         if lanes:
             groups = [[p for p in of_kind if (p.lanes > WARP) == wide] for wide in (False, True)]
         else:
@@ -147,6 +174,16 @@ def emit_loops(
             groups += [[p] for p in of_kind if p.sweep.classes > 1]
         loops += [_loop(shared.writer, g, lanes=lanes, ranked=ranked) for g in groups if g]
     return LoopNest(tuple(shared.lines), tuple(loops), shared.documents)
+
+
+def _place(piece: _Piece) -> int:
+    """About where a piece starts, seen from a key tile in the middle of a long call."""
+    sweep = piece.sweep
+    start = add(multiply(Const(sweep.stride), sweep.lo), sweep.phase)
+    leaves = [leaf for leaf in walk(start) if isinstance(leaf, (Var, Param))]
+    if any(isinstance(node, (Entry, Member, Segment)) for node in walk(start)):
+        return 0
+    return int(evaluate(start, {leaf.name: _MIDDLE.get(leaf.name, _SOME) for leaf in leaves}))
 
 
 def _merge(sweeps: Sequence[Sweep]) -> Iterator[_Piece]:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from patterncc.codegen.gpu.gluon.dialect import ADD_OUT, PRELUDE
+from patterncc.codegen.gpu.gluon.turn_source import TURN_FUNCTIONS
 from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.launches import Launch
 
@@ -232,8 +233,10 @@ class Emulator:
             AssertionError: A program reaches outside of a tensor or of shared memory, or reads a
                 product that may still run; `Deadlock` where it waits for what never comes.
         """
-        scope = self._scope()
-        text = self._source.text.replace(PRELUDE, "").replace(ADD_OUT, "")
+        scope = self.names()
+        text = (
+            self._source.text.replace(PRELUDE, "").replace(ADD_OUT, "").replace(TURN_FUNCTIONS, "")
+        )
         for written, means in _BITS.items():
             text = text.replace(written, means)
         exec(compile(text, self._source.name, "exec"), scope)
@@ -244,7 +247,8 @@ class Emulator:
 
     # -------------------------------------------------------------------------------- names
 
-    def _scope(self) -> dict[str, Any]:
+    def names(self) -> dict[str, Any]:
+        """What kernels call, by name."""
         tl = SimpleNamespace(
             int1=torch.bool,
             int32=torch.int32,
@@ -295,6 +299,8 @@ class Emulator:
             "copy_out": self._copy_out,
             "add_out": self._add_out,
             "copied_out": self._copied_out,
+            "wait_for_turn": _wait_for_turn,
+            "pass_turn": self._pass_turn,
             "multiply": self._multiply,
             "finish": self._finish,
             "show_to_copies": lambda: None,
@@ -330,6 +336,11 @@ class Emulator:
         copies = self._own.copies
         while len(copies) > running:
             copies.pop(0)()
+
+    def _pass_turn(self, counter: Pointer) -> None:
+        self._copied_out(0)
+        with self._condition:
+            counter.memory[int(counter.offset)] += 1
 
     def _multiply(
         self, left: Any, right: Tile, onto: Any, *, use_acc: bool = True, is_async: bool = False
@@ -419,6 +430,12 @@ def _alike(left: Any, right: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def _where(condition: Any, then: Any, otherwise: Any) -> torch.Tensor:
     then, otherwise = _alike(then, otherwise)
     return torch.where(torch.as_tensor(condition), then, otherwise)
+
+
+def _wait_for_turn(counter: Pointer, turn: torch.Tensor) -> None:
+    """Programs run one after the other, as they are started: who waits waits for a later one."""
+    if int(_load(counter)) != int(turn):
+        raise Deadlock(f"turn {int(turn)} of a tile that {int(_load(counter))} have added to")
 
 
 def _load(pointer: Pointer, mask: Any = None, other: float = 0.0) -> torch.Tensor:

@@ -240,6 +240,7 @@ def test_launches() -> None:
         "row_lse": (1, 8, 16384),
         "row_delta": (1, 8, 16384),
         "query_sums": (1, 8, 16384, 128),
+        "added_shares": (1, 8, 512),
     }
     assert launches["gradients"].grid == (127, 8, 1)
     assert launches["gradients"].pointers == ("grad_key", "grad_value", "sums")

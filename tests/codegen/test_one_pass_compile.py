@@ -15,6 +15,7 @@ from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
 from patterncc.codegen.gpu.one_pass_choice import ONE_PASS
 from patterncc.codegen.gpu.query_sum_source import emit_round_query
 from patterncc.codegen.problem import Problem
+from patterncc.codegen.turns import Turns
 from patterncc.dsl import load
 from tests.codegen.machine_code import disassemble, loop_bodies
 
@@ -66,6 +67,34 @@ def test_full_tiles_read_nothing_back(width: int, products: int, tmp_path: Path)
     assert len(loops) == 4
     assert len(full) == 2
     assert all(body.count("LDL") <= 9 and "STL" not in body for body in full)
+
+
+@pytest.mark.parametrize(("text", "turns"), [("causal", "rising"), ("window(1024)", "falling")])
+def test_in_turn(text: str, turns: Turns, tmp_path: Path) -> None:
+    """Warps of their own add; the warpgroups' loops are as long as before."""
+    (program,) = lower_passes(load(text), 64, 128, sizes=SIZES, within=True)
+    problem = Problem("bfloat16", 128, 128)
+    source = emit_gluon_gradients(program, problem, ONE_PASS, turns)
+    kernel = compile_for(source, "cuda:90", folder=tmp_path)
+    assert kernel.spilled <= MOST_SPILLED
+    assert kernel.shared <= (shared_limit("cuda:90") or 0)
+    ptx = str(kernel.stages["ptx"])
+    counts = {
+        name: len(re.findall(name, ptx))
+        for name in (
+            r"ld\.acquire\.gpu",
+            r"red\.release\.gpu",
+            r"wait_group 0;",
+            r"fence\.proxy\.async\.global",
+        )
+    }
+    passed = counts[r"red\.release\.gpu"]
+    assert passed >= 4  # of two warps, in two loops
+    assert counts == dict(zip(counts, (passed, passed, passed, 2 * passed), strict=True))
+    assert ptx.count("cp.reduce.async.bulk.tensor") == 2 * passed
+    assert _machine_code(kernel, tmp_path).count("WARPGROUP.DEPBAR") == ptx.count(
+        "wgmma.wait_group"
+    )
 
 
 def _machine_code(kernel: CompiledKernel, folder: Path) -> str:

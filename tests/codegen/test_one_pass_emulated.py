@@ -15,8 +15,11 @@ from patterncc.codegen.gpu import key_tile_plan, one_pass_choice
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
 from patterncc.codegen.gpu.chunk_source import Progression
+from patterncc.codegen.gpu.config import Neighbours
 from patterncc.codegen.gpu.launches import Launch
 from patterncc.codegen.gpu.steps import layout_of, problem_of
+from patterncc.codegen.gpu.turn_choice import TurnChoice
+from patterncc.codegen.turns import Turns
 from patterncc.dsl import load
 from patterncc.dsl.score.terms import PLAIN
 from tests.codegen.attention import poisoned
@@ -37,7 +40,7 @@ def _in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _launches(
-    text: str, operands: dict[str, torch.Tensor], env: dict[str, int], scale: float
+    text: str, operands: dict[str, torch.Tensor], env: dict[str, int], scale: float, in_turn: bool
 ) -> list[Launch]:
     def lowered(block_q: int, block_k: int) -> Any:
         return [
@@ -47,7 +50,7 @@ def _launches(
 
     names = ("grad_out", "query", "key", "value", "out")
     query, key, value = (operands[name] for name in names[1:4])
-    planned = BackwardPlanner(lowered, BackwardConfig(), one_pass=True).plan(
+    planned = BackwardPlanner(lowered, BackwardConfig(), one_pass=True, in_turn=in_turn).plan(
         problem_of(query, key, value, PLAIN, isolates=False),
         "cuda:90",
         [layout_of(name, operands[name]) for name in names],
@@ -63,6 +66,7 @@ def _errors(
     heads: tuple[int, int] = (4, 2),
     change: Change | None = None,
     width: int = 128,
+    in_turn: bool = False,
 ) -> GradientErrors:
     """The errors of the gradients; the kernels before and after, Triton's, are done by torch."""
     q_len, kv_len, offset = lengths
@@ -78,18 +82,21 @@ def _errors(
     wanted = reference(load(text), (query, key, value), grad_out, None, env, scale)
     operands = {"query": query, "key": key, "value": value, "grad_out": grad_out}
     operands["out"] = wanted.out.bfloat16()
-    launches = _launches(text, operands, env, scale)
+    launches = _launches(text, operands, env, scale, in_turn)
     assert [one.source.name for one in launches][:2] == ["delta", "gradients"]
     for launch in launches:
         for buffer in launch.buffers:
-            operands[buffer.name] = torch.full(buffer.shape, float("nan"))
+            number = float("nan") if buffer.dtype == "float32" else -1
+            dtype = getattr(torch, buffer.dtype)
+            operands[buffer.name] = torch.full(buffer.shape, number, dtype=dtype)
     rows = slice(0, q_len)
     operands["row_lse"].fill_(float("inf"))
     lse = wanted.lse * 1.4426950408889634
     operands["row_lse"][:, :, rows] = torch.where(wanted.alive, lse, float("inf")).float()
     operands["row_delta"].zero_()
     operands["row_delta"][:, :, rows] = (wanted.out * grad_out.double()).sum(3).float()
-    operands["query_sums"].zero_()
+    for name in ("query_sums", "added_shares"):
+        operands[name].zero_()
     for name, tensor in (("grad_key", key), ("grad_value", value)):
         operands[name] = torch.full_like(tensor, float("nan"))
     kernel = launches[1]
@@ -158,6 +165,74 @@ def test_chunks_add_up(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("tests.codegen.test_one_pass_emulated.run_launch", summed)
     assert _right(_errors("causal", (500, 500, 0), (1, 1), width=width))
+
+
+# ------------------------------------------------------------------------------------ in turn
+
+
+ORDERS: tuple[tuple[Turns, Neighbours], ...] = (
+    *(("rising", "heads"), ("rising", "tiles")),
+    *(("falling", "tiles"), ("falling", "heads")),
+)
+
+
+@pytest.fixture(params=ORDERS)
+def turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every order of programs, also where it would not be chosen. They run one after the other, as
+    they are started: one that waits for a later one is a deadlock."""
+    order, neighbours = request.param
+    choice = TurnChoice(order, neighbours, 2.0)
+    monkeypatch.setattr(one_pass_choice, "choose_turns", lambda *call: choice)
+    monkeypatch.setattr(one_pass_choice, "split_tiles", lambda *call: ())
+    monkeypatch.setattr("tests.codegen.gluon_emulator._PATIENCE", 2.0)
+
+
+@pytest.mark.usefixtures("turns")
+@pytest.mark.parametrize(
+    "text", ["full", "causal", "window(100)", "streaming(5, 70)", "k > q", "q > 100000 and k < 5"]
+)
+def test_in_turn(text: str) -> None:
+    for lengths in LENGTHS:
+        found = _errors(text, lengths, in_turn=True)
+        assert _right(found), (lengths, found)
+
+
+@pytest.mark.usefixtures("turns")
+def test_heads_that_differ_in_turn() -> None:
+    text = "if head in {0, 3} then causal else streaming(4, 50)"
+    assert _right(_errors(text, (500, 500, 0), (4, 1), in_turn=True))
+
+
+@pytest.mark.parametrize(
+    "change", [("turn = tl.cast(", "turn = tl.cast(1 + "), ("pass_turn", "id")]
+)
+def test_a_wrong_turn_is_a_deadlock(
+    change: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number too many, or a turn that is not passed."""
+    choice = TurnChoice("rising", "heads", 2.0)
+    monkeypatch.setattr(one_pass_choice, "choose_turns", lambda *call: choice)
+    monkeypatch.setattr("tests.codegen.gluon_emulator._PATIENCE", 0.2)
+
+    def wrong(text: str) -> str:
+        start = text.index("def add_shares(")  # after the functions that it calls
+        return text[:start] + text[start:].replace(*change)
+
+    with pytest.raises(AssertionError):
+        _errors("full", (500, 500, 0), (1, 1), wrong, in_turn=True)
+
+
+def test_a_share_that_is_given_back_early_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = TurnChoice("rising", "heads", 2.0)
+    monkeypatch.setattr(one_pass_choice, "choose_turns", lambda *call: choice)
+
+    def early(text: str) -> str:
+        slow = "__import__('time').sleep(0.02)"
+        return re.sub(r"( +)copied_out\(0\)\n(.*\n)", rf"\2\1{slow}\n\1copied_out(0)\n", text)
+
+    found = _errors("causal", (500, 500, 0), (1, 1), early, in_turn=True)
+    assert found.query > 0.1
+    assert max(found.key, found.value) < 2e-2
 
 
 # ------------------------------------------------------------------------------------ it would tell

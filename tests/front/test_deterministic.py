@@ -109,15 +109,19 @@ def test_launchers_are_told_unless_torch_asks_for_determinism(required: bool) ->
 
 def test_explain_says_what_becomes_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "causal", "--no-deterministic"]) == 0
-    assert (
-        "grads   in one pass on cuda:90: a tile of 128 keys is seen by" in capsys.readouterr().out
-    )
+    free = capsys.readouterr().out
+    assert "grads   in one pass on cuda:90: a tile of 128 keys is seen by" in free
+    assert "turns" not in free
     assert main(["explain", "window(256)", "--no-deterministic", "--json"]) == 0
     gradients = json.loads(capsys.readouterr().out)["gradients"]
     assert gradients["one_pass"] is False
     assert "one pass is faster from 16 on" in gradients["reason"]
     assert main(["explain", "causal", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["gradients"] is None
+    gradients = json.loads(capsys.readouterr().out)["gradients"]
+    assert gradients["one_pass"] is True
+    assert "key tiles take turns, rising" in gradients["reason"]
+    assert main(["explain", "streaming(64, 1024)"]) == 0
+    assert "own on cuda:90: key tiles do not take turns" in capsys.readouterr().out
 
 
 def test_run_takes_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from patterncc.codegen.gpu.gluon.dialect import descriptor_type, number_descript
 from patterncc.codegen.gpu.gluon.warps import ROWS
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.key_access_source import HELD, PASSING, RESULTS
-from patterncc.codegen.gpu.query_sum_source import LINE, half_lines
+from patterncc.codegen.gpu.query_sum_source import ADDED_SHARES, LINE, half_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,9 +37,11 @@ class GradientAccess:
     Args:
         problem: Dtype and head dimension, one for queries and values.
         config: Tile shape.
+        counts: Are shares counted that were added?
     """
 
-    def __init__(self, problem: Problem, config: KernelConfig) -> None:
+    def __init__(self, problem: Problem, config: KernelConfig, *, counts: bool = False) -> None:
+        self._counts = counts
         self._problem = problem
         self._config = config
         self._width = problem.head_dim
@@ -62,6 +64,8 @@ class GradientAccess:
         for name in RESULTS:
             yield KernelParameter(f"{name}_ptr", f"*{TYPES[self._problem.dtype]}", 16)
         yield SUMS
+        if self._counts:
+            yield ADDED_SHARES
 
     def strides(self) -> Iterator[KernelParameter]:
         """None: what goes by pointers has no gaps."""

@@ -11,6 +11,9 @@ Five products, where kernels of their own for queries and for keys compute seven
 gradient once. But many programs add to one row of `grad_q`, in an order that nobody fixes: sums of
 float32 that another kernel scales and rounds (`query_sum_source`).
 
+Where repeated calls must give the same bits, key tiles add in turn, and two more warps wait for
+that and add (`turn_source`).
+
 The last product takes the gradients of scores of both warpgroups, which go through shared memory;
 each computes half of it, its share, for the tile before. So the warpgroups wait for each other only
 long after they have left what the other one reads. A share is left in shared memory, from where the
@@ -26,6 +29,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from patterncc.codegen.gpu.bound_source import scalars_read
 from patterncc.codegen.gpu.chunk_source import CHUNK_HELPERS
 from patterncc.codegen.gpu.gluon.dialect import (
     ADD_OUT,
@@ -41,6 +45,7 @@ from patterncc.codegen.gpu.gluon.gradient_access_source import ADDED, GradientAc
 from patterncc.codegen.gpu.gluon.mask_source import TileMask
 from patterncc.codegen.gpu.gluon.module_source import EMITTER, gluon_module, start_lines
 from patterncc.codegen.gpu.gluon.reasons import one_pass_reason
+from patterncc.codegen.gpu.gluon.turn_source import TURN_FUNCTIONS, in_launch_order, turn_lines
 from patterncc.codegen.gpu.gluon.warps import ROWS, warps_of
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import (
@@ -50,7 +55,7 @@ from patterncc.codegen.gpu.kernel_text import (
 )
 from patterncc.codegen.gpu.key_access_source import HELD, RESULTS
 from patterncc.codegen.gpu.key_tile_source import KeyTile
-from patterncc.codegen.gpu.query_sum_source import LINE, computes_transposed
+from patterncc.codegen.gpu.query_sum_source import COUNTED_ROWS, LINE, computes_transposed
 from patterncc.codegen.gpu.separate import keys_of_tiles
 from patterncc.codegen.gpu.tile_source import check_program
 from patterncc.dsl.errors import ConfigError
@@ -62,6 +67,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.sweep_source import TileLoop
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
+    from patterncc.codegen.turns import Turns
 
 _RINGS = {"query": "row_lse", "grad_out": "row_delta"}
 """What passes by, and the numbers of rows that come with it."""
@@ -75,12 +81,15 @@ _STAGE = ("stage = visited & 1", "other = stage ^ 1", "phase = (visited >> 1) & 
 """The stage of a tile, that of the tiles before and after, and how often its stage was used before,
 whether even or odd."""
 
-_FILLED = ("held_ready", "query_ready", "grad_out_ready")  # by copies; others by warpgroups
-_BARRIERS = (*_FILLED, "rows_free", "grad_scores_ready")
+_ONE_ARRIVES = ("held_ready", "query_ready", "grad_out_ready", "share_free")
+"""Filled by copies, or by the warp that adds; at the others warpgroups arrive."""
+
+_BARRIERS = ("held_ready", "query_ready", "grad_out_ready", "rows_free", "grad_scores_ready")
+_SHARE_BARRIERS = ("share_ready", "share_free")
 
 
 def emit_gluon_gradients(
-    program: BlockProgram, problem: Problem, config: KernelConfig
+    program: BlockProgram, problem: Problem, config: KernelConfig, turns: Turns | None = None
 ) -> KernelSource:
     """Writes the kernel of all gradients, for any lengths, offset, strides and numbers.
 
@@ -88,6 +97,7 @@ def emit_gluon_gradients(
         program: The pattern, with its transposed sweeps.
         problem: The shape class.
         config: How to build it; `block_k` keys are held while `block_q` rows at a time pass by.
+        turns: In which order key tiles add to the query's gradient; None: in any.
 
     Raises:
         UnsupportedError: The dtype or head dimension has no kernel, or the pattern has a cover.
@@ -95,7 +105,7 @@ def emit_gluon_gradients(
             program.
         InternalError: The program was lowered for the forward direction alone.
     """
-    return _Writer(program, problem, config).source()
+    return _Writer(program, problem, config, turns).source()
 
 
 class _LoadedKeyTile(KeyTile):
@@ -109,7 +119,9 @@ class _LoadedKeyTile(KeyTile):
         problem: Problem,
         config: KernelConfig,
         access: GradientAccess,
+        turns: Turns | None,
     ) -> None:
+        self._in_order = turns is not None
         super().__init__(program, problem, config, access)
         self._masked = False
 
@@ -125,8 +137,14 @@ class _ComputedKeyTile(KeyTile):
         problem: Problem,
         config: KernelConfig,
         access: GradientAccess,
+        turns: Turns | None,
     ) -> None:
+        self._in_order = turns is not None
         super().__init__(program, problem, config, access)
+        if turns is not None:  # the warp that adds counts key tiles as the forward sweeps see them
+            counted = scalars_read(program.sweeps("forward"))
+            self._computed.leaves += counted
+            self._names |= {leaf.name for leaf in counted}
         held = keys_of_tiles(program.block_k)
         self.tile_mask = TileMask(program.mask, self._nest.documents, held=held)
 
@@ -145,11 +163,18 @@ class _Writer:
     """Writes one kernel: the function of the loading warp, that of a computing warpgroup, and the
     one that starts both."""
 
-    def __init__(self, program: BlockProgram, problem: Problem, config: KernelConfig) -> None:
+    def __init__(
+        self,
+        program: BlockProgram,
+        problem: Problem,
+        config: KernelConfig,
+        turns: Turns | None,
+    ) -> None:
         check_program(program, problem, config)
         reason = one_pass_reason(program, problem)
         if reason is not None:
             raise ConfigError(f"gradients in one pass are impossible: {reason}", ("two kernels",))
+        self._turns = turns
         self._program = program
         self._problem = problem
         self._config = config
@@ -158,9 +183,10 @@ class _Writer:
         whole = (config.block_q, problem.head_dim)
         rows, columns = whole[::-1] if self._narrow else whole
         self._share = (rows, columns // self._warps.computing)
-        self._access = GradientAccess(problem, config)
-        self._loaded = _LoadedKeyTile(program, problem, config, self._access)
-        self._computed = _ComputedKeyTile(program, problem, config, self._access)
+        self._access = GradientAccess(problem, config, counts=turns is not None)
+        self._loaded = _LoadedKeyTile(program, problem, config, self._access, turns)
+        self._computed = _ComputedKeyTile(program, problem, config, self._access, turns)
+        self._barriers = (*_BARRIERS, *(_SHARE_BARRIERS if turns is not None else ()))
         factors = [KernelParameter("score_scale", "fp32"), KernelParameter("scale", "fp32")]
         self._parameters = tuple(self._computed.parameters([], factors))
 
@@ -173,7 +199,7 @@ class _Writer:
             *(f"{name}_tiles" for name in _TILES),
             "grad_scores_tiles",
             "share_tiles",
-            *_BARRIERS,
+            *self._barriers,
         ]
         added = f"{ADDED}_desc_0"
         load = [*(n for n in names if n != added), *shared]
@@ -182,8 +208,11 @@ class _Writer:
             ADD_OUT,
             LEAVE_SHARE,
             gluon_functions(CHUNK_HELPERS),
-            function_text("load_tiles", load, self._load_tiles()),
-            function_text("differentiate", [*compute, "part: tl.constexpr"], self._differentiate()),
+            *self._of_turns(compute),
+            self._function("load_tiles", load, self._load_tiles()),
+            self._function(
+                "differentiate", [*compute, "part: tl.constexpr"], self._differentiate()
+            ),
             function_text("gradients", names, self._gradients(load, compute)),
         ]
         header = header_text("Gradients in one pass", fields)
@@ -195,6 +224,17 @@ class _Writer:
             self._config,
             self._computed.tables,
         )
+
+    def _function(self, name: str, parameters: Iterable[str], lines: Iterable[str]) -> str:
+        text = function_text(name, parameters, lines)
+        return in_launch_order(text, self._turns, self._config.neighbours)
+
+    def _of_turns(self, names: Iterable[str]) -> Iterator[str]:
+        """The functions of the warp that adds, if there is one."""
+        if self._turns is not None:
+            yield TURN_FUNCTIONS
+            parameters = [*names, "which: tl.constexpr"]
+            yield self._function("add_shares", parameters, self._add_shares(self._turns))
 
     def _constants(self) -> dict[str, object]:
         """What the functions know at compile time."""
@@ -235,15 +275,17 @@ class _Writer:
         shape = f"[{STAGES * warps.computing}, {pair[0]}, {pair[1]}]"
         yield f"grad_scores_tiles = allocate({dtype}, {shape}, {tile_layout(pair)})"
         box = access.box(ADDED)
-        shape = f"[{warps.computing}, {', '.join(map(str, box))}]"
+        shares = warps.computing * (1 if self._turns is None else STAGES)
+        shape = f"[{shares}, {', '.join(map(str, box))}]"
         yield f"share_tiles = allocate(tl.float32, {shape}, {number_layout(box)})"
-        for name in _BARRIERS:
+        for name in self._barriers:
             yield f"{name} = allocate(tl.int64, [{self._stages(name)}, 1], BARRIER)"
-        for name in _BARRIERS:
-            arrivals = 1 if name in _FILLED else warps.computing
+        for name in self._barriers:
+            arrivals = 1 if name in _ONE_ARRIVES else warps.computing
             yield f"for stage in tl.static_range({self._stages(name)}):"
             yield f"{INDENT}init_barrier({name}.index(stage), count={arrivals})"
-        yield from start_lines("differentiate", compute, load, warps)
+        add = compute if self._turns is not None else ()
+        yield from start_lines("differentiate", compute, load, warps, add)
 
     def _stages(self, barrier: str) -> str:
         return "1" if barrier == "held_ready" else "STAGES"
@@ -289,6 +331,40 @@ class _Writer:
                 yield f"copy_in({one}_desc_0, [batch, head, {place}], {ready}, {tile})"
         yield "visited += 1"
 
+    # -------------------------------------------------------------------------------- adding
+
+    def _add_shares(self, turns: Turns) -> Iterator[str]:
+        """A warp that adds what the warpgroups leave, in turn: it, or the other one, every second
+        share. So there are two steps for what one waits for in memory."""
+        yield from self._lanes()
+        yield from self._loaded.setup()
+        yield "# What they leave first is of no tile."
+        yield "if which == 0:"
+        yield f"{INDENT}wait(share_ready.index(0), 0)"
+        yield f"{INDENT}arrive(share_free.index(0))"
+        yield "visited = 1"
+        yield from self._loaded.body(lambda _: self._add_in_turn(turns))
+
+    def _add_in_turn(self, turns: Turns) -> Iterator[str]:
+        """Adds the share of a tile of rows, if it is this warp's."""
+        width, parts = self._problem.head_dim, self._warps.computing
+        lines = self._access.box(ADDED)[2]
+        yield "if (visited & 1) == which:"
+        inner = [
+            *turn_lines(self._program, turns),
+            f"line = head_line + row_first // {LINE // width}",
+            f"counter = added_shares_ptr + line // {COUNTED_ROWS * width // LINE}",
+            "wait_for_turn(counter, turn)",
+            "wait(share_ready.index(which), (visited >> 1) & 1)",
+        ]
+        for part in range(parts):
+            place = f"[0, 0, line + {part * lines}, 0]"
+            tile = f"share_tiles.index(which * {parts} + {part})"
+            inner.append(f"add_out({ADDED}_desc_0, {place}, {tile})")
+        inner += ["copied_out(0)", "arrive(share_free.index(which))", "pass_turn(counter)"]
+        yield from (f"{INDENT}{line}" for line in inner)
+        yield "visited += 1"
+
     # -------------------------------------------------------------------------------- computing
 
     def _differentiate(self) -> Iterator[str]:
@@ -299,15 +375,16 @@ class _Writer:
         yield ""
         for name in HELD:
             yield f"{name} = {name}_tiles.index(part).reshape([{ROWS}, {width}])"
-        *_, lines, line = self._access.box(ADDED)
-        yield f"share_tile = share_tiles.index(part).reshape([{lines}, {line}])"
+        if self._turns is None:
+            yield self._share_tile("part")
         yield f"no_scores = tl.full([{ROWS}, BLOCK_Q], 0.0, tl.float32, layout=SCORES)"
         share = ", ".join(map(str, self._share))
         yield f"no_share = tl.full([{share}], 0.0, tl.float32, layout=SHARE)"
         for name in RESULTS:
             yield f"{name} = tl.full([{ROWS}, {width}], 0.0, tl.float32, layout=GRADIENT)"
-        yield "# Where the share of the tile before is added: before the first nowhere."
-        yield "last_line = NOWHERE"
+        if self._turns is None:
+            yield "# Where the share of the tile before is added: before the first nowhere."
+            yield "last_line = NOWHERE"
         yield "visited = 0"
         yield "wait(held_ready.index(0), 0)"
         yield from self._held_operands()
@@ -325,7 +402,8 @@ class _Writer:
         yield "show_to_copies()"
         yield "synchronize()"
         yield from self._add_share()
-        yield "copied_out(0)"
+        if self._turns is None:
+            yield "copied_out(0)"
         yield from self._finish()
 
     def _held_operands(self) -> Iterator[str]:
@@ -355,13 +433,25 @@ class _Writer:
             yield f"grad_query = multiply({operands}{use}, is_async=True)"
             acc, use = "grad_query", ""
 
+    def _share_tile(self, number: str) -> str:
+        *_, lines, line = self._access.box(ADDED)
+        return f"share_tile = share_tiles.index({number}).reshape([{lines}, {line}])"
+
     def _free_share_tile(self) -> Iterator[str]:
         """Waits until the copy engine has read the share before, so that all threads may write."""
+        if self._turns is not None:
+            yield "wait(share_free.index(stage), phase ^ 1)"
+            yield self._share_tile(f"stage * {self._warps.computing} + part")
+            return
         yield "copied_out(0)"
         yield "synchronize()"
 
     def _add_share(self) -> Iterator[str]:
-        """Adds the share in shared memory, which the copy engine sees, to the sums."""
+        """Adds the share in shared memory, which the copy engine sees, to the sums, or leaves that
+        to the warp that adds."""
+        if self._turns is not None:
+            yield "arrive(share_ready.index(stage))"
+            return
         lines = self._access.box(ADDED)[2]
         place = f"[0, 0, last_line + part * {lines}, 0]"
         yield f"add_out({ADDED}_desc_0, {place}, share_tiles.index(part))"
@@ -405,7 +495,8 @@ class _Writer:
         yield from self._add_share()
         yield "grad_key, scores = finish(0, deps=(grad_key, scores))"
         yield "arrive(rows_free.index(stage))"
-        yield f"last_line = head_line + row_first // {LINE // width}"
+        if self._turns is None:
+            yield f"last_line = head_line + row_first // {LINE // width}"
         yield "visited += 1"
 
     def _ask_scores(self, stage: str) -> str:

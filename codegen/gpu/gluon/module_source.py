@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 EMITTER = "gluon 1"
 """Version of the generated text; it is part of the text, so a change of it separates caches."""
 
+ADDING = 2
+"""Warps that add. They have room beside the one that loads: warps start in fours."""
+
 
 def gluon_module(header: str, constants: Mapping[str, object], functions: Iterable[str]) -> str:
     """The text of a module.
@@ -31,7 +34,11 @@ def gluon_module(header: str, constants: Mapping[str, object], functions: Iterab
 
 
 def start_lines(
-    compute: str, computing: Iterable[str], loading: Iterable[str], warps: Warps
+    compute: str,
+    computing: Iterable[str],
+    loading: Iterable[str],
+    warps: Warps,
+    adding: Iterable[str] = (),
 ) -> Iterator[str]:
     """Starts the warps of a program, once what they share is there.
 
@@ -40,16 +47,24 @@ def start_lines(
         computing: The other arguments of that.
         loading: Those of `load_tiles`, the function of the loading warp.
         warps: How many there are, with their registers.
+        adding: The arguments of `add_shares`, the function of the warps that add, if there are
+            such, before the warp's number.
     """
+    single = [("load_tiles", [*loading])]
+    adding = [*adding]
+    if adding:
+        single += [("add_shares", [*adding, f"tl.constexpr({which})"]) for which in range(ADDING)]
     yield "show_to_copies()"
     yield "run_apart("
     yield f"{INDENT}["
     for part in range(warps.computing):
         arguments = f"{', '.join(computing)}, tl.constexpr({part})"
         yield f"{INDENT * 2}({compute}, ({arguments})),"
-    yield f"{INDENT * 2}(load_tiles, ({', '.join(loading)})),"
+    for name, given in single:
+        yield f"{INDENT * 2}({name}, ({', '.join(given)})),"
     yield f"{INDENT}],"
     others = warps.computing - 1
-    yield f"{INDENT}{[4] * others + [1]},"
-    yield f"{INDENT}{[warps.computing_registers] * others + [warps.loading_registers]},"
+    yield f"{INDENT}{[4] * others + [1] * len(single)},"
+    registers = [warps.computing_registers] * others + [warps.loading_registers] * len(single)
+    yield f"{INDENT}{registers},"
     yield ")"

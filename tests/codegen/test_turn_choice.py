@@ -1,0 +1,70 @@
+"""Which order of turns is chosen, beside what was measured on an H200 (docs/gluon.md)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu.one_pass_choice import ONE_PASS, choose_one_pass
+from patterncc.codegen.gpu.turn_choice import choose_turns
+from patterncc.codegen.ir import BlockProgram
+from patterncc.codegen.problem import Problem
+from patterncc.codegen.turns import Turns
+from patterncc.dsl import load
+
+WIDE = Problem("bfloat16", 128, 128)
+
+
+def _program(text: str) -> BlockProgram:
+    (program,) = lower_passes(load(text), ONE_PASS.block_q, ONE_PASS.block_k, within=True)
+    return program
+
+
+def _call(length: int) -> dict[str, int]:
+    return {"q_len": length, "kv_len": length, "q_offset": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "heads", "length", "turns", "faster"),
+    [
+        ("full", (16, 16), 16384, "rising", 1.34),
+        ("causal", (16, 16), 16384, "rising", 1.30),
+        ("window(4096)", (16, 16), 16384, "falling", 1.30),
+        ("window(1024)", (16, 16), 16384, "falling", 1.07),
+        ("causal", (2, 2), 8192, "falling", 1.34),
+        ("full", (2, 2), 8192, None, 0.90),
+        ("full", (16, 16), 4096, "rising", 1.33),
+        ("causal", (1, 1), 32768, None, 1.00),
+        ("full", (1, 1), 32768, "rising", 1.27),
+        ("window(4096)", (1, 1), 32768, "falling", 1.27),
+        ("causal", (32, 8), 32768, "rising", 1.23),
+        ("window(4096)", (32, 8), 32768, "rising", 1.26),
+    ],
+)
+def test_measured_calls(
+    text: str, heads: tuple[int, int], length: int, turns: Turns | None, faster: float
+) -> None:
+    """The faster order, where one pass is faster at all, about as much faster as was measured."""
+    program, group = _program(text), heads[0] // heads[1]
+    env, problem = _call(length), replace(WIDE, group=group)
+    choice = choose_one_pass((program,), problem, "cuda:90", env, heads[0], in_turn=True)
+    assert choice.turns == turns, choice.reason
+    assert choice.config.neighbours == ("heads" if turns == "rising" else "tiles")
+    counted = choose_turns(program, env, heads[0], group, 1, 132).faster
+    assert 0.85 < counted / faster < 1.06
+
+
+@pytest.mark.parametrize(
+    ("text", "problem", "reason"),
+    [
+        ("streaming(64, 1024)", WIDE, "seen by far more rows"),
+        ("causal", Problem("bfloat16", 64, 64), "not tried on a device at head dimension 64"),
+        ("pattern p(d: segments): causal and d[q] == d[k]", WIDE, "known to the device alone"),
+    ],
+)
+def test_refusals(text: str, problem: Problem, reason: str) -> None:
+    choice = choose_one_pass((_program(text),), problem, "cuda:90", _call(16384), 16, in_turn=True)
+    assert choice.program is None
+    assert reason in choice.reason
