@@ -263,8 +263,9 @@ class Emulator:
             num_programs=lambda axis: _number(self._grid[axis]),
             num_warps=lambda: 4,
             where=_where,
-            minimum=lambda a, b: torch.minimum(*_alike(a, b)),
-            maximum=lambda a, b: torch.maximum(*_alike(a, b)),
+            # Of a NaN and a number they give the number, as the device does.
+            minimum=lambda a, b: torch.fmin(*_alike(a, b)),
+            maximum=lambda a, b: torch.fmax(*_alike(a, b)),
             cast=lambda value, dtype: torch.as_tensor(value).to(dtype),
             arange=lambda start, end, layout=None: torch.arange(start, end, dtype=torch.int32),
             full=lambda shape, value, dtype, layout=None: torch.full(shape, value, dtype=dtype),

@@ -158,3 +158,14 @@ def test_values_that_are_no_numbers_stay() -> None:
     (out, lse), _ = _result("full", WIDE, (query, key, value))
     assert bool(out.isnan().all())
     assert bool(lse.isfinite().all())
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+def test_what_is_no_number_goes_from_pass_to_pass(shape: str) -> None:
+    """A maximum drops a NaN: the log-sum-exp that the first pass left says so to the second one."""
+    query, key, value = _growing(70, 2400, slice(None), LATE, 1.0)
+    key[:, :, 2400 - 50] = float("nan")  # of the first pass alone
+    text = "window(1400) or dilated(250, 8)"
+    (out, lse), _ = _result(text, CONFIGS[shape], (query, key, value))
+    assert bool(lse[:, :, 20:].isnan().all()) and bool(lse[:, :, :20].isfinite().all())
+    assert bool(out[:, :, 20:].isnan().all()) and bool(out[:, :, :20].isfinite().all())

@@ -329,7 +329,8 @@ class ForwardWriter:
         """The peak and the sum of weights that earlier passes left."""
         yield "# Where the earlier passes ended: one key of weight 1, unless a row saw none."
         yield f"peak = {self._access.load_row_numbers('lse', _NOTHING)}"
-        yield f"total = tl.where(peak == {_NOTHING}, 0.0, 1.0)"
+        # A maximum may drop a NaN; the sum keeps it.
+        yield f"total = tl.where(peak == {_NOTHING}, 0.0, 1.0 + 0.0 * peak)"
         yield f"peak = tl.maximum(peak, {PEAK_FLOOR})"
 
     def _no_out(self) -> str:
