@@ -4,8 +4,8 @@
 
 Times whole backward calls, all of a pattern turn by turn on one Hopper GPU: two kernels, one pass
 in any order, also where it would not be chosen, and the default. Gradients are compared with those
-of two kernels; whether those are right, tests/gpu say. TFLOP/s count five products on visible pairs.
-`results/gpu_one_pass.json` keeps everything.
+of two kernels; whether those are right, tests/gpu say. TFLOP/s count five products on visible
+pairs. `results/gpu_one_pass.json` keeps everything.
 """
 
 from __future__ import annotations
