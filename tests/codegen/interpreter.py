@@ -55,6 +55,10 @@ def _interprets() -> bool:
     Triton's interpreter computes all sums and products of integers a second time, to assert that
     they fit, and then asserts nothing: that is for kernels compiled with `debug`. And it replaces
     the functions of the language again at every call of one function by another.
+
+    Products are summed in float64 and rounded once. A CPU's library sums columns of a product in
+    another order where there are more of them, which matrix instructions do not, and tests compare
+    the bits of what is computed at once with those of what is computed in parts.
     """
     from triton import language
     from triton.runtime import interpreter
@@ -66,6 +70,7 @@ def _interprets() -> bool:
     builder = interpreter.interpreter_builder
     assert not builder.options.debug
     builder.options = replace(builder.options, sanitize_overflow=False)
+    builder.create_dot = _dot
     patch_language = interpreter._patch_lang
 
     def patch_once(function: Any) -> Any:
@@ -80,6 +85,14 @@ def _interprets() -> bool:
 
     interpreter._patch_lang = patch_once
     return True
+
+
+def _dot(a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
+    """`a @ b + d` of tensors as the interpreter holds them."""
+    from triton.runtime.interpreter import TensorHandle
+
+    product = np.matmul(a.data, b.data, dtype=np.float64).astype(d.data.dtype)
+    return TensorHandle(product + d.data, d.dtype.scalar)
 
 
 # ------------------------------------------------------------------------------------ attention

@@ -63,12 +63,26 @@ def _compiled(
     ]
     for kernel in kernels:
         _products_are_sure(kernel, folder)
+        _barriers_stay_barriers(kernel)
     return kernels
 
 
 def _products_are_sure(kernel: CompiledKernel, folder: Path) -> None:
     """ptxas 12.8 loses places of operands where products stand in branches."""
     assert doubtful_products(disassemble(kernel.stages["cubin"], folder)) == []
+
+
+def _barriers_stay_barriers(kernel: CompiledKernel) -> None:
+    """What an `mbarrier` was made in is used for nothing else, as it is where one is made that
+    nobody waits for and a warpgroup's maximum needs room: such a kernel stopped a device."""
+    ptx = kernel.stages["ptx"]
+    text = ptx.decode() if isinstance(ptx, bytes) else ptx
+    places = dict(re.findall(r"add\.s32\s+(%r\d+), %r\d+, (\d+);", text))
+    made = re.findall(r"mbarrier\.init\S* \[(%r\d+)", text)
+    read = re.findall(r"ld\.shared\.\S+\s+\S+ \[global_smem\+(\d+)\]", text)
+    assert made
+    assert read or "if again > 0" not in kernel.source.text
+    assert not {places[register] for register in made} & set(read)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +196,7 @@ def test_library(name: str, head_dim: int, tmp_path: Path) -> None:
             continue
         assert kernel.spilled <= MOST_SPILLED
         _products_are_sure(kernel, tmp_path)
+        _barriers_stay_barriers(kernel)
         if not compilation.pattern.tables and source.config.peaks == "kept":
             _steady_loops(kernel, tmp_path, most_read=MOST_READ)
 

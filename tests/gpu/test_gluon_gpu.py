@@ -187,6 +187,19 @@ def test_growing_scores(length: float, shape: str, tmp_path: Path) -> None:
             _check(pattern, forward, (query, key, value), {"q_offset": 2100})
 
 
+@pytest.mark.parametrize(
+    "text", ["dilated(512, 8)", "causal", "window(1024)", "streaming(64, 512)"]
+)
+def test_long_calls_many_times(text: str) -> None:
+    """What goes wrong in one of a million programs: a kernel of classes did."""
+    attention = patterncc.compile(text)
+    tensors = _tensors(torch.bfloat16, 16384, 16384, 128)
+    with torch.inference_mode():
+        first = attention(*tensors)
+        for _ in range(200):
+            assert torch.equal(attention(*tensors), first)
+
+
 def test_strided_and_broadcast_inputs(tmp_path: Path) -> None:
     """Queries as they come out of a projection, `[batch, length, heads, head_dim]`."""
     pattern = load("causal")

@@ -27,6 +27,7 @@ from patterncc.codegen.gpu.gluon.forward_writer import ForwardWriter
 from patterncc.codegen.gpu.gluon.warps import ROWS, query_in_registers
 from patterncc.codegen.gpu.kernel_terms import tile_logit
 from patterncc.codegen.gpu.kernel_text import INDENT
+from patterncc.codegen.ir import DENSE
 from patterncc.dsl.score.nodes import coordinates_read
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ def keeps_peak(program: BlockProgram, problem: Problem) -> bool:
     """Should full tiles of a pass keep the peak? float16 has not the range, score terms that read
     keys take the registers that one more loop needs, rows that are spoiled and repaired anyway
     (`isolation_source`) would be computed three times, and without full tiles there is nothing to
-    gain."""
+    gain. In classes of rows or keys such a kernel stopped an H200 now and then, by an illegal
+    instruction in the second computation, which nothing had called for (docs/gluon.md)."""
     logit = tile_logit(problem.terms, program.tiling)
-    if problem.dtype != "bfloat16" or problem.isolates:
+    if problem.dtype != "bfloat16" or problem.isolates or program.tiling != DENSE:
         return False
     if logit is not None and "k" in coordinates_read(logit):
         return False
