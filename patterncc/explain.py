@@ -46,6 +46,7 @@ from patterncc.live import LiveReport
 from patterncc.loops import loops
 from patterncc.notation import layout
 from patterncc.programs import takes_patches
+from patterncc.settings import settings
 
 MOST_ROWS = 1 << 24  # rows and keys up to which each is counted
 
@@ -128,6 +129,8 @@ def _emitter(call: Call, problem: Problem) -> EmitterChoice:
 
 
 def _gradients(call: Call, problem: Problem, *, in_turn: bool) -> OnePassChoice:
+    if not settings().one_pass:
+        return OnePassChoice(None, ONE_PASS, "PATTERNCC_ONE_PASS=0 asks for two kernels")
     ways = call.candidates(ONE_PASS.block_q, ONE_PASS.block_k)
     passes = tuple(map(with_transposed, min(ways, key=lambda way: way.cost).passes))
     # What tables hold is known to the device alone.

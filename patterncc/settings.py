@@ -70,6 +70,8 @@ class Settings:
         tuned: Whether calls take the configurations that were tuned for them.
         isolate: Whether kernels on GPUs keep numbers that are not finite from rows and keys that do
             not see them, where a pattern is compiled without saying so.
+        one_pass: Whether one kernel may compute all gradients, which takes float32 sums of the
+            query's size.
     """
 
     cache_dir: Path

@@ -1,9 +1,11 @@
 """Memory that calls take beside their results: nothing for patterns in closed form but, where they
-take several passes, the rows that one pass leaves for the next; numbers for each row backward."""
+take several passes, the rows that one pass leaves for the next; backward numbers for each row, and
+in one pass the sums of the query's gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -13,6 +15,7 @@ from patterncc.codegen.gpu.launches import Launch
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.problem import DType, Problem
 from patterncc.dsl import load
+from patterncc.settings import settings
 
 HEADS, DIM = 4, 128
 ONE_PASS = {
@@ -45,6 +48,7 @@ def forward(text: str, length: int, dtype: DType = "bfloat16") -> tuple[Launch, 
 
 
 def backward(text: str, length: int) -> tuple[Launch, ...]:
+    launchers.backward_launcher.cache_clear()  # settings are read when one is made
     planner = launchers.backward_launcher(load(text).structure, ()).planner
     given = layouts(length, "grad_out", "query", "key", "value", "out")
     problem, env = Problem("bfloat16", DIM, DIM), {"q_offset": 0, "layer": 0}
@@ -70,13 +74,24 @@ def test_a_second_pass_takes_the_rows_of_the_first() -> None:
     assert sizes(forward(TWO_PASSES, 1000, "float32")) == {}
 
 
+@pytest.mark.parametrize("allowed", [True, False], ids=["one pass", "two kernels"])
 @pytest.mark.parametrize("text", ONE_PASS.values(), ids=ONE_PASS)
-def test_backward_takes_numbers_for_each_row_and_sums_of_split_tiles(text: str) -> None:
+def test_backward_takes_numbers_for_each_row_and_sums(
+    text: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = replace(settings(), one_pass=allowed)
+    monkeypatch.setattr(launchers, "settings", lambda: asked)
     for length in (1 << 13, 1 << 20):
-        found = sizes(backward(text, length))
+        launches = backward(text, length)
+        found = sizes(launches)
         sums = found.pop("sums", 0)
-        # Two numbers for each row, for rows that fill up the last block of them.
+        rows = 4 * HEADS * (length + 1024)  # bytes; rows that fill up the last block count
+        in_one_pass = "gradients" in {launch.source.name for launch in launches}
+        assert allowed or not in_one_pass
+        if in_one_pass:
+            assert found.pop("query_sums") <= DIM * rows
+            assert found.pop("added_shares") <= rows / 32
         assert set(found) <= {"row_lse", "row_delta"}, found
-        assert sum(found.values()) <= 2 * 4 * HEADS * (length + 1024)
+        assert sum(found.values()) <= 2 * rows
         # A float32 gradient of key and value for each program that the device runs at a time.
         assert sums <= 8 * 132 * 128 * 2 * DIM * 4

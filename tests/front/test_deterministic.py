@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -15,6 +16,7 @@ import patterncc
 from patterncc import gpu_calls, launchers
 from patterncc.cli import main
 from patterncc.prepared import BACKWARD, Options
+from patterncc.settings import settings
 
 TEXT = "causal and q - k < 9"
 
@@ -122,6 +124,13 @@ def test_explain_says_what_becomes_of_it(capsys: pytest.CaptureFixture[str]) -> 
     assert "key tiles take turns, rising" in gradients["reason"]
     assert main(["explain", "streaming(64, 1024)"]) == 0
     assert "own on cuda:90: key tiles do not take turns" in capsys.readouterr().out
+
+
+def test_explain_says_what_the_environment_asks_for(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = replace(settings(), one_pass=False)
+    with patch("patterncc.explain.settings", lambda: asked):
+        assert main(["explain", "causal"]) == 0
+    assert "PATTERNCC_ONE_PASS=0 asks for two kernels" in capsys.readouterr().out
 
 
 def test_run_takes_it(capsys: pytest.CaptureFixture[str]) -> None:

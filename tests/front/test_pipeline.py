@@ -73,7 +73,7 @@ def test_machine_code(cache_folder: Path) -> None:
     nvidia = Compilation(STREAMING, problem=Problem("float16", 64, 64), target="cuda:80")
     assert ".target sm_80" in nvidia.text("ptx")
     assert "tt.dot" in nvidia.text("ttgir")
-    assert [path.suffix for path in (cache_folder / "src").iterdir()] == [".py"]
+    assert [path.suffix for path in (cache_folder / "src").glob("*.*")] == [".py"]
     amd = Compilation(STREAMING, problem=Problem("float16", 64, 64), target="hip:gfx942")
     assert "gfx942" in amd.text("amdgcn")
     with pytest.raises(ConfigError, match=r"cuda:80 has no stage 'amdgcn'; legal: ast, .* ptx"):
