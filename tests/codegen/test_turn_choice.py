@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu import turn_choice
 from patterncc.codegen.gpu.one_pass_choice import ONE_PASS, choose_one_pass
 from patterncc.codegen.gpu.turn_choice import choose_turns
 from patterncc.codegen.ir import BlockProgram
@@ -68,3 +69,14 @@ def test_refusals(text: str, problem: Problem, reason: str) -> None:
     choice = choose_one_pass((_program(text),), problem, "cuda:90", _call(16384), 16, in_turn=True)
     assert choice.program is None
     assert reason in choice.reason
+
+
+@pytest.mark.parametrize("text", ["causal", "window(4096)"])
+def test_some_heads_stand_for_many(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted has a limit, however many heads and batch entries a call has."""
+    program, env = _program(text), _call(16384)
+    whole = choose_turns(program, env, 32, 1, 4, 132)
+    monkeypatch.setattr(turn_choice, "MOST_COUNTED", 32 * 128)
+    assert choose_turns(program, env, 32, 1, 4, 132).faster == pytest.approx(whole.faster, rel=0.05)
+    same = choose_turns(program, env, 32, 1, 1, 132).faster
+    assert choose_turns(program, env, 32, 1, 4096, 132).faster == same
