@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.config import KernelConfig
     from patterncc.codegen.gpu.forward import Forward
     from patterncc.codegen.gpu.launches import Call
-    from patterncc.codegen.gpu.pass_plan import Special, Tuned
+    from patterncc.codegen.gpu.pass_plan import Lowered, Special, Tuned
     from patterncc.codegen.ir import Passes
 
 LAUNCHERS_KEPT = 256
@@ -57,10 +57,6 @@ def launcher(
 
     patches = may_visit_patches(structure, sizes, terms_of(score))
 
-    def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
-        arguments = (structure, block_q, block_k, sizes)
-        return Alternatives(*arguments, transposed=False, patches=patches)
-
     def width(block_q: int, block_k: int) -> int:
         return starting_width(structure, block_q, block_k, sizes, patches)
 
@@ -73,7 +69,7 @@ def launcher(
         return choice.for_rows(call.q_len).config
 
     return Forward(
-        lowered,
+        _lowering(structure, sizes, transposed=False, patches=patches),
         folder=kernel_folder(),
         tuned=tuned_for(structure, "forward", special),
         key_width=width,
@@ -108,21 +104,12 @@ def backward_launcher(
     from patterncc.codegen.gpu.backward_plan import TunedGradients
 
     patches = may_visit_patches(structure, sizes, terms_of(score))
-
-    def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
-        arguments = (structure, block_q, block_k, sizes)
-        return Alternatives(*arguments, transposed=True, patches=patches)
-
-    def of_rows(block_q: int, block_k: int) -> Sequence[Passes]:
-        arguments = (structure, block_q, block_k, sizes)
-        return Alternatives(*arguments, transposed=False, patches=patches)
-
     tuned = TunedGradients(
         tuned_for(structure, "grad_query"), tuned_for(structure, "grad_key_value")
     )
     return Backward(
-        lowered,
-        lower_rows=of_rows,
+        _lowering(structure, sizes, transposed=True, patches=patches),
+        lower_rows=_lowering(structure, sizes, transposed=False, patches=patches),
         folder=kernel_folder(),
         tuned=tuned,
         terms=terms_of(score),
@@ -130,6 +117,18 @@ def backward_launcher(
         deterministic=deterministic,
         one_pass=settings().one_pass,
     )
+
+
+def _lowering(
+    structure: str, sizes: tuple[tuple[str, int], ...], *, transposed: bool, patches: bool
+) -> Lowered:
+    """Gives the alternatives of a structure for a tile shape; arguments as of `Alternatives`."""
+
+    def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
+        arguments = (structure, block_q, block_k, sizes)
+        return Alternatives(*arguments, transposed=transposed, patches=patches)
+
+    return lowered
 
 
 def tuned_for(structure: str, phase: str, special: Special | None = None) -> Tuned:
