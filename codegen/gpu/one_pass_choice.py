@@ -110,7 +110,7 @@ def choose_one_pass(
         obstacle = "a few key tiles are seen by far more rows than the others"
     if obstacle is not None:
         return _apart(f"key tiles do not take turns: {obstacle}")
-    choice = choose_turns(program, env, heads, problem.group, batch, multiprocessors)
+    choice = choose_turns(program, steps, env, heads, problem.group, batch, multiprocessors)
     counted = f"{choice.faster:.2f} times as fast as two kernels, by count"
     if choice.faster < LEAST_FASTER:
         return _apart(f"key tiles that take turns are {counted}")

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.codegen.evaluation import evaluate
-from patterncc.codegen.gpu.balance import key_tile_steps
 from patterncc.codegen.gpu.interval import MOST_PROGRAMS
 from patterncc.codegen.gpu.launches import ceildiv
 from patterncc.codegen.ir import K_LAST, K_TILE
@@ -74,6 +73,7 @@ where a window visits a row tile before the key tile below it does."""
 
 def choose_turns(
     program: BlockProgram,
+    steps: npt.NDArray[np.int64],
     env: Mapping[str, int],
     heads: int,
     group: int,
@@ -84,13 +84,13 @@ def choose_turns(
 
     Args:
         program: The pattern, with its transposed sweeps.
-        env: As of `key_tile_steps`, which knows all bounds.
+        steps: Of `key_tile_steps`, which knew all bounds.
+        env: As it was given to that.
         heads: Heads of the query.
         group: Of them for each head of the keys.
         batch: Batch entries.
         multiprocessors: Of the device; each runs a program at a time.
     """
-    steps = key_tile_steps(program, env, heads, group, strict=True)
     first = group * _first_tiles(program, env, heads, group)
     copies = min(heads // group * batch, max(MOST_COUNTED // max(len(steps), 1), 1))
     programs = np.count_nonzero(steps) * copies / multiprocessors

@@ -8,8 +8,9 @@ import pytest
 
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu import turn_choice
+from patterncc.codegen.gpu.balance import key_tile_steps
 from patterncc.codegen.gpu.one_pass_choice import ONE_PASS, choose_one_pass
-from patterncc.codegen.gpu.turn_choice import choose_turns
+from patterncc.codegen.gpu.turn_choice import TurnChoice, choose_turns
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.turns import Turns
@@ -25,6 +26,13 @@ def _program(text: str) -> BlockProgram:
 
 def _call(length: int) -> dict[str, int]:
     return {"q_len": length, "kv_len": length, "q_offset": 0}
+
+
+def _choose(
+    program: BlockProgram, env: dict[str, int], heads: int, group: int, *rest: int
+) -> TurnChoice:
+    steps = key_tile_steps(program, env, heads, group, strict=True)
+    return choose_turns(program, steps, env, heads, group, *rest)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +61,7 @@ def test_measured_calls(
     choice = choose_one_pass((program,), problem, "cuda:90", env, heads[0], in_turn=True)
     assert choice.turns == turns, choice.reason
     assert choice.config.neighbours == ("heads" if turns == "rising" else "tiles")
-    counted = choose_turns(program, env, heads[0], group, 1, 132).faster
+    counted = _choose(program, env, heads[0], group, 1, 132).faster
     assert 0.85 < counted / faster < 1.06
 
 
@@ -75,8 +83,8 @@ def test_refusals(text: str, problem: Problem, reason: str) -> None:
 def test_some_heads_stand_for_many(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is counted has a limit, however many heads and batch entries a call has."""
     program, env = _program(text), _call(16384)
-    whole = choose_turns(program, env, 32, 1, 4, 132)
+    whole = _choose(program, env, 32, 1, 4, 132)
     monkeypatch.setattr(turn_choice, "MOST_COUNTED", 32 * 128)
-    assert choose_turns(program, env, 32, 1, 4, 132).faster == pytest.approx(whole.faster, rel=0.05)
-    same = choose_turns(program, env, 32, 1, 1, 132).faster
-    assert choose_turns(program, env, 32, 1, 4096, 132).faster == same
+    assert _choose(program, env, 32, 1, 4, 132).faster == pytest.approx(whole.faster, rel=0.05)
+    same = _choose(program, env, 32, 1, 1, 132).faster
+    assert _choose(program, env, 32, 1, 4096, 132).faster == same
