@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import patterncc
+import patterncc.ops  # registers the operators
 from patterncc import gpu_calls, launchers
 from patterncc.cli import main
 from patterncc.prepared import BACKWARD, Options

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import patterncc
+import patterncc.ops  # registers the operators
 from patterncc import eager, gpu_calls, launchers, programs, signatures
 from patterncc.cli import main
 from patterncc.codegen.gpu.gluon.reasons import HOPPER

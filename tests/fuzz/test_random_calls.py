@@ -8,8 +8,9 @@ import pytest
 from torch import Tensor
 
 import patterncc
+from patterncc import gpu_calls
 from tests.gpu.call_summary import Message, Summary
-from tests.gpu.checked_call import run_call
+from tests.gpu.checked_call import CPU_EXECUTOR, run_call
 from tests.gpu.drawn_calls import ORIGINS, Origin, draw_calls, draw_pattern, tensors_of, values_of
 
 LONGEST = 90
@@ -24,6 +25,15 @@ def test_calls_are_right_and_repeat(origin: Origin) -> None:
     outcome = run_call(drawn, drawn.compiled(), call, "cpu")
     assert outcome.differences == ()
     assert {"out", "lse", "grad_query", "grad_key", "grad_value"} <= set(outcome.errors)
+
+
+def test_what_has_run_is_not_taken_from_other_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = draw_pattern(4, "text")
+    (call,) = draw_calls(drawn, 1, LONGEST)
+    for kept in ("_forwards", "_backwards"):
+        monkeypatch.setattr(gpu_calls, kept, {"of another test": None})
+    outcome = run_call(drawn, drawn.compiled(), call, "cpu")
+    assert outcome.forward == outcome.backward == CPU_EXECUTOR
 
 
 def test_masks_that_read_tables_have_them() -> None:

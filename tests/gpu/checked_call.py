@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import patterncc
-from patterncc import gpu_calls, programs, signatures
+from patterncc import cpu_calls, gpu_calls, programs, signatures
 from patterncc.codegen.choice import tiling_names
 from patterncc.codegen.gpu.config import visits_patches
 from patterncc.codegen.score.reference import dense_attention
@@ -28,6 +28,8 @@ TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 2e-5}
 gradients."""
 
 LSE_TOLERANCE = 1e-4
+
+CPU_EXECUTOR = "CPU executor"
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,19 @@ def run_call(
     query, key, value = inputs
     leaves = [*inputs, *tables.values()]
 
+    # Not by what is planned: what planned it could be another test of this process. Where kernels
+    # are interpreted, they are what is called for tensors of a CPU.
+    by_kernels = query.is_cuda or cpu_calls.attn_fwd is gpu_calls.attn_fwd
     with _filled_memory(exactly=drawn.deterministic):
         out, lse = attn(query, key, value, return_lse=True, **given)
-        forward = _forward_name(attn, drawn, call)
+        forward = _forward_name(attn, drawn, call) if by_kernels else CPU_EXECUTOR
         generator = torch.Generator().manual_seed(call.seed + 1)
         grads = (
             torch.randn(out.shape, generator=generator).to(out),
             torch.randn(lse.shape, generator=generator).to(lse),
         )
         found = torch.autograd.grad((out, lse), leaves, grads, retain_graph=True)
-        backward = _backward_name()
+        backward = _backward_name() if by_kernels else CPU_EXECUTOR
     with _filled_memory(exactly=False), torch.no_grad():
         plain: dict[str, Any] = {
             n: x.detach() if isinstance(x, Tensor) else x for n, x in given.items()
@@ -188,8 +193,6 @@ def _filled_memory(exactly: bool) -> Iterator[None]:
 def _forward_name(attn: patterncc.Attention, drawn: DrawnPattern, call: DrawnCall) -> str:
     """The emitter and the tiles of the forward kernels planned last, and the variables of their
     passes without their numbers."""
-    if not gpu_calls._forwards:
-        return "CPU executor"
     steps = next(reversed(gpu_calls._forwards.values())).ready.steps or ()
     config = next(step.planned.source.config for step in steps if _attends(step))
     known = {"heads": drawn.heads, "kv_heads": drawn.kv_heads, "layers": drawn.layers}
@@ -220,8 +223,6 @@ def _attends(step: BoundLaunch) -> bool:
 
 def _backward_name() -> str:
     """The kernels of the backward planned last: each once, with the number of its passes."""
-    if not gpu_calls._backwards:
-        return "CPU executor"
     steps = next(reversed(gpu_calls._backwards.values())).ready.steps or ()
     names = Counter(step.planned.source.name for step in steps)
     return " + ".join(name for name in names if not name.startswith("list_")) or "nothing to do"
