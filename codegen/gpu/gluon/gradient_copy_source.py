@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 class CopyingWarps:
     """Writes what they do with the tiles of a program.
 
+    The key tile whose turn is first may store its share, so that nobody need clear the sums before.
+
     Args:
         program: The pattern, with its transposed sweeps.
         problem: The shape class.
         config: Of the kernel.
         access: To what is in memory.
         turns: In which order key tiles add to the query's gradient; None: in any.
+        first_stores: Does the first of them store instead?
         parts: How many warpgroups compute.
         lanes: The layout of vectors of residue classes, where bounds are such.
     """
@@ -44,12 +47,14 @@ class CopyingWarps:
         config: KernelConfig,
         access: GradientAccess,
         turns: Turns | None,
+        first_stores: bool,
         parts: int,
         lanes: Iterable[str],
     ) -> None:
         self._program = program
         self._problem = problem
         self._access = access
+        self._first_stores = first_stores
         self._parts = parts
         self._lanes = tuple(lanes)
         self._tile = LoadedKeyTile(program, problem, config, access, turns)
@@ -112,10 +117,15 @@ class CopyingWarps:
             "wait_for_turn(counter, turn)",
             "wait(share_ready.index(which), (visited >> 1) & 1)",
         ]
-        for part in range(parts):
-            place = f"[0, 0, line + {part * lines}, 0]"
-            tile = f"share_tiles.index(which * {parts} + {part})"
-            inner.append(f"add_out({ADDED}_desc_0, {place}, {tile})")
+        places = [f"[0, 0, line + {part * lines}, 0]" for part in range(parts)]
+        tiles = [f"share_tiles.index(which * {parts} + {part})" for part in range(parts)]
+        shares = [f"{ADDED}_desc_0, {', '.join(both)}" for both in zip(places, tiles, strict=True)]
+        add = [f"add_out({share})" for share in shares]
+        if self._first_stores:
+            inner += ["if turn == 0:", *(f"{INDENT}copy_out({share})" for share in shares)]
+            inner += ["else:", *(f"{INDENT}{line}" for line in add)]
+        else:
+            inner += add
         inner += ["copied_out(0)", "arrive(share_free.index(which))", "pass_turn(counter)"]
         yield from (f"{INDENT}{line}" for line in inner)
         yield "visited += 1"

@@ -77,7 +77,12 @@ _SHARE_BARRIERS = ("share_ready", "share_free")
 
 
 def emit_gluon_gradients(
-    program: BlockProgram, problem: Problem, config: KernelConfig, turns: Turns | None = None
+    program: BlockProgram,
+    problem: Problem,
+    config: KernelConfig,
+    turns: Turns | None = None,
+    *,
+    first_stores: bool = False,
 ) -> KernelSource:
     """Writes the kernel of all gradients, for any lengths, offset, strides and numbers.
 
@@ -86,6 +91,7 @@ def emit_gluon_gradients(
         problem: The shape class.
         config: How to build it; `block_k` keys are held while `block_q` rows at a time pass by.
         turns: In which order key tiles add to the query's gradient; None: in any.
+        first_stores: Does the first of them store instead, into sums that nobody has cleared?
 
     Raises:
         UnsupportedError: The dtype or head dimension has no kernel, or the pattern has a cover.
@@ -93,7 +99,7 @@ def emit_gluon_gradients(
             program.
         InternalError: The program was lowered for the forward direction alone.
     """
-    return _Writer(program, problem, config, turns).source()
+    return _Writer(program, problem, config, turns, first_stores).source()
 
 
 class _Writer:
@@ -106,6 +112,7 @@ class _Writer:
         problem: Problem,
         config: KernelConfig,
         turns: Turns | None,
+        first_stores: bool,
     ) -> None:
         check_program(program, problem, config)
         reason = one_pass_reason(program, problem)
@@ -123,8 +130,9 @@ class _Writer:
         self._access = GradientAccess(problem, config, counts=turns is not None)
         self._computed = ComputedKeyTile(program, problem, config, self._access, turns)
         self._lanes = tuple(self._computed.lanes())
+        parts = self._warps.computing
         self._copying = CopyingWarps(
-            program, problem, config, self._access, turns, self._warps.computing, self._lanes
+            program, problem, config, self._access, turns, first_stores, parts, self._lanes
         )
         self._barriers = (*_BARRIERS, *(_SHARE_BARRIERS if turns is not None else ()))
         factors = [KernelParameter("score_scale", "fp32"), KernelParameter("scale", "fp32")]
