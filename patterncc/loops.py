@@ -186,12 +186,37 @@ def _run(
     )
     guard = array(substitute(sweep.guard, replace)).astype(bool)
     trips = np.where(guard, np.maximum(array(high) - array(low), 0), 0)
+    last = sweep.stride * (array(high) - 1) + array(phase)
+    around: list[tuple[int, IntExpr, IntExpr, npt.NDArray[Any]]] = []
+    for repeat in reversed(sweep.repeats):
+        begin, end = (
+            _looked_up(substitute(expr, replace), tables) for expr in (repeat.lo, repeat.hi)
+        )
+        turns = np.maximum(array(end) - array(begin), 0)
+        trips, last = trips * turns, last + repeat.step * (array(end) - 1)
+        around.append((repeat.step, begin, end, turns))
     live = trips > 0
     if not live.any():
         return None
-    order = int((sweep.stride * (array(high) - 1) + array(phase))[live][-1])
+    order = int(last[live][-1])
     # Tiles that do not run the loop have no say in how its ends are written.
     within = {**tables, row.name: scope[row.name][live]}
+    several = [loop for loop in around if bool((loop[3][live] > 1).any())]
+    for step, begin, _, turns in around:
+        if not bool((turns[live] > 1).any()):  # one turn
+            phase = add(phase, multiply(Const(step), begin))
+    if several:
+        counters = [(Var(f"m_{number}"), loop) for number, loop in enumerate(several)]
+        lines = (multiply(Const(loop[0]), counter) for counter, loop in counters)
+        step = add(*lines, multiply(Const(sweep.stride), Var("n")), _simplify(phase, within))
+        ranges = [(counter, *loop[1:3]) for counter, loop in counters] + [(Var("n"), low, high)]
+        text = ",  ".join(
+            f"{mathematics(counter)} ∈ [{mathematics(_simplify(begin, within))}, "
+            f"{mathematics(_simplify(end, within))})"
+            for counter, begin, end in ranges
+        )
+        tiles = f"{visited} = {mathematics(step)},  {text}"
+        return _Run(sweep.kind, tiles, live, int(trips.sum()), order)
     if sweep.stride == 1:
         low, high, phase = add(low, phase), add(high, phase), Const(0)
     low, high, phase = (_simplify(expr, within) for expr in (low, high, phase))

@@ -58,6 +58,7 @@ from patterncc.codegen.gpu.key_tile_source import KeyTile
 from patterncc.codegen.gpu.query_sum_source import COUNTED_ROWS, LINE, computes_transposed
 from patterncc.codegen.gpu.separate import keys_of_tiles
 from patterncc.codegen.gpu.tile_source import check_program
+from patterncc.codegen.listing import kernel_mask
 from patterncc.dsl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class _ComputedKeyTile(KeyTile):
             self._computed.leaves += counted
             self._names |= {leaf.name for leaf in counted}
         held = keys_of_tiles(program.block_k)
-        self.tile_mask = TileMask(program.mask, self._nest.documents, held=held)
+        self.tile_mask = TileMask(kernel_mask(program), self._nest.documents, held=held)
 
     @property
     def has_lanes(self) -> bool:
