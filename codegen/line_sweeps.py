@@ -22,7 +22,7 @@ from patterncc.codegen.ir import (
     Repeat,
     Sweep,
 )
-from patterncc.codegen.lines import Lines, Part, interval
+from patterncc.codegen.lines import Lines, Part, interval, is_multiple
 from patterncc.codegen.monotone import Interval, Side
 from patterncc.codegen.passes.simplify import divide
 from patterncc.codegen.patches import ROWS_END_WITHIN_KEYS
@@ -91,18 +91,20 @@ def _forward(lines: Lines, block_q: int, block_k: int) -> Iterator[Sweep]:
             *(compare("<=", low, Q_FIRST) for low in rows.lows),
             *(compare("<", Q_FIRST, high) for high in rows.highs),
         )
-        end = minimum(Var("kv_len"), *part.key.highs, *part.key.cuts)
-        whole, tiles = floordiv(end, Const(block_k)), _ceildiv(end, block_k)
+        edge = minimum(Var("kv_len"), *part.key.cuts)
+        whole, tiles = floordiv(edge, Const(block_k)), _ceildiv(edge, block_k)
         low = maximum(_ZERO, *_divided(part.key.lows, block_k))
+        highs = _divided(part.key.highs, block_k)
+        # The tile that the edge cuts, which parts have in common.
+        cut = all_of(compare("<=", low, whole), *(compare("<", whole, high) for high in highs))
         if part.is_box:
             box = _Box(lines, part, "q", _places(lines, Q_FIRST, 1), block_k, low, whole)
             yield from box.sweeps("full", guard)
-            cut = Sweep("partial", whole, tiles, all_of(guard, box.holds_end))
+            cut = all_of(cut, box.holds(whole))
         else:
-            yield Sweep("full", low, whole, guard)
-            cut = Sweep("partial", maximum(whole, low), tiles, guard)
+            yield Sweep("full", low, minimum(whole, *highs), guard)
         if block_k > 1:
-            yield cut
+            yield Sweep("partial", whole, tiles, all_of(guard, cut))
 
 
 def _transposed(lines: Lines, block_q: int, block_k: int) -> Iterator[Sweep]:
@@ -118,7 +120,6 @@ def _transposed(lines: Lines, block_q: int, block_k: int) -> Iterator[Sweep]:
             *(compare("<", first, high) for high in keys.highs),
         )
         below = [compare("<=", add(first, Const(block_k)), cut) for cut in keys.cuts]
-        end = minimum(rows, *_divided(part.query.highs, block_q))
         low = maximum(before, *_divided(part.query.lows, block_q))
         kinds: list[tuple[Kind, Predicate]] = [("full", all_of(guard, exists, *below))]
         if block_k > 1:
@@ -127,9 +128,10 @@ def _transposed(lines: Lines, block_q: int, block_k: int) -> Iterator[Sweep]:
             kinds.append(("partial", all_of(guard, *seen, broken)))
         for kind, where in kinds:
             if part.is_box:
-                box = _Box(lines, part, "k", _places(lines, K_TILE, block_k), block_q, low, end)
+                box = _Box(lines, part, "k", _places(lines, K_TILE, block_k), block_q, low, rows)
                 yield from box.sweeps(kind, where, before)
             else:
+                end = minimum(rows, *_divided(part.query.highs, block_q))
                 yield Sweep(kind, subtract(low, before), subtract(end, before), where)
 
 
@@ -144,7 +146,7 @@ class _Box:
         at: Its coordinates.
         block: Positions of a passing tile.
         low: The first tile that may be visited, at the beginning of a place of the outermost axis.
-        end: The tile at which the whole ones end.
+        edge: The tile at which the whole ones of the call end.
     """
 
     lines: Lines
@@ -153,7 +155,7 @@ class _Box:
     at: tuple[IntExpr, ...]
     block: int
     low: IntExpr
-    end: IntExpr
+    edge: IntExpr
 
     @property
     def _tiles(self) -> tuple[int, ...]:
@@ -161,14 +163,29 @@ class _Box:
         return tuple(step // self.block for step in self.lines.steps)
 
     @property
+    def _highs(self) -> tuple[list[IntExpr], list[IntExpr]]:
+        """The limits of passing positions: those at the beginning of a place of the outermost axis,
+        as its coordinates, and the others, in tiles."""
+        limits = self.part.key if self.held == "q" else self.part.query
+        whole = [high for high in limits.highs if is_multiple(high, self.lines.area)]
+        others = [high for high in limits.highs if high not in whole]
+        return _divided(whole, self.lines.area), _divided(others, self.block)
+
+    @property
+    def _end(self) -> IntExpr:
+        """The tile at which those that are visited end, but for the limits along the outermost
+        axis."""
+        return minimum(self.edge, *self._highs[1])
+
+    @property
     def _end_at(self) -> tuple[IntExpr, ...]:
-        """The coordinates of the tile at `end`."""
-        return _places(self.lines, self.end, self.block)
+        """The coordinates of the tile at the end."""
+        return _places(self.lines, self._end, self.block)
 
     @property
     def _seen(self) -> list[Interval]:
         """What is seen along each axis, both ends included, within the raster; along the outermost
-        axis it may go on behind `end`."""
+        axis it may go on behind the end."""
         found = []
         for axis, (mask, at) in enumerate(zip(self.part.axes, self.at, strict=True)):
             if axis:
@@ -184,43 +201,51 @@ class _Box:
             found.append(Interval(maximum(seen.lo, least), high))
         return found
 
-    def _ends(self, axis: int) -> Predicate:
-        """Is the tile at `end` in a seen place along an axis?"""
-        seen, at = self._seen[axis], self._end_at[axis]
-        return all_of(compare("<=", seen.lo, at), compare("<=", at, seen.hi))
-
-    @property
-    def holds_end(self) -> Predicate:
-        """Is the tile at `end` in the box?"""
-        return all_of(*(self._ends(axis) for axis in range(len(self._tiles))))
+    def holds(self, tile: IntExpr, axes: int | None = None) -> Predicate:
+        """Is a tile in seen places along the outermost axes, or along all?"""
+        places = zip(self._seen, _places(self.lines, tile, self.block), strict=True)
+        return all_of(
+            *(
+                all_of(compare("<=", seen.lo, at), compare("<=", at, seen.hi))
+                for seen, at in list(places)[:axes]
+            )
+        )
 
     def sweeps(self, kind: Kind, guard: Predicate, before: IntExpr = _ZERO) -> Iterator[Sweep]:
-        """The loops over the tiles before `end`.
+        """The loops over the whole tiles.
 
         Args:
             kind: Of all of them.
             guard: Where they run.
             before: Tiles that numbers do not count.
         """
-        seen, tiles = self._seen, self._tiles
+        seen, tiles, end = self._seen, self._tiles, self._end
+        limits, _ = self._highs
         last = len(tiles) - 1
         ranges = [(one.lo, add(one.hi, _ONE)) for one in seen]
         for axis in range(len(tiles)):
             cut = list(ranges)
             low, high = ranges[axis]
-            cut[axis] = low, minimum(high, self._end_at[axis])
+            cut[axis] = low, minimum(high, self._end_at[axis], *(limits if axis == 0 else ()))
             start: IntExpr = _ZERO
             if axis:
                 wide = Const(tiles[axis - 1])
-                start = multiply(wide, floordiv(self.end, wide))
+                start = multiply(wide, floordiv(end, wide))
             # Within a line tiles are counted, which need not be whole units before the end.
             inner_low, inner_high = (multiply(Const(tiles[last]), each) for each in ranges[last])
             if axis == last:
-                inner_high = minimum(inner_high, subtract(self.end, start))
+                inner_high = minimum(inner_high, subtract(end, start))
+                if last == 0:
+                    ends = (multiply(Const(tiles[0]), limit) for limit in limits)
+                    inner_high = minimum(inner_high, *ends)
             repeats = [
                 Repeat(*cut[number], tiles[number]) for number in range(last - 1, axis - 1, -1)
             ]
-            where = all_of(guard, *(self._ends(number) for number in range(axis)))
+            # Of the place at the end.
+            where = guard
+            if axis:
+                inside = (compare("<", self._end_at[0], limit) for limit in limits)
+                where = all_of(guard, *inside, self.holds(end, axis))
             phase = subtract(start, before)
             yield Sweep(kind, inner_low, inner_high, where, phase=phase, repeats=tuple(repeats))
 

@@ -245,7 +245,7 @@ class _Reader:
         cuts: list[IntExpr] = []
         for limit in limits:
             if limit.side == side:
-                whole = _is_multiple(limit.value, self._unit)
+                whole = is_multiple(limit.value, self._unit)
                 found = (highs if whole else cuts) if limit.high else lows
                 found.append(limit.value)
         return Limits(tuple(lows), tuple(highs), tuple(cuts))
@@ -253,7 +253,7 @@ class _Reader:
     def _is_exact(self, part: Part, limits: Iterable[_Limit]) -> bool:
         step = self._area if part.is_box else self._unit
         for limit in limits:
-            if not limit.high and not _is_multiple(limit.value, step):
+            if not limit.high and not is_multiple(limit.value, step):
                 return False
         if part.query.cuts:
             return False
@@ -280,7 +280,7 @@ class _Reader:
             return True
         limit = _limit(term)
         if limit is not None:
-            return _is_multiple(limit.value, self._unit)
+            return is_multiple(limit.value, self._unit)
         return self._of_axes(term) is not None
 
     def _of_axes(self, term: Predicate) -> tuple[Predicate, ...] | None:
@@ -313,7 +313,7 @@ def _limit(term: Predicate) -> _Limit | None:
     return None
 
 
-def _is_multiple(value: IntExpr, step: int) -> bool:
+def is_multiple(value: IntExpr, step: int) -> bool:
     """Is a sum a multiple of a number, whatever its symbols are?"""
     for term in value.terms if isinstance(value, Sum) else (value,):
         match term:
