@@ -236,7 +236,8 @@ class _Reader:
                 for axis, part in zip(axes, parts, strict=True):
                     axis.append(part)
         masks = tuple(all_of(*parts) for parts in axes)
-        found = Part(all_of(*guard), *(self._limits(limits, side) for side in _SIDES), masks)
+        query, key = (self._limits(limits, side) for side in _SIDES)
+        found = Part(all_of(*guard), query, key, masks)
         return found if self._is_exact(found, limits) else None
 
     def _limits(self, limits: Iterable[_Limit], side: Side) -> Limits:
