@@ -37,9 +37,10 @@ from patterncc.dsl.build import (
     modulo,
     multiply,
     negate,
+    select,
     subtract,
 )
-from patterncc.dsl.mask import Const, IntExpr, Min, Predicate, Var, parameters
+from patterncc.dsl.mask import TRUE, Const, IntExpr, Min, Predicate, Var, parameters
 
 _ZERO, _ONE = Const(0), Const(1)
 
@@ -84,6 +85,7 @@ def _begins_at_multiple(step: int) -> Predicate:
 
 
 def _forward(lines: Lines, block_q: int, block_k: int) -> Iterator[Sweep]:
+    intervals: list[Sweep] = []
     for part in lines.parts:
         rows = part.query
         guard = all_of(
@@ -102,9 +104,10 @@ def _forward(lines: Lines, block_q: int, block_k: int) -> Iterator[Sweep]:
             yield from box.sweeps("full", guard)
             cut = all_of(cut, box.holds(whole))
         else:
-            yield Sweep("full", low, minimum(whole, *highs), guard)
+            intervals.append(Sweep("full", low, minimum(whole, *highs), guard))
         if block_k > 1:
             yield Sweep("partial", whole, tiles, all_of(guard, cut))
+    yield from _either(intervals)
 
 
 def _transposed(lines: Lines, block_q: int, block_k: int) -> Iterator[Sweep]:
@@ -248,6 +251,16 @@ class _Box:
                 where = all_of(guard, *inside, self.holds(end, axis))
             phase = subtract(start, before)
             yield Sweep(kind, inner_low, inner_high, where, phase=phase, repeats=tuple(repeats))
+
+
+def _either(intervals: Sequence[Sweep]) -> Iterator[Sweep]:
+    """Two intervals with the same end of which one or the other runs as one, for a loop takes
+    registers of kernels."""
+    match intervals:
+        case [one, other] if one.hi == other.hi and negate(one.guard) == other.guard:
+            yield replace(one, lo=select(one.guard, one.lo, other.lo), guard=TRUE)
+        case _:
+            yield from intervals
 
 
 def _places(lines: Lines, value: IntExpr, block: int) -> tuple[IntExpr, ...]:
