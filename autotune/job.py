@@ -15,7 +15,7 @@ from patterncc.autotune.key import Subject
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.facts.pair_counts import count_pairs, pair_program
 from patterncc.codegen.ir import Passes
-from patterncc.codegen.lower import with_transposed
+from patterncc.codegen.lower import first_row_step, with_transposed
 from patterncc.codegen.patch_choice import with_numbers_of_call
 from patterncc.codegen.problem import Problem
 from patterncc.dsl import load
@@ -84,8 +84,11 @@ class Job:
 
     @property
     def within(self) -> bool:
-        """Whether the rows end within the keys."""
-        return 0 <= self.q_offset <= self.kv_len - self.q_len
+        """Whether the rows end within the keys, and begin where programs that are lowered so take
+        it for granted (`first_row_step`)."""
+        if not 0 <= self.q_offset <= self.kv_len - self.q_len:
+            return False
+        return self.q_offset == 0 or self.q_offset % first_row_step(self.pattern, self.sizes) == 0
 
     @property
     def scale(self) -> float:

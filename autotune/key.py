@@ -294,9 +294,7 @@ def _program_class(program: BlockProgram) -> str:
 
 def reads_head(program: BlockProgram) -> bool:
     """Whether heads may visit different tiles: the bounds of sweeps read which head it is."""
-    bounds = (
-        part for sweep in program.forward for part in (sweep.lo, sweep.hi, sweep.guard, sweep.phase)
-    )
+    bounds = (bound for sweep in program.forward for bound in sweep.bounds)
     return any({"head", "kv_head"} & variables(bound) for bound in bounds)
 
 

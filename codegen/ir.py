@@ -26,7 +26,7 @@ from typing import Literal, TypeAlias
 
 from patterncc.dsl.build import add, floordiv
 from patterncc.dsl.errors import InternalError
-from patterncc.dsl.mask import TRUE, Const, IntExpr, Predicate, Var
+from patterncc.dsl.mask import TRUE, Const, Expr, IntExpr, Predicate, Var
 
 Kind: TypeAlias = Literal["full", "partial"]
 Direction: TypeAlias = Literal["forward", "transposed"]
@@ -77,6 +77,12 @@ class Sweep:
     phase: IntExpr = _ZERO
     classes: int = 1
     repeats: tuple[Repeat, ...] = ()
+
+    @property
+    def bounds(self) -> tuple[Expr, ...]:
+        """All that decides which tiles are visited."""
+        ends = (end for repeat in self.repeats for end in (repeat.lo, repeat.hi))
+        return self.lo, self.hi, self.guard, self.phase, *ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +274,8 @@ class BlockProgram:
             those that read a table at a position, and those that are too intricate. Every tile with
             an allowed pair is still visited, and full ones are full, but a visited tile may turn
             out empty and a partial one full.
+        decided: Terms of the mask's conjunction that are true of every pair of a visited tile:
+            kernels need not ask them in partial tiles.
         gathered: How many runs make a key tile of a kernel: `1` where key tiles are consecutive
             keys. A gathered program is dense (`DENSE`). All that is said above of key tiles is then
             true of runs: a run is visited, partial or full by itself, and a key tile of full runs
@@ -289,6 +297,7 @@ class BlockProgram:
     tiling: Tiling = DENSE
     listed: Clauses = ()
     ignored: tuple[Predicate, ...] = ()
+    decided: tuple[Predicate, ...] = ()
     gathered: int = 1
     patches: Patches | None = None
 

@@ -139,20 +139,23 @@ def ranked(program: BlockProgram) -> bool:
 
 
 def kernel_mask(program: BlockProgram) -> Predicate:
-    """The mask that kernels with a program for each query tile evaluate in partial tiles.
+    """The mask that kernels evaluate in partial tiles.
 
     Of a gathered program what its lists say of every row and key of a run is left out. And where a
     table has at most two entries for the rows of a tile, `keep[head, q // 64, k]`, its first and
-    its last row read it for all others: an entry for each key, not for each pair.
+    its last row read it for all others: an entry for each key, not for each pair. What is true of
+    whole tiles, of all that are visited, is left out.
     """
+    terms = program.mask.args if isinstance(program.mask, And) else (program.mask,)
     if program.gathered == 1:
-        return program.mask
+        if not program.decided:
+            return program.mask
+        return all_of(*(term for term in terms if term not in program.decided))
 
     def is_known(term: Predicate) -> bool:
         _, listed = split_listed(term, program.block_q, program.block_k, gathered=True)
         return bool(listed) and all(map(_is_exact, listed[0]))
 
-    terms = program.mask.args if isinstance(program.mask, And) else (program.mask,)
     return _by_row_ends(all_of(*(term for term in terms if not is_known(term))), program.block_q)
 
 

@@ -30,6 +30,8 @@ from patterncc.codegen.ir import (
     Sweep,
     Tiling,
 )
+from patterncc.codegen.line_sweeps import line_program, with_transposed_lines
+from patterncc.codegen.lines import Lines, lines_of
 from patterncc.codegen.listing import split_listed
 from patterncc.codegen.passes import run_passes
 from patterncc.codegen.patches import transposed_patches
@@ -42,6 +44,7 @@ from patterncc.dsl.build import add, all_of, compare, multiply, substitute
 from patterncc.dsl.mask import (
     TRUE,
     Const,
+    Cover,
     Expr,
     FloorDiv,
     IntExpr,
@@ -113,6 +116,9 @@ def initial_transposed(program: BlockProgram) -> BlockProgram:
         raster = raster_of(program.mask, program.patches.sizes)
         return replace(program, transposed=transposed_patches(program, raster))
     geometry = _Geometry(program.block_q, program.block_k, program.assume != TRUE, program.tiling)
+    lines = _lines(program.mask, geometry)
+    if lines is not None:
+        return with_transposed_lines(program, lines)
     known, _ = split_listed(
         program.mask, program.block_q, program.block_k, gathered=program.gathered > 1
     )
@@ -140,7 +146,8 @@ def initial_program(
         sizes: `heads`, `kv_heads`, `layers`; needed only where the pattern divides by one of them.
         within: Take for granted that the rows end within the keys (`q_offset >= 0`, `q_offset +
             q_len <= kv_len`), as they do whenever no `q_offset` is given and there are no more
-            queries than keys; needs fewer sweeps.
+            queries than keys; needs fewer sweeps. Loops over the lines of a raster take for granted
+            besides that calls begin at a multiple of `first_row_step`.
         tiling: The variables to work in. All that the pattern allows must lie within the classes
             of the tiling: pairs outside of them are left out.
         transposed: Whether to lower the transposed direction as well, which costs about as much
@@ -181,6 +188,10 @@ def initial_part(
     gathered = 1 if run is None else block_k // run
     block_k //= gathered
     geometry = _Geometry(block_q, block_k, within, tiling)
+    lines = _lines(body, geometry)
+    if lines is not None:
+        program = line_program(pattern.structure, body, lines, (block_q, block_k))
+        return with_transposed_lines(program, lines) if transposed else program
     known, listed = split_listed(body, block_q, block_k, gathered=gathered > 1)
     forward, ignored = _loops(known, geometry, _forward)
     program = BlockProgram(
@@ -198,6 +209,33 @@ def initial_part(
         gathered=gathered,
     )
     return initial_transposed(program) if transposed else program
+
+
+def _lines(body: Predicate, geometry: _Geometry) -> Lines | None:
+    """How to loop over the lines of a raster where a mask is too intricate for isl and does not
+    look into units that tiles divide; None where that is not so."""
+    if geometry.tiling != DENSE or not geometry.within or intricacy(body) <= MOST_INTRICATE:
+        return None
+    lines = lines_of(body)
+    return lines if lines is not None and lines.fits(geometry.block_q, geometry.block_k) else None
+
+
+def first_row_step(pattern: Pattern, sizes: Mapping[str, int]) -> int:
+    """Of what number the position of a call's first row must be a multiple for programs that are
+    lowered `within`, in tiles of whatever shape; 1 for nearly all patterns.
+
+    Args:
+        pattern: The pattern.
+        sizes: Sizes by which it divides.
+
+    Raises:
+        UnsupportedError: A cover in it cannot be written out.
+    """
+    if not any(isinstance(node, (FloorDiv, Mod, Cover)) for node in walk(pattern.body)):
+        return 1
+    body = specialise(pattern.body, sizes)
+    lines = lines_of(body) if intricacy(body) > MOST_INTRICATE else None
+    return 1 if lines is None else lines.area
 
 
 def _loops(

@@ -52,6 +52,8 @@ def format_program(program: BlockProgram) -> str:
         lines.append(f"listed by  {format_clauses(program.listed)}")
     if program.ignored:
         lines.append(f"no bound   {'; '.join(map(expression_text, program.ignored))}")
+    if program.decided:
+        lines.append(f"by tile    {'; '.join(map(expression_text, program.decided))}")
     headings = _HEADINGS if program.patches is None else _PATCH_HEADINGS
     for direction, heading in headings.items():
         if program.gathered > 1:

@@ -89,13 +89,21 @@ def _rasters(body: Predicate) -> Iterator[Raster]:
         for node in walk(body)
     ):
         return
+    for sizes in sizes_of(body):
+        raster = _seen(body, sizes)
+        if raster is not None:
+            yield raster
+
+
+def sizes_of(body: Predicate) -> Iterator[tuple[int, ...]]:
+    """The sizes of the rasters to try, by the numbers by which a mask divides its positions: fewer
+    axes first."""
     steps = sorted(set(_steps(body)))[:MOST_STEPS]
     for count in range(1, min(len(steps), MOST_AXES - 1) + 1):
         for chain in combinations(steps, count):
             if all(wide % narrow == 0 for narrow, wide in pairwise(chain)):
-                raster = _seen(body, chain)
-                if raster is not None:
-                    yield raster
+                places = (wide // narrow for narrow, wide in zip((1, *chain), chain, strict=False))
+                yield tuple(places)[::-1]
 
 
 def raster_of(body: Predicate, sizes: Sequence[int]) -> Raster:
@@ -116,24 +124,22 @@ def _steps(body: Predicate) -> Iterator[int]:
                 yield inner * step
 
 
-def _seen(body: Predicate, chain: Sequence[int]) -> Raster | None:
-    """The mask on the raster with the places of each axis so many positions apart, innermost first;
-    None where fewer than two axes are asked anything."""
-    sizes = tuple(wide // narrow for narrow, wide in zip((1, *chain), chain, strict=False))[::-1]
-    coordinates = _Coordinates(sizes)
+def _seen(body: Predicate, sizes: tuple[int, ...]) -> Raster | None:
+    """The mask on the raster of those sizes; None where fewer than two axes are asked anything."""
+    coordinates = Coordinates(sizes)
     axes: list[list[Predicate]] = [[] for _ in range(len(sizes) + 1)]
     others: list[Predicate] = []
     for term in body.args if isinstance(body, And) else (body,):
-        parts = _parts(coordinates.of(term), len(axes))
+        parts = axis_parts(coordinates.of(term), len(axes))
         if parts is None:
             others.append(term)
             continue
         for axis, part in zip(axes, parts, strict=True):
             axis.append(part)
     masks = [all_of(*parts) for parts in axes]
-    if sum(not is_scalar(_along(mask, number)) for number, mask in enumerate(masks)) < 2:
+    if sum(not is_scalar(along(mask, number)) for number, mask in enumerate(masks)) < 2:
         return None
-    return Raster(sizes, tuple(_along(mask, i) for i, mask in enumerate(masks)), tuple(others))
+    return Raster(sizes, tuple(along(mask, i) for i, mask in enumerate(masks)), tuple(others))
 
 
 def coordinate(position: Var, axis: int) -> Var:
@@ -141,12 +147,12 @@ def coordinate(position: Var, axis: int) -> Var:
     return Var(f"{position.name}_{axis}")
 
 
-def _along(mask: Predicate, axis: int) -> Predicate:
+def along(mask: Predicate, axis: int) -> Predicate:
     """A mask of one axis in `q` and `k`."""
     return substitute(mask, {coordinate(Q, axis): Q, coordinate(K, axis): K})
 
 
-def _parts(mask: Predicate, axes: int) -> list[Predicate] | None:
+def axis_parts(mask: Predicate, axes: int) -> list[Predicate] | None:
     """What a mask in coordinates asks along each axis, if it is a product of that."""
     read = [axis for axis in range(axes) if _reads(mask, axis)]
     if len(read) <= 1:
@@ -155,7 +161,7 @@ def _parts(mask: Predicate, axes: int) -> list[Predicate] | None:
         return parts
     match mask:
         case And(args):
-            parts_of = [_parts(arg, axes) for arg in args]
+            parts_of = [axis_parts(arg, axes) for arg in args]
             factors = [factor for factor in parts_of if factor is not None]
             if len(factors) < len(args):
                 return None
@@ -163,7 +169,7 @@ def _parts(mask: Predicate, axes: int) -> list[Predicate] | None:
         case Branch(condition, then, otherwise) if not any(
             _reads(condition, axis) for axis in range(axes)
         ):
-            yes, no = _parts(then, axes), _parts(otherwise, axes)
+            yes, no = axis_parts(then, axes), axis_parts(otherwise, axes)
             if yes is not None and no is not None:
                 return [branch(condition, a, b) for a, b in zip(yes, no, strict=True)]
     return None
@@ -173,7 +179,7 @@ def _reads(mask: Expr, axis: int) -> bool:
     return not variables(mask).isdisjoint(coordinate(p, axis).name for p in (Q, K))
 
 
-class _Coordinates:
+class Coordinates:
     """Rewrites positions as coordinates and cancels what that makes of quotients and remainders.
 
     Args:

@@ -21,6 +21,7 @@ from patterncc.dsl.errors import InternalError
 from patterncc.dsl.mask import (
     COORDINATES,
     SIZES,
+    And,
     Const,
     Cover,
     Expr,
@@ -39,7 +40,7 @@ _TILE: dict[Direction, frozenset[str]] = {
 
 
 def verify(program: BlockProgram, stage: str) -> None:
-    """Checks tile shape, loops, symbols and divisors.
+    """Checks tile shape, terms, loops, symbols and divisors.
 
     Raises:
         InternalError: With the stage that left the program so, and the sweep.
@@ -52,6 +53,9 @@ def verify(program: BlockProgram, stage: str) -> None:
         raise InternalError(
             f"after {stage}: {program.gathered} runs are gathered of {program.tiling}"
         )
+    terms = program.mask.args if isinstance(program.mask, And) else (program.mask,)
+    if not set(program.decided) <= set(terms):
+        raise InternalError(f"after {stage}: tiles decide what is no term of the mask")
     _verify_patches(program, stage)
     directions: tuple[Direction, ...] = ("forward", "transposed")
     for direction in directions[: 1 if program.transposed is None else 2]:

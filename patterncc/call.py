@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from patterncc.codegen.choice import Candidate, candidates
 from patterncc.codegen.ir import BlockProgram
-from patterncc.codegen.lower import lower
+from patterncc.codegen.lower import first_row_step, lower
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.mask import variables
 from patterncc.dsl.pattern import Pattern
@@ -136,8 +136,11 @@ class Call:
 
     @property
     def within(self) -> bool:
-        """Whether the rows end within the keys."""
-        return 0 <= self.q_offset <= self.kv_len - self.q_len
+        """Whether the rows end within the keys, and begin where programs that are lowered so take
+        it for granted (`first_row_step`)."""
+        if not 0 <= self.q_offset <= self.kv_len - self.q_len:
+            return False
+        return self.q_offset == 0 or self.q_offset % first_row_step(self.pattern, self.sizes) == 0
 
     @cached_property
     def reads(self) -> frozenset[str]:

@@ -181,29 +181,59 @@ def _run(
     def array(expr: Expr) -> npt.NDArray[Any]:
         return np.broadcast_to(np.asarray(evaluate(expr, scope)), (rows,))
 
-    low, high, phase = (
-        _looked_up(substitute(expr, replace), tables) for expr in (sweep.lo, sweep.hi, sweep.phase)
-    )
+    def here(expr: IntExpr) -> IntExpr:
+        return _looked_up(substitute(expr, replace), tables)
+
     guard = array(substitute(sweep.guard, replace)).astype(bool)
-    trips = np.where(guard, np.maximum(array(high) - array(low), 0), 0)
+    phase, last = here(sweep.phase), array(here(sweep.phase))
+    trips: npt.NDArray[Any] = np.where(guard, 1, 0)
+    # The outermost first, the loop over tiles last.
+    ranges: list[tuple[int, IntExpr, IntExpr, npt.NDArray[Any]]] = []
+    around = [(repeat.step, repeat.lo, repeat.hi) for repeat in reversed(sweep.repeats)]
+    for step, lo, hi in [*around, (sweep.stride, sweep.lo, sweep.hi)]:
+        low, high = here(lo), here(hi)
+        turns = np.maximum(array(high) - array(low), 0)
+        trips, last = trips * turns, last + step * (array(high) - 1)
+        ranges.append((step, low, high, turns))
     live = trips > 0
     if not live.any():
         return None
-    order = int((sweep.stride * (array(high) - 1) + array(phase))[live][-1])
     # Tiles that do not run the loop have no say in how its ends are written.
     within = {**tables, row.name: scope[row.name][live]}
-    if sweep.stride == 1:
-        low, high, phase = add(low, phase), add(high, phase), Const(0)
-    low, high, phase = (_simplify(expr, within) for expr in (low, high, phase))
-    if bool((trips[live] == 1).all()):
-        only = add(multiply(Const(sweep.stride), low), phase)
-        tiles = f"{visited} = {mathematics(_simplify(only, within))}"
-    elif sweep.stride == 1:
-        tiles = f"{visited} ∈ [{mathematics(low)}, {mathematics(high)})"
-    else:
-        step = add(multiply(Const(sweep.stride), Var("n")), phase)
-        tiles = f"{visited} = {mathematics(step)},  n ∈ [{mathematics(low)}, {mathematics(high)})"
-    return _Run(sweep.kind, tiles, live, int(trips.sum()), order)
+    several = []
+    for step, low, high, turns in ranges:
+        if bool((turns[live] == 1).all()):
+            phase = add(phase, multiply(Const(step), low))
+        else:
+            several.append((step, low, high))
+    tiles = _tiles(several, phase, within, visited)
+    return _Run(sweep.kind, tiles, live, int(trips.sum()), int(last[live][-1]))
+
+
+def _tiles(
+    ranges: Sequence[tuple[int, IntExpr, IntExpr]], phase: IntExpr, within: Env, visited: str
+) -> str:
+    """The tiles of loops in loops as text.
+
+    Args:
+        ranges: How far apart the tiles of each are, and its ends; those of one turn are not among
+            them.
+        phase: The tile where all counters are 0.
+        within: The tables and the rows of tiles that run them.
+        visited: What the text calls the tiles.
+    """
+    if len(ranges) == 1 and ranges[0][0] == 1:
+        ((_, low, high),) = ranges
+        low, high = (_simplify(add(end, phase), within) for end in (low, high))
+        return f"{visited} ∈ [{mathematics(low)}, {mathematics(high)})"
+    tile, texts = _simplify(phase, within), []
+    for number, (step, low, high) in enumerate(ranges):
+        inner = number == len(ranges) - 1
+        counter = Var("n" if inner else f"m_{number}")
+        tile = add(tile, multiply(Const(step), counter))
+        ends = (mathematics(_simplify(end, within)) for end in (low, high))
+        texts.append(f"{counter.name} ∈ [{', '.join(ends)})")
+    return ",  ".join([f"{visited} = {mathematics(tile)}", *texts])
 
 
 def _when(row: str, live: npt.NDArray[np.bool_]) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from patterncc import signatures
+from patterncc import programs, signatures
 from patterncc.arguments import check_tensors, integer, scale_factor
 from patterncc.codegen.backward_tensors import BackwardTensors
 from patterncc.codegen.gpu.signature import table_kind
@@ -94,7 +94,8 @@ class Prepared(NamedTuple):
 
     Attributes:
         sizes: The values of the sizes that the pattern divides by.
-        within: Whether the rows end within the keys.
+        within: Whether the rows end within the keys, and begin where programs that are lowered so
+            take it for granted.
         env: Every scalar of the call by name.
         scale: Factor of the scores.
         declared: The tables of the pattern, in the order in which they travel.
@@ -323,9 +324,13 @@ def resolve(
         raise ArgumentError("`layers` was not given; the pattern reads the number of layers")
     elif any("layers" in coordinates_read(expr) for expr in terms.exprs):
         raise ArgumentError("`layers` was not given; the score reads the number of layers")
+    sizes = tuple((name, env[name]) for name in resolved.sizes)
+    within = q_offset >= 0 and q_offset + q_len <= kv_len
+    if within and q_offset:
+        within = q_offset % programs.first_row_step_of(pattern, sizes) == 0
     return Prepared(
-        sizes=tuple((name, env[name]) for name in resolved.sizes),
-        within=q_offset >= 0 and q_offset + q_len <= kv_len,
+        sizes=sizes,
+        within=within,
         env=MappingProxyType(env),
         scale=scale_factor(scale),
         declared=resolved.pattern.tables,

@@ -14,7 +14,7 @@ from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu.config import visits_patches
 from patterncc.codegen.gpu.emitter_choice import EmitterChoice, choose_emitter, counted_pattern
 from patterncc.codegen.key_width import key_width
-from patterncc.codegen.lower import lower, with_transposed
+from patterncc.codegen.lower import first_row_step, lower, with_transposed
 from patterncc.codegen.patch_choice import is_about_a_raster, with_numbers_of_call
 from patterncc.settings import settings
 from patterncc.signatures import PATTERNS_KEPT, resolve
@@ -57,6 +57,15 @@ def _is_on_raster(structure: str, sizes: tuple[tuple[str, int], ...]) -> bool:
     return is_about_a_raster(resolve(structure).pattern, dict(sizes))
 
 
+@functools.lru_cache(maxsize=PATTERNS_KEPT)
+def first_row_step_of(structure: str, sizes: tuple[tuple[str, int], ...]) -> int:
+    """Of what number the position of a call's first row must be a multiple for programs `within`.
+
+    Arguments and errors as in `passes`.
+    """
+    return first_row_step(resolve(structure).pattern, dict(sizes))
+
+
 def may_visit_patches(
     structure: str, sizes: tuple[tuple[str, int], ...], terms: ScoreTerms
 ) -> bool:
@@ -86,7 +95,8 @@ def passes(
         block_q: Rows of a query tile.
         block_k: Keys of a key tile.
         sizes: Values of the sizes that it divides by.
-        within: Whether the rows of the calls end within the keys.
+        within: Whether the rows of the calls end within the keys, and begin at a multiple of
+            `first_row_step_of`.
         transposed: Whether they have the transposed direction, which kernels for gradients loop in.
         gather: Whether key tiles may be gathered, which the forward kernels on GPUs take.
         patches: Whether tiles may be patches of a raster, which kernels on GPUs without score terms

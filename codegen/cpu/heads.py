@@ -214,7 +214,7 @@ def _expressions(program: BlockProgram) -> Iterable[Expr]:
     yield program.mask
     yield program.assume
     for sweep in program.forward:
-        yield from (sweep.lo, sweep.hi, sweep.guard, sweep.phase)
+        yield from sweep.bounds
 
 
 def _places(reads: frozenset[str], heads: int, batch: int) -> tuple[Place, ...]:

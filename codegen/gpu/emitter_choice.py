@@ -21,6 +21,7 @@ from patterncc.codegen.gpu.gluon.steady_writer import keeps_peak
 from patterncc.codegen.gpu.mask_source import beyond_limits, is_limit
 from patterncc.codegen.gpu.term_operations import Operations, pair_operations
 from patterncc.codegen.key_width import COSTS, key_width
+from patterncc.codegen.listing import kernel_mask
 from patterncc.codegen.patch_choice import with_numbers_of_call
 from patterncc.dsl.loader import load
 from patterncc.dsl.mask import Const, FloorDiv, Mod, Predicate, variables, walk
@@ -233,7 +234,7 @@ def emitter_of(config: KernelConfig) -> Callable[..., KernelSource]:
 def _obstacle(passes: Passes, problem: Problem) -> str | None:
     """Why no Gluon kernel should compute some pass, or None."""
     for program in passes:
-        reason = reason_against(program, problem) or costly_mask(program.mask)
+        reason = reason_against(program, problem) or costly_mask(kernel_mask(program))
         if reason is not None:
             return reason
     return None

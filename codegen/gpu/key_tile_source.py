@@ -33,6 +33,7 @@ from patterncc.codegen.gpu.patch_source import key_patch_lines
 from patterncc.codegen.gpu.separate import keys_of_tiles
 from patterncc.codegen.gpu.sweep_source import emit_loops
 from patterncc.codegen.gpu.tile_source import Computed
+from patterncc.codegen.listing import kernel_mask
 from patterncc.dsl.mask import Var
 from patterncc.dsl.score.nodes import coordinates_read
 
@@ -108,7 +109,7 @@ class KeyTile:
             if self._listed
             else emit_loops(sweeps, held=held, in_order=self._in_order)
         )
-        self._mask = emit_mask(program.mask, self._nest.documents, held)
+        self._mask = emit_mask(kernel_mask(program), self._nest.documents, held)
         self._masked = any(loop.kind == "partial" for loop in self._nest.loops)
         self._bounds = () if self._listed else scalars_read(sweeps)
         self._computed = Computed(program, "transposed", self._masked, terms)

@@ -15,6 +15,7 @@ from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.emitter_choice import costly_mask
 from patterncc.codegen.gpu.gluon.reasons import HOPPER, one_pass_reason, problem_reason
 from patterncc.codegen.gpu.turn_choice import choose_turns
+from patterncc.codegen.listing import kernel_mask
 from patterncc.codegen.turns import turns_reason
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def choose_one_pass(
     (program,) = passes
     reason = problem_reason(problem) or one_pass_reason(program, problem)
     if reason is None:
-        reason = costly_mask(program.mask)
+        reason = costly_mask(kernel_mask(program))
     if reason is not None:
         return _apart(f"no kernel does it: {reason}")
     try:

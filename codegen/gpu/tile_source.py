@@ -178,6 +178,6 @@ def _expressions(
     if program.patches is not None:
         yield from program.patches.before("q" if direction == "forward" else "k")
     if masked:
-        yield kernel_mask(program) if direction == "forward" else program.mask
+        yield kernel_mask(program)
     for term in terms:
         yield from discrete(term)

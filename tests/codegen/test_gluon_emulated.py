@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from patterncc.codegen.gpu.config import KernelConfig
+from patterncc.codegen.gpu.config import KernelConfig, Peaks
 from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.launches import Launch
 from patterncc.codegen.gpu.steps import layout_of, problem_of, shapes_of, term_operands, term_values
@@ -108,6 +108,19 @@ def test_patterns(text: str, shape: str) -> None:
         env = {"q_offset": offset, "layer": 2}
         found = _errors(text, config, _tensors(q_len, kv_len), env)
         assert _right(found), (q_len, kv_len, offset, found)
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("peaks", ["each", "kept"])
+def test_lines_of_a_raster(peaks: Peaks, shape: str) -> None:
+    """Loops around loops, as a box of tiles under one counter; the call may end in a line."""
+    text = "sliding_tile(tile = 128, depth = 2, rows = 2, columns = 3, text = 70)"
+    numbers = {"depth": 2, "depth_window": 1, "row_window": 1, "column_window": 3, "text": 70}
+    config = replace(CONFIGS[shape], peaks=peaks)
+    for q_len, kv_len in ((300, 700), (1606, 1606)):
+        env = {"q_offset": 0, "layer": 0, **numbers}
+        found = _errors(text, config, _tensors(q_len, kv_len), env)
+        assert _right(found), (q_len, kv_len, found)
 
 
 @pytest.mark.parametrize("shape", CONFIGS)

@@ -121,6 +121,7 @@ def test_names_of_gluon_stand_in_the_prelude_alone() -> None:
         ("causal", Problem("float32", 128, 128), "16-bit numbers, not of float32"),
         ("causal", replace(WIDE, isolates=True), "not finite"),
         ("dilated(512, 8)", WIDE, "visited in classes"),
+        ("sliding_tile", WIDE, "loops around its loops"),
     ],
 )
 def test_refusals(text: str, problem: Problem, reason: str) -> None:
@@ -326,6 +327,7 @@ def test_other_calls_take_kernels_of_their_own(options: Mapping[str, Any]) -> No
             "known to the device alone",
         ),
         ("causal and k % 5 != q % 7", WIDE, 16384, "takes registers"),
+        ("sliding_tile", WIDE, 16384, "loops around its loops"),
     ],
 )
 def test_choice(text: str, problem: Problem, length: int, reason: str | None) -> None:

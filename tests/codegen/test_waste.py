@@ -34,13 +34,13 @@ NARROW = {
 }
 # Columns of blocks much narrower than a tile: every tile meets one. Global rows of Longformer.
 COLUMNS = {"deepspeed_fixed": 4.0, "deepspeed_longformer": 5.2, "sparse_fixed": 3.9}
-# Rasters in patches; `swin` in a layer whose windows are shifted and cut off by the edge. Sliding
-# tiles are no product of what each axis asks: a tile of 128 positions sees all columns of its rows.
+# Rasters in patches; `swin` in a layer whose windows are shifted and cut off by the edge. What does
+# not look into units of whole tiles is exact.
 RASTERS = {
     "neighborhood": 3.7,
     "neighborhood_3d": 7.3,
-    "sliding_tile": 3.5,
-    "sliding_tile_heads": 3.5,
+    "sliding_tile": 1.0,
+    "sliding_tile_heads": 1.0,
     "swin": 5.5,
 }
 # Tables read by position: blocks narrower than tiles, scattered columns, ids that no bound knows.

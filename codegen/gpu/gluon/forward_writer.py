@@ -40,6 +40,7 @@ from patterncc.codegen.gpu.kernel_text import (
 )
 from patterncc.codegen.gpu.sweep_source import emit_loops
 from patterncc.codegen.gpu.tile_source import Computed, check_program
+from patterncc.codegen.listing import kernel_mask
 from patterncc.dsl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class ForwardWriter:
         self._access = GluonAccess(problem, config, program.tiling, hands_on=hands_on)
         nest = emit_loops(program.forward)
         moves = self._access.moves_boxes
-        self._mask = TileMask(program.mask, nest.documents, moves_boxes=moves)
+        self._mask = TileMask(kernel_mask(program), nest.documents, moves_boxes=moves)
         self._terms = TileTerms(problem.terms, program.tiling, "SCORES", resumes=resumes)
         self._computed = Computed(program, "forward", True, self._terms.exprs)
         self._visited = VisitedTiles(program, config, nest, self._computed.leaves, problem.group)

@@ -10,6 +10,7 @@ from patterncc.codegen.gpu.gluon.mask_source import TileMask
 from patterncc.codegen.gpu.gluon.warps import ROWS
 from patterncc.codegen.gpu.key_tile_source import KeyTile
 from patterncc.codegen.gpu.separate import keys_of_tiles
+from patterncc.codegen.listing import kernel_mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +71,7 @@ class ComputedKeyTile(KeyTile):
             self._computed.leaves += counted
             self._names |= {leaf.name for leaf in counted}
         held = keys_of_tiles(program.block_k)
-        self.tile_mask = TileMask(program.mask, self._nest.documents, held=held)
+        self.tile_mask = TileMask(kernel_mask(program), self._nest.documents, held=held)
 
     def lanes(self) -> Iterator[str]:
         """The layout of vectors of residue classes, where bounds are such."""

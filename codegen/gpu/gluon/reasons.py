@@ -51,6 +51,8 @@ def one_pass_reason(program: BlockProgram, problem: Problem) -> str | None:
         return "it knows no score terms"
     if program.tiling != DENSE:
         return "rows or keys are visited in classes"
+    if any(sweep.repeats for sweep in program.transposed or ()):
+        return "loops around its loops over tiles take registers"
     return None
 
 
