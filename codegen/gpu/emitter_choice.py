@@ -129,7 +129,11 @@ fastest at head dimension 128, of fewer there is less to gain."""
 
 
 _MOST_COMPARISONS = 2
-"""Of keys, besides limits that must all hold: three spill hundreds of bytes."""
+"""Of keys, besides limits that must all hold: three spill a hundred bytes and more."""
+
+_MOST_SWEEPS = 15
+"""Runs of key tiles whose bounds the 24 registers of a loading warp hold: of the library, programs
+of 16 and more spill 256 bytes and up there (docs/gluon.md)."""
 
 
 def choose_emitter(
@@ -163,33 +167,41 @@ def choose_emitter(
     )
     passes = lower(base.block_q, width, "triton")
     in_patches = any(program.patches is not None for program in passes)
+    reason = None if in_patches else _obstacle(passes, problem)
+    if reason is not None:
+        return EmitterChoice(None, f"no Gluon kernel: {reason}")
+    shapes = []
+    for shape in _GLUON[problem.head_dim]:
+        programs = lower(shape.config.block_q, shape.config.block_k, "gluon")
+        against = _obstacle(programs, problem) or too_many_registers(programs, shape.config)
+        if against is None:
+            shapes.append((shape, programs))
+        reason = reason or against
+    if not shapes:
+        return EmitterChoice(None, f"no Gluon kernel: {reason}")
+
     own = _TRITON[problem.head_dim]
     pair = own.pair * COSTS.get(width, 1.0) * base.block_k / width
     terms = pair_operations(problem.terms)
     least = _counted(pattern, passes, replace(own, pair=pair), terms, sizes)
     best = None
-    reason = None if in_patches else _obstacle(passes, problem)
-    for shape in _GLUON[problem.head_dim]:
-        config = shape.config
-        passes = lower(config.block_q, config.block_k, "gluon")
-        reason = reason or _obstacle(passes, problem)
-        if reason is not None:
-            return EmitterChoice(None, f"no Gluon kernel: {reason}")
-        exact = [_counted(pattern, (each,), shape.exact, terms, sizes) for each in passes]
+    for shape, programs in shapes:
+        exact = [_counted(pattern, (each,), shape.exact, terms, sizes) for each in programs]
         kept = [
             _counted(pattern, (each,), shape.kept, terms, sizes)
             if keeps_peak(each, problem)
             else cost
-            for each, cost in zip(passes, exact, strict=True)
+            for each, cost in zip(programs, exact, strict=True)
         ]
+        config = shape.config
         found = ((config, sum(exact)), (replace(config, peaks="kept"), sum(kept)))
         for config, cost in found:
             if cost < least:
                 best, least = config, cost
-    shapes = [shape.config for shape in _GLUON[problem.head_dim]]
-    tiles = " or ".join(f"{each.block_q}x{each.block_k}" for each in shapes)
     if best is None:
         than = " than patches of a raster" if in_patches else ""
+        configs = [shape.config for shape, _ in shapes]
+        tiles = " or ".join(f"{each.block_q}x{each.block_k}" for each in configs)
         return EmitterChoice(None, f"by counted work Gluon's {tiles} tiles take longer{than}")
     reason = f"the least counted work in {best.block_q}x{best.block_k} tiles"
     if best.peaks == "kept":
@@ -234,7 +246,7 @@ def emitter_of(config: KernelConfig) -> Callable[..., KernelSource]:
 def _obstacle(passes: Passes, problem: Problem) -> str | None:
     """Why no Gluon kernel should compute some pass, or None."""
     for program in passes:
-        reason = reason_against(program, problem) or costly_mask(kernel_mask(program))
+        reason = reason_against(program, problem)
         if reason is not None:
             return reason
     return None
@@ -252,15 +264,49 @@ def _counted(
     return speed.cost(pairs, REFERENCE_LENGTH * len(passes), terms)
 
 
+def too_many_registers(passes: Passes, config: KernelConfig) -> str | None:
+    """Why the registers of some warp would not suffice in a tile shape, or None: as compiling the
+    library says (docs/gluon.md).
+
+    The warp that loads computes the bounds of all sweeps. A warpgroup that computes has room for
+    any mask beside 64 rows; where there are two of them, the mask must be a simple one.
+
+    Args:
+        passes: The pattern in these tiles.
+        config: The tile shape.
+    """
+    for program in passes:
+        sweeps = len(program.forward)
+        if sweeps > _MOST_SWEEPS:
+            return (
+                f"key tiles come in {sweeps} runs, and the bounds of more than {_MOST_SWEEPS} "
+                "take more registers than the warp that loads has"
+            )
+        mask = kernel_mask(program)
+        reason = costly_mask(mask) if config.num_warps > 4 else _slow_division(mask)
+        if reason is not None:
+            return reason
+    return None
+
+
 def costly_mask(mask: Predicate) -> str | None:
-    """Why the registers of a warpgroup would not suffice for a mask, or None: known from compiling
-    the library."""
+    """Why the registers of two warpgroups would not suffice for a mask, or None: known from
+    compiling the library."""
+    reason = _slow_division(mask)
+    if reason is not None:
+        return reason
+    rest = beyond_limits(mask)
+    if len(rest) > _MOST_COMPARISONS or not all(map(is_limit, rest)):
+        return "its mask is more than limits that must all hold, which takes registers"
+    return None
+
+
+def _slow_division(mask: Predicate) -> str | None:
+    """Whether it divides keys by what is no power of two, in words: bounds of sweeps that count in
+    such steps spill hundreds of bytes in the warp that loads."""
     for node in walk(mask):
         if isinstance(node, (FloorDiv, Mod)) and "k" in variables(node.value):
             divisor = node.divisor
             if not (isinstance(divisor, Const) and divisor.value & (divisor.value - 1) == 0):
                 return "its mask divides keys by what is no power of two, which takes registers"
-    rest = beyond_limits(mask)
-    if len(rest) > _MOST_COMPARISONS or not all(map(is_limit, rest)):
-        return "its mask is more than limits that must all hold, which takes registers"
     return None

@@ -130,8 +130,11 @@ def test_score_terms_weigh_in_the_choice(
             "tables decide",
         ),
         ("local_strided(16, 4, 3)", D128, "cuda:90", "no power of two"),
-        ("longformer(256, 64)", D128, "cuda:90", "more than limits"),
-        ("tri_shape", D128, "cuda:90", "more than limits"),
+        ("ladder(4, 64, 100, 7)", D64, "cuda:90", "no power of two"),
+        ("longformer", D128, "cuda:90", "21 runs"),
+        ("longformer", D64, "cuda:90", "21 runs"),
+        ("tri_shape", D128, "cuda:90", "18 runs"),
+        ("local_stride_both", D128, "cuda:90", "26 runs"),
         (
             "causal",
             replace(D128, terms=load_terms("score + relative_bias(bias, 128)")),
@@ -167,6 +170,17 @@ def test_full_tiles_keep_the_peak_where_they_can(text: str) -> None:
     sink = _choice(text, replace(D128, terms=SINK)).config
     assert sink is not None
     assert sink.peaks == "kept"
+
+
+@pytest.mark.parametrize(
+    "text", ["tree", "sinklora", "s2_wrapped", "deepspeed_fixed", "minference_dilated_window"]
+)
+def test_masks_beyond_limits_have_tiles_of_one_warpgroup(text: str) -> None:
+    """128x128 tiles, which would be taken for long rows of full tiles, have not the registers."""
+    for problem, shape in ((D128, (64, 64)), (D64, (64, 128))):
+        config = _choice(text, problem).config
+        assert config is not None
+        assert (config.block_q, config.block_k) == shape
 
 
 def test_rows_of_few_full_tiles_find_each_peak() -> None:
@@ -279,7 +293,8 @@ def test_patches_are_weighed_against_gluon(problem: Problem) -> None:
     see little more."""
     choice = _choice("neighborhood", problem)
     assert choice.config is None
-    assert "take longer than patches of a raster" in choice.reason
+    assert ("take longer than patches of a raster" in choice.reason) == (problem == D128)
+    assert ("23 runs" in choice.reason) == (problem == D64)
     assert _choice("neighborhood(64, 64, 63)", problem).name == "gluon"
 
 

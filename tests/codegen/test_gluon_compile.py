@@ -10,6 +10,7 @@ import pytest
 
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu.config import KernelConfig, Peaks, shared_bytes, shared_limit
+from patterncc.codegen.gpu.emitter_choice import too_many_registers
 from patterncc.codegen.gpu.gluon import steady_writer
 from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
 from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
@@ -233,6 +234,51 @@ def test_library(name: str, head_dim: int, tmp_path: Path) -> None:
         _barriers_stay_barriers(kernel)
         if not compilation.pattern.tables and source.config.peaks == "kept":
             _steady_loops(kernel, tmp_path, most_read=MOST_READ)
+
+
+@pytest.mark.parametrize(("config", "head_dim"), [(SMALL, 128), (LONG, 64)])
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [("sinklora", True), ("deepspeed_fixed", True), ("tri_shape", False), ("longformer", False)],
+)
+def test_what_takes_registers(
+    name: str, fits: bool, config: KernelConfig, head_dim: int, tmp_path: Path
+) -> None:
+    """What the choice of an emitter says of tiles of one warpgroup: masks do not spill in them,
+    whatever they ask; bounds of many sweeps do, and only in the warp that loads."""
+    problem = Problem("bfloat16", head_dim, head_dim)
+    tile = config.block_q, config.block_k
+    passes = lower_passes(library_pattern(name), *tile, sizes=SIZES, transposed=False)
+    assert (too_many_registers(passes, config) is None) == fits
+    kernel = compile_for(
+        emit_gluon_forward(passes[0], problem, replace(config, peaks="kept")),
+        "cuda:90",
+        folder=tmp_path,
+    )
+    assert (kernel.spilled == 0) == fits
+    if not fits:
+        assert kernel.spilled >= 256
+    assert _steady_loops(kernel, tmp_path) == 1
+
+
+def test_divisions_spill_where_tiles_are_loaded(tmp_path: Path) -> None:
+    """Steps that are no power of two, and those that are."""
+    for text, fits in (("ladder(4, 64, 100, 7)", False), ("ladder(4, 64, 128, 8)", True)):
+        passes = lower_passes(load(text), 64, 64, sizes=SIZES, transposed=False)
+        assert (too_many_registers(passes, SMALL) is None) == fits
+        source = emit_gluon_forward(passes[0], Problem("bfloat16", 128, 128), SMALL)
+        kernel = compile_for(source, "cuda:90", folder=tmp_path)
+        assert (kernel.spilled <= HOISTED) == fits
+
+
+def test_masks_spill_where_two_warpgroups_compute(tmp_path: Path) -> None:
+    """The same mask in tiles of both kinds."""
+    config = replace(WIDE, peaks="kept")
+    passes = lower_passes(library_pattern("tree"), 128, 128, sizes=SIZES, transposed=False)
+    assert "more than limits" in (too_many_registers(passes, config) or "")
+    assert too_many_registers(passes, replace(SMALL, peaks="kept")) is None
+    source = emit_gluon_forward(passes[0], Problem("bfloat16", 128, 128), config)
+    assert compile_for(source, "cuda:90", folder=tmp_path).spilled > HOISTED
 
 
 def _steady_loops(kernel: CompiledKernel, folder: Path, most_read: int = 0) -> int:

@@ -150,6 +150,35 @@ def test_tables(text: str, tables: dict[str, torch.Tensor], shape: str) -> None:
     assert _right(found), found
 
 
+INTRICATE = (
+    "sinklora(4, 64)",
+    "s2_wrapped",
+    "deepspeed_fixed(64, 2)",
+    "minference_dilated_window(30, 100)",
+)
+
+
+@pytest.mark.parametrize("shape", ["64x64", "64x128"])
+@pytest.mark.parametrize("text", INTRICATE)
+def test_intricate_masks_that_keep_the_peak(text: str, shape: str) -> None:
+    """Masks beyond limits, in the tiles that they are taken for."""
+    config = replace(CONFIGS[shape], peaks="kept")
+    for q_len, kv_len, offset in ((190, 900, 710), (77, 900, 823)):
+        found = _errors(text, config, _tensors(q_len, kv_len), {"q_offset": offset, "layer": 2})
+        assert _right(found), (q_len, kv_len, offset, found)
+
+
+@pytest.mark.parametrize("shape", ["64x64", "64x128"])
+def test_a_tree_of_drafts_keeps_the_peak(shape: str) -> None:
+    """A mask that looks up rows and keys in a table of truth values."""
+    torch.manual_seed(1)
+    tables = {"a": (torch.rand(2, 70, 70) < 0.3) | torch.eye(70, dtype=torch.bool)}
+    config = replace(CONFIGS[shape], peaks="kept")
+    text = "pattern p(a: bool[batch, *, *]): tree(a, 70)"
+    found = _errors(text, config, _tensors(190, 500), {"q_offset": 310}, tables)
+    assert _right(found), found
+
+
 def test_wide_heads() -> None:
     for config in (WIDE, SMALL):
         assert _right(_errors("causal", config, _tensors(200, 200, 128), {"q_offset": 0}))
