@@ -1,9 +1,10 @@
-"""Backward calls in one pass, in any order and as the default takes them, beside two kernels.
+"""Backward calls in one pass, in any order and in turn, beside two kernels and the default.
 
     python benchmarks/gpu_one_pass.py --out results
 
-Times whole backward calls, all of a pattern turn by turn on one Hopper GPU: two kernels, one pass
-in any order, also where it would not be chosen, and the default. Gradients are compared with those
+Times whole backward calls, all of a pattern turn by turn on one Hopper GPU: two kernels; one pass
+in any order, in turn, and in turn where the first key tile stores, also where they would not be
+chosen; and the default. Gradients are compared with those
 of two kernels; whether those are right, tests/gpu say. TFLOP/s count five products on visible
 pairs. `results/gpu_one_pass.json` keeps everything.
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
@@ -46,15 +48,22 @@ def both_directions(case: Case) -> Callable[[int, int], tuple[Passes, ...]]:
 
 def plans(case: Case, tensors: BackwardTensors, options: dict[str, Any]) -> dict[str, Any]:
     """The calls to time, by name."""
-    least = one_pass_choice.LEAST_STEPS
-    two = Backward(both_directions(case), one_pass=False)
-    found = {"two kernels": two.ready(tensors, **options)}
-    one_pass_choice.LEAST_STEPS = 0
-    backward = Backward(both_directions(case), deterministic=False)
-    found["one pass"] = backward.ready(tensors, **options)
-    one_pass_choice.LEAST_STEPS = least
-    found["default"] = Backward(both_directions(case)).ready(tensors, **options)
-    return found
+
+    def ready(**choices: Any) -> Any:
+        """As the default, or also where it would not be chosen."""
+        forced = {"LEAST_STEPS": 0, "LEAST_FASTER": 0.0, "TURN_HEAD_DIMS": HEAD_DIMS}
+        stores = choices.pop("FIRST_STORES", one_pass_choice.FIRST_STORES)
+        changes = {**(forced if choices else {}), "FIRST_STORES": stores}
+        with patch.multiple(one_pass_choice, **changes):
+            return Backward(both_directions(case), **choices).ready(tensors, **options)
+
+    return {
+        "two kernels": ready(one_pass=False),
+        "any order": ready(deterministic=False),
+        "in turn, cleared": ready(deterministic=True, FIRST_STORES=False),
+        "in turn, first stores": ready(deterministic=True, FIRST_STORES=True),
+        "default": ready(),
+    }
 
 
 def milliseconds(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
@@ -95,6 +104,7 @@ def run_case(case: Case, shape: Shape) -> dict[str, Any]:
     for name, run in ready.items():
         median = statistics.median(times[name])
         result[name] = {
+            "kernels": [step.planned.source.name for step in run.steps or ()],
             "ms": times[name],
             "tflops": 10 * pairs * shape.head_dim / median / 1e9,
             "from two kernels": [
@@ -102,7 +112,9 @@ def run_case(case: Case, shape: Shape) -> dict[str, Any]:
             ],
         }
         print(
-            f"{case.name:<14}{name:<22}{median:8.3f} ms {result[name]['tflops']:6.0f}", flush=True
+            f"{case.name:<14}{name:<22}{median:8.3f} ms {result[name]['tflops']:6.0f}"
+            f"  {' + '.join(result[name]['kernels'])}",
+            flush=True,
         )
     return result
 

@@ -80,8 +80,8 @@ class _Backward(NamedTuple):
 _forwards: Kept[Planned] = Kept()
 _backwards: Kept[_Backward] = Kept()
 
-# By all but the shapes of the pattern's tables, of which plans have the sizes alone: documents are
-# others in number at each step.
+# By all but the shapes of the pattern's tables, of which most plans ask the sizes at each call:
+# documents are others in number at each step.
 _forwards_by_kind: Kept[ReadyForward] = Kept()
 _backwards_by_kind: Kept[ReadyBackward] = Kept()
 
@@ -112,10 +112,8 @@ def _plan_forward(query: Tensor, key: Tensor, value: Tensor, options: Options) -
     text = programs.counted_text(options.pattern, call.sizes, tuple(options.numbers))
     forward = launchers.launcher(text, call.sizes, options.score or PLAIN.text, options.isolate)
     kind = (inputs_signature(query, key, value), *_kind(call, options))
-    known = _forwards_by_kind.get(kind)
-    if known is not None:
-        ready = forward.resized(known, tables)
-    else:
+    ready = _forwards_by_kind.get(kind)
+    if ready is None or not ready.serves(tables):
         ready = forward.ready(
             query,
             key,
@@ -169,10 +167,8 @@ def _plan_backward(tensors: BackwardTensors, options: Options) -> _Backward:
         options.isolate,
     )
     kind = (layout_signature(tensors), *_kind(call, options))
-    known = _backwards_by_kind.get(kind)
-    if known is not None:
-        ready = backward.resized(known, own)
-    else:
+    ready = _backwards_by_kind.get(kind)
+    if ready is None or not ready.serves(own):
         ready = backward.ready(
             tensors,
             env=call.env,

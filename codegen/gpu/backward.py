@@ -6,7 +6,7 @@ Plans are remembered, so a call like the last one costs little more than its lau
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -19,13 +19,13 @@ from patterncc.codegen.gpu.memory import Room
 from patterncc.codegen.gpu.signature import Kept, call_signature
 from patterncc.codegen.gpu.steps import (
     NO_TABLES,
+    all_serve,
     bind_all,
     current_device,
     index_of,
     layout_of,
     named_operands,
     problem_of,
-    resize_all,
     run_here,
     shapes_of,
     term_operands,
@@ -250,13 +250,6 @@ class Backward:
             needs_query,
         )
 
-    def resized(self, ready: ReadyBackward, tables: Mapping[str, torch.Tensor]) -> ReadyBackward:
-        """The same calls with tables of other shapes, which is much quicker than to plan them."""
-        if ready.steps is None:
-            return ready
-        steps = resize_all(ready.steps, tables, ready.device, self._folder)
-        return replace(ready, steps=steps)
-
 
 @dataclass(frozen=True, slots=True)
 class ReadyBackward:
@@ -277,6 +270,10 @@ class ReadyBackward:
     device: torch.device
     index: int
     needs_query: bool
+
+    def serves(self, tables: Mapping[str, torch.Tensor]) -> bool:
+        """As of `ReadyForward`."""
+        return all_serve(self.steps, tables)
 
     def __call__(
         self,

@@ -87,7 +87,7 @@ class InterpretedLaunch:
             for one in planned.described
         )
         pointers = (_plain(operands[name]) for name in planned.pointers)
-        self._run(*described, *pointers, *planned.rest)
+        self._run(*described, *pointers, *_rest(planned, operands))
 
 
 class TritonLaunch:
@@ -106,7 +106,7 @@ class TritonLaunch:
         )
         # An address as a number saves the launcher a question to the driver for each tensor.
         pointers = (operands[name].data_ptr() for name in planned.pointers)
-        self._run(*described, *pointers, *planned.rest, stream=stream)
+        self._run(*described, *pointers, *_rest(planned, operands), stream=stream)
 
 
 class DirectLaunch:
@@ -132,6 +132,10 @@ class DirectLaunch:
             arguments += [None, *one.sizes, *one.strides]
         self._pointers = list(enumerate(planned.pointers, len(arguments)))
         arguments += [0] * len(planned.pointers)
+        self._sizes = [
+            (len(arguments) + place, name, axis, beyond)
+            for place, name, axis, beyond in planned.sizes
+        ]
         self._arguments = (*arguments, *planned.rest)
 
     def __call__(self, operands: Operands, stream: int) -> None:
@@ -146,6 +150,8 @@ class DirectLaunch:
             arguments[place] = maps[operands[maps.tensor].data_ptr()]
         for place, name in self._pointers:
             arguments[place] = operands[name].data_ptr()
+        for place, name, axis, beyond in self._sizes:
+            arguments[place] = operands[name].shape[axis] - beyond
         self._launch(*arguments)
 
 
@@ -163,6 +169,14 @@ class _Maps(dict[int, Any]):
             self.clear()
         found = self[address] = self._encode(address, *self._view)
         return found
+
+
+def _rest(planned: Launch, operands: Operands) -> list[float | int]:
+    """The arguments of a launch after its pointers, with the sizes of the tables of a call."""
+    rest = list(planned.rest)
+    for place, name, axis, beyond in planned.sizes:
+        rest[place] = operands[name].shape[axis] - beyond
+    return rest
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,12 +9,13 @@ For the kernel of keys and values, to which rows pass by, it also writes what ea
 needs, ready for use: `row_lse`, the base-2 logarithm of the row's sum, plus infinity for rows
 without keys, and `row_delta`. Both go on after the last row, where weights are 0 as well, so that
 no load of a tile of them needs a mask. For the kernel of all gradients it also sets to 0 the sums
-of the query's gradient (`query_sum_source`), and how many programs have added to them.
+of the query's gradient (`query_sum_source`), and how many programs have added to them; or these
+counts alone, where the first program stores what it has.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from patterncc.codegen.gpu.access_source import TYPES
 from patterncc.codegen.gpu.config import KernelConfig
@@ -43,13 +44,17 @@ ROW_NUMBERS = ("row_lse", "row_delta")
 """float32 `[batch, heads, row_length]`."""
 
 
+Cleared: TypeAlias = Literal["sums", "counts"]
+"""Sums of the query's gradient and the counts of what was added to them, or the counts alone."""
+
+
 def row_length(q_len: int) -> int:
     """The length of a head's row numbers."""
     return -(-q_len // PADDED_TO) * PADDED_TO
 
 
 def emit_delta(
-    problem: Problem, *, with_lse: bool, with_rows: bool = False, with_sums: bool = False
+    problem: Problem, *, with_lse: bool, with_rows: bool = False, clears: Cleared | None = None
 ) -> KernelSource:
     """Writes the delta kernel of a shape class, for a grid of `ROWS` rows, heads, batch entries.
 
@@ -58,15 +63,14 @@ def emit_delta(
             sums.
         with_lse: There is a gradient of the lse.
         with_rows: The row numbers are written too; the grid then has all `row_length` rows.
-        with_sums: The sums of the query's gradient are set to 0, besides the row numbers, and the
-            counts of what was added.
+        clears: What is set to 0, besides the row numbers.
 
     Raises:
         UnsupportedError: The dtype or head dimension has no kernel.
     """
     check_dtype(problem)
     config = KernelConfig(ROWS, ROWS, num_warps=4, num_stages=1)
-    parameters = tuple(_parameters(problem, with_lse, with_rows, with_sums))
+    parameters = tuple(_parameters(problem, with_lse, with_rows, clears))
     header = header_text(
         "Attention backward: delta",
         {
@@ -74,12 +78,12 @@ def emit_delta(
             "emitter": str(EMITTER),
         },
     )
-    text = module_text(header, "delta", parameters, _lines(problem, with_lse, with_rows, with_sums))
+    text = module_text(header, "delta", parameters, _lines(problem, with_lse, with_rows, clears))
     return KernelSource("delta", text, parameters, problem, config)
 
 
 def _parameters(
-    problem: Problem, with_lse: bool, with_rows: bool, with_sums: bool
+    problem: Problem, with_lse: bool, with_rows: bool, clears: Cleared | None
 ) -> Iterator[KernelParameter]:
     element = TYPES[problem.dtype]
     yield KernelParameter("grad_out_ptr", f"*{element}", 16)
@@ -91,8 +95,9 @@ def _parameters(
         yield KernelParameter("lse_ptr", "*fp32", 4)
         for name in ROW_NUMBERS:
             yield KernelParameter(f"{name}_ptr", "*fp32", 16)
-    if with_sums:
+    if clears == "sums":
         yield QUERY_SUMS
+    if clears is not None:
         yield ADDED_SHARES
     yield KernelParameter("q_len", "i32")
     if with_rows:
@@ -104,7 +109,9 @@ def _parameters(
             yield KernelParameter(f"{name}_stride_{axis}", "i64", multiple)
 
 
-def _lines(problem: Problem, with_lse: bool, with_rows: bool, with_sums: bool) -> Iterator[str]:
+def _lines(
+    problem: Problem, with_lse: bool, with_rows: bool, clears: Cleared | None
+) -> Iterator[str]:
     yield f"rows = tl.program_id(0) * {ROWS} + tl.arange(0, {ROWS})"
     yield "row_exists = rows < q_len"
     yield "head = tl.program_id(1)"
@@ -131,12 +138,13 @@ def _lines(problem: Problem, with_lse: bool, with_rows: bool, with_sums: bool) -
         yield f'lse = tl.where(lse == {none}, float("inf"), lse * 1.4426950408889634)'
         yield f"tl.store(row_lse_ptr + {first} * row_length + rows, lse)"
         yield f"tl.store(row_delta_ptr + {first} * row_length + rows, delta)"
-    if with_sums:
+    if clears == "sums":
         width = problem.head_dim
         rows = f"{first} * row_length + tl.program_id(0) * {ROWS}"
         yield f"sums = query_sums_ptr + ({rows}) * {width}"
         count = ROWS * width
         yield f"tl.store(sums + tl.arange(0, {count}), tl.zeros([{count}], tl.float32))"
+    if clears is not None:
         yield f"tl.store(added_shares_ptr + {first} * (row_length // {ROWS}) + tl.program_id(0), 0)"
 
 

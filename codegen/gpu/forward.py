@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,13 +18,13 @@ from patterncc.codegen.gpu.memory import Room
 from patterncc.codegen.gpu.signature import Kept, call_signature
 from patterncc.codegen.gpu.steps import (
     NO_TABLES,
+    all_serve,
     bind_all,
     current_device,
     index_of,
     layout_of,
     named_operands,
     problem_of,
-    resize_all,
     run_here,
     shapes_of,
     term_operands,
@@ -174,13 +174,6 @@ class Forward:
         index = index_of(device)
         return ReadyForward(steps, terms, rows, out_room, lse_room, device, index, negated, changed)
 
-    def resized(self, ready: ReadyForward, tables: Mapping[str, torch.Tensor]) -> ReadyForward:
-        """The same calls with tables of other shapes, which is much quicker than to plan them."""
-        if ready.steps is None:
-            return ready
-        steps = resize_all(ready.steps, tables, ready.device, self._folder)
-        return replace(ready, steps=steps)
-
 
 @dataclass(frozen=True, slots=True)
 class ReadyForward:
@@ -206,6 +199,14 @@ class ReadyForward:
     index: int
     negated: bool
     changed: bool
+
+    def serves(self, tables: Mapping[str, torch.Tensor]) -> bool:
+        """Does it run such calls with tables of other shapes, too?
+
+        Raises:
+            UnsupportedError: A table is too large to look up in.
+        """
+        return all_serve(self.steps, tables)
 
     def __call__(
         self,

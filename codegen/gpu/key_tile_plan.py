@@ -8,6 +8,7 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
+from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.backward_config import (
     default_grad_key_value_config,
     grad_key_value_shared_bytes,
@@ -103,7 +104,10 @@ def key_tile_launches(
     if config.emitter == "gluon":
         passes = {}
         call = replace(call, layouts={**call.layouts, **_sum_layout(call)})
-        source = sources.get(emit_gluon_gradients, program, problem, config, turns=turns)
+        stores = turns is not None and one_pass_choice.FIRST_STORES
+        source = sources.get(
+            emit_gluon_gradients, program, problem, config, turns=turns, first_stores=stores
+        )
     else:
         passes = {"resumes": one.resumes, "hands_on": one.hands_on}
         source = sources.get(emit_grad_key_value, program, problem, config, **passes)

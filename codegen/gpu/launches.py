@@ -6,7 +6,7 @@ Sizes, strides and numbers go in, no tensor; knows neither torch nor triton.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from patterncc.codegen.gpu.interval import LIMIT, MOST_PROGRAMS
@@ -37,6 +37,22 @@ class Described(NamedTuple):
     box: list[int]
 
 
+class TableSize(NamedTuple):
+    """An argument that is a size of a table, and is that of the table which a call gives.
+
+    Attributes:
+        place: Of the argument, among `Launch.rest`.
+        tensor: The table, as pointers call it.
+        axis: Of the table.
+        beyond: How much longer that is than the argument.
+    """
+
+    place: int
+    tensor: str
+    axis: int
+    beyond: int
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """One kernel over one grid, with all arguments but the tensors.
@@ -48,6 +64,9 @@ class Launch:
         described: The descriptor arguments, which come first.
         pointers: What the pointer arguments after them point to: `query`, `out`, `table_NAME`, ...
         rest: The arguments after the pointers.
+        sizes: Those of them that every call has its own of.
+        shaped_by: The tables that grid and buffers depend on, with the shapes that they were
+            planned for.
         buffers: Memory that this launch is the first to need.
         follows_long: Whether the launch before it takes so long that the host need not be quick.
     """
@@ -58,6 +77,8 @@ class Launch:
     described: tuple[Described, ...]
     pointers: tuple[str, ...]
     rest: tuple[float | int, ...]
+    sizes: tuple[TableSize, ...] = ()
+    shaped_by: tuple[tuple[str, tuple[int, ...]], ...] = ()
     buffers: tuple[Buffer, ...] = ()
     follows_long: bool = False
 
@@ -144,6 +165,7 @@ def planned_launch(
     *,
     step: int = 1,
     numbers: Mapping[str, int] | None = None,
+    shaped_by: tuple[str, ...] = (),
     buffers: tuple[Buffer, ...] = (),
 ) -> Launch:
     """A launch with its arguments.
@@ -154,6 +176,7 @@ def planned_launch(
         call: What the arguments are taken from.
         step: How far apart the rows of a class are in tensors that are described in classes.
         numbers: Values of parameters that the call does not have.
+        shaped_by: Names of the tables that grid and buffers depend on.
         buffers: As in `Launch`.
 
     Raises:
@@ -169,6 +192,8 @@ def planned_launch(
         tuple(_described(source, call.layouts, step)),
         tuple(_tensor(p.name) for p in source.parameters if p.type.startswith("*")),
         _arguments(source, call, numbers or {}),
+        tuple(_sizes(source)),
+        tuple((name, tuple(call.shapes[name])) for name in shaped_by),
         buffers,
     )
 
@@ -219,8 +244,9 @@ def _arguments(
     return tuple(values[name] for name in names)
 
 
-def resized(launch: Launch, shapes: Mapping[str, Sequence[int]]) -> Launch:
-    """The same launch for tables of other shapes: their sizes are all that it has of them.
+def serves(launch: Launch, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Is a launch right for calls with tables of other shapes, too? Most have no more of them than
+    their sizes.
 
     Args:
         launch: As planned.
@@ -229,10 +255,18 @@ def resized(launch: Launch, shapes: Mapping[str, Sequence[int]]) -> Launch:
     Raises:
         UnsupportedError, ConfigError: As from `planned_launch`.
     """
-    sizes = _table_sizes(launch.source.tables, shapes)
-    names = _names_of_rest(launch.source)
-    rest = (sizes.get(name, value) for name, value in zip(names, launch.rest, strict=True))
-    return replace(launch, rest=tuple(rest))
+    _table_sizes(launch.source.tables, shapes)
+    return all(tuple(shapes[name]) == shape for name, shape in launch.shaped_by)
+
+
+def _sizes(source: KernelSource) -> Iterator[TableSize]:
+    """The arguments after the pointers that are sizes of tables."""
+    names = _names_of_rest(source)
+    for table in source.tables:
+        for axis, size in enumerate(table.sizes):
+            if size.name in names:
+                place = names.index(size.name)
+                yield TableSize(place, f"table_{table.name}", axis, table.beyond)
 
 
 def _names_of_rest(source: KernelSource) -> list[str]:

@@ -44,7 +44,7 @@ def sum_launches(
         rows = prod(front)
         grid = (rows * (last // PLACES_AT_ONCE + 1), 1, 1)
         room = (Buffer(sum_name(name), (rows, last + 1)),)
-        yield planned_launch(source, grid, call, buffers=room)
+        yield planned_launch(source, grid, call, shaped_by=(name,), buffers=room)
 
 
 def run_list_launch(

@@ -36,6 +36,12 @@ wave of programs does it all, as under `causal` at 1024 tokens, nine would do (d
 LEAST_FASTER = 1.03
 """How much faster than two kernels one pass in turn must be by count."""
 
+TURN_HEAD_DIMS: tuple[int, ...] = (128,)
+"""Those at which a device has run key tiles that take turns; the emulator finds 64 right, too."""
+
+FIRST_STORES = False
+"""Does the key tile whose turn is first store its share of the query's gradient, where others add?
+Then `delta` need not clear the sums. Right in the emulator; no device has run it yet."""
 
 MULTIPROCESSORS = 132
 """Of an H100 or H200, where no device is at hand."""
@@ -122,7 +128,7 @@ def choose_one_pass(
 
 def _obstacle_to_turns(program: BlockProgram, problem: Problem) -> str | None:
     """Why no order of turns is known, or none was tried on a device."""
-    if problem.head_dim != 128:
+    if problem.head_dim not in TURN_HEAD_DIMS:
         return f"that was not tried on a device at head dimension {problem.head_dim}"
     return turns_reason(program)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, ROWS, emit_delta, row_length
 from patterncc.codegen.gpu.key_access_source import HELD, PASSING
 from patterncc.codegen.gpu.key_tile_plan import key_tile_launches
@@ -17,6 +18,7 @@ from patterncc.codegen.gpu.query_sum_source import COUNTED_ROWS, TILE_ROWS, emit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from patterncc.codegen.gpu.delta_source import Cleared
     from patterncc.codegen.gpu.kernel_source import KernelSource
     from patterncc.codegen.gpu.launches import Call, Launch
     from patterncc.codegen.gpu.pass_plan import Lowered
@@ -37,7 +39,7 @@ class OnePass:
         self._in_turn = in_turn
         self._alternatives: Sequence[Passes] | None = None
         self._sources = Sources()
-        self._of_rows: dict[tuple[Problem, bool], tuple[KernelSource, KernelSource]] = {}
+        self._of_rows: dict[tuple[Problem, bool, bool], tuple[KernelSource, KernelSource]] = {}
 
     def launches(self, call: Call) -> tuple[Launch, ...] | None:
         """The launches of a call in order; None where kernels of their own are chosen for the
@@ -70,7 +72,9 @@ class OnePass:
         kernels = tuple(key_tile_launches(one, call, self._sources, choice.turns))
         problem, length = call.problem, row_length(call.q_len)
         rows = (call.batch, call.heads, length)
-        delta, rounds = self._row_kernels(problem, with_lse="grad_lse" in call.layouts)
+        stores = choice.turns is not None and one_pass_choice.FIRST_STORES
+        with_lse = "grad_lse" in call.layouts
+        delta, rounds = self._row_kernels(problem, with_lse=with_lse, stores=stores)
         buffers: tuple[Buffer, ...] = (
             *(Buffer(name, rows, "float32") for name in ROW_NUMBERS),
             Buffer("query_sums", (*rows, problem.head_dim), "float32"),
@@ -83,11 +87,13 @@ class OnePass:
         return (first, *kernels, planned_launch(rounds, grid, call, numbers=numbers))
 
     def _row_kernels(
-        self, problem: Problem, *, with_lse: bool
+        self, problem: Problem, *, with_lse: bool, stores: bool
     ) -> tuple[KernelSource, KernelSource]:
-        """The kernels before and after, which know no pattern."""
-        place = (problem, with_lse)
+        """The kernels before and after, which know no pattern. Where the first key tile stores,
+        sums are not cleared, and those that nobody wrote are not read."""
+        place = (problem, with_lse, stores)
         if place not in self._of_rows:
-            delta = emit_delta(problem, with_lse=with_lse, with_rows=True, with_sums=True)
-            self._of_rows[place] = delta, emit_round_query(problem)
+            clears: Cleared = "counts" if stores else "sums"
+            delta = emit_delta(problem, with_lse=with_lse, with_rows=True, clears=clears)
+            self._of_rows[place] = delta, emit_round_query(problem, counted=stores)
         return self._of_rows[place]

@@ -61,16 +61,18 @@ def sum_layout(rows: int, head_dim: int) -> Layout:
     return Layout("query_sums", 0, (1, 1, count // LINE, LINE), (count, count, LINE, 1), 4)
 
 
-def emit_round_query(problem: Problem) -> KernelSource:
+def emit_round_query(problem: Problem, *, counted: bool = False) -> KernelSource:
     """Writes the kernel that scales and rounds the sums to the query's gradient, for a grid of
     tiles of `TILE_ROWS` rows, heads, batch entries.
 
     Args:
         problem: The shape class; its values' head dimension and its group do not matter.
+        counted: Sums to which nothing was added were never written, and are 0.
     """
     config = KernelConfig(TILE_ROWS, TILE_ROWS, num_warps=4, num_stages=1)
     parameters = (
         QUERY_SUMS,
+        *((ADDED_SHARES,) if counted else ()),
         KernelParameter("grad_query_ptr", f"*{TYPES[problem.dtype]}", 16),
         KernelParameter("scale", "fp32"),
         KernelParameter("q_len", "i32"),
@@ -81,17 +83,23 @@ def emit_round_query(problem: Problem) -> KernelSource:
         "emitter": str(EMITTER),
     }
     header = header_text("Gradient of the query from sums", fields)
-    text = module_text(header, "round_query", parameters, _lines(problem))
+    text = module_text(header, "round_query", parameters, _lines(problem, counted))
     return KernelSource("round_query", text, parameters, problem, config)
 
 
-def _lines(problem: Problem) -> Iterator[str]:
+def _lines(problem: Problem, counted: bool) -> Iterator[str]:
     width = problem.head_dim
     steps = half_lines(width) * LINE // TILE_ROWS // 8
     yield "row_first = tl.program_id(0) * 64"
     yield "head = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)"
     yield f"sums = query_sums_ptr + (head * row_length + row_first) * {width}"
-    yield f"tile = tl.load(sums + tl.arange(0, {TILE_ROWS * width}))"
+    places = f"sums + tl.arange(0, {TILE_ROWS * width})"
+    if counted:
+        count = f"(head * row_length + row_first) // {COUNTED_ROWS}"
+        yield f"written = tl.load(added_shares_ptr + {count}) > 0"
+        yield f"tile = tl.load({places}, mask=written, other=0.0)"
+    else:
+        yield f"tile = tl.load({places})"
     yield "# Half, warp, step, row in eight, pair of columns, eight of rows, column of the pair."
     yield f"tile = tile.reshape({HALVES}, 4, {steps}, 8, 4, 2, 2)"
     order = (0, 2, 4, 6, 1, 5, 3) if computes_transposed(width) else (1, 5, 3, 0, 2, 4, 6)

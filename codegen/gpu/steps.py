@@ -14,7 +14,7 @@ import torch
 from patterncc.codegen.dtypes import DTYPE_NAMES
 from patterncc.codegen.gpu import launch
 from patterncc.codegen.gpu.bound_launch import BoundLaunch, bind
-from patterncc.codegen.gpu.launches import resized
+from patterncc.codegen.gpu.launches import serves
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.problem import Problem
 from patterncc.dsl.errors import ConfigError, UnsupportedError
@@ -64,15 +64,14 @@ def bind_all(
     return tuple(bind(planned, device, folder) for planned in launches)
 
 
-def resize_all(
-    steps: Iterable[BoundLaunch],
-    tables: Mapping[str, torch.Tensor],
-    device: torch.device,
-    folder: Path | None,
-) -> tuple[BoundLaunch, ...]:
-    """The launches of a call for tables of other shapes; arguments and errors as of `bind_all`."""
+def all_serve(steps: Iterable[BoundLaunch] | None, tables: Mapping[str, torch.Tensor]) -> bool:
+    """Are the launches of a call, if it has any, right for tables of other shapes, too?
+
+    Raises:
+        UnsupportedError: A table is too large to look up in.
+    """
     shapes = shapes_of(tables)
-    return bind_all([resized(step.planned, shapes) for step in steps], tables, device, folder)
+    return all(serves(step.planned, shapes) for step in steps or ())
 
 
 def run(

@@ -76,9 +76,15 @@ class Table:
             KernelParameter(f"table_{self.name}_size_{axis}", "i32") for axis in range(self.axes)
         )
 
+    @property
+    def beyond(self) -> int:
+        """How much longer its axes are than its `sizes` say: `segments` have a bound more than
+        documents."""
+        return int(self.kind == "segments")
+
     def size_values(self, shape: Sequence[int]) -> dict[str, int]:
         """The values of `sizes` for a table of a shape."""
-        taken = [shape[0] - 1] if self.kind == "segments" else shape
+        taken = (length - self.beyond for length in shape)
         return {size.name: value for size, value in zip(self.sizes, taken, strict=True)}
 
     def reach(self, shape: Sequence[int]) -> int:

@@ -4,6 +4,7 @@ shapes; memory for results."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from patterncc.codegen.gpu.backward_plan import BackwardPlanner
 from patterncc.codegen.gpu.bound_launch import DirectLaunch, TritonLaunch
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.forward_plan import Planner
-from patterncc.codegen.gpu.launches import Launch, resized
+from patterncc.codegen.gpu.launches import Launch, serves
 from patterncc.codegen.gpu.memory import Room
 from patterncc.codegen.gpu.signature import (
     Kept,
@@ -234,17 +235,43 @@ def test_kernels_with_scratch_memory_are_triton_s(which: str) -> None:
 def test_tables_of_other_shapes_change_sizes_alone(case: str, plan: Any) -> None:
     text, shapes = TABLES[case]
     others = {name: (size + 30,) for name, (size,) in shapes.items()}
+    tables = {f"table_{name}": torch.zeros(shape) for name, shape in others.items()}
     known, anew = plan(text, shapes), plan(text, others)
     assert known != anew
-    assert tuple(resized(one, others) for one in known) == anew
+    for one, other in zip(known, anew, strict=True):
+        assert serves(one, others)
+        assert replace(one, rest=other.rest) == other
+        assert bound_launch._rest(one, tables) == list(other.rest)
+
+
+def test_the_driver_is_given_the_sizes_of_each_call(driver: Driver, tmp_path: Path) -> None:
+    (planned,) = forward_launches(PACKED, {"doc": (7,)})
+    direct, noted = bound(planned, tmp_path)
+    given = operands()
+    for count in (6, 1, 900, 6):
+        direct({**given, "table_doc": torch.zeros(count + 1, dtype=torch.int32)}, 0)
+    place = [p.name for p in planned.source.parameters].index("table_doc_count")
+    places = len(planned.source.parameters) - place
+    assert [arguments[-places] for arguments in noted] == [6, 1, 900, 6]
+
+
+SUMMED = "pattern p(slashes: bool[head, *]): causal and slashes[head, q - k]"
+
+
+@pytest.mark.parametrize("plan", [forward_launches, backward_launches])
+def test_counts_of_a_table_are_planned_for_its_shape(plan: Any) -> None:
+    launches = plan(SUMMED, {"slashes": (2, 100)})
+    assert any(one.shaped_by for one in launches)
+    assert all(serves(one, {"slashes": (2, 100)}) for one in launches)
+    assert not all(serves(one, {"slashes": (2, 101)}) for one in launches)
 
 
 def test_tables_that_kernels_cannot_read_are_refused() -> None:
     (planned,) = forward_launches(PACKED, {"doc": (7,)})
     with pytest.raises(ConfigError, match="the table doc, which was not given"):
-        resized(planned, {})
+        serves(planned, {})
     with pytest.raises(ConfigError, match="doc has 2 axes, the pattern reads 1"):
-        resized(planned, {"doc": (7, 2)})
+        serves(planned, {"doc": (7, 2)})
 
 
 # ---------------------------------------------------------------------------------------- memory

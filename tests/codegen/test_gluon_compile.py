@@ -10,6 +10,7 @@ import pytest
 
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu.config import KernelConfig, Peaks, shared_bytes, shared_limit
+from patterncc.codegen.gpu.gluon import steady_writer
 from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
 from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
 from patterncc.codegen.problem import DType, Problem
@@ -141,6 +142,26 @@ def test_lines_of_a_raster(config: KernelConfig, text: str, tmp_path: Path) -> N
     # Keys and values of a tile are four copies; of partial tiles, and of full ones.
     loading = sorted((body for body in bodies if body.count("UTMALDG") == 4), key=len)[:2]
     assert len(loading) == 2 and not any("LDL" in body or "STL" in body for body in loading)
+
+
+@pytest.mark.parametrize("config", [SMALL, WIDE])
+def test_classes_that_keep_the_peak(
+    config: KernelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a kernel has no barrier of the query. With one that nobody waits for, as it once had, a
+    maximum is stored over it, and the check sees that."""
+    monkeypatch.setattr(steady_writer, "CLASSES_KEEP_PEAK", True)
+    (kernel,) = _compiled("dilated(512, 8)", replace(config, peaks="kept"), tmp_path)
+    assert kernel.spilled <= HOISTED
+    assert _steady_loops(kernel, tmp_path) == config.block_q // 64
+    made = "    key_ready = allocate(tl.int64, [STAGES, 1], BARRIER)\n"
+    assert made in kernel.source.text
+    unused = "    unused = allocate(tl.int64, [1, 1], BARRIER)\n"
+    unused += "    init_barrier(unused.index(0), count=1)\n"
+    text = kernel.source.text.replace(made, unused + made)
+    with_one = compile_for(replace(kernel.source, text=text), "cuda:90", folder=tmp_path)
+    with pytest.raises(AssertionError):
+        _barriers_stay_barriers(with_one)
 
 
 # Any rows: all that the loops have where rows are within the keys, and more ends. The other kind is

@@ -9,11 +9,13 @@ from dataclasses import replace
 import pytest
 
 from patterncc.codegen.gpu.config import KernelConfig, check_config
+from patterncc.codegen.gpu.gluon import steady_writer
 from patterncc.codegen.gpu.gluon.dialect import PRELUDE, gluon_text, kept_where
 from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
 from patterncc.codegen.gpu.gluon.reasons import reason_against
 from patterncc.codegen.gpu.gluon.warps import warps_of
 from patterncc.codegen.gpu.kernel_source import KernelSource
+from patterncc.codegen.ir import DENSE
 from patterncc.codegen.lower import lower
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.tiling import residue_tiling
@@ -134,6 +136,25 @@ def test_full_tiles_keep_the_peak() -> None:
     ):
         assert "own_sums" not in other.text
         assert "again" not in other.text
+
+
+@pytest.mark.parametrize("text", ["causal", "dilated(512, 8)", "k % 8 == 0"])
+@pytest.mark.parametrize("config", [CONFIG, KEPT])
+@pytest.mark.parametrize("resumes", [False, True])
+def test_barriers_are_made_for_those_who_wait(
+    text: str, config: KernelConfig, resumes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a barrier that nobody waits for Triton gives the place to something else. A query that
+    comes by pointers needs none."""
+    monkeypatch.setattr(steady_writer, "CLASSES_KEEP_PEAK", True)
+    program = lower(load(text), config.block_q, config.block_k, within=True)
+    source = emit_gluon_forward(program, WIDE, config, resumes=resumes, hands_on=not resumes)
+    made = re.findall(r"(\w+) = allocate\(tl\.int64", source.text)
+    assert len(made) == len(set(made)) >= 4
+    for name in made:
+        assert re.search(rf"\binit_barrier\({name}\.index", source.text), name
+        assert re.search(rf"\bwait\({name}\.index", source.text), name
+    assert ("query_ready" in made) == (program.tiling == DENSE)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
 from patterncc.codegen.gpu.gluon.dialect import ADD_OUT, PRELUDE
@@ -144,13 +145,20 @@ def _added(tile: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("width", [128, 64])
-def test_what_is_added_is_what_is_rounded(width: int, worker: ProcessPoolExecutor) -> None:
-    """`round_query` finds the rows where they are added; the last tile is ragged."""
-    rows, rounded = worker.submit(_rounded, 100, width).result()
+@pytest.mark.parametrize("counted", [False, True])
+def test_what_is_added_is_what_is_rounded(
+    width: int, counted: bool, worker: ProcessPoolExecutor
+) -> None:
+    """`round_query` finds the rows where they are added; the last tile is ragged. Sums that counts
+    say nobody wrote are 0: here those of the second head's first tile."""
+    rows, rounded = worker.submit(_rounded, 100, width, counted).result()
+    if counted:
+        rows = rows.copy()
+        rows[1, :64] = 0
     np.testing.assert_allclose(rounded, 0.5 * rows, rtol=1e-3)
 
 
-def _rounded(q_len: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def _rounded(q_len: int, width: int, counted: bool) -> tuple[np.ndarray, np.ndarray]:
     """Rows of two heads, and what the kernel makes of them, in the interpreter."""
     import torch
 
@@ -160,10 +168,16 @@ def _rounded(q_len: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     tiles = rows.reshape(2, 4, 64, width)
     sums = np.stack([np.stack([_added(tile) for tile in head]) for head in tiles])
     result = torch.full((1, 2, q_len, width), float("nan"), dtype=torch.float16)
-    kernel = kernel_of(
-        emit_round_query(Problem("float16", width, width)), torch.device("cpu"), aligned=True
-    )
-    kernel[(-(-q_len // 64), 2, 1)](torch.from_numpy(sums), result, 0.5, q_len, 256)
+    source = emit_round_query(Problem("float16", width, width), counted=counted)
+    given = [torch.from_numpy(sums)]
+    if counted:
+        counts = torch.full((2, 8), -1, dtype=torch.int32)  # of a tile the first one is read
+        counts[:, ::2] = 1
+        counts[1, 0] = 0
+        given.append(counts)
+        given[0].view(2, 4, -1)[1, 0] = float("nan")
+    kernel = kernel_of(source, torch.device("cpu"), aligned=True)
+    kernel[(-(-q_len // 64), 2, 1)](*given, result, 0.5, q_len, 256)
     return rows[:, :q_len], result[0].float().numpy()
 
 
@@ -210,6 +224,7 @@ def _launches(
     batch: int = 1,
     needs_query: bool = True,
     needs_key_value: bool = True,
+    in_turn: bool = False,
 ) -> dict[str, Launch]:
     def lowered(block_q: int, block_k: int) -> Sequence[Passes]:
         return [lower_passes(load(text), block_q, block_k, sizes=SIZES)]
@@ -220,7 +235,7 @@ def _launches(
 
     named = {"grad_out": 0, "query": 0, "key": 1, "value": 1, "out": 0}
     problem = replace(WIDE, group=heads[0] // heads[1])
-    launches = BackwardPlanner(lowered, BackwardConfig(), one_pass=True).plan(
+    launches = BackwardPlanner(lowered, BackwardConfig(), one_pass=True, in_turn=in_turn).plan(
         problem,
         target,
         [tensor(name, heads[which]) for name, which in named.items()],
@@ -249,6 +264,16 @@ def test_launches() -> None:
     assert (sums.sizes, sums.box) == ([1, 1, 8 * 16384 // 2, 256], [1, 1, 16, 256])
     assert launches["round_query"].grid == (254, 8, 1)
     assert launches["round_query"].pointers == ("query_sums", "grad_query")
+
+
+@pytest.mark.parametrize("stores", [False, True])
+def test_only_what_is_read_is_cleared(stores: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_pass_choice, "FIRST_STORES", stores)
+    launches = _launches("causal", 16200, in_turn=True)
+    assert ("copy_out(query_sums" in launches["gradients"].source.text) == stores
+    assert ("query_sums" in launches["delta"].pointers) != stores
+    assert "added_shares" in launches["delta"].pointers
+    assert ("added_shares" in launches["round_query"].pointers) == stores
 
 
 def test_tall_columns_are_split() -> None:

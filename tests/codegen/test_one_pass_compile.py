@@ -9,7 +9,7 @@ import pytest
 
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu.config import shared_limit
-from patterncc.codegen.gpu.delta_source import emit_delta
+from patterncc.codegen.gpu.delta_source import Cleared, emit_delta
 from patterncc.codegen.gpu.gluon.gradient_source import emit_gluon_gradients
 from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
 from patterncc.codegen.gpu.one_pass_choice import ONE_PASS
@@ -97,6 +97,24 @@ def test_in_turn(text: str, turns: Turns, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("turns", ["rising", "falling"])
+def test_the_first_turn_stores(turns: Turns, tmp_path: Path) -> None:
+    """As many copies store as add, and nothing else changes in what warps wait for."""
+    (program,) = lower_passes(load("window(1024)"), 64, 128, sizes=SIZES, within=True)
+    problem = Problem("bfloat16", 128, 128)
+    found = []
+    for stores in (False, True):
+        source = emit_gluon_gradients(program, problem, ONE_PASS, turns, first_stores=stores)
+        kernel = compile_for(source, "cuda:90", folder=tmp_path)
+        assert kernel.spilled <= MOST_SPILLED
+        ptx = str(kernel.stages["ptx"])
+        waits = [ptx.count(name) for name in ("red.release.gpu", "wait_group", "fence.proxy.async")]
+        found.append((waits, ptx.count("cp.reduce.async.bulk.tensor")))
+        stored = ptx.count("cp.async.bulk.tensor.4d.global.shared::cta")
+        assert stored == (found[0][1] if stores else 0)
+    assert found[0] == found[1]
+
+
 def _machine_code(kernel: CompiledKernel, folder: Path) -> str:
     return disassemble(kernel.stages["cubin"], folder)
 
@@ -118,9 +136,13 @@ def test_sweeps_and_heads(text: str, group: int, width: int, tmp_path: Path) -> 
 @pytest.mark.parametrize("width", [128, 64])
 def test_kernels_of_rows(width: int, tmp_path: Path) -> None:
     problem = Problem("bfloat16", width, width)
+    every: tuple[Cleared, ...] = ("sums", "counts")
     for with_lse in (False, True):
-        delta = emit_delta(problem, with_lse=with_lse, with_rows=True, with_sums=True)
-        assert compile_for(delta, "cuda:90", folder=tmp_path).spilled == 0
-    kernel = compile_for(emit_round_query(problem), "cuda:90", folder=tmp_path)
-    assert kernel.spilled == 0
-    assert "ld.global.v4" in str(kernel.stages["ptx"])
+        for clears in every:
+            delta = emit_delta(problem, with_lse=with_lse, with_rows=True, clears=clears)
+            assert compile_for(delta, "cuda:90", folder=tmp_path).spilled == 0
+    for counted in (False, True):
+        rounds = emit_round_query(problem, counted=counted)
+        kernel = compile_for(rounds, "cuda:90", folder=tmp_path)
+        assert kernel.spilled == 0
+        assert "ld.global.v4" in str(kernel.stages["ptx"])

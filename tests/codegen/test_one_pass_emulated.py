@@ -95,8 +95,9 @@ def _errors(
     operands["row_lse"][:, :, rows] = torch.where(wanted.alive, lse, float("inf")).float()
     operands["row_delta"].zero_()
     operands["row_delta"][:, :, rows] = (wanted.out * grad_out.double()).sum(3).float()
-    for name in ("query_sums", "added_shares"):
-        operands[name].zero_()
+    operands["added_shares"].zero_()
+    if not (in_turn and one_pass_choice.FIRST_STORES):
+        operands["query_sums"].zero_()
     for name, tensor in (("grad_key", key), ("grad_value", value)):
         operands[name] = torch.full_like(tensor, float("nan"))
     kernel = launches[1]
@@ -113,7 +114,11 @@ def _grad_query(operands: dict[str, torch.Tensor], scale: float) -> torch.Tensor
     """The query's gradient of its sums: of half, warp, step, row in eight, pair of columns, rows
     eight apart, column of the pair."""
     _, heads, q_len, width = operands["query"].shape
-    sums = operands["query_sums"].view(1, heads, -1, 2, 4, width // 16, 8, 4, 2, 2)
+    sums = operands["query_sums"]
+    if one_pass_choice.FIRST_STORES:  # as `round_query` does
+        written = operands["added_shares"][:, :, ::2] > 0
+        sums = torch.where(written.repeat_interleave(64, 2)[..., None], sums, 0)
+    sums = sums.view(1, heads, -1, 2, 4, width // 16, 8, 4, 2, 2)
     # The rows of a product are those of the tile, or its columns.
     order = (4, 8, 6, 3, 5, 7, 9) if width == 128 else (3, 5, 7, 9, 4, 8, 6)
     sums = sums.permute(0, 1, 2, *order).reshape(1, heads, -1, width)
@@ -188,13 +193,39 @@ def turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("turns")
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(
     "text", ["full", "causal", "window(100)", "streaming(5, 70)", "k > q", "q > 100000 and k < 5"]
 )
-def test_in_turn(text: str) -> None:
+def test_in_turn(text: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_pass_choice, "TURN_HEAD_DIMS", WIDTHS)
+    for lengths in LENGTHS:
+        found = _errors(text, lengths, width=width, in_turn=True)
+        assert _right(found), (lengths, found)
+
+
+@pytest.mark.usefixtures("turns")
+@pytest.mark.parametrize("text", ["full", "window(100)", "k > q", "q > 100000 and k < 5"])
+def test_the_first_turn_stores(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are NaN before; rows that no key tile adds to are never written."""
+    monkeypatch.setattr(one_pass_choice, "FIRST_STORES", True)
     for lengths in LENGTHS:
         found = _errors(text, lengths, in_turn=True)
         assert _right(found), (lengths, found)
+
+
+def test_a_first_turn_that_adds_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = TurnChoice("rising", "heads", 2.0)
+    monkeypatch.setattr(one_pass_choice, "choose_turns", lambda *call: choice)
+    monkeypatch.setattr(one_pass_choice, "FIRST_STORES", True)
+    found = _errors(
+        "full",
+        (500, 500, 0),
+        (1, 1),
+        lambda text: text.replace("copy_out(query_sums", "add_out(query_sums"),
+        in_turn=True,
+    )
+    assert not _right(found)
 
 
 @pytest.mark.usefixtures("turns")

@@ -60,6 +60,38 @@ def test_gradients(case: str, with_lse: bool, worker: ProcessPoolExecutor) -> No
     worker.submit(work, *CASES[case], with_lse).result()
 
 
+def other_shapes(text: str, tables: list[dict[str, Any]]) -> None:
+    for given in tables:
+        work(text, given, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "tables"),
+    [
+        (
+            "pattern p(doc: segments): causal and doc[q] == doc[k]",
+            [
+                {"doc": torch.tensor(bounds, dtype=dtype)}
+                for dtype in (torch.int32, torch.int64)
+                for bounds in ([0, 17, 50], [0, 3, 5, 31, 50], [0], [0, 20, 20, 49], [0, 33, 50])
+            ],
+        ),
+        # What a launch counts of a table has the table's shape.
+        (
+            "pattern p(slashes: bool[head, *]): causal and slashes[head, q - k]",
+            [
+                {"slashes": torch.arange(2 * length).view(2, length) % 7 < 2}
+                for length in (20, 50, 9, 45)
+            ],
+        ),
+    ],
+)
+def test_tables_of_other_shapes_at_calls_that_are_else_alike(
+    text: str, tables: list[dict[str, Any]], worker: ProcessPoolExecutor
+) -> None:
+    worker.submit(other_shapes, text, tables).result()
+
+
 def test_nothing_to_do_needs_no_kernel() -> None:
     structure = patterncc.compile("causal").pattern.structure
     for q_len, kv_len in ((0, 5), (5, 0)):

@@ -130,14 +130,26 @@ def test_patterns(text: str, width: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("turns", ["rising", "falling"])
 @pytest.mark.parametrize("text", IN_TURN)
-def test_in_turn(text: str, turns: Turns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bits in every run, whichever order is chosen, with heads that share keys."""
+@pytest.mark.parametrize(("width", "stores"), [(128, False), (128, True), (64, False)])
+def test_in_turn(
+    text: str,
+    turns: Turns,
+    width: int,
+    stores: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same bits in every run, whichever order is chosen, with heads that share keys; also where
+    the first key tile stores, and at a head dimension that does not take turns by default."""
+    monkeypatch.setattr(one_pass_choice, "TURN_HEAD_DIMS", WIDTHS)
+    monkeypatch.setattr(one_pass_choice, "FIRST_STORES", stores)
     neighbours: Neighbours = "heads" if turns == "rising" else "tiles"
     choice = TurnChoice(turns, neighbours, 2.0)
     monkeypatch.setattr(one_pass_choice, "choose_turns", lambda *call: choice)
     monkeypatch.setattr(one_pass_choice, "split_tiles", lambda *call: ())
     for lengths in LENGTHS[:3]:
-        _check(text, lengths, tmp_path, deterministic=True)
+        dtype = torch.float16 if lengths[0] == 77 else torch.bfloat16
+        _check(text, lengths, tmp_path, dtype, width=width, deterministic=True)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

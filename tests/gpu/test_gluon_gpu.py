@@ -15,7 +15,10 @@ import patterncc
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu.config import KernelConfig, Peaks
 from patterncc.codegen.gpu.forward import Forward
+from patterncc.codegen.gpu.gluon import steady_writer
+from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
 from patterncc.codegen.ir import Passes
+from patterncc.codegen.problem import Problem
 from patterncc.codegen.score.reference import dense_attention
 from patterncc.codegen.score.values import ScoreValues
 from patterncc.dsl import load
@@ -198,6 +201,41 @@ def test_long_calls_many_times(text: str) -> None:
         first = attention(*tensors)
         for _ in range(200):
             assert torch.equal(attention(*tensors), first)
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+def test_classes_that_keep_the_peak_many_times(
+    shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What decides on `CLASSES_KEEP_PEAK`: the kernel that stopped a device, in each tile shape,
+    3.3 million programs of 64 rows and half as many of 128, most of them of several tiles; and rows
+    that are computed once more."""
+    monkeypatch.setattr(steady_writer, "CLASSES_KEEP_PEAK", True)
+    head_dim = 64 if shape == "64x128" else 128
+    each = CONFIGS[shape]
+    config = replace(each, peaks="kept")
+    for text in ("dilated(600, 3)", "window(1400) or dilated(250, 8)"):
+        pattern = load(text)
+        forward = Forward(_lowered(pattern), config=config, folder=tmp_path)
+        query, key, value = _tensors(torch.bfloat16, 300, 2400, head_dim)
+        key[:, :, :, 0] = 0.0
+        key[:, :, 1200:1300, 0] = query[:, :, :, 0] = 29.0 * (head_dim / 64) ** 0.25
+        _check(pattern, forward, (query, key, value), {"q_offset": 2100})
+    lowered = _lowered(load("dilated(512, 8)"))
+    (program,) = lowered(config.block_q, config.block_k)[0]
+    problem = Problem("bfloat16", head_dim, head_dim)
+    assert "if again > 0:" in emit_gluon_forward(program, problem, config).text
+    tensors = _tensors(torch.bfloat16, 16384, 16384, head_dim, (16, 16), 1)
+    call: dict[str, Any] = {"env": {"q_offset": 0}, "scale": head_dim**-0.5, "tables": {}}
+    forward = Forward(lowered, config=config, folder=tmp_path)
+    first, first_lse = forward(*tensors, **call)
+    wanted, wanted_lse = Forward(lowered, config=each, folder=tmp_path)(*tensors, **call)
+    assert (first.double() - wanted.double()).abs().max() < TOLERANCE[torch.bfloat16]
+    assert (first_lse - wanted_lse).abs().max() < 3e-3
+    for _ in range(800):
+        out, lse = forward(*tensors, **call)
+        assert torch.equal(out, first)
+        assert torch.equal(lse, first_lse)
 
 
 def test_strided_and_broadcast_inputs(tmp_path: Path) -> None:

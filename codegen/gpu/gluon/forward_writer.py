@@ -125,7 +125,7 @@ class ForwardWriter:
         names = [parameter.name for parameter in self._parameters]
         copied = [f"{name}_desc_0" for name in ("query", "key", "value")]
         loaded = [f"{name}_desc_0" for name in self._loaded()]
-        shared = [*(f"{name}_tiles" for name in _TILES), "query_ready", *_RINGS]
+        shared = [*(f"{name}_tiles" for name in _TILES), *self._query_barrier(), *_RINGS]
         load = [*(n for n in names if n in copied or "_desc_" not in n), *shared]
         attend = [*(n for n in names if n not in loaded), *shared, *self._computing_barriers()]
         functions = [
@@ -173,11 +173,13 @@ class ForwardWriter:
             count = str(warps.computing) if name == "query" else "STAGES"
             shape = f"[{count}, {', '.join(map(str, box))}]"
             yield f"{name}_tiles = allocate({dtype}, {shape}, {tile_layout(box)})"
-        for name in ("query_ready", *_RINGS):
-            count = str(warps.computing) if name == "query_ready" else "STAGES"
-            yield f"{name} = allocate(tl.int64, [{count}, 1], BARRIER)"
-        yield f"for part in tl.static_range({warps.computing}):"
-        yield f"{INDENT}init_barrier(query_ready.index(part), count=1)"
+        for name in self._query_barrier():
+            yield f"{name} = allocate(tl.int64, [{warps.computing}, 1], BARRIER)"
+        for name in _RINGS:
+            yield f"{name} = allocate(tl.int64, [STAGES, 1], BARRIER)"
+        for name in self._query_barrier():
+            yield f"for part in tl.static_range({warps.computing}):"
+            yield f"{INDENT}init_barrier({name}.index(part), count=1)"
         yield "for stage in tl.static_range(STAGES):"
         for name in _RINGS:
             arrivals = warps.computing if name.endswith("free") else 1
@@ -187,6 +189,12 @@ class ForwardWriter:
             yield f"for part in tl.static_range({number}):"
             yield f"{INDENT}init_barrier({name}.index(part), count={arrivals})"
         yield from start_lines("attend", attend, load, warps)
+
+    def _query_barrier(self) -> tuple[str, ...]:
+        """The barrier of each warpgroup's query, where a copy brings it. Rows that come by pointers
+        have none: of one that nobody waits for Triton gives the place to something else, such as a
+        maximum over a warpgroup, which no `mbarrier` may be stored over."""
+        return ("query_ready",) if self._access.describes_rows else ()
 
     # -------------------------------------------------------------------------------- loading
 

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from patterncc.codegen.gpu.bound_source import scalars_read
 from patterncc.codegen.gpu.chunk_source import CHUNK_HELPERS
 from patterncc.codegen.gpu.gluon.dialect import (
     ADD_OUT,
@@ -42,10 +41,11 @@ from patterncc.codegen.gpu.gluon.dialect import (
     tile_layout,
 )
 from patterncc.codegen.gpu.gluon.gradient_access_source import ADDED, GradientAccess
-from patterncc.codegen.gpu.gluon.mask_source import TileMask
+from patterncc.codegen.gpu.gluon.gradient_copy_source import CopyingWarps
+from patterncc.codegen.gpu.gluon.gradient_tiles import RINGS, STAGE, STAGES, ComputedKeyTile
 from patterncc.codegen.gpu.gluon.module_source import EMITTER, gluon_module, start_lines
 from patterncc.codegen.gpu.gluon.reasons import one_pass_reason
-from patterncc.codegen.gpu.gluon.turn_source import TURN_FUNCTIONS, in_launch_order, turn_lines
+from patterncc.codegen.gpu.gluon.turn_source import TURN_FUNCTIONS, in_launch_order
 from patterncc.codegen.gpu.gluon.warps import ROWS, warps_of
 from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
 from patterncc.codegen.gpu.kernel_text import (
@@ -54,11 +54,8 @@ from patterncc.codegen.gpu.kernel_text import (
     header_text,
 )
 from patterncc.codegen.gpu.key_access_source import HELD, RESULTS
-from patterncc.codegen.gpu.key_tile_source import KeyTile
-from patterncc.codegen.gpu.query_sum_source import COUNTED_ROWS, LINE, computes_transposed
-from patterncc.codegen.gpu.separate import keys_of_tiles
+from patterncc.codegen.gpu.query_sum_source import LINE, computes_transposed
 from patterncc.codegen.gpu.tile_source import check_program
-from patterncc.codegen.listing import kernel_mask
 from patterncc.dsl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,17 +67,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.problem import Problem
     from patterncc.codegen.turns import Turns
 
-_RINGS = {"query": "row_lse", "grad_out": "row_delta"}
-"""What passes by, and the numbers of rows that come with it."""
-
 _TILES = ("query", "grad_out", "row_lse", "row_delta", *HELD)
-STAGES = 2
-"""Of all rings: of tiles of rows, and of the gradients of their scores. Shared memory has room for
-a third one of rows, which was not faster."""
-
-_STAGE = ("stage = visited & 1", "other = stage ^ 1", "phase = (visited >> 1) & 1")
-"""The stage of a tile, that of the tiles before and after, and how often its stage was used before,
-whether even or odd."""
 
 _ONE_ARRIVES = ("held_ready", "query_ready", "grad_out_ready", "share_free")
 """Filled by copies, or by the warp that adds; at the others warpgroups arrive."""
@@ -90,7 +77,12 @@ _SHARE_BARRIERS = ("share_ready", "share_free")
 
 
 def emit_gluon_gradients(
-    program: BlockProgram, problem: Problem, config: KernelConfig, turns: Turns | None = None
+    program: BlockProgram,
+    problem: Problem,
+    config: KernelConfig,
+    turns: Turns | None = None,
+    *,
+    first_stores: bool = False,
 ) -> KernelSource:
     """Writes the kernel of all gradients, for any lengths, offset, strides and numbers.
 
@@ -99,6 +91,7 @@ def emit_gluon_gradients(
         problem: The shape class.
         config: How to build it; `block_k` keys are held while `block_q` rows at a time pass by.
         turns: In which order key tiles add to the query's gradient; None: in any.
+        first_stores: Does the first of them store instead, into sums that nobody has cleared?
 
     Raises:
         UnsupportedError: The dtype or head dimension has no kernel, or the pattern has a cover.
@@ -106,58 +99,7 @@ def emit_gluon_gradients(
             program.
         InternalError: The program was lowered for the forward direction alone.
     """
-    return _Writer(program, problem, config, turns).source()
-
-
-class _LoadedKeyTile(KeyTile):
-    """What the loading warp must know of the tiles: where they are."""
-
-    _within = "0"  # of the keys only the first
-
-    def __init__(
-        self,
-        program: BlockProgram,
-        problem: Problem,
-        config: KernelConfig,
-        access: GradientAccess,
-        turns: Turns | None,
-    ) -> None:
-        self._in_order = turns is not None
-        super().__init__(program, problem, config, access)
-        self._masked = False
-
-
-class _ComputedKeyTile(KeyTile):
-    """What a computing warpgroup must: also the mask of its own keys."""
-
-    _within = f"(part * {ROWS} + tl.arange(0, {ROWS}, layout=tl.SliceLayout(1, SCORES)))"
-
-    def __init__(
-        self,
-        program: BlockProgram,
-        problem: Problem,
-        config: KernelConfig,
-        access: GradientAccess,
-        turns: Turns | None,
-    ) -> None:
-        self._in_order = turns is not None
-        super().__init__(program, problem, config, access)
-        if turns is not None:  # the warp that adds counts key tiles as the forward sweeps see them
-            counted = scalars_read(program.sweeps("forward"))
-            self._computed.leaves += counted
-            self._names |= {leaf.name for leaf in counted}
-        held = keys_of_tiles(program.block_k)
-        self.tile_mask = TileMask(kernel_mask(program), self._nest.documents, held=held)
-
-    @property
-    def has_lanes(self) -> bool:
-        """Are there bounds of residue classes in the lanes of vectors?"""
-        lines = (line for loop in self._nest.loops for line in loop.setup)
-        return any(line.startswith("residue_wide = ") for line in lines)
-
-    def _held_lines(self) -> Iterator[str]:
-        yield from self.tile_mask.held_lines
-        yield from self.tile_mask.before_loops()
+    return _Writer(program, problem, config, turns, first_stores).source()
 
 
 class _Writer:
@@ -170,6 +112,7 @@ class _Writer:
         problem: Problem,
         config: KernelConfig,
         turns: Turns | None,
+        first_stores: bool,
     ) -> None:
         check_program(program, problem, config)
         reason = one_pass_reason(program, problem)
@@ -185,8 +128,12 @@ class _Writer:
         rows, columns = whole[::-1] if self._narrow else whole
         self._share = (rows, columns // self._warps.computing)
         self._access = GradientAccess(problem, config, counts=turns is not None)
-        self._loaded = _LoadedKeyTile(program, problem, config, self._access, turns)
-        self._computed = _ComputedKeyTile(program, problem, config, self._access, turns)
+        self._computed = ComputedKeyTile(program, problem, config, self._access, turns)
+        self._lanes = tuple(self._computed.lanes())
+        parts = self._warps.computing
+        self._copying = CopyingWarps(
+            program, problem, config, self._access, turns, first_stores, parts, self._lanes
+        )
         self._barriers = (*_BARRIERS, *(_SHARE_BARRIERS if turns is not None else ()))
         factors = [KernelParameter("score_scale", "fp32"), KernelParameter("scale", "fp32")]
         self._parameters = tuple(self._computed.parameters([], factors))
@@ -210,7 +157,7 @@ class _Writer:
             LEAVE_SHARE,
             gluon_functions(CHUNK_HELPERS),
             *self._of_turns(compute),
-            self._function("load_tiles", load, self._load_tiles()),
+            self._function("load_tiles", load, self._copying.load_tiles()),
             self._function(
                 "differentiate", [*compute, "part: tl.constexpr"], self._differentiate()
             ),
@@ -235,7 +182,7 @@ class _Writer:
         if self._turns is not None:
             yield TURN_FUNCTIONS
             parameters = [*names, "which: tl.constexpr"]
-            yield self._function("add_shares", parameters, self._add_shares(self._turns))
+            yield self._function("add_shares", parameters, self._copying.add_shares(self._turns))
 
     def _constants(self) -> dict[str, object]:
         """What the functions know at compile time."""
@@ -267,7 +214,7 @@ class _Writer:
         for name in _TILES:
             box = access.box(name)
             count = f"{warps.computing}" if name in HELD else "STAGES"
-            numbers = name in _RINGS.values()
+            numbers = name in RINGS.values()
             shape = f"[{count}, {', '.join(map(str, box))}]"
             layout = number_layout(box) if numbers else tile_layout(box)
             kind = "tl.float32" if numbers else dtype
@@ -291,87 +238,12 @@ class _Writer:
     def _stages(self, barrier: str) -> str:
         return "1" if barrier == "held_ready" else "STAGES"
 
-    def _lanes(self) -> Iterator[str]:
-        """The layout of vectors of residue classes, where bounds are such."""
-        if self._computed.has_lanes:
-            yield "LANES: tl.constexpr = tl.BlockedLayout([1], [32], [tl.num_warps()], [0])"
-
-    # -------------------------------------------------------------------------------- loading
-
-    def _load_tiles(self) -> Iterator[str]:
-        """The warp that copies tiles into shared memory."""
-        access, parts = self._access, self._warps.computing
-        yield from self._lanes()
-        yield from self._loaded.setup()
-        count = parts * sum(access.box_bytes(name) for name in HELD)
-        yield f"expect_bytes(held_ready.index(0), {count})"
-        yield f"for part in tl.static_range({parts}):"
-        for name in HELD:
-            place = f"[batch, kv_head, k_first + part * {ROWS}, 0]"
-            into = f"held_ready.index(0), {name}_tiles.index(part)"
-            yield f"{INDENT}copy_in({name}_desc_0, {place}, {into})"
-        yield "visited = 0"
-        yield from self._loaded.body(self._copy)
-        yield ""
-        yield "# Scores are asked for a tile ahead: after the last one of what the stage holds."
-        yield from _STAGE
-        yield "wait(rows_free.index(stage), phase ^ 1)"
-        yield "arrive(query_ready.index(stage))"
-
-    def _copy(self, loop: TileLoop) -> Iterator[str]:
-        """Copies a tile of rows into its stage; at first all are free, as to wait for the phase
-        before says."""
-        access = self._access
-        yield from _STAGE
-        yield "wait(rows_free.index(stage), phase ^ 1)"
-        for name, numbers in _RINGS.items():
-            ready = f"{name}_ready.index(stage)"
-            yield f"expect_bytes({ready}, {access.box_bytes(name) + access.box_bytes(numbers)})"
-            for one, place in ((name, "row_first, 0"), (numbers, "0, row_first")):
-                tile = f"{one}_tiles.index(stage)"
-                yield f"copy_in({one}_desc_0, [batch, head, {place}], {ready}, {tile})"
-        yield "visited += 1"
-
-    # -------------------------------------------------------------------------------- adding
-
-    def _add_shares(self, turns: Turns) -> Iterator[str]:
-        """A warp that adds what the warpgroups leave, in turn: it, or the other one, every second
-        share. So there are two steps for what one waits for in memory."""
-        yield from self._lanes()
-        yield from self._loaded.setup()
-        yield "# What they leave first is of no tile."
-        yield "if which == 0:"
-        yield f"{INDENT}wait(share_ready.index(0), 0)"
-        yield f"{INDENT}arrive(share_free.index(0))"
-        yield "visited = 1"
-        yield from self._loaded.body(lambda _: self._add_in_turn(turns))
-
-    def _add_in_turn(self, turns: Turns) -> Iterator[str]:
-        """Adds the share of a tile of rows, if it is this warp's."""
-        width, parts = self._problem.head_dim, self._warps.computing
-        lines = self._access.box(ADDED)[2]
-        yield "if (visited & 1) == which:"
-        inner = [
-            *turn_lines(self._program, turns),
-            f"line = head_line + row_first // {LINE // width}",
-            f"counter = added_shares_ptr + line // {COUNTED_ROWS * width // LINE}",
-            "wait_for_turn(counter, turn)",
-            "wait(share_ready.index(which), (visited >> 1) & 1)",
-        ]
-        for part in range(parts):
-            place = f"[0, 0, line + {part * lines}, 0]"
-            tile = f"share_tiles.index(which * {parts} + {part})"
-            inner.append(f"add_out({ADDED}_desc_0, {place}, {tile})")
-        inner += ["copied_out(0)", "arrive(share_free.index(which))", "pass_turn(counter)"]
-        yield from (f"{INDENT}{line}" for line in inner)
-        yield "visited += 1"
-
     # -------------------------------------------------------------------------------- computing
 
     def _differentiate(self) -> Iterator[str]:
         """A warpgroup that computes the gradients of 64 keys, and its share of the query's."""
         width = self._problem.head_dim
-        yield from self._lanes()
+        yield from self._lanes
         yield from self._computed.setup()
         yield ""
         for name in HELD:
@@ -395,7 +267,7 @@ class _Writer:
         yield from self._computed.body(self._tile)
         yield ""
         yield "# The share of the last tile."
-        yield from _STAGE
+        yield from STAGE
         yield from self._ask_share()
         yield from self._free_share_tile()
         yield "grad_query = finish(0, deps=(grad_query,))"
@@ -460,8 +332,8 @@ class _Writer:
     def _tile(self, loop: TileLoop) -> Iterator[str]:
         """What is computed of a tile of rows, whose scores are there."""
         width, dtype = self._problem.head_dim, self._problem.dtype
-        yield from _STAGE
-        for name in _RINGS:
+        yield from STAGE
+        for name in RINGS:
             yield f"{name} = {name}_tiles.index(stage).reshape([BLOCK_Q, {width}])"
         yield "wait(grad_out_ready.index(stage), phase)"
         values = "value_factors"
