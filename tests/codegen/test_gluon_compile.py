@@ -131,19 +131,6 @@ def test_two_programs_fit_a_multiprocessor(tmp_path: Path) -> None:
         assert kernel.registers * 256 * 2 <= 65536
 
 
-@pytest.mark.parametrize("text", ["sliding_tile", "sliding_tile_heads"])
-@pytest.mark.parametrize("config", [WIDE, SMALL])
-def test_lines_of_a_raster(config: KernelConfig, text: str, tmp_path: Path) -> None:
-    """What loops around loops take is computed before them: their own read nothing that spilled."""
-    (kernel,) = _compiled(text, replace(config, peaks="kept"), tmp_path)
-    assert kernel.spilled <= MOST_SPILLED
-    assert _steady_loops(kernel, tmp_path) == config.block_q // 64
-    bodies = loop_bodies(disassemble(kernel.stages["cubin"], tmp_path))
-    # Keys and values of a tile are four copies; of partial tiles, and of full ones.
-    loading = sorted((body for body in bodies if body.count("UTMALDG") == 4), key=len)[:2]
-    assert len(loading) == 2 and not any("LDL" in body or "STL" in body for body in loading)
-
-
 @pytest.mark.parametrize("config", [SMALL, WIDE])
 def test_classes_that_keep_the_peak(
     config: KernelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -162,6 +149,19 @@ def test_classes_that_keep_the_peak(
     with_one = compile_for(replace(kernel.source, text=text), "cuda:90", folder=tmp_path)
     with pytest.raises(AssertionError):
         _barriers_stay_barriers(with_one)
+
+
+@pytest.mark.parametrize("text", ["sliding_tile", "sliding_tile_heads"])
+@pytest.mark.parametrize("config", [WIDE, SMALL])
+def test_lines_of_a_raster(config: KernelConfig, text: str, tmp_path: Path) -> None:
+    """What loops around loops take is computed before them: their own read nothing that spilled."""
+    (kernel,) = _compiled(text, replace(config, peaks="kept"), tmp_path)
+    assert kernel.spilled <= MOST_SPILLED
+    assert _steady_loops(kernel, tmp_path) == config.block_q // 64
+    bodies = loop_bodies(disassemble(kernel.stages["cubin"], tmp_path))
+    # Keys and values of a tile are four copies; of partial tiles, and of full ones.
+    loading = sorted((body for body in bodies if body.count("UTMALDG") == 4), key=len)[:2]
+    assert len(loading) == 2 and not any("LDL" in body or "STL" in body for body in loading)
 
 
 # Any rows: all that the loops have where rows are within the keys, and more ends. The other kind is
