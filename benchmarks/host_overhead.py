@@ -14,6 +14,7 @@ inference costs at most 12 us more than an operator that does nothing, which is 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -114,6 +115,15 @@ def cases(device: str) -> dict[str, Callable[[], Run]]:
     read = {"slopes": torch.zeros(HEADS, device=device), "sinks": torch.zeros(HEADS, device=device)}
     learned = {name: table.clone().requires_grad_() for name, table in read.items()}
     sdpa = torch.nn.functional.scaled_dot_product_attention
+    side = torch.randn_like(query)
+    # Documents that no step before had, in another number from step to step.
+    drawn = [torch.arange(count + 1, dtype=torch.int32) for count in range(8, LENGTH)]
+    turns = itertools.cycle([(ends * LENGTH // ends[-1]).to(device) for ends in drawn])
+
+    def step(attn: Any, tables: Callable[[], dict[str, Tensor]]) -> Run:
+        return enabled(
+            lambda: torch.autograd.grad(attn(*leaves, **tables()), leaves, side),
+        )
 
     def by_operator() -> Run:
         streaming(query, key, value)  # there is an operator since the first call
@@ -154,6 +164,9 @@ def cases(device: str) -> dict[str, Callable[[], Run]]:
         "packed documents": lambda: packed(query, key, value, doc=doc),
         "score terms": lambda: scored(query, key, value, **read),
         "torch's own attention": lambda: sdpa(query, key, value),
+        "a training step": step(streaming, dict),
+        "a training step, new documents": step(packed, lambda: {"doc": next(turns)}),
+        "a training step, new documents, int64": step(packed, lambda: {"doc": next(turns).long()}),
         "forward of a graph": enabled(lambda: streaming(*leaves)),
         "forward of a graph, score terms": enabled(lambda: scored(*leaves, **learned)),
     }
@@ -213,7 +226,7 @@ def without_device() -> None:
 
 def timed(name: str, run: Run, device: str) -> float:
     """Microseconds of one call of a case, the mean of a short loop."""
-    calls = BACKWARDS if name.startswith("backward") else FORWARDS
+    calls = BACKWARDS if name.startswith(("backward", "a training step")) else FORWARDS
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()

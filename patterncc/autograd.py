@@ -25,7 +25,7 @@ from patterncc.operators import LIBRARY, attn_bwd, attn_bwd_bwd, attn_fwd
 from patterncc.prepared import BACKWARD, INPUTS, Options, refuse_double_backward, wanted_gradients
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _torch: Any = torch  # the parts of torch that have no types
 transforming: Callable[[], bool] = _torch._C._are_functorch_transforms_active
@@ -52,18 +52,48 @@ class PatternAttention(_SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
-        query, key, value, out, lse, *tables = ctx.saved_tensors
-        *needs, _ = ctx.needs_input_grad
-        if grad_out is None:
-            if grad_lse is None:
-                return (None,) * (len(needs) + 1)
-            grad_out = torch.zeros_like(out)
-        pattern, *rest = ctx.options
-        options: tuple[Any, ...] = (pattern, tables, *rest)
-        if tables or not all(needs):
-            options = Options(*options)._replace(needs=needs)
-        grads = iter(attend_backward(grad_out, grad_lse, query, key, value, out, lse, *options))
-        return (*(next(grads) if need else None for need in needs), None)
+        saved = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:-1]
+        return gradients(
+            grad_out, grad_lse, saved[: INPUTS + 2], saved[INPUTS + 2 :], ctx.options, needs
+        )
+
+
+def gradients(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    saved: Sequence[Tensor],
+    tables: Sequence[Tensor],
+    options: tuple[Any, ...],
+    needs: tuple[bool, ...],
+) -> tuple[Any, ...]:
+    """The gradients of all inputs of `PatternAttention`, by the operator.
+
+    Args:
+        grad_out, grad_lse: Those of its results; None where there is none.
+        saved: Query, key, value, and the results.
+        tables: As they travel.
+        options: As the Function takes them.
+        needs: For each input but the options whether its gradient is asked for.
+    """
+    if grad_out is None:
+        if grad_lse is None:
+            return (None,) * (len(needs) + 1)
+        grad_out = torch.zeros_like(saved[INPUTS])
+    asked = backward_options(options, tables, needs)
+    grads = iter(attend_backward(grad_out, grad_lse, *saved, *asked))
+    return (*(next(grads) if need else None for need in needs), None)
+
+
+def backward_options(
+    options: tuple[Any, ...], tables: Sequence[Tensor], needs: tuple[bool, ...]
+) -> tuple[Any, ...]:
+    """The options of the operator for the gradients; arguments as of `gradients`."""
+    pattern, *rest = options
+    whole: tuple[Any, ...] = (pattern, list(tables), *rest)
+    if tables or not all(needs):
+        whole = Options(*whole)._replace(needs=needs)
+    return whole
 
 
 class PatternAttentionGrad(_SingleLevelFunction):
@@ -196,7 +226,7 @@ def _derive(
         """The operator; in plain eager mode without a round through its autograd key, 5 us."""
         if torch.compiler.is_compiling() or transforming() or forward_ad._current_level >= 0:
             return operator(*arguments)
-        arguments = _short(arguments, tensors)
+        arguments = short(arguments, tensors)
         if _recorded(arguments, tensors):
             return record(arguments)
         return _beneath(operator, tensors, arguments)
@@ -205,7 +235,7 @@ def _derive(
     return call
 
 
-def _short(arguments: tuple[Any, ...], tensors: int) -> tuple[Any, ...]:
+def short(arguments: tuple[Any, ...], tensors: int) -> tuple[Any, ...]:
     """The arguments of an operator without options at the end that have their defaults: each that
     is given costs the dispatcher time. Spelled out, as this is in the way of every call."""
     if arguments[tensors + 3 :] != (None, None, 0, None):  # scale, q_offset, layer, layers

@@ -17,11 +17,12 @@ from patterncc.codegen.backward_tensors import BackwardTensors
 from patterncc.codegen.gpu.signature import Kept, inputs_signature, layout_signature
 from patterncc.codegen.score.values import NO_VALUES
 from patterncc.dsl.errors import UnsupportedError
+from patterncc.dsl.pattern import SegmentsType
 from patterncc.dsl.score.terms import PLAIN
 from patterncc.prepared import BACKWARD, Options, Prepared, look_into, prepare, wanted_gradients
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from patterncc.codegen.gpu.backward import ReadyBackward
     from patterncc.codegen.gpu.forward import ReadyForward
@@ -59,7 +60,7 @@ class Planned(NamedTuple):
         return self.ready(query, key, value, _narrow_all(self.call, tables), values)
 
 
-class _Backward(NamedTuple):
+class PlannedBackward(NamedTuple):
     """Backward calls that are alike.
 
     Attributes:
@@ -78,7 +79,7 @@ class _Backward(NamedTuple):
 
 
 _forwards: Kept[Planned] = Kept()
-_backwards: Kept[_Backward] = Kept()
+_backwards: Kept[PlannedBackward] = Kept()
 
 # By all but the shapes of the pattern's tables, of which most plans ask the sizes at each call:
 # documents are others in number at each step.
@@ -98,11 +99,18 @@ def attn_fwd(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Ten
 
 def planned(query: Tensor, key: Tensor, value: Tensor, rest: tuple[Any, ...]) -> Planned:
     """The plan of a call that has these arguments."""
-    signature = (inputs_signature(query, key, value), *_signature(rest))
-    found = _forwards.get(signature)
+    found = already_planned(query, key, value, rest)
     if found is None:
+        signature = (inputs_signature(query, key, value), *_signature(rest))
         found = _forwards.keep(signature, _plan_forward(query, key, value, Options(*rest)))
     return found
+
+
+def already_planned(
+    query: Tensor, key: Tensor, value: Tensor, rest: tuple[Any, ...]
+) -> Planned | None:
+    """The same, if there is one."""
+    return _forwards.get((inputs_signature(query, key, value), *_signature(rest)))
 
 
 def _plan_forward(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Planned:
@@ -132,13 +140,8 @@ def _plan_forward(query: Tensor, key: Tensor, value: Tensor, options: Options) -
 def attn_bwd(*arguments: Any) -> list[Tensor]:
     """The gradients of attention; arguments as of the operator."""
     tensors, rest = BackwardTensors._make(arguments[:BACKWARD]), arguments[BACKWARD:]
+    found = planned_backward(tensors, rest)
     options = Options(*rest)
-    if not options.deterministic and torch.are_deterministic_algorithms_enabled():
-        rest = options = options._replace(deterministic=True)
-    signature = (layout_signature(tensors), *_signature(rest))
-    found = _backwards.get(signature)
-    if found is None:
-        found = _backwards.keep(signature, _plan_backward(tensors, options))
     if not options.tables:
         grads = found.ready(tensors, NO_TABLES, found.values)
         return [grads[place] for place in found.inputs]  # type: ignore[misc]
@@ -151,7 +154,19 @@ def attn_bwd(*arguments: Any) -> list[Tensor]:
     return results  # type: ignore[return-value]  # those that are asked for are not None
 
 
-def _plan_backward(tensors: BackwardTensors, options: Options) -> _Backward:
+def planned_backward(tensors: BackwardTensors, rest: tuple[Any, ...]) -> PlannedBackward:
+    """The plan of a backward call that has these arguments."""
+    options = Options(*rest)
+    if not options.deterministic and torch.are_deterministic_algorithms_enabled():
+        rest = options = options._replace(deterministic=True)
+    signature = (layout_signature(tensors), *_signature(rest))
+    found = _backwards.get(signature)
+    if found is None:
+        found = _backwards.keep(signature, _plan_backward(tensors, options))
+    return found
+
+
+def _plan_backward(tensors: BackwardTensors, options: Options) -> PlannedBackward:
     call = prepare(tensors.query, tensors.key, tensors.value, options)
     check_backward_tensors(tensors)
     tables = call.wanted_tables(options)
@@ -183,7 +198,7 @@ def _plan_backward(tensors: BackwardTensors, options: Options) -> _Backward:
             _backwards_by_kind.keep(kind, ready)
     inputs = tuple(place for place in range(3) if needs[place])
     kept = NO_VALUES if options.tables else values  # no tensor of a call outlives it here
-    return _Backward(call, ready, kept, inputs, tables)
+    return PlannedBackward(call, ready, kept, inputs, tables)
 
 
 def attn_bwd_bwd(grad_grad_query: Tensor, *_: Any) -> NoReturn:
@@ -209,6 +224,18 @@ def _narrow_all(call: Prepared, tables: Mapping[str, Tensor]) -> dict[str, Tenso
     if tables:
         look_into(call, list(tables.values()))
     return {name: narrow(table) for name, table in tables.items()}
+
+
+def narrow_all(call: Prepared, tables: Sequence[Tensor]) -> Mapping[str, Tensor]:
+    """`_narrow_all` of tables as they travel, those of the score terms last."""
+    if not call.declared:
+        return NO_TABLES
+    return _narrow_all(call, {each.name: t for each, t in zip(call.declared, tables, strict=False)})
+
+
+def segments(call: Prepared) -> tuple[str, ...]:
+    """The tables of a call of which plans ask the number of documents at each call."""
+    return tuple(table.name for table in call.declared if isinstance(table.type, SegmentsType))
 
 
 def _kind(call: Prepared, options: Options) -> Signature:

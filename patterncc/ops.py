@@ -110,7 +110,29 @@ def attend(
     out: Tensor
     lse: Tensor
     out, lse = autograd.attend(query, key, value, *options)
+    if recent is not None and query.is_cuda and out.requires_grad:
+        _remember(recent, query, key, value, (scale, q_offset, layer, layers), values, options)
     return out, lse
+
+
+def _remember(
+    recent: RecentCalls,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    numbers: tuple[Any, ...],
+    values: Mapping[str, object],
+    options: tuple[Any, ...],
+) -> None:
+    """Lets the next call like one that was recorded go the short way, if it may."""
+    if not all(isinstance(x, Tensor) or type(x) in (int, float) for x in values.values()):
+        return
+    if autograd.transforming() or not eager.unattended((query, key, value, *options[1])):
+        return
+    pattern, tables, *rest = autograd.short((query, key, value, *options), 3)[3:]
+    planned = gpu_calls.already_planned(query, key, value, (pattern, tables, *rest))
+    if planned is not None:
+        recent.add(planned, query, key, value, numbers, values, (pattern, *rest))
 
 
 # Of a text, a library name or a path. torch.compile calls these once, while it traces.

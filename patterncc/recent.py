@@ -2,11 +2,11 @@
 
 A signature asks each tensor for its shape, strides, type and device, and is hashed: two of the ten
 microseconds of a call, and seeing that nothing takes part in it is another. torch has guards that
-compare all of that in one call of C++, those that run before graphs of torch.compile: the types of
-tensors, their dispatch keys together with the thread's (autograd, modes, transforms, tracing,
-inference mode, negation), dtypes, devices, sizes and strides. What they leave out is asked for
-besides. A call that they know goes to its plan at once; all others, and all calls where torch has
-no such guards, go by signature.
+compare all of that in one call of C++, those that run before graphs of torch.compile (`guards`).
+What they leave out is asked for besides: addresses, numbers, modes, and whether gradients are on. A
+call that they know goes to its plan at once, or becomes part of a graph (`recorded`); all others,
+and all calls where torch has no such guards, go by signature. Of documents, which are others in
+number at each step, the number is not compared.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from torch import Tensor
 from patterncc import eager, gpu_calls
 from patterncc.codegen.gpu.layout import LINE
 from patterncc.codegen.gpu.signature import forgets
+from patterncc.guards import comparison
+from patterncc.prepared import INPUTS
+from patterncc.recorded import RecordedCall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from patterncc.gpu_calls import Planned
 
@@ -31,8 +34,6 @@ MOST = 4
 PATIENCE = 4
 """Calls found by signature for one that takes the place of another: where more kinds of calls take
 turns than are kept, each would drive out one that comes again."""
-
-_torch: Any = torch  # the parts of torch that have no types
 
 
 class _Call(NamedTuple):
@@ -45,7 +46,10 @@ class _Call(NamedTuple):
         kinds: The types of those.
         given: Run-time numbers by name, with their types.
         tables: The names of its tables.
+        documents: Those of them of which the number is not compared.
         planned: Its plan.
+        recorded: How it becomes part of a graph where gradients are on; None: no tensor asks for
+            one.
     """
 
     same: Callable[..., bool]
@@ -54,7 +58,9 @@ class _Call(NamedTuple):
     kinds: tuple[type, ...]
     given: tuple[tuple[str, type, Any], ...]
     tables: tuple[str, ...]
+    documents: tuple[str, ...]
     planned: Planned
+    recorded: RecordedCall | None
 
 
 class RecentCalls:
@@ -89,7 +95,7 @@ class RecentCalls:
         """
         if eager.observed():
             return None
-        for same, address, own, kinds, given, tables, planned in self._calls:
+        for same, address, own, kinds, given, tables, documents, planned, graph in self._calls:
             if values or given or tables:
                 if len(values) != len(given) + len(tables):
                     continue
@@ -108,6 +114,10 @@ class RecentCalls:
             low = (query.data_ptr() | key.data_ptr() | value.data_ptr()) & (LINE - 1)
             if low != address:
                 continue
+            if documents and not all(values[name].numel() for name in documents):
+                return None  # is refused
+            if graph is not None and torch.is_grad_enabled():
+                return graph.run(query, key, value, values)
             if planned.tabled:
                 return eager.run_with_tables(planned, query, key, value, values)
             return planned.ready(query, key, value, gpu_calls.NO_TABLES, planned.values)
@@ -121,6 +131,7 @@ class RecentCalls:
         value: Tensor,
         numbers: tuple[Any, ...],
         values: Mapping[str, Any],
+        options: tuple[Any, ...] | None = None,
     ) -> None:
         """Remembers a call that has a plan and a signature, and so numbers and tensors alone; where
         there is no place left, each `PATIENCE`th.
@@ -128,10 +139,10 @@ class RecentCalls:
         Args:
             planned: The plan.
             query, key, value, numbers, values: As of `run`.
+            options: Of the operator, without its tables, if the call was recorded; those that were
+                not are not kept where a tensor asks for gradients.
         """
-        if _guards is None or query.requires_grad or key.requires_grad or value.requires_grad:
-            return  # guards do not tell whether gradients are recorded
-        if any(isinstance(given, Tensor) and given.requires_grad for given in values.values()):
+        if options is None and _asks_for_gradients((query, key, value, *values.values())):
             return
         if len(self._calls) == MOST:
             self._others += 1
@@ -139,41 +150,23 @@ class RecentCalls:
                 return
         tables = tuple(name for name, given in values.items() if isinstance(given, Tensor))
         given = tuple((n, type(x), x) for n, x in values.items() if n not in tables)
-        same = _guards(query, key, value, *map(values.__getitem__, tables))
+        call = planned.call
+        documents = tuple(name for name in gpu_calls.segments(call) if name in tables)
+        places = [INPUTS + tables.index(name) for name in documents]
+        same = comparison((query, key, value, *map(values.__getitem__, tables)), places)
+        if same is None:
+            return
         address = (query.data_ptr() | key.data_ptr() | value.data_ptr()) & (LINE - 1)
         kinds = tuple(map(type, numbers))
         numbers = eager.DEFAULTS if numbers == eager.DEFAULTS else numbers
-        call = _Call(same, address, numbers, kinds, given, tables, planned)
-        self._calls = (call, *self._calls[: MOST - 1])
+        graph = None
+        if options is not None:
+            names = (*(table.name for table in call.declared), *call.score_tables)
+            read = {name: float(values[name]) for name in call.score_numbers}
+            graph = RecordedCall(planned, names, options, read)
+        found = _Call(same, address, numbers, kinds, given, tables, documents, planned, graph)
+        self._calls = (found, *self._calls[: MOST - 1])
 
 
-def _tensor_guards() -> Callable[..., Callable[..., bool]] | None:
-    """What makes a comparison with some tensors; None where torch has none that can."""
-    kind = getattr(
-        getattr(getattr(_torch._C, "_dynamo", None), "guards", None), "TensorGuards", None
-    )
-    if kind is None or not hasattr(_torch._C, "_len_torch_dispatch_stack"):
-        return None
-
-    def make(*tensors: Tensor) -> Callable[..., bool]:
-        check: Callable[..., bool] = kind(
-            *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
-        ).check
-        return check
-
-    return make if _compares(make) else None
-
-
-def _compares(make: Callable[..., Callable[..., bool]]) -> bool:
-    """Do guards take these arguments and tell tensors apart? They are torch's own affair."""
-    plain = torch.zeros(2, 3, device="cpu")
-    others = (plain[:1], plain.double(), plain.mT.contiguous().mT, plain.clone().requires_grad_())
-    try:
-        same = make(plain, plain)
-        found = [same(plain, plain.clone()), *(same(plain, other) for other in others)]
-    except (TypeError, RuntimeError):
-        return False
-    return found == [True, False, False, False, False]
-
-
-_guards = _tensor_guards()
+def _asks_for_gradients(values: Iterable[Any]) -> bool:
+    return any(isinstance(given, Tensor) and given.requires_grad for given in values)

@@ -9,7 +9,7 @@ import torch
 
 _torch: Any = torch  # the parts of torch that have no types
 # What torch.are_deterministic_algorithms_enabled asks.
-_deterministic: Callable[[], bool] = _torch._C._get_deterministic_algorithms
+filled: Callable[[], bool] = _torch._C._get_deterministic_algorithms
 
 
 class Room:
@@ -34,7 +34,7 @@ class Room:
     def __call__(self) -> torch.Tensor:
         """A new tensor."""
         # Deterministic algorithms also mean memory that is filled, which is torch's to do.
-        if self._make is None or _deterministic():
+        if self._make is None or filled():
             size, strides, dtype = self._arguments
             return torch.empty_strided(size, strides, dtype=dtype, device=self._device)
         return self._make(*self._arguments)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,14 +19,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import patterncc
-from patterncc import recent
+from patterncc import guards, recent
 from patterncc.codegen.gpu.signature import forget_all
 from patterncc.recent import RecentCalls
 from tests.front.inputs import tensors
 
 _torch: Any = torch
 DEFAULTS = (None, None, 0, None)
-FOUND = object()
+FOUND: Any = object()
 
 
 class Plan(NamedTuple):
@@ -33,13 +35,14 @@ class Plan(NamedTuple):
     result: object = FOUND
     tabled: bool = False
     values: object = None
+    call: Any = SimpleNamespace(declared=(), score_tables=(), score_numbers=())
 
     def ready(self, *_: object) -> Any:
         return self.result
 
 
 PLAN: Any = Plan()
-needs_guards = pytest.mark.skipif(recent._guards is None, reason="this torch has no tensor guards")
+needs_guards = pytest.mark.skipif(guards.guards is None, reason="this torch has no tensor guards")
 
 
 def known(
@@ -62,7 +65,7 @@ def finds(
 
 def test_this_torch_has_guards() -> None:
     # Without them all is right and two microseconds slower: to be known, not to be found out.
-    assert recent._guards is not None
+    assert guards.guards is not None
 
 
 @needs_guards
@@ -249,6 +252,27 @@ def test_the_last_few_are_kept() -> None:
 
 
 @needs_guards
+def test_threads_may_share_them() -> None:
+    calls, wrong = RecentCalls(), list[object]()
+
+    def work(length: int) -> None:
+        plan: Any = Plan(length)
+        inputs = tensors(length)
+        for _ in range(300):
+            calls.add(plan, *inputs, DEFAULTS, {})
+            found: Any = calls.run(*inputs, DEFAULTS, {})
+            if found not in (None, length) or len(calls._calls) > recent.MOST:
+                wrong.append(found)
+
+    threads = [threading.Thread(target=work, args=(length,)) for length in range(1, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@needs_guards
 def test_tuning_forgets_them() -> None:
     inputs, calls = tensors(), known()
     assert finds(calls, inputs)
@@ -273,7 +297,7 @@ def test_nothing_of_a_call_is_kept_alive() -> None:
 
 
 def test_without_guards_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "_guards", None)
+    monkeypatch.setattr(guards, "guards", None)
     assert not finds(known(), tensors())
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import patterncc
-from patterncc import eager, recent
+from patterncc import eager, guards
 from tests.front.inputs import tensors
 
 pytestmark = pytest.mark.gpu
@@ -68,7 +68,7 @@ def test_a_call_takes_memory_for_its_results_alone(text: str, mode: Callable[[],
 
 
 def test_the_second_call_is_found_by_its_tensors_from_then_on() -> None:
-    assert recent._guards is not None
+    assert guards.guards is not None
     attn = patterncc.compile(STREAMING)
     query, key, value = inputs()
     with torch.no_grad():
@@ -113,8 +113,34 @@ def test_graphs_pass_the_dispatcher_by() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(eager, "unattended", noted)
         found = differentiate(attn, leaves, {})
-    assert seen == [True, True]
+    assert seen == [True, True]  # no step that is known: `out` is its own gradient
     assert all(map(torch.equal, wanted, found))
+
+
+def test_training_steps_on_new_documents_ask_nothing_and_wait_for_nothing() -> None:
+    attn = patterncc.compile("pattern p(doc: segments): causal and doc[q] == doc[k]")
+    leaves = [tensor.requires_grad_() for tensor in inputs()]
+    grad_out = torch.randn_like(leaves[0])
+    length = leaves[0].shape[2]
+
+    def step(doc: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(attn(*leaves, doc=doc), leaves, grad_out)
+
+    drawn = [[0, length], [0, 7, 90, length], [0, 33, 33, length], [0, 50]]
+    seen: list[object] = []
+    for dtype in (torch.int32, torch.int64):
+        tables = [torch.tensor(bounds, dtype=dtype, device="cuda") for bounds in drawn]
+        for _ in range(3):  # one that plans, one whose backward is remembered, one that is known
+            step(tables[0])
+        with pytest.MonkeyPatch.context() as patch, without_waiting():
+            patch.setattr(eager, "unattended", seen.append)
+            found = [step(table) for table in tables]
+        assert not seen
+        for bounds, grads in zip(drawn, found, strict=True):
+            anew = patterncc.compile(attn.text)  # remembers nothing
+            table = torch.tensor(bounds, dtype=dtype, device="cuda")
+            out = anew(*leaves, doc=table)
+            assert all(map(torch.equal, grads, torch.autograd.grad(out, leaves, grad_out)))
 
 
 TERMS: list[tuple[str, str | None, dict[str, tuple[int, ...]]]] = [
