@@ -65,6 +65,9 @@ CALLS = {
         config=BY_DESCRIPTOR,
     ),
     "by head": Call("if head == 0 then causal else window(9)", 70, 70, dtype=HALF),
+    "lines": Call(
+        "sliding_tile(tile = 16, depth = 2, rows = 2, columns = 5, depth_window = 1)", 210, 210
+    ),
     "classes": Call(
         "dilated(5, 3)", 71, 71, passes=(("dilated(5, 3)", residue_tiling(3)),), config=SMALL_BOXES
     ),
