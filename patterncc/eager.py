@@ -2,7 +2,8 @@
 
 The dispatcher would hand such a call on to the operator's kernel for GPUs as it is, and would take
 longer for that than the launch does. A call that anything takes part in, be it autograd, a mode, a
-transform, a graph that is traced, autocast or the profiler, is given to the operator.
+transform, a graph that is traced or the profiler, is given to the operator. Autocast takes part
+where it casts; beneath that the operators have nothing of their own for it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _torch: Any = torch  # the parts of torch that have no types
 _profiling: Callable[[], bool] = _torch.autograd._profiler_enabled
 _function_mode: Callable[[], bool] = _torch._C._is_torch_function_mode_enabled
-_autocasting: Callable[[], bool] = _torch._C._is_any_autocast_enabled  # on whatever device
+autocasting: Callable[[], bool] = _torch._C._is_any_autocast_enabled  # on whatever device
 _modes: Callable[[], int] = getattr(_torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _is_zero: Callable[[Tensor], bool] = _torch._C.TensorBase._is_zerotensor  # not in memory
 _included: Callable[[], Any] = _torch._C._dispatch_tls_local_include_set
@@ -63,6 +64,7 @@ def bare(query: Tensor, key: Tensor, value: Tensor) -> bool:
         )
         and _included().raw_repr() in _NOTHING
         and not observed()
+        and not (autocasting() and casts(query, key, value))
         # Their numbers are not those in memory.
         and not (query.is_neg() or key.is_neg() or value.is_neg())
     )
@@ -86,14 +88,18 @@ def unattended(tensors: Iterable[Tensor | None]) -> bool:
 
 def observed() -> bool:
     """Does anything look at calls that is no dispatch key of a tensor: the profiler, a mode of
-    functions or of operators, forward mode, or autocast?"""
-    return (
-        _profiling()
-        or _function_mode()
-        or forward_ad._current_level >= 0
-        or _autocasting()
-        or _modes() > 0
-    )
+    functions or of operators, or forward mode?"""
+    return _profiling() or _function_mode() or forward_ad._current_level >= 0 or _modes() > 0
+
+
+def casts(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """May autocast, as it is now on the device of `query`, change one of these? So it is for all
+    types but autocast's own, float64 among them, which it leaves as it is."""
+    device = query.device.type
+    if not torch.is_autocast_enabled(device):
+        return False
+    dtype = torch.get_autocast_dtype(device)
+    return not (query.dtype == key.dtype == value.dtype == dtype)
 
 
 def call_signature(

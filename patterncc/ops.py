@@ -103,9 +103,9 @@ def attend(
     if place is not None:
         eager.calls.keep(place, gpu_calls.planned(query, key, value, options))
         return gpu_calls.attn_fwd(query, key, value, *options)
-    device = query.device.type
-    if device in DEVICES and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    if query.device.type in DEVICES and eager.casts(query, key, value):
+        recent = None  # the next call like this one is given what has yet to be cast, too
+        dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (_autocast(tensor, dtype) for tensor in (query, key, value))
     out: Tensor
     lse: Tensor

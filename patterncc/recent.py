@@ -3,10 +3,10 @@
 A signature asks each tensor for its shape, strides, type and device, and is hashed: two of the ten
 microseconds of a call, and seeing that nothing takes part in it is another. torch has guards that
 compare all of that in one call of C++, those that run before graphs of torch.compile (`guards`).
-What they leave out is asked for besides: addresses, numbers, modes, and whether gradients are on. A
-call that they know goes to its plan at once, or becomes part of a graph (`recorded`); all others,
-and all calls where torch has no such guards, go by signature. Of documents, which are others in
-number at each step, the number is not compared.
+What they leave out is asked for besides: addresses, numbers, modes, what autocast casts to, and
+whether gradients are on. A call that they know goes to its plan at once, or becomes part of a graph
+(`recorded`); all others, and all calls where torch has no such guards, go by signature. Of
+documents, which are others in number at each step, the number is not compared.
 """
 
 from __future__ import annotations
@@ -114,6 +114,9 @@ class RecentCalls:
             low = (query.data_ptr() | key.data_ptr() | value.data_ptr()) & (LINE - 1)
             if low != address:
                 continue
+            # Guards see that autocast is on, not its type.
+            if eager.autocasting() and eager.casts(query, key, value):
+                return None
             if documents and not all(values[name].numel() for name in documents):
                 return None  # is refused
             if graph is not None and torch.is_grad_enabled():

@@ -6,7 +6,6 @@ import gc
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -58,20 +57,9 @@ def test_calls_on_cpus_are_not() -> None:
     assert not eager.bare(*tensors())
 
 
-@contextmanager
-def autocast() -> Iterator[None]:
-    """What `torch.autocast("cuda")` does where there is a GPU."""
-    torch.set_autocast_enabled("cuda", True)
-    try:
-        yield
-    finally:
-        torch.set_autocast_enabled("cuda", False)
-
-
 CONTEXTS: dict[str, Any] = {
     "dispatch mode": Mode,
     "function mode": FunctionMode,
-    "autocast": autocast,
     "profiler": torch.profiler.profile,
     "forward mode": _torch.autograd.forward_ad.dual_level,
 }
@@ -86,6 +74,33 @@ def test_calls_that_something_looks_at_are_not(on_gpu: None, case: str) -> None:
             assert not eager.unattended(inputs)
         assert eager.bare(*inputs)
         assert eager.unattended((*inputs, None))
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_calls_that_autocast_casts_are_not(on_gpu: None, place: int) -> None:
+    inputs = list(tensors(dtype=torch.bfloat16))
+    wide = [*inputs]
+    wide[place] = inputs[place].float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert eager.bare(*inputs)
+        assert not eager.bare(*wide)
+        assert not eager.bare(*tensors(dtype=torch.float64))  # is looked at, and left
+        with torch.autocast("cpu", torch.float16):
+            assert not eager.bare(*inputs)
+        with torch.autocast("cpu", enabled=False):
+            assert eager.bare(*tensors())
+        # Beneath the casts operators have nothing of their own for it.
+        assert eager.unattended(wide)
+        for operator in ("attn_fwd", "attn_bwd"):
+            has = [
+                _torch._C._dispatch_has_kernel_for_dispatch_key(f"patterncc::{operator}", key)
+                for key in ("CUDA", "AutocastCUDA", "AutocastCPU")
+            ]
+            assert has == [True, False, False]
+    torch.set_autocast_enabled("cuda", True)
+    elsewhere = eager.autocasting() and eager.bare(*tensors())
+    torch.set_autocast_enabled("cuda", False)
+    assert elsewhere
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace")

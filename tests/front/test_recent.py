@@ -123,7 +123,6 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
     "fake tensors": FakeTensorMode,
     "function mode": FunctionMode,
     "autocast": lambda: torch.autocast("cpu"),
-    "autocast elsewhere": lambda: torch.autocast("cuda"),
     "profiler": torch.profiler.profile,
     "forward mode": _torch.autograd.forward_ad.dual_level,
     "inference mode": torch.inference_mode,
@@ -131,18 +130,43 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
 
 
 @needs_guards
-@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_calls_that_something_looks_at_are_others(context: str) -> None:
     inputs, calls = tensors(), known()
-    if context == "autocast elsewhere":
-        torch.set_autocast_enabled("cuda", True)
+    with CONTEXTS[context]():
         assert not finds(calls, inputs)
-        torch.set_autocast_enabled("cuda", False)
-    else:
-        with CONTEXTS[context]():
-            assert not finds(calls, inputs)
     assert finds(calls, inputs)
+
+
+@needs_guards
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_calls_are_found_that_it_leaves_alone(dtype: torch.dtype) -> None:
+    inputs = tensors(dtype=dtype)
+    other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
+    with torch.autocast("cpu", dtype):
+        calls, wide, others = known(*inputs), known(*tensors()), known(*tensors(dtype=other))
+        for cache in (True, False):
+            with torch.autocast("cpu", dtype, cache_enabled=cache):
+                assert finds(calls, inputs)
+        with torch.autocast("cpu", other):
+            assert not finds(calls, inputs)
+            assert finds(others, tensors(dtype=other))
+        with torch.autocast("cpu", enabled=False):
+            assert not finds(calls, inputs)
+            assert finds(known(*inputs), inputs)
+        assert finds(calls, inputs)
+        assert not finds(wide, tensors())
+        assert not finds(others, tensors(dtype=other))
+    assert not finds(calls, inputs)
+
+
+@needs_guards
+def test_autocast_elsewhere_changes_nothing() -> None:
+    inputs, calls = tensors(), known()
+    torch.set_autocast_enabled("cuda", True)
+    found = finds(calls, inputs)
+    torch.set_autocast_enabled("cuda", False)
+    assert found
 
 
 @needs_guards

@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -239,6 +240,95 @@ def other_tensors() -> None:
 
 def test_a_backward_is_compared_with_those_before(pool: ProcessPoolExecutor) -> None:
     pool.submit(other_tensors).result()
+
+
+# --------------------------------------------------------------------------------------- autocast
+
+
+@contextmanager
+def autocast(dtype: torch.dtype, cache: bool) -> Iterator[None]:
+    """`torch.autocast`, also to float32: the interpreter has no bfloat16."""
+    with torch.autocast("cpu", torch.float16, cache_enabled=cache):
+        torch.set_autocast_dtype("cpu", dtype)
+        yield
+
+
+def under_autocast() -> None:
+    def compiled() -> Any:
+        return patterncc.compile(PACKED, score=SCORE["score"])
+
+    attn = compiled()
+    half, single = torch.float16, torch.float32
+    generator = torch.Generator().manual_seed(5)
+    slopes = torch.randn(2, generator=generator).requires_grad_()
+    values = {"doc": documents(0, 9, LENGTH), "slopes": slopes, "gain": 0.5}
+    given = {dtype: leaves(dtype=dtype) for dtype in (half, single)}
+    mixed = [given[half][0], given[single][1], given[half][2]]
+    side = torch.randn(given[single][0].shape, generator=generator)
+
+    def step(call: Any, inputs: list[Tensor], inside: bool = False) -> tuple[Tensor, ...]:
+        out = call(*inputs, **values)
+        with nullcontext() if inside else torch.autocast("cpu", enabled=False):
+            grads = torch.autograd.grad(out, [*inputs, slopes], side.to(out.dtype))
+        return (out, *grads)
+
+    def anew(inputs: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Cast by hand, and by a pattern that remembers nothing."""
+        with torch.autocast("cpu", enabled=False):
+            return step(compiled(), [x.detach().to(dtype).requires_grad_() for x in inputs])
+
+    answers = {dtype: anew(inputs, dtype) for dtype, inputs in given.items()}
+
+    def short(dtype: torch.dtype, *, plans: bool = False) -> None:
+        """Inputs that are left alone, backward in autocast's context and outside of it."""
+        for inside in (False, True):
+            for _ in range(2 * plans):  # one that plans, one whose backward is remembered
+                assert all(map(torch.equal, step(attn, given[dtype], inside), answers[dtype]))
+            with Asked() as asked:
+                found = step(attn, given[dtype], inside)
+            assert asked.times == 0
+            assert type(found[0].grad_fn).__name__ == "RecordedAttentionBackward"
+            assert [one.dtype for one in found] == [dtype] * 4 + [single]
+            assert all(map(torch.equal, found, answers[dtype]))
+
+    def long(dtype: torch.dtype, inputs: list[Tensor]) -> None:
+        """Inputs that are cast."""
+        calls = attn._recent._calls
+        for _ in range(2):
+            found = step(attn, inputs)
+            assert type(found[0].grad_fn).__name__ == "PatternAttentionBackward"
+            assert found[0].dtype == dtype
+            for one, like, wanted in zip(found[1:], inputs, anew(inputs, dtype)[1:], strict=False):
+                assert one.dtype == like.dtype and torch.equal(one, wanted.to(like.dtype))
+        assert attn._recent._calls is calls  # none of them is kept
+
+    for first, cache in ((True, True), (False, False)):
+        with autocast(half, cache):
+            short(half, plans=first)
+            long(half, given[single])
+            long(half, mixed)
+            with autocast(single, cache):
+                long(single, given[half])
+                long(single, mixed)
+                short(single, plans=first)
+            with torch.autocast("cpu", enabled=False):
+                short(half, plans=first)
+                short(single, plans=first)
+                with pytest.raises(patterncc.ArgumentError, match="`key` is float32 but `query`"):
+                    step(attn, mixed)
+            short(half)
+            with torch.no_grad():
+                for inputs in (given[half], given[single], given[half], mixed):
+                    out = attn(*(x.detach() for x in inputs), **values)
+                    assert out.dtype == half and not out.requires_grad
+        short(half)
+        short(single)
+    with autocast(half, True):
+        short(half)
+
+
+def test_under_autocast_steps_are_short_where_nothing_is_cast(pool: ProcessPoolExecutor) -> None:
+    pool.submit(under_autocast).result()
 
 
 # ---------------------------------------------------------------------------------- what is kept

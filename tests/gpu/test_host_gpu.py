@@ -117,6 +117,23 @@ def test_graphs_pass_the_dispatcher_by() -> None:
     assert all(map(torch.equal, wanted, found))
 
 
+def test_steps_under_autocast_are_known_where_nothing_is_cast() -> None:
+    attn = patterncc.compile(STREAMING)
+    leaves = [tensor.requires_grad_() for tensor in inputs()]
+    wanted = differentiate(attn, leaves, {})
+    for inside in (False, False, False, True, True, True):
+        with torch.autocast("cuda", torch.bfloat16):
+            out, lse = attn(*leaves, return_lse=True)
+            with torch.autocast("cuda", enabled=inside):
+                found = torch.autograd.grad((out, lse), leaves, (out, lse))
+        assert all(map(torch.equal, wanted, found))
+    assert type(out.grad_fn).__name__ == "RecordedAttentionBackward"
+    with torch.autocast("cuda", torch.float16):
+        out = attn(*leaves)
+    assert out.dtype == torch.float16
+    assert type(out.grad_fn).__name__ == "PatternAttentionBackward"
+
+
 def test_training_steps_on_new_documents_ask_nothing_and_wait_for_nothing() -> None:
     attn = patterncc.compile("pattern p(doc: segments): causal and doc[q] == doc[k]")
     leaves = [tensor.requires_grad_() for tensor in inputs()]
