@@ -8,6 +8,7 @@ does not do that there is none.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,4 +75,7 @@ def _compares(make: Callable[..., Callable[..., bool]]) -> bool:
     return found == [True] + [False] * 5 and resized == [True] + [False] * 7
 
 
-guards = _tensor_guards()
+# What a first call is inside of, a transform, a mode or inference, is its thread's affair: another
+# thread has none of it.
+with ThreadPoolExecutor(1) as _apart:
+    guards = _apart.submit(_tensor_guards).result()
