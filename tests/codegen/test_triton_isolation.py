@@ -65,9 +65,6 @@ CALLS = {
         config=BY_DESCRIPTOR,
     ),
     "by head": Call("if head == 0 then causal else window(9)", 70, 70, dtype=HALF),
-    "lines": Call(
-        "sliding_tile(tile = 16, depth = 2, rows = 2, columns = 5, depth_window = 1)", 210, 210
-    ),
     "classes": Call(
         "dilated(5, 3)", 71, 71, passes=(("dilated(5, 3)", residue_tiling(3)),), config=SMALL_BOXES
     ),
@@ -112,7 +109,7 @@ CALLS = {
         value_head_dim=24,
     ),
     "patches": Call(
-        "neighborhood(9, 8, 5)",
+        "neighborhood(9, 8, 3)",
         72,
         72,
         config=SMALL_BOXES,
@@ -150,6 +147,9 @@ CALLS = {
     "full": Call("full", 50, 70),
     "negative scale": Call("window(12)", 70, 70, scale=-0.3, config=BY_DESCRIPTOR),
     "lanes": Call("ladder(4, 30, 50, 7)", 60, 120, {"layer": 2}, heads=(1, 1)),
+    "lines": Call(
+        "sliding_tile(tile = 16, depth = 2, rows = 2, columns = 5, depth_window = 1)", 210, 210
+    ),
 }
 
 
