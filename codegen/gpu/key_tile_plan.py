@@ -8,7 +8,6 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.backward_config import (
     default_grad_key_value_config,
     grad_key_value_shared_bytes,
@@ -57,7 +56,12 @@ it can have."""
 
 
 def key_tile_launches(
-    one: Pass, call: Call, sources: Sources, turns: Turns | None = None
+    one: Pass,
+    call: Call,
+    sources: Sources,
+    *,
+    turns: Turns | None = None,
+    first_stores: bool = False,
 ) -> Iterator[Launch]:
     """The launches of a pass whose kernel runs a program for each key tile; in Gluon it computes
     the query's gradient as well.
@@ -67,6 +71,7 @@ def key_tile_launches(
         call: The call, with the numbers of its rows on the device.
         sources: Kernels that are written already.
         turns: In which order a kernel in Gluon adds to the query's gradient; None: in any.
+        first_stores: Where they take turns, does the first one store?
 
     Raises:
         UnsupportedError: There are too many rows, or lists of tiles are too large.
@@ -104,9 +109,8 @@ def key_tile_launches(
     if config.emitter == "gluon":
         passes = {}
         call = replace(call, layouts={**call.layouts, **_sum_layout(call)})
-        stores = turns is not None and one_pass_choice.FIRST_STORES
         source = sources.get(
-            emit_gluon_gradients, program, problem, config, turns=turns, first_stores=stores
+            emit_gluon_gradients, program, problem, config, turns=turns, first_stores=first_stores
         )
     else:
         passes = {"resumes": one.resumes, "hands_on": one.hands_on}
