@@ -72,7 +72,7 @@ def note_spoiled(spoiled_ptr, rows, part: tl.constexpr, parts: tl.constexpr):
 '''
 """Source of what kernels that may be spoiled call."""
 
-REPAIR_HELPERS = '''\
+CODE_HELPERS = '''\
 @triton.jit
 def finite_numbers(numbers):
     """0 in place of what is not finite."""
@@ -94,12 +94,6 @@ def weight_codes(weights, scores):
 
 
 @triton.jit
-def factor_codes(scores):
-    """The codes of factors all of whose products with what is not finite count as NaN."""
-    return tl.where(scores == float("-inf"), 0.0, 512.0).to(tl.float16)
-
-
-@triton.jit
 def with_codes(sums, codes):
     """Sums, and what sums of codes say that was left out."""
     scaled = codes * 512.0
@@ -107,6 +101,17 @@ def with_codes(sums, codes):
     left_out = tl.where(minus, float("-inf"), float("nan"))
     left_out = tl.where(scaled < 1.0, float("inf"), left_out)
     return tl.where(scaled > 0.0, sums + left_out, sums)
+'''
+"""Source of the functions that all that repairs calls."""
+
+REPAIR_HELPERS = (
+    CODE_HELPERS
+    + '''
+
+@triton.jit
+def factor_codes(scores):
+    """The codes of factors all of whose products with what is not finite count as NaN."""
+    return tl.where(scores == float("-inf"), 0.0, 512.0).to(tl.float16)
 
 
 @triton.jit
@@ -121,6 +126,7 @@ def next_spoiled(spoiled, looked_at, program, end):
     """The first spoiled program after one, or the end."""
     return tl.min(tl.where((spoiled != 0) & (looked_at > program), looked_at, end), 0)
 '''
+)
 """Source of the functions that kernels which repair call."""
 
 COLUMNS = 64

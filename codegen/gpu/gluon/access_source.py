@@ -171,15 +171,11 @@ class GluonAccess:
         yield self._packed_place()
         yield "out = tl.load(state_place, mask=stored_exists[:, None], other=0.0)"
 
-    def store_state(self, also: str = "") -> Iterator[str]:
-        """Leaves `out` for a later pass.
-
-        Args:
-            also: What must hold besides, such as ` & (spoiled == 0)`.
-        """
+    def store_state(self) -> Iterator[str]:
+        """Leaves `out` for a later pass."""
         yield from self.rows_of("OUT")
         yield self._packed_place()
-        yield f"tl.store(state_place, out, mask=stored_exists[:, None]{also})"
+        yield "tl.store(state_place, out, mask=stored_exists[:, None])"
 
     def row_numbers_address(self, name: str) -> str:
         """Where the head's numbers start in a tensor `[batch, heads, q_len]` without gaps."""
