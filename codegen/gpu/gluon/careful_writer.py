@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from patterncc.codegen.gpu.forward_source import PEAK_FLOOR
 from patterncc.codegen.gpu.gluon.dialect import function_text, gluon_functions
 from patterncc.codegen.gpu.gluon.tile_writer import TileWriter, per_row_of_scores
-from patterncc.codegen.gpu.gluon.warps import ROWS
+from patterncc.codegen.gpu.gluon.warps import ROWS, query_in_registers
 from patterncc.codegen.gpu.isolation_source import CODE_HELPERS
 from patterncc.codegen.gpu.kernel_text import INDENT
 
@@ -79,17 +79,13 @@ class CarefulWriter(TileWriter):
     def _repair_lines(self, names: Sequence[str]) -> Iterator[str]:
         """What is done behind the region in which warps are apart."""
         given = ", ".join([*names, "part", "again - 1", "phase"])
-        again = "again = tl.max(spoiled.index(part).load(NOTE), 0)"
         yield ""
         yield "# Rows that may be spoiled have not been stored: they are computed once more."
         yield "phase = 0"
         yield f"for part in range({self._warps.computing}):"
-        yield f"{INDENT}{again}"
+        yield f"{INDENT}again = tl.max(spoiled.index(part).load(NOTE), 0)"
         yield f"{INDENT}if again > 0:"
         yield f"{INDENT * 2}phase = find_left_out({given})"
-        # Read once more: products of two loops whose operands lie where one number says are such as
-        # ptxas 12.8 takes for computed where they are not.
-        yield f"{INDENT * 2}{again}"
         yield f"{INDENT * 2}phase = compute_again({given})"
 
     def _noted(self) -> Iterator[str]:
@@ -116,8 +112,12 @@ class CarefulWriter(TileWriter):
             yield _PLACE.sub(r"(tl.program_id(\1) + zero)", line)
         yield f"no_scores = tl.full([{ROWS}, BLOCK_K], 0.0, tl.float32, layout=SCORES)"
         yield "own = part + zero"
-        yield f"query = query_tiles.index(own).reshape([{ROWS}, {self._problem.head_dim}])"
-        yield from self._query_operand()
+        yield f"query = {self._own_query()}"
+        if query_in_registers(self._config):
+            yield from self._query_operand()
+
+    def _own_query(self) -> str:
+        return f"query_tiles.index(own).reshape([{ROWS}, {self._problem.head_dim}])"
 
     def _compute_again(self) -> Iterator[str]:
         """The rows, and their output, once more."""
@@ -170,7 +170,12 @@ class CarefulWriter(TileWriter):
         """
         access, dims = self._access, self._problem.value_head_dim
         ready = "again_ready.index(0)"
+        in_registers = query_in_registers(self._config)
         lines = [
+            # Read for each tile: known before the loop, the places of operands would lie in uniform
+            # registers, of which ptxas 12.8 has too few, and come back by a way of their own.
+            "own = part + tl.max(spoiled.index(part).load(NOTE), 0) - 1",
+            *(() if in_registers else (f"asked = {self._own_query()}",)),
             self._visited.start_of_all(),
             access.box_start(),
             f"expect_bytes({ready}, {sum(map(access.box_bytes, ('key', 'value')))})",

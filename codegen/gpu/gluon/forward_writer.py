@@ -81,7 +81,7 @@ class ForwardWriter(CarefulWriter):
         own = [*shared, *self._computing_barriers(), *(["spoiled"] if self._repairs else [])]
         attend = [*(n for n in names if n not in loaded), *own]
         repair = [*(n for n in names if n != "query_desc_0"), *(f"{name}_tiles" for name in _TILES)]
-        repair.append("again_ready")
+        repair += ["spoiled", "again_ready"]
         functions = [
             *self._helpers(),
             function_text("load_tiles", load, self._load_tiles()),
