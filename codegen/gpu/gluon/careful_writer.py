@@ -130,6 +130,7 @@ class CarefulWriter(TileWriter):
             yield self._access.row_numbers_address("lse")
         yield from self._log_total()
         yield self._access.store_row_numbers("lse")
+        yield from self._store_place()
         yield from self._store()
         yield "return phase"
 

@@ -9,9 +9,11 @@ grow by the range of float32, 88 in units of a logit, which bfloat16 shares: wei
 rounded no worse than those below.
 
 Where scores grew by more, the sum of weights or the output is infinite or no number. A warpgroup
-sees that in its rows before it stores them, and then computes them again by itself, with exact
-peaks throughout: when all warpgroups are done with the rings, it copies one tile after the other
-into the stage of its own number.
+sees that in its rows before it stores them. Where kernels take care of numbers that are not finite,
+`careful_writer` computes the rows again, those with exact peaks that are not finite with the peaks
+of the loops. Else the warpgroup computes all of its rows again by itself, with exact peaks
+throughout: when all warpgroups are done with the rings, it copies one tile after the other into the
+stage of its own number.
 
 Weights go from one tile to the next as pairs of 16-bit numbers, so that both products of a tile can
 be asked for at once.
@@ -45,8 +47,7 @@ was the cause, `tests/gpu/test_gluon_gpu.py -k many_times` on a device decides (
 
 def keeps_peak(program: BlockProgram, problem: Problem) -> bool:
     """Should full tiles of a pass keep the peak? float16 has not the range, score terms that read
-    keys take the registers that one more loop needs, rows that are spoiled and repaired anyway
-    (`isolation_source`) would be computed three times, and without full tiles there is nothing to
+    keys take the registers that one more loop needs, and without full tiles there is nothing to
     gain. Of classes of rows or keys `CLASSES_KEEP_PEAK` decides."""
     logit = tile_logit(problem.terms, program.tiling)
     if problem.dtype != "bfloat16":

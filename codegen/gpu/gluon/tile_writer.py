@@ -171,11 +171,19 @@ class TileWriter:
             yield access.row_numbers_address("lse")
         yield from self._log_total()
         yield access.store_row_numbers("lse")
+        yield from self._store_place()
         if not self._repairs:
             yield from self._store()
             return
         yield "if again == 0:"
         yield from (INDENT + line for line in self._store())
+
+    def _store_place(self) -> Iterator[str]:
+        """Where pointers lead that `_store` needs."""
+        if self._hands_on:
+            yield from self._access.state_place()
+        elif not self._access.stores_box:
+            yield from self._access.out_place()
 
     def _store(self) -> Iterator[str]:
         """The output of the warpgroup's rows, or what a later pass starts from."""
