@@ -155,7 +155,7 @@ def test_it_would_tell(worker: ProcessPoolExecutor) -> None:
 def _without_repair() -> Reached:
     from unittest.mock import patch
 
-    from patterncc.codegen.gpu.forward import problem_of
+    from patterncc.codegen.gpu.steps import problem_of
 
     case = ScoreCall(replace(CALLS["causal"], head_dim=64, dtype="float16", config=BACKWARD))
     with patch(

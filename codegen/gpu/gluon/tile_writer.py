@@ -73,7 +73,9 @@ class TileWriter:
         pointers = [KernelParameter("lse_ptr", "*fp32", 4)]
         if resumes or hands_on:
             pointers.append(KernelParameter("state_ptr", "*fp32", 16))
-        self._repairs = problem.isolates and any(loop.kind == "partial" for loop in nest.loops)
+        self._repairs = problem.isolates is not False and any(
+            loop.kind == "partial" for loop in nest.loops
+        )
         scale = [KernelParameter("scale", "fp32")] if self._terms.scale else []
         self._parameters = tuple(self._computed.parameters(self._access, pointers, scale))
 
