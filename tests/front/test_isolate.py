@@ -216,11 +216,10 @@ def test_explain_says_it(capsys: pytest.CaptureFixture[str]) -> None:
     of_gluon = patterncc.compile("causal")
     assert itself in of_gluon.explain(4096) and "not of gradients" in of_gluon.explain(4096)
     assert "  repair  " not in patterncc.compile("causal", isolate=False).explain(4096)
-    by_triton = {"dtype": "float32"}
-    assert "  repair  " not in of_gluon.explain(4096, **by_triton)
+    assert "  repair  " not in of_gluon.explain(4096, dtype="float32")
     isolating = patterncc.compile("causal", isolate=True)
     assert f"{more}, but none for Gluon's on {HOPPER}\n" in isolating.explain(4096)
-    assert f"{more}\n" in isolating.explain(4096, **by_triton)
+    assert f"{more}\n" in isolating.explain(4096, dtype="float32")
     assert main(["explain", "causal", "--isolate", "--no-deterministic"]) == 0
     shown = capsys.readouterr().out
     assert more in shown and "kernel  Gluon on cuda:90" in shown

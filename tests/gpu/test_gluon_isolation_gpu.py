@@ -168,6 +168,6 @@ def test_scores_that_outgrow_the_peak(shape: str, wild: bool, tmp_path: Path) ->
 def test_all_is_wild(tmp_path: Path) -> None:
     for shape in CONFIGS:
         for peaks in ("each", "kept"):
-            call = _Call("causal", shape, peaks, tmp_path)  # type: ignore[arg-type]
+            call = _Call("causal", shape, peaks, tmp_path)
             everything: list[Any] = [torch.full_like(one, math.nan) for one in call.tensors]
             assert all(bool(one.isnan().all()) for one in call(*everything))
