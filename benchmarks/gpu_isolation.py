@@ -178,8 +178,9 @@ def worker(label: str, case: Case, pipe: Connection) -> None:
         parts = torch.randn(4, 1, HEADS, length, case.width, device="cuda").bfloat16()
         inputs[length] = tuple(part.clone() for part in parts)
 
-    def forward(length: int) -> Any:
+    def forward(length: int, values: torch.Tensor | None = None) -> Any:
         query, key, value, _ = inputs[length]
+        value = value if values is None else values
 
         def run() -> None:
             with torch.no_grad():
@@ -205,6 +206,10 @@ def worker(label: str, case: Case, pipe: Connection) -> None:
             "small forward": milliseconds(forward(SMALL), 100),
             "small forward, host (us)": microseconds_of_host(forward(SMALL)),
         }
+        if case.emitter == "gluon":
+            spoiled = inputs[LENGTH][2].clone()
+            spoiled[:, :, LENGTH // 2] = float("nan")
+            found["forward, a row is NaN"] = milliseconds(forward(LENGTH, spoiled), 5)
         if case.emitter == "triton":
             found["backward"] = milliseconds(backward(LENGTH), 10)
             found["small backward"] = milliseconds(backward(SMALL), 50)

@@ -17,6 +17,8 @@ counts pairs that give plus infinity in units of `2^-18` and those that give min
 of `2^-9`, and is at least 1 if one gives NaN: exact in float32 for tiles of fewer than 512 numbers.
 
 A careful loop ends where nothing is left but NaN, so a diverged model pays for a tile or two.
+
+Forward kernels that Gluon writes do all of that by themselves (`gluon.careful_writer`).
 """
 
 from __future__ import annotations

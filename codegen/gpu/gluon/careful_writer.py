@@ -98,7 +98,7 @@ class CarefulWriter(TileWriter):
         yield "# 0 * NaN is NaN: has a number come to rows that do not see it? A row whose weights"
         yield "# are NaN has nothing but NaN to give, and sees why."
         yield f"row_sums = {per_row_of_scores('tl.sum(out, 1)')}"
-        yield "again = (row_sums != row_sums) & (total > 0.0)"
+        yield "again = row_exists & (row_sums != row_sums) & (total > 0.0)"
         yield "again = tl.max(tl.where(again, 1, 0), 0)"
 
     # -------------------------------------------------------------------------------- once more
