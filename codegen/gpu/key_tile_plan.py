@@ -57,7 +57,12 @@ it can have."""
 
 
 def key_tile_launches(
-    one: Pass, call: Call, sources: Sources, turns: Turns | None = None
+    one: Pass,
+    call: Call,
+    sources: Sources,
+    *,
+    turns: Turns | None = None,
+    split_in_turn: tuple[Progression, ...] = (),
 ) -> Iterator[Launch]:
     """The launches of a pass whose kernel runs a program for each key tile; in Gluon it computes
     the query's gradient as well.
@@ -67,6 +72,8 @@ def key_tile_launches(
         call: The call, with the numbers of its rows on the device.
         sources: Kernels that are written already.
         turns: In which order a kernel in Gluon adds to the query's gradient; None: in any.
+        split_in_turn: The key tiles to split where they take turns, progressions that follow each
+            other.
 
     Raises:
         UnsupportedError: There are too many rows, or lists of tiles are too large.
@@ -83,8 +90,7 @@ def key_tile_launches(
     places = tiling.k_step * ceildiv(ceildiv(call.kv_len, tiling.k_step), config.block_k)
     if program.patches is not None:
         places = tile_count(program.patches, "k", call.env)
-    # Programs in turn wait for those that were started before them, as chunks of a later tile are.
-    split = () if turns is not None else _split(program, config, call)
+    split = split_in_turn if turns is not None else _split(program, config, call)
     chunks = sum(progression.programs for progression in split)
     tall = sum(progression.count for progression in split)
     numbers = chunk_values(split) | {"row_length": row_length(call.q_len)}
@@ -106,7 +112,13 @@ def key_tile_launches(
         call = replace(call, layouts={**call.layouts, **_sum_layout(call)})
         stores = turns is not None and one_pass_choice.FIRST_STORES
         source = sources.get(
-            emit_gluon_gradients, program, problem, config, turns=turns, first_stores=stores
+            emit_gluon_gradients,
+            program,
+            problem,
+            config,
+            turns=turns,
+            first_stores=stores,
+            split=bool(split_in_turn),
         )
     else:
         passes = {"resumes": one.resumes, "hands_on": one.hands_on}
@@ -114,7 +126,9 @@ def key_tile_launches(
     columns = KeyAccess(problem, config, tiling, program.patches).columns
     sums = (call.batch, kv_heads, chunks, config.block_k, columns) if chunks else (1,)
     buffers = (*_state_buffers(one, call), Buffer("sums", sums, "float32"))
-    grid = (chunks + places, kv_heads, call.batch)
+    # In any order, and in Triton, programs of split tiles are idle.
+    whole = places - tall if turns is not None else places
+    grid = (chunks + whole, kv_heads, call.batch)
     buffers += spoiled_buffer(source, grid)
     # How far apart groups are in the view that tiles of rows are boxes of.
     step = tiling.q_step if program.patches is None else program.patches.sizes[-1]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.backward_config import suited_grad_key_value
-from patterncc.codegen.gpu.balance import key_tile_steps, split_tiles
+from patterncc.codegen.gpu.balance import key_tile_steps
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.emitter_choice import costly_mask
 from patterncc.codegen.gpu.gluon.reasons import HOPPER, one_pass_reason, problem_reason
@@ -21,6 +21,7 @@ from patterncc.codegen.turns import turns_reason
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from patterncc.codegen.gpu.chunk_source import Progression
     from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.codegen.problem import Problem
     from patterncc.codegen.turns import Turns
@@ -57,12 +58,14 @@ class OnePassChoice:
         config: Of that kernel.
         reason: Why, in words.
         turns: The order in which key tiles add to the query's gradient; None: any.
+        split: The key tiles that are split where they take turns.
     """
 
     program: BlockProgram | None
     config: KernelConfig
     reason: str
     turns: Turns | None = None
+    split: tuple[Progression, ...] = ()
 
 
 def choose_one_pass(
@@ -113,17 +116,21 @@ def choose_one_pass(
     if not in_turn:
         return OnePassChoice(program, config, f"{seen} on average")
     obstacle = _obstacle_to_turns(program, problem)
-    if obstacle is None and split_tiles(steps, heads // problem.group * batch, multiprocessors):
-        obstacle = "a few key tiles are seen by far more rows than the others"
     if obstacle is not None:
         return _apart(f"key tiles do not take turns: {obstacle}")
     choice = choose_turns(program, steps, env, heads, problem.group, batch, multiprocessors)
+    if choice is None:
+        return _apart("key tiles that are seen by far more rows than others stand in no order")
     counted = f"{choice.faster:.2f} times as fast as two kernels, by count"
     if choice.faster < LEAST_FASTER:
         return _apart(f"key tiles that take turns are {counted}")
     config = replace(config, order="forward", neighbours=choice.neighbours)
-    words = f"{seen} on average; key tiles take turns, {choice.turns}, {counted}"
-    return OnePassChoice(program, config, words, choice.turns)
+    words = f"{seen} on average; key tiles take turns, {choice.turns}"
+    if choice.split:
+        tall = sum(one.count for one in choice.split)
+        chunks = sum(one.programs for one in choice.split)
+        words += f", {tall} that far more rows see as {chunks} chunks at their places"
+    return OnePassChoice(program, config, f"{words}, {counted}", choice.turns, choice.split)
 
 
 def _obstacle_to_turns(program: BlockProgram, problem: Problem) -> str | None:

@@ -69,7 +69,9 @@ class OnePass:
         if choice.program is None:
             return None
         one = Pass(choice.program, choice.config, resumes=False, hands_on=False)
-        kernels = tuple(key_tile_launches(one, call, self._sources, choice.turns))
+        order, split = choice.turns, choice.split
+        steps = key_tile_launches(one, call, self._sources, turns=order, split_in_turn=split)
+        kernels = tuple(steps)
         problem, length = call.problem, row_length(call.q_len)
         rows = (call.batch, call.heads, length)
         stores = choice.turns is not None and one_pass_choice.FIRST_STORES

@@ -9,7 +9,7 @@ the tiles are that it does not visit, and one more. That is counted program by p
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from patterncc.codegen.evaluation import evaluate
+from patterncc.codegen.gpu.balance import split_in_turn, split_tiles
 from patterncc.codegen.gpu.interval import MOST_PROGRAMS
 from patterncc.codegen.gpu.launches import ceildiv
 from patterncc.codegen.ir import K_LAST, K_TILE
 
 if TYPE_CHECKING:
+    from patterncc.codegen.gpu.chunk_source import Progression
     from patterncc.codegen.gpu.config import Neighbours
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.turns import Turns
@@ -46,6 +48,18 @@ MOST_COUNTED = 1 << 17
 some heads and batch entries alone."""
 
 
+PARTS = (1, 2, 4, 8)
+"""Chunks of a key tile that is split may take that part of how long a program may."""
+
+SUM_CHUNKS = 2.0
+"""Steps that the kernel takes that adds chunks up."""
+
+CHUNK = 0.03
+"""Steps that the sums of one chunk take of a whole device's bandwidth, to be left and read."""
+
+MOST_SIMULATED = 1 << 12
+"""The same of programs whose every step is followed, 40 us of the host each."""
+
 AHEAD = {False: 1.0, True: 1.05}
 """Where `falling` must be beside `rising`, by whether query heads share one of the keys: there it
 is slower than counted."""
@@ -59,19 +73,22 @@ class TurnChoice:
         turns: From the first key tile on, or from the last.
         neighbours: Which programs start side by side: key tiles of a head, or heads.
         faster: How many times as fast as two kernels.
+        split: The key tiles that are split, progressions that follow each other.
     """
 
     turns: Turns
     neighbours: Neighbours
     faster: float
+    split: tuple[Progression, ...] = ()
 
 
 ORDERS: tuple[tuple[Turns, Neighbours], ...] = (("rising", "heads"), ("falling", "tiles"))
 """Heavy key tiles first, as under `causal`, and their chains short; or from the last key tile on,
-where a window visits a row tile before the key tile below it does."""
+where a window visits a row tile before the key tile below it does. So sinks are last, for whose
+chunks nobody waits."""
 
 
-def choose_turns(
+def turn_choices(
     program: BlockProgram,
     steps: npt.NDArray[np.int64],
     env: Mapping[str, int],
@@ -79,8 +96,9 @@ def choose_turns(
     group: int,
     batch: int,
     multiprocessors: int,
-) -> TurnChoice:
-    """Chooses for one call, in which no key tile is split.
+) -> Iterator[TurnChoice]:
+    """All ways to take turns that are counted, for one call; none where the key tiles to split are
+    in no few progressions that follow each other.
 
     Args:
         program: The pattern, with its transposed sweeps.
@@ -91,51 +109,125 @@ def choose_turns(
         batch: Batch entries.
         multiprocessors: Of the device; each runs a program at a time.
     """
+    all_copies = heads // group * batch
+    apart = split_tiles(steps, all_copies, multiprocessors)
+    splits = [()] if not apart else _splits(steps, all_copies, multiprocessors)
     first = group * _first_tiles(program, env, heads, group)
-    copies = min(heads // group * batch, max(MOST_COUNTED // max(len(steps), 1), 1))
-    programs = np.count_nonzero(steps) * copies / multiprocessors
+    most = MOST_SIMULATED if apart else MOST_COUNTED
+    copies = min(all_copies, max(most // max(len(steps), 1), 1))
+    lengths = [length for *_, length in _programs(steps, first, apart)]
+    programs = len(lengths) * copies / multiprocessors
     share = float(steps.sum()) * copies / multiprocessors
-    two = TWO_KERNELS * max(share, float(steps.max(initial=0))) + START * programs
+    two = TWO_KERNELS * max(share, max(lengths, default=0)) + START * programs
+    two += _sums(apart, copies)
     rows = ROW * copies * group * env["q_len"]
-    found = []
-    many = len(steps) > MOST_PROGRAMS  # along the second axis of a grid
-    for turns, neighbours in ORDERS[many:]:
-        ends = _end(steps, first, copies, multiprocessors, turns, neighbours)
-        found.append(TurnChoice(turns, neighbours, two / (DEARER * ends + rows)))
-    rising, falling = found[0], found[-1]
-    return falling if falling.faster > AHEAD[group > 1] * rising.faster else rising
+    for turns, neighbours in ORDERS:
+        for split in splits:
+            programs_of_head = list(_programs(steps, first, split))
+            if neighbours == "heads" and len(programs_of_head) > MOST_PROGRAMS:
+                continue  # along the second axis of a grid
+            if turns == "falling":
+                programs_of_head.reverse()
+            end = _end_in_steps if split else _end
+            ends = end(programs_of_head, copies, multiprocessors, neighbours)
+            ends = DEARER * ends + rows + _sums(split, copies)
+            yield TurnChoice(turns, neighbours, two / ends, split)
 
 
-def _end(
+def choose_turns(
+    program: BlockProgram,
     steps: npt.NDArray[np.int64],
-    first: npt.NDArray[np.int64],
-    copies: int,
+    env: Mapping[str, int],
+    heads: int,
+    group: int,
+    batch: int,
     multiprocessors: int,
-    turns: Turns,
-    neighbours: Neighbours,
-) -> float:
+) -> TurnChoice | None:
+    """The fastest of `turn_choices`, by count, with the same arguments; None where there is none.
+    Of equals, the one with the fewest chunks."""
+    found: TurnChoice | None = None
+    for choice in turn_choices(program, steps, env, heads, group, batch, multiprocessors):
+        other = found is not None and found.turns != choice.turns
+        ahead = AHEAD[group > 1] if other else 1.0
+        if found is None or choice.faster > ahead * found.faster:
+            found = choice
+    return found
+
+
+def _splits(
+    steps: npt.NDArray[np.int64], copies: int, multiprocessors: int
+) -> list[tuple[Progression, ...]]:
+    """The same key tiles in fewer and in more chunks, without repetition."""
+    found = (split_in_turn(steps, copies, multiprocessors, parts) for parts in PARTS)
+    return list(dict.fromkeys(split for split in found if split is not None))
+
+
+def _sums(split: tuple[Progression, ...], copies: int) -> float:
+    """What adding up chunks takes."""
+    return SUM_CHUNKS + CHUNK * copies * sum(one.programs for one in split) if split else 0.0
+
+
+def _programs(
+    steps: npt.NDArray[np.int64], first: npt.NDArray[np.int64], split: tuple[Progression, ...]
+) -> Iterator[tuple[int, int, int]]:
+    """The programs of a head in the order of their key tiles: the tile's number, the first row tile
+    and how many. Chunks take as many rows each, one after the other."""
+    chunks = np.ones(len(steps), np.int64)
+    for one in split:
+        chunks[one.first : one.first + one.step * one.count : one.step] = one.chunks
+    for tile, (length, low, parts) in enumerate(
+        zip(steps.tolist(), first.tolist(), chunks.tolist(), strict=True)
+    ):
+        for chunk in range(parts):
+            begin, end = length * chunk // parts, length * (chunk + 1) // parts
+            if begin < end:
+                yield tile, low + begin, end - begin
+
+
+_Programs = Sequence[tuple[int, int, int]]
+
+
+def _started(
+    programs: _Programs, copies: int, neighbours: Neighbours
+) -> Iterator[tuple[int, int, int]]:
+    """Programs of all heads in the order of the launch: the head, the first row tile, how many."""
+    if neighbours == "heads":
+        return ((head, low, count) for _, low, count in programs for head in range(copies))
+    return ((head, low, count) for head in range(copies) for _, low, count in programs)
+
+
+def _end(programs: _Programs, copies: int, multiprocessors: int, neighbours: Neighbours) -> float:
     """When the last program ends, in steps: each starts where one has ended, in the order of the
     launch, and no earlier than the one before it in its head allows."""
-    tiles = [int(tile) for tile in np.flatnonzero(steps)]
-    if turns == "falling":
-        tiles.reverse()
-    lengths, firsts = steps.tolist(), first.tolist()
     free = [0.0] * multiprocessors
     # By head: when the program before started its first tile, and which tiles it visits.
     before: list[tuple[float, int, int]] = [(-np.inf, 0, 0)] * copies
-    order = (
-        ((tile, head) for tile in tiles for head in range(copies))
-        if neighbours == "heads"
-        else ((tile, head) for head in range(copies) for tile in tiles)
-    )
-    for tile, head in order:
-        start = heapq.heappop(free) + START
-        low, high = firsts[tile], firsts[tile] + lengths[tile]
+    for head, low, count in _started(programs, copies, neighbours):
+        start, high = heapq.heappop(free) + START, low + count
         other, other_low, other_high = before[head]
         if low < other_high and other_low < high:
             start = max(start, other + low - other_low + BEHIND)
         before[head] = start, low, high
-        heapq.heappush(free, start + lengths[tile])
+        heapq.heappush(free, start + count)
+    return max(free)
+
+
+def _end_in_steps(
+    programs: _Programs, copies: int, multiprocessors: int, neighbours: Neighbours
+) -> float:
+    """The same where a row tile's turn before is of one program or another, for some are chunks:
+    what is known is when each row tile was added to last."""
+    free = [0.0] * multiprocessors
+    size = max((low + count for _, low, count in programs), default=0)
+    added = np.zeros((copies, size))
+    numbers = np.arange(size)
+    for head, low, count in _started(programs, copies, neighbours):
+        start = heapq.heappop(free) + START
+        before, after = added[head, low : low + count], numbers[:count]
+        # A step takes one, and ends behind the turn before.
+        ends = np.maximum.accumulate(np.maximum(before + BEHIND - after, start + 1)) + after
+        added[head, low : low + count] = ends
+        heapq.heappush(free, float(ends[-1]))
     return max(free)
 
 

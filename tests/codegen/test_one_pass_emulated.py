@@ -188,7 +188,6 @@ def turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     order, neighbours = request.param
     choice = TurnChoice(order, neighbours, 2.0)
     monkeypatch.setattr(one_pass_choice, "choose_turns", lambda *call: choice)
-    monkeypatch.setattr(one_pass_choice, "split_tiles", lambda *call: ())
     monkeypatch.setattr("tests.codegen.gluon_emulator._PATIENCE", 2.0)
 
 

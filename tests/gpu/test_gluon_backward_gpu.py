@@ -146,7 +146,6 @@ def test_in_turn(
     neighbours: Neighbours = "heads" if turns == "rising" else "tiles"
     choice = TurnChoice(turns, neighbours, 2.0)
     monkeypatch.setattr(one_pass_choice, "choose_turns", lambda *call: choice)
-    monkeypatch.setattr(one_pass_choice, "split_tiles", lambda *call: ())
     for lengths in LENGTHS[:3]:
         dtype = torch.float16 if lengths[0] == 77 else torch.bfloat16
         _check(text, lengths, tmp_path, dtype, width=width, deterministic=True)
