@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -51,7 +52,7 @@ def plans(case: Case, tensors: BackwardTensors, options: dict[str, Any]) -> dict
 
     def ready(**choices: Any) -> Any:
         """As the default, or also where it would not be chosen."""
-        forced = {"LEAST_STEPS": 0, "LEAST_FASTER": 0.0, "TURN_HEAD_DIMS": HEAD_DIMS}
+        forced = {"LEAST_STEPS": 0, "LEAST_FASTER": 0.0}
         stores = choices.pop("FIRST_STORES", one_pass_choice.FIRST_STORES)
         changes = {**(forced if choices else {}), "FIRST_STORES": stores}
         with patch.multiple(one_pass_choice, **changes):
@@ -60,8 +61,8 @@ def plans(case: Case, tensors: BackwardTensors, options: dict[str, Any]) -> dict
     return {
         "two kernels": ready(one_pass=False),
         "any order": ready(deterministic=False),
-        "in turn, cleared": ready(deterministic=True, FIRST_STORES=False),
-        "in turn, first stores": ready(deterministic=True, FIRST_STORES=True),
+        "in turn, cleared": ready(deterministic=True, FIRST_STORES=0.0),
+        "in turn, first stores": ready(deterministic=True, FIRST_STORES=math.inf),
         "default": ready(),
     }
 

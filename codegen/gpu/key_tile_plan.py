@@ -8,7 +8,6 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.backward_config import (
     default_grad_key_value_config,
     grad_key_value_shared_bytes,
@@ -63,6 +62,7 @@ def key_tile_launches(
     *,
     turns: Turns | None = None,
     split_in_turn: tuple[Progression, ...] = (),
+    first_stores: bool = False,
 ) -> Iterator[Launch]:
     """The launches of a pass whose kernel runs a program for each key tile; in Gluon it computes
     the query's gradient as well.
@@ -74,6 +74,7 @@ def key_tile_launches(
         turns: In which order a kernel in Gluon adds to the query's gradient; None: in any.
         split_in_turn: The key tiles to split where they take turns, progressions that follow each
             other.
+        first_stores: Where they take turns, does the first one store?
 
     Raises:
         UnsupportedError: There are too many rows, or lists of tiles are too large.
@@ -110,14 +111,13 @@ def key_tile_launches(
     if config.emitter == "gluon":
         passes = {}
         call = replace(call, layouts={**call.layouts, **_sum_layout(call)})
-        stores = turns is not None and one_pass_choice.FIRST_STORES
         source = sources.get(
             emit_gluon_gradients,
             program,
             problem,
             config,
             turns=turns,
-            first_stores=stores,
+            first_stores=first_stores,
             split=bool(split_in_turn),
         )
     else:

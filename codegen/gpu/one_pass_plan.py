@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.delta_source import ROW_NUMBERS, ROWS, emit_delta, row_length
 from patterncc.codegen.gpu.key_access_source import HELD, PASSING
 from patterncc.codegen.gpu.key_tile_plan import key_tile_launches
@@ -69,12 +68,18 @@ class OnePass:
         if choice.program is None:
             return None
         one = Pass(choice.program, choice.config, resumes=False, hands_on=False)
-        order, split = choice.turns, choice.split
-        steps = key_tile_launches(one, call, self._sources, turns=order, split_in_turn=split)
+        turns, stores = choice.turns, choice.first_stores
+        steps = key_tile_launches(
+            one,
+            call,
+            self._sources,
+            turns=turns,
+            split_in_turn=choice.split,
+            first_stores=stores,
+        )
         kernels = tuple(steps)
         problem, length = call.problem, row_length(call.q_len)
         rows = (call.batch, call.heads, length)
-        stores = choice.turns is not None and one_pass_choice.FIRST_STORES
         with_lse = "grad_lse" in call.layouts
         delta, rounds = self._row_kernels(problem, with_lse=with_lse, stores=stores)
         buffers: tuple[Buffer, ...] = (

@@ -87,6 +87,9 @@ ORDERS: tuple[tuple[Turns, Neighbours], ...] = (("rising", "heads"), ("falling",
 where a window visits a row tile before the key tile below it does. So sinks are last, for whose
 chunks nobody waits."""
 
+SPLIT_ORDERS: tuple[tuple[Turns, Neighbours], ...] = (*ORDERS, ("falling", "heads"))
+"""Where key tiles are split: so the chunks of the sinks of all heads are last, side by side."""
+
 
 def turn_choices(
     program: BlockProgram,
@@ -121,7 +124,7 @@ def turn_choices(
     two = TWO_KERNELS * max(share, max(lengths, default=0)) + START * programs
     two += _sums(apart, copies)
     rows = ROW * copies * group * env["q_len"]
-    for turns, neighbours in ORDERS:
+    for turns, neighbours in SPLIT_ORDERS if apart else ORDERS:
         for split in splits:
             programs_of_head = list(_programs(steps, first, split))
             if neighbours == "heads" and len(programs_of_head) > MOST_PROGRAMS:

@@ -11,7 +11,6 @@ import pytest
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu.config import KernelConfig, Peaks, shared_bytes, shared_limit
 from patterncc.codegen.gpu.emitter_choice import too_many_registers
-from patterncc.codegen.gpu.gluon import steady_writer
 from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
 from patterncc.codegen.gpu.launch import CompiledKernel, compile_for
 from patterncc.codegen.problem import DType, Problem
@@ -133,12 +132,9 @@ def test_two_programs_fit_a_multiprocessor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [SMALL, WIDE])
-def test_classes_that_keep_the_peak(
-    config: KernelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_classes_that_keep_the_peak(config: KernelConfig, tmp_path: Path) -> None:
     """Such a kernel has no barrier of the query. With one that nobody waits for, as it once had, a
     maximum is stored over it, and the check sees that."""
-    monkeypatch.setattr(steady_writer, "CLASSES_KEEP_PEAK", True)
     (kernel,) = _compiled("dilated(512, 8)", replace(config, peaks="kept"), tmp_path)
     assert kernel.spilled <= HOISTED
     assert _steady_loops(kernel, tmp_path) == config.block_q // 64

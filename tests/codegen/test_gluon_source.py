@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 
 from patterncc.codegen.gpu.config import KernelConfig, check_config
-from patterncc.codegen.gpu.gluon import steady_writer
 from patterncc.codegen.gpu.gluon.dialect import PRELUDE, gluon_text, kept_where
 from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward
 from patterncc.codegen.gpu.gluon.reasons import reason_against
@@ -142,11 +141,10 @@ def test_full_tiles_keep_the_peak() -> None:
 @pytest.mark.parametrize("config", [CONFIG, KEPT])
 @pytest.mark.parametrize("resumes", [False, True])
 def test_barriers_are_made_for_those_who_wait(
-    text: str, config: KernelConfig, resumes: bool, monkeypatch: pytest.MonkeyPatch
+    text: str, config: KernelConfig, resumes: bool
 ) -> None:
     """Of a barrier that nobody waits for Triton gives the place to something else. A query that
     comes by pointers needs none."""
-    monkeypatch.setattr(steady_writer, "CLASSES_KEEP_PEAK", True)
     program = lower(load(text), config.block_q, config.block_k, within=True)
     source = emit_gluon_forward(program, WIDE, config, resumes=resumes, hands_on=not resumes)
     made = re.findall(r"(\w+) = allocate\(tl\.int64", source.text)

@@ -12,11 +12,8 @@ import torch
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.forward_plan import Planner
-from patterncc.codegen.gpu.gluon import steady_writer
-from patterncc.codegen.gpu.gluon.steady_writer import keeps_peak
 from patterncc.codegen.gpu.steps import layout_of, problem_of, shapes_of
 from patterncc.codegen.ir import Passes
-from patterncc.codegen.problem import Problem
 from patterncc.codegen.score.reference import dense_attention
 from patterncc.dsl import load
 from patterncc.dsl.score.terms import PLAIN, ScoreTerms, load_terms
@@ -132,23 +129,11 @@ def test_passes(text: str, shape: str) -> None:
 
 @pytest.mark.parametrize("shape", CONFIGS)
 @pytest.mark.parametrize("text", ["dilated(600, 3)", "window(1400) or dilated(250, 8)"])
-def test_classes_that_keep_the_peak(text: str, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a device has to decide on is right in the emulator."""
-    monkeypatch.setattr(steady_writer, "CLASSES_KEEP_PEAK", True)
+def test_classes_that_keep_the_peak(text: str, shape: str) -> None:
     tensors = _growing(300, 2400, slice(None), slice(1200, 1300), OUTGROWN)
     found = errors(*_result(text, CONFIGS[shape], tensors))
     assert _right(found), found
     assert not _right(errors(*_result(text, CONFIGS[shape], tensors, _never_again)))
-
-
-@pytest.mark.parametrize("shape", CONFIGS)
-def test_classes_find_the_peak_of_each_tile(shape: str) -> None:
-    """Until a device has run such kernels often enough, see `CLASSES_KEEP_PEAK`."""
-    config = CONFIGS[shape]
-    (program,) = lower_passes(load("dilated(600, 3)"), config.block_q, config.block_k, sizes=SIZES)
-    assert not keeps_peak(program, Problem("bfloat16", 64, 64))
-    (program,) = lower_passes(load("causal"), config.block_q, config.block_k, sizes=SIZES)
-    assert keeps_peak(program, Problem("bfloat16", 64, 64))
 
 
 @pytest.mark.parametrize("shape", CONFIGS)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from patterncc.codegen.choice import lower_passes
-from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
 from patterncc.codegen.gpu.gluon.dialect import ADD_OUT, PRELUDE
@@ -266,10 +265,16 @@ def test_launches() -> None:
     assert launches["round_query"].pointers == ("query_sums", "grad_query")
 
 
-@pytest.mark.parametrize("stores", [False, True])
-def test_only_what_is_read_is_cleared(stores: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_pass_choice, "FIRST_STORES", stores)
-    launches = _launches("causal", 16200, in_turn=True)
+@pytest.mark.parametrize(
+    ("text", "length", "stores"),
+    [
+        ("causal", 16200, False),
+        ("window(1024)", 16200, True),
+        ("window(4096)", 16200, False),
+    ],
+)
+def test_only_what_is_read_is_cleared(text: str, length: int, stores: bool) -> None:
+    launches = _launches(text, length, in_turn=True)
     assert ("copy_out(query_sums" in launches["gradients"].source.text) == stores
     assert ("query_sums" in launches["delta"].pointers) != stores
     assert "added_shares" in launches["delta"].pointers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -96,7 +97,8 @@ def _errors(
     operands["row_delta"].zero_()
     operands["row_delta"][:, :, rows] = (wanted.out * grad_out.double()).sum(3).float()
     operands["added_shares"].zero_()
-    if not (in_turn and one_pass_choice.FIRST_STORES):
+    stores = "query_sums" not in launches[0].pointers  # then nothing clears them
+    if not stores:
         operands["query_sums"].zero_()
     for name, tensor in (("grad_key", key), ("grad_value", value)):
         operands[name] = torch.full_like(tensor, float("nan"))
@@ -106,16 +108,17 @@ def _errors(
         assert changed != kernel.source.text
         kernel = replace(kernel, source=replace(kernel.source, text=changed))
     run_launch(kernel, operands)
-    found = (_grad_query(operands, scale), operands["grad_key"], operands["grad_value"])
+    grad_query = _grad_query(operands, scale, counted=stores)
+    found = (grad_query, operands["grad_key"], operands["grad_value"])
     return gradient_errors(found, wanted)
 
 
-def _grad_query(operands: dict[str, torch.Tensor], scale: float) -> torch.Tensor:
+def _grad_query(operands: dict[str, torch.Tensor], scale: float, *, counted: bool) -> torch.Tensor:
     """The query's gradient of its sums: of half, warp, step, row in eight, pair of columns, rows
     eight apart, column of the pair."""
     _, heads, q_len, width = operands["query"].shape
     sums = operands["query_sums"]
-    if one_pass_choice.FIRST_STORES:  # as `round_query` does
+    if counted:  # as `round_query` does
         written = operands["added_shares"][:, :, ::2] > 0
         sums = torch.where(written.repeat_interleave(64, 2)[..., None], sums, 0)
     sums = sums.view(1, heads, -1, 2, 4, width // 16, 8, 4, 2, 2)
@@ -197,7 +200,7 @@ def turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     "text", ["full", "causal", "window(100)", "streaming(5, 70)", "k > q", "q > 100000 and k < 5"]
 )
 def test_in_turn(text: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_pass_choice, "TURN_HEAD_DIMS", WIDTHS)
+    monkeypatch.setattr(one_pass_choice, "FIRST_STORES", 0.0)
     for lengths in LENGTHS:
         found = _errors(text, lengths, width=width, in_turn=True)
         assert _right(found), (lengths, found)
@@ -207,7 +210,7 @@ def test_in_turn(text: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("text", ["full", "window(100)", "k > q", "q > 100000 and k < 5"])
 def test_the_first_turn_stores(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums are NaN before; rows that no key tile adds to are never written."""
-    monkeypatch.setattr(one_pass_choice, "FIRST_STORES", True)
+    monkeypatch.setattr(one_pass_choice, "FIRST_STORES", math.inf)
     for lengths in LENGTHS:
         found = _errors(text, lengths, in_turn=True)
         assert _right(found), (lengths, found)
@@ -216,7 +219,7 @@ def test_the_first_turn_stores(text: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_first_turn_that_adds_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = TurnChoice("rising", "heads", 2.0)
     monkeypatch.setattr(one_pass_choice, "choose_turns", lambda *call: choice)
-    monkeypatch.setattr(one_pass_choice, "FIRST_STORES", True)
+    monkeypatch.setattr(one_pass_choice, "FIRST_STORES", math.inf)
     found = _errors(
         "full",
         (500, 500, 0),

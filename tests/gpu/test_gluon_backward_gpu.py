@@ -4,6 +4,7 @@ in turn nothing does."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def test_patterns(text: str, width: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("turns", ["rising", "falling"])
 @pytest.mark.parametrize("text", IN_TURN)
-@pytest.mark.parametrize(("width", "stores"), [(128, False), (128, True), (64, False)])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("stores", [False, True])
 def test_in_turn(
     text: str,
     turns: Turns,
@@ -140,9 +142,8 @@ def test_in_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same bits in every run, whichever order is chosen, with heads that share keys; also where
-    the first key tile stores, and at a head dimension that does not take turns by default."""
-    monkeypatch.setattr(one_pass_choice, "TURN_HEAD_DIMS", WIDTHS)
-    monkeypatch.setattr(one_pass_choice, "FIRST_STORES", stores)
+    the first key tile stores."""
+    monkeypatch.setattr(one_pass_choice, "FIRST_STORES", math.inf if stores else 0.0)
     neighbours: Neighbours = "heads" if turns == "rising" else "tiles"
     choice = TurnChoice(turns, neighbours, 2.0)
     monkeypatch.setattr(one_pass_choice, "choose_turns", lambda *call: choice)

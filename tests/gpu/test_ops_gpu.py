@@ -94,10 +94,21 @@ def test_new_lengths_windows_and_offsets_compile_no_kernel() -> None:
     attn(*inputs(1, 300))  # fewer rows than a query tile: by Triton where others go by Gluon
     before = (compile_counts(), launch.kernel_count())
     for length in (1, 16, 17, 128, 299, 512, 1000):
-        attn(*inputs(length), window=length, sinks=length // 16)
+        attn(*inputs(length), window=min(length, 600), sinks=length // 16)
         attn(*inputs(1, length), q_offset=length // 2)
         attn(*inputs(length, batch=1, heads=2, kv_heads=1))
     assert (compile_counts(), launch.kernel_count()) == before
+
+
+def test_windows_of_another_width_take_one_kernel_more() -> None:
+    """Tiles are chosen by counting, so wide windows have others than narrow ones; however many
+    widths come."""
+    attn = patterncc.compile(STREAMING)
+    attn(*inputs(1000), window=100)
+    before = launch.kernel_count()
+    for window in (800, 900, 1000, 1500, 3000, 10000, 100, 300):
+        attn(*inputs(1000), window=window, sinks=0)
+    assert launch.kernel_count() - before <= 1
 
 
 def test_one_graph_for_every_length() -> None:

@@ -27,7 +27,6 @@ from patterncc.codegen.gpu.gluon.forward_writer import ForwardWriter
 from patterncc.codegen.gpu.gluon.warps import ROWS, query_in_registers
 from patterncc.codegen.gpu.kernel_terms import tile_logit
 from patterncc.codegen.gpu.kernel_text import INDENT
-from patterncc.codegen.ir import DENSE
 from patterncc.dsl.score.nodes import coordinates_read
 
 if TYPE_CHECKING:
@@ -36,22 +35,14 @@ if TYPE_CHECKING:
     from patterncc.codegen.ir import BlockProgram
     from patterncc.codegen.problem import Problem
 
-CLASSES_KEEP_PEAK = False
-"""Do full tiles keep the peak where rows or keys are visited in classes? Such a kernel stopped an
-H200 now and then, by an illegal instruction in the second computation, which nothing had called
-for. It stored a maximum over a barrier that nobody waits for, which it makes no more; whether that
-was the cause, `tests/gpu/test_gluon_gpu.py -k many_times` on a device decides (docs/gluon.md)."""
-
 
 def keeps_peak(program: BlockProgram, problem: Problem) -> bool:
     """Should full tiles of a pass keep the peak? float16 has not the range, score terms that read
     keys take the registers that one more loop needs, rows that are spoiled and repaired anyway
     (`isolation_source`) would be computed three times, and without full tiles there is nothing to
-    gain. Of classes of rows or keys `CLASSES_KEEP_PEAK` decides."""
+    gain."""
     logit = tile_logit(problem.terms, program.tiling)
     if problem.dtype != "bfloat16" or problem.isolates:
-        return False
-    if program.tiling != DENSE and not CLASSES_KEEP_PEAK:
         return False
     if logit is not None and "k" in coordinates_read(logit):
         return False
