@@ -150,7 +150,7 @@ def turn_place_lines() -> Iterator[str]:
         yield f"inside = here & (within < {parts})"
         yield f"passed = period * ({parts} - 1) + tl.minimum(within, {parts} - 1)"
         yield f"passed = tl.where(here, passed, {count} * ({parts} - 1))"
-        yield "key_place -= tl.where(left >= 0, passed, 0)"
+        yield "key_place = key_place - tl.where(left >= 0, passed, 0)"
         yield "chunk = tl.where(inside, within, chunk)"
         yield f"chunks = tl.where(inside, {parts}, chunks)"
         yield f"sums_place = tl.where(inside, before + period * {parts} + within, sums_place)"

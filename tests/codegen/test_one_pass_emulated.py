@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +15,14 @@ from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu import key_tile_plan, one_pass_choice
 from patterncc.codegen.gpu.backward_config import BackwardConfig
 from patterncc.codegen.gpu.backward_plan import BackwardPlanner
+from patterncc.codegen.gpu.balance import split_in_turn
 from patterncc.codegen.gpu.chunk_source import Progression
 from patterncc.codegen.gpu.config import Neighbours
+from patterncc.codegen.gpu.gluon.gradient_source import emit_gluon_gradients
 from patterncc.codegen.gpu.launches import Launch
 from patterncc.codegen.gpu.steps import layout_of, problem_of
 from patterncc.codegen.gpu.turn_choice import TurnChoice
+from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.turns import Turns
 from patterncc.dsl import load
 from patterncc.dsl.score.terms import PLAIN
@@ -68,8 +71,10 @@ def _errors(
     change: Change | None = None,
     width: int = 128,
     in_turn: bool = False,
+    splits: Sequence[tuple[Progression, ...]] = (),
 ) -> GradientErrors:
-    """The errors of the gradients; the kernels before and after, Triton's, are done by torch."""
+    """The errors of the gradients; the kernels before and after, Triton's, are done by torch: of
+    chunks, too, where the last of `splits` says what was split."""
     q_len, kv_len, offset = lengths
     scale = width**-0.5
     like = torch.empty(0, dtype=torch.bfloat16)
@@ -108,6 +113,9 @@ def _errors(
         assert changed != kernel.source.text
         kernel = replace(kernel, source=replace(kernel.source, text=changed))
     run_launch(kernel, operands)
+    if splits and splits[-1]:
+        assert launches[2].source.name == "sum_chunks"
+        _sum_chunks(operands, splits[-1], scale)
     grad_query = _grad_query(operands, scale, counted=stores)
     found = (grad_query, operands["grad_key"], operands["grad_value"])
     return gradient_errors(found, wanted)
@@ -126,6 +134,24 @@ def _grad_query(operands: dict[str, torch.Tensor], scale: float, *, counted: boo
     order = (4, 8, 6, 3, 5, 7, 9) if width == 128 else (3, 5, 7, 9, 4, 8, 6)
     sums = sums.permute(0, 1, 2, *order).reshape(1, heads, -1, width)
     return scale * sums[:, :, :q_len]
+
+
+def _sum_chunks(
+    operands: dict[str, torch.Tensor], split: tuple[Progression, ...], scale: float
+) -> None:
+    """Adds up what chunks have left, in their order. Nobody else has written those gradients."""
+    width, place = operands["key"].shape[3], 0
+    assert operands["sums"].shape[2] == sum(one.programs for one in split)
+    for one in split:
+        for tile in range(one.first, one.first + one.step * one.count, one.step):
+            total = operands["sums"][:, :, place : place + one.chunks].sum(2)
+            keys = slice(128 * tile, 128 * (tile + 1))
+            results = (("grad_key", scale * total[..., :width]), ("grad_value", total[..., width:]))
+            for name, found in results:
+                rows = operands[name][:, :, keys]
+                assert bool(rows.isnan().all())
+                rows.copy_(found[:, :, : rows.shape[2]])
+            place += one.chunks
 
 
 def _right(found: GradientErrors) -> bool:
@@ -234,6 +260,134 @@ def test_a_first_turn_that_adds_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
 def test_heads_that_differ_in_turn() -> None:
     text = "if head in {0, 3} then causal else streaming(4, 50)"
     assert _right(_errors(text, (500, 500, 0), (4, 1), in_turn=True))
+
+
+# ------------------------------------------------------------------------------------ in chunks
+
+
+SPLIT = (
+    *("streaming(5, 70)", "streaming(200, 70)", "local_strided(64, 2, 8)", "causal"),
+    *("ladder(64, 100, 128, 4)", "if head in {0, 3} then causal else streaming(4, 50)"),
+)
+SPLIT_LENGTHS = ((700, 700, 0), (300, 800, 500), (650, 330, -320))
+
+
+@pytest.fixture(params=ORDERS)
+def splits(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[Progression, ...]]:
+    """Every order, with tall key tiles in chunks of two tiles of rows; what is split, call by
+    call."""
+    order, neighbours = request.param
+    found: list[tuple[Progression, ...]] = []
+
+    def choose(
+        program: BlockProgram, steps: Any, env: Any, heads: int, group: int, batch: int, *_: int
+    ) -> TurnChoice:
+        split = split_in_turn(steps, heads // group * batch, 132, 4)
+        assert split is not None
+        found.append(split)
+        return TurnChoice(order, neighbours, 2.0, split)
+
+    monkeypatch.setattr(one_pass_choice, "choose_turns", choose)
+    monkeypatch.setattr("tests.codegen.gluon_emulator._PATIENCE", 2.0)
+    return found
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (2, 2)])
+@pytest.mark.parametrize("text", SPLIT)
+def test_chunks_in_turn(
+    text: str,
+    heads: tuple[int, int],
+    splits: list[tuple[Progression, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sums are NaN before, where the first one stores."""
+    for number, lengths in enumerate(SPLIT_LENGTHS):
+        if text.startswith("ladder") and number == 2:
+            continue  # rows before the first key take it more loops than programs in turn may have
+        monkeypatch.setattr(one_pass_choice, "FIRST_STORES", math.inf if number % 2 else 0.0)
+        width = WIDTHS[number == 2]
+        found = _errors(text, lengths, heads, width=width, in_turn=True, splits=splits)
+        assert _right(found), (lengths, splits[-1], found)
+    assert any(splits) or heads == (2, 2)  # there some see too few rows
+
+
+def _always(monkeypatch: pytest.MonkeyPatch, choice: TurnChoice) -> None:
+    monkeypatch.setattr(one_pass_choice, "choose_turns", lambda *call: choice)
+    monkeypatch.setattr("tests.codegen.gluon_emulator._PATIENCE", 0.5)
+
+
+@pytest.mark.parametrize(("order", "neighbours"), ORDERS)
+@pytest.mark.parametrize(
+    "split",
+    [
+        (Progression(1, 2, 2, 3),),
+        (Progression(0, 2, 2, 3), Progression(3, 1, 1, 5), Progression(4, 1, 2, 1)),
+    ],
+)
+def test_any_key_tiles_may_be_split(
+    order: Turns,
+    neighbours: Neighbours,
+    split: tuple[Progression, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also into more chunks than there are rows, and into one."""
+    _always(monkeypatch, TurnChoice(order, neighbours, 2.0, split))
+    for text in ("full", "causal", "window(200)"):
+        found = _errors(text, (700, 700, 0), (2, 1), in_turn=True, splits=[split])
+        assert _right(found), (text, found)
+
+
+@pytest.mark.parametrize(("order", "neighbours"), ORDERS)
+def test_programs_started_in_the_other_order_are_a_deadlock(
+    order: Turns, neighbours: Neighbours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = (Progression(1, 2, 2, 3),)
+    _always(monkeypatch, TurnChoice(order, neighbours, 2.0, split))
+    axis = 1 if neighbours == "heads" else 0
+    here, there = f"tl.program_id({axis})", f"(tl.num_programs({axis}) - 1 - tl.program_id({axis}))"
+
+    def other(text: str) -> str:
+        if order == "falling":
+            return text.replace(there, here)
+        return text.replace(f"program = {here}", f"program = {there}")
+
+    with pytest.raises(AssertionError):
+        _errors("full", (700, 700, 0), (1, 1), other, in_turn=True, splits=[split])
+
+
+def test_chunks_before_all_key_tiles_are_a_deadlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are where nobody takes turns."""
+    split = (Progression(3, 1, 1, 2),)
+    _always(monkeypatch, TurnChoice("rising", "heads", 2.0, split))
+
+    def before(*call: Any, split: bool, **options: Any) -> Any:
+        return emit_gluon_gradients(*call, **options)
+
+    monkeypatch.setattr(key_tile_plan, "emit_gluon_gradients", before)
+    with pytest.raises(AssertionError):
+        _errors("full", (700, 700, 0), (1, 1), in_turn=True, splits=[split])
+
+
+def test_chunks_have_the_same_bits_in_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of the emulator race as warps do."""
+    split = (Progression(0, 1, 1, 4),)
+    _always(monkeypatch, TurnChoice("falling", "heads", 2.0, split))
+    results: list[dict[str, torch.Tensor]] = []
+    run = run_launch
+
+    def kept(launch: Launch, operands: dict[str, torch.Tensor]) -> None:
+        run(launch, operands)
+        names = ("query_sums", "sums", "grad_key", "grad_value")
+        results.append({name: operands[name].clone() for name in names})
+
+    monkeypatch.setattr("tests.codegen.test_one_pass_emulated.run_launch", kept)
+    for _ in range(3):
+        _errors("streaming(5, 70)", (500, 500, 0), in_turn=True, splits=[split])
+    for again in results[1:]:
+        for name, found in results[0].items():
+            assert torch.equal(found.nan_to_num(7.0), again[name].nan_to_num(7.0)), name
 
 
 @pytest.mark.parametrize(

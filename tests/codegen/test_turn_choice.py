@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu import turn_choice
-from patterncc.codegen.gpu.balance import key_tile_steps
+from patterncc.codegen.gpu.balance import key_tile_steps, split_tiles
+from patterncc.codegen.gpu.chunk_source import follow_each_other
+from patterncc.codegen.gpu.config import Neighbours
 from patterncc.codegen.gpu.one_pass_choice import ONE_PASS, choose_one_pass
 from patterncc.codegen.gpu.turn_choice import TurnChoice, choose_turns
 from patterncc.codegen.ir import BlockProgram
@@ -17,6 +20,8 @@ from patterncc.codegen.turns import Turns
 from patterncc.dsl import load
 
 WIDE = Problem("bfloat16", 128, 128)
+NEIGHBOURS: tuple[Neighbours, ...] = ("tiles", "heads")
+COUNTS = (turn_choice._end, turn_choice._end_in_steps)
 
 
 def _program(text: str) -> BlockProgram:
@@ -32,7 +37,9 @@ def _choose(
     program: BlockProgram, env: dict[str, int], heads: int, group: int, *rest: int
 ) -> TurnChoice:
     steps = key_tile_steps(program, env, heads, group, strict=True)
-    return choose_turns(program, steps, env, heads, group, *rest)
+    choice = choose_turns(program, steps, env, heads, group, *rest)
+    assert choice is not None
+    return choice
 
 
 @pytest.mark.parametrize(
@@ -68,7 +75,7 @@ def test_measured_calls(
 @pytest.mark.parametrize(
     ("text", "problem", "reason"),
     [
-        ("streaming(64, 1024)", WIDE, "seen by far more rows"),
+        ("dilated(512, 8)", WIDE, "visited in classes"),
         ("pattern p(d: segments): causal and d[q] == d[k]", WIDE, "known to the device alone"),
     ],
 )
@@ -76,6 +83,44 @@ def test_refusals(text: str, problem: Problem, reason: str) -> None:
     choice = choose_one_pass((_program(text),), problem, "cuda:90", _call(16384), 16, in_turn=True)
     assert choice.program is None
     assert reason in choice.reason
+
+
+@pytest.mark.parametrize("turns", ["rising", "falling"])
+@pytest.mark.parametrize("text", ["causal", "window(4096)", "full"])
+def test_both_counts_agree_where_nothing_is_split(text: str, turns: Turns) -> None:
+    """By programs, and by every step of them."""
+    program, env = _program(text), _call(16384)
+    steps = key_tile_steps(program, env, 16, 1, strict=True)
+    first = turn_choice._first_tiles(program, env, 16, 1)
+    programs = list(turn_choice._programs(steps, first, ()))
+    if turns == "falling":
+        programs.reverse()
+    for neighbours in NEIGHBOURS:
+        ends = [count(programs, 16, 132, neighbours) for count in COUNTS]
+        assert ends[0] == pytest.approx(ends[1], rel=0.03)
+
+
+@pytest.mark.parametrize("length", [4096, 16384, 100_000])
+@pytest.mark.parametrize(
+    "text", ["streaming(64, 4096)", "streaming(64, 1024)", "window(512) or k < 700"]
+)
+def test_sinks_cost_about_what_they_see(text: str, length: int) -> None:
+    """Chunks of sinks are nearly as fast as as many more tiles of a window: nobody waits for
+    them."""
+    program, env = _program(text), _call(length)
+    steps = key_tile_steps(program, env, 16, 1, strict=True)
+    choice = _choose(program, env, 16, 1, 1, 132)
+    tall = split_tiles(steps, 16, 132)
+    if tall:
+        assert choice.split
+        assert follow_each_other(choice.split)
+    first = turn_choice._first_tiles(program, env, 16, 1)
+    programs = list(turn_choice._programs(steps, first, choice.split))
+    if choice.turns == "falling":
+        programs.reverse()
+    end = turn_choice._end_in_steps(programs, 16, 132, choice.neighbours)
+    ideal = 16 * (steps.sum() + turn_choice.START * len(programs)) / 132
+    assert end < 1.2 * ideal + 2 * np.median(steps)
 
 
 @pytest.mark.parametrize("text", ["causal", "window(4096)"])

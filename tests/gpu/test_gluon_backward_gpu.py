@@ -16,10 +16,11 @@ from patterncc.codegen.backward_tensors import BackwardTensors
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.backward import Backward
+from patterncc.codegen.gpu.balance import split_in_turn
 from patterncc.codegen.gpu.config import Neighbours
 from patterncc.codegen.gpu.forward import Forward
-from patterncc.codegen.gpu.turn_choice import TurnChoice
-from patterncc.codegen.ir import Passes
+from patterncc.codegen.gpu.turn_choice import SPLIT_ORDERS, TurnChoice
+from patterncc.codegen.ir import BlockProgram, Passes
 from patterncc.codegen.turns import Turns
 from patterncc.dsl import load
 from tests.codegen.attention import poisoned
@@ -55,6 +56,9 @@ IN_TURN = (
     *("full", "causal", "window(100)", "streaming(5, 70)", "local_strided(16, 4, 3)", "k > q"),
     "if head in {0, 3} then causal else streaming(4, 50)",
 )
+
+
+SPLIT = ("streaming(64, 128)", "streaming(200, 70)", "local_strided(64, 2, 8)", "causal")
 
 
 @pytest.fixture(autouse=True)
@@ -150,6 +154,37 @@ def test_in_turn(
     for lengths in LENGTHS[:3]:
         dtype = torch.float16 if lengths[0] == 77 else torch.bfloat16
         _check(text, lengths, tmp_path, dtype, width=width, deterministic=True)
+
+
+@pytest.mark.parametrize("order", SPLIT_ORDERS)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("stores", [False, True])
+@pytest.mark.parametrize("text", SPLIT)
+def test_chunks_in_turn(
+    text: str,
+    order: tuple[Turns, Neighbours],
+    width: int,
+    stores: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tall key tiles in chunks at their places, in every order that may be chosen: the same bits in
+    twenty runs."""
+    monkeypatch.setattr(one_pass_choice, "FIRST_STORES", math.inf if stores else 0.0)
+    split_once = []
+
+    def choose(
+        program: BlockProgram, steps: Any, env: Any, heads: int, group: int, batch: int, *_: int
+    ) -> TurnChoice:
+        split = split_in_turn(steps, heads // group * batch, 132, 2)
+        assert split is not None
+        split_once.append(split)
+        return TurnChoice(*order, 2.0, split)
+
+    monkeypatch.setattr(one_pass_choice, "choose_turns", choose)
+    for lengths, heads in (((2000, 2000, 0), (4, 2)), ((777, 2391, 1614), (2, 2))):
+        _check(text, lengths, tmp_path, heads=heads, width=width, deterministic=True)
+    assert all(split_once)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
