@@ -1,13 +1,14 @@
 """What it costs that numbers which are not finite stay with the rows that see them.
 
-    python benchmarks/gpu_isolation.py --out results
+    python benchmarks/gpu_isolation.py --out results            # two minutes
+    python benchmarks/gpu_isolation.py --out results --forward  # Gluon's kernels alone: 50 seconds
 
-Times forward and backward of calls whose numbers are all finite, by the kernels that are chosen and
-by Triton's, with and without `isolate`, turn by turn on the same GPU; isolating with repairs that
-always start early, and with such as start when the kernel before them has ended. Each has a process
-of its own, so that all compile at once. Before that each isolating process plants numbers that are
-not finite and looks at what they reach. `results/gpu_isolation.json` keeps everything; times are
-medians of GPU milliseconds.
+Times calls whose numbers are all finite, turn by turn on the same GPU: forward by Gluon's kernels,
+which isolate by default, and with `isolate=False`; forward and backward by Triton's with
+`isolate=True`, whose repairs start early, or when the kernel before them has ended, and with False.
+Each has a process of its own, so that all compile at once. Before that each isolating process
+plants numbers that are not finite and looks at what they reach. `results/gpu_isolation.json` keeps
+everything; times are medians of GPU milliseconds.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ CASES = {
     "window 1024, Gluon": Case("window(1024)", 128, "gluon"),
     "window 1024, Triton": Case("window(1024)", 128, "triton"),
     "causal, D64, Gluon 64x128": Case("causal", 64, "gluon"),
+    "window 1024, D64, Gluon": Case("window(1024)", 64, "gluon"),
 }
 LOOKED_AT = {
     "passes, Gluon": Case("window(512) or dilated(512, 8)", 128, "gluon"),
@@ -58,7 +60,11 @@ LOOKED_AT = {
 }
 """Cases that are not timed: only what is spread is looked at."""
 
-LABELS = ("usual", "isolating", "isolating, in turn")
+ISOLATE = {"off": False, "default": None, "isolating": True, "isolating, in turn": True}
+"""What `isolate` is, by label."""
+
+LABELS = {"gluon": ("off", "default"), "triton": ("off", "isolating", "isolating, in turn")}
+"""What is timed, by emitter."""
 
 
 def milliseconds(run: Any, turns: int) -> float:
@@ -158,10 +164,10 @@ def worker(label: str, case: Case, pipe: Connection) -> None:
     repair_plan._LONG = 0
     if label == "isolating, in turn":
         repair_plan._overlaps = lambda _: False
-    isolates = label != "usual"
-    attn = patterncc.compile(case.text, isolate=isolates)
+    isolate = ISOLATE[label]
+    attn = patterncc.compile(case.text, isolate=isolate)
     begin = time.perf_counter()
-    complaints = spread(attn, case) if isolates else []
+    complaints = [] if isolate is False else spread(attn, case)
     print(f"{label:20} {case.text} {case.emitter} {time.perf_counter() - begin:.1f} s", flush=True)
     if case in LOOKED_AT.values():
         pipe.send(complaints)
@@ -172,8 +178,9 @@ def worker(label: str, case: Case, pipe: Connection) -> None:
         parts = torch.randn(4, 1, HEADS, length, case.width, device="cuda").bfloat16()
         inputs[length] = tuple(part.clone() for part in parts)
 
-    def forward(length: int) -> Any:
+    def forward(length: int, values: torch.Tensor | None = None) -> Any:
         query, key, value, _ = inputs[length]
+        value = value if values is None else values
 
         def run() -> None:
             with torch.no_grad():
@@ -199,6 +206,10 @@ def worker(label: str, case: Case, pipe: Connection) -> None:
             "small forward": milliseconds(forward(SMALL), 100),
             "small forward, host (us)": microseconds_of_host(forward(SMALL)),
         }
+        if case.emitter == "gluon":
+            spoiled = inputs[LENGTH][2].clone()
+            spoiled[:, :, LENGTH // 2] = float("nan")
+            found["forward, a row is NaN"] = milliseconds(forward(LENGTH, spoiled), 5)
         if case.emitter == "triton":
             found["backward"] = milliseconds(backward(LENGTH), 10)
             found["small backward"] = milliseconds(backward(SMALL), 50)
@@ -208,20 +219,22 @@ def worker(label: str, case: Case, pipe: Connection) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--forward", action="store_true", help="Gluon's kernels alone")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     # Forked: none of them imports torch again, and this process never touches the GPU.
     context = multiprocessing.get_context("fork")
     pipes = {}
-    for label in LABELS:
-        looked_at = LOOKED_AT if label == "isolating" else {}
-        for name, case in {**CASES, **looked_at}.items():
-            ours, theirs = context.Pipe()
-            process = context.Process(target=worker, args=(label, case, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            pipes[label, name] = ours
+    cases = {n: c for n, c in CASES.items() if c.emitter == "gluon" or not arguments.forward}
+    wanted = [(label, name, case) for name, case in cases.items() for label in LABELS[case.emitter]]
+    wanted += [("default", name, case) for name, case in LOOKED_AT.items()]
+    for label, name, case in wanted:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=worker, args=(label, case, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        pipes[label, name] = ours
     complaints: dict[str, list[str]] = {}
     for (label, name), pipe in list(pipes.items()):
         try:
@@ -231,8 +244,9 @@ def main() -> None:
             del pipes[label, name]
     times: dict[str, dict[str, dict[str, list[float]]]] = {}
     for turn in range(arguments.rounds):
-        for name in CASES:
-            for label in LABELS if turn % 2 == 0 else reversed(LABELS):
+        for name, case in cases.items():
+            labels = LABELS[case.emitter]
+            for label in labels if turn % 2 == 0 else reversed(labels):
                 if (label, name) not in pipes:
                     continue
                 pipes[label, name].send("time")
@@ -246,7 +260,7 @@ def main() -> None:
             best = {label: min(found) for label, found in by_label.items()}
             print(f"{name:26} {what:25}", end="")
             for label, found in best.items():
-                more = f" ({found / best['usual'] - 1:+.1%})" if label != "usual" else ""
+                more = f" ({found / best['off'] - 1:+.1%})" if label != "off" else ""
                 print(f" {label} {found:.4f}{more}", end="")
             print(flush=True)
     for where, texts in complaints.items():

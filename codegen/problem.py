@@ -24,7 +24,9 @@ class Problem:
         group: Query heads per key/value head.
         terms: Which logits enter the softmax.
         isolates: Whether numbers that are not finite are kept from rows and keys that do not see
-            them: kernels note what they may have spoiled, and others repair it.
+            them. True: by all kernels; those that cannot do so by themselves note what they may
+            have spoiled, and others repair it. None: by those forward kernels that can do so by
+            themselves, which are Gluon's. False: by none.
     """
 
     dtype: DType
@@ -32,4 +34,4 @@ class Problem:
     value_head_dim: int
     group: int = 1
     terms: ScoreTerms = PLAIN
-    isolates: bool = False
+    isolates: bool | None = None

@@ -58,8 +58,11 @@ def compile(
             are faster on some GPUs (docs/training.md); the output is the same.
         isolate: Whether NaN and infinities in query, key, value and their gradients reach only
             the rows and keys that see them on GPUs, too, as they do on the CPU: garbage in keys
-            that the pattern hides then changes nothing. It takes a further launch for each kernel
-            (docs/kernels.md). `PATTERNCC_ISOLATE` decides if not given: no, unless it is set.
+            that the pattern hides then changes nothing. With True that holds for output and
+            gradients, and takes a further launch for most kernels; with False nothing is done for
+            it. If not given, `PATTERNCC_ISOLATE` decides; where that is not set, it holds for the
+            output of kernels that see to it by themselves, which are those that Gluon writes, and
+            not for gradients (docs/kernels.md; `explain` says which a pattern has).
         **values: Parameters by name. One that is fixed when compiled becomes a constant, a run-time
             one gets this default.
 

@@ -86,9 +86,9 @@ class Attention(Masks, Views, Tunable):
         return self._terms
 
     @property
-    def isolate(self) -> bool:
-        """Whether numbers that are not finite reach only rows and keys that see them on GPUs,
-        too."""
+    def isolate(self) -> bool | None:
+        """Whether numbers that are not finite reach only rows and keys that see them on GPUs, too;
+        None: rows, where that takes no launch."""
         return self._isolate
 
     @property
@@ -215,14 +215,14 @@ class Attention(Masks, Views, Tunable):
         return hash(self._identity)
 
     @property
-    def _identity(self) -> tuple[str, str | None, bool]:
+    def _identity(self) -> tuple[str, str | None, bool | None]:
         score = None if self._score is None else self._score.text
         return self.pattern.text, score, self._isolate
 
     def __repr__(self) -> str:
         score, _, sink = ("", "", "") if self._score is None else self._score.text.partition("\n")
         terms = f", score={score!r}" * bool(score) + f", sink={sink!r}" * bool(sink)
-        isolate = ", isolate=True" * self._isolate
+        isolate = "" if self._isolate is None else f", isolate={self._isolate}"
         return f"patterncc.compile({self.pattern.text!r}{terms}{isolate})"
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -237,7 +237,7 @@ def _restore(
     score: str | None = None,
     autotune: bool = False,
     deterministic: bool = True,
-    isolate: bool = False,
+    isolate: bool | None = None,
 ) -> Attention:
     """An `Attention` from what identifies it, the name that its text was read under, and its
     options."""

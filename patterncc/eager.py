@@ -110,7 +110,7 @@ def call_signature(
     value: Tensor,
     numbers: tuple[object, ...],
     values: Mapping[str, object],
-    isolate: bool = False,
+    isolate: bool | None = None,
 ) -> Signature | None:
     """All that the checks and the plan of a call depend on; None where an argument is of a type
     that has to be looked at each time.
@@ -124,7 +124,7 @@ def call_signature(
         query, key, value: The tensors.
         numbers: `scale`, `q_offset`, `layer` and `layers`.
         values: Run-time numbers and tables by name, those of the score terms among them.
-        isolate: Must numbers that are not finite reach only rows that see them?
+        isolate: As of `ops.attend`.
     """
     first = (
         inputs_signature(query, key, value),

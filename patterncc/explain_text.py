@@ -191,8 +191,15 @@ def _call(explanation: Explanation) -> Iterator[str]:
 
 
 def _repairs(explanation: Explanation) -> Iterator[str]:
-    if explanation.problem.isolates:
-        yield "  repair  on GPUs of what NaN and infinities spoil, a launch more for each kernel"
+    """What becomes of numbers that are not finite on GPUs."""
+    isolates = explanation.problem.isolates
+    by_itself = explanation.emitter is not None and explanation.emitter.name == "gluon"
+    if isolates:
+        line = "  repair  on GPUs of what NaN and infinities spoil, a launch more for each kernel"
+        yield f"{line}, but none for Gluon's on {HOPPER}" if by_itself else line
+    elif isolates is None and by_itself:
+        yield f"  repair  of the output that NaN and infinities spoil, by the kernel on {HOPPER};"
+        yield "          not of gradients, nor on other GPUs (isolate=True)"
 
 
 def _overview(explanation: Explanation) -> Iterator[str]:

@@ -170,7 +170,7 @@ def _environment() -> Iterator[Finding]:
     values = {
         "PATTERNCC_CACHE_DIR": str(now.cache_dir),
         "PATTERNCC_DEBUG": str(int(now.debug)),
-        "PATTERNCC_ISOLATE": str(int(now.isolate)),
+        "PATTERNCC_ISOLATE": "not set" if now.isolate is None else str(int(now.isolate)),
         "PATTERNCC_ONE_PASS": str(int(now.one_pass)),
         "PATTERNCC_TUNED": str(int(now.tuned)),
         "PATTERNCC_VERIFY": str(int(now.verify)),

@@ -39,7 +39,7 @@ def launcher(
     structure: str,
     sizes: tuple[tuple[str, int], ...],
     score: str = "score",
-    isolate: bool = False,
+    isolate: bool | None = None,
 ) -> Forward:
     """What runs a structure on GPUs, with score terms of a canonical text; kept for those used
     last.
@@ -48,7 +48,8 @@ def launcher(
         structure: Canonical text.
         sizes: What the pattern divides by, by name.
         score: Canonical text of the score terms.
-        isolate: Must numbers that are not finite reach only rows that see them?
+        isolate: Must numbers that are not finite reach only rows that see them? None: where that
+            takes no launch.
 
     Raises:
         UnsupportedError: Triton is missing.
@@ -85,7 +86,7 @@ def backward_launcher(
     sizes: tuple[tuple[str, int], ...],
     score: str = "score",
     deterministic: bool = True,
-    isolate: bool = False,
+    isolate: bool | None = None,
 ) -> Backward:
     """What runs the gradients of a structure on GPUs, with score terms of a canonical text; kept
     for those used last.
@@ -95,7 +96,8 @@ def backward_launcher(
         sizes: What the pattern divides by, by name.
         score: Canonical text of the score terms.
         deterministic: Must repeated calls give the same bits?
-        isolate: Must numbers that are not finite reach only rows and keys that see them?
+        isolate: Must numbers that are not finite reach only rows and keys that see them? None is
+            as False.
 
     Raises:
         UnsupportedError: Triton is missing.

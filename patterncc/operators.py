@@ -41,7 +41,7 @@ LIBRARY = _torch.library.Library("patterncc", "DEF")  # the operators live as lo
 _OPTIONS = (
     "str pattern, Tensor[] tables, SymInt[] numbers=[], float? scale=None, SymInt? q_offset=None, "
     "SymInt layer=0, SymInt? layers=None, str? score=None, float[] score_numbers=[], "
-    "bool deterministic=True, bool isolate=False"
+    "bool deterministic=True, bool? isolate=None"
 )
 _INPUTS = "Tensor query, Tensor key, Tensor value"
 _RESULTS = "Tensor out, Tensor lse"

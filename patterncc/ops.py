@@ -38,7 +38,7 @@ def attend(
     score: ScoreSignature | None,
     recent: RecentCalls | None = None,
     deterministic: bool = True,
-    isolate: bool = False,
+    isolate: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention under a pattern: everything of a call that is not the operator itself.
 
@@ -56,7 +56,7 @@ def attend(
         recent: Where calls are remembered that are found to be known.
         deterministic: Must repeated calls give gradients of the same bits?
         isolate: Must numbers that are not finite reach only rows and keys that see them, on GPUs,
-            too?
+            too? None: rows, where that takes no launch.
 
     Returns:
         The output `[batch, heads, q_len, value_head_dim]`, of the dtype of `query`, and the natural
@@ -93,8 +93,8 @@ def attend(
     if score is not None:
         score_numbers, score_tables, of_pattern = score.split(values)
         terms = (score.text, score_numbers)
-    if isolate:
-        terms = (*(terms or (None, ())), deterministic, True)
+    if isolate is not None:
+        terms = (*(terms or (None, ())), deterministic, isolate)
     elif not deterministic:
         terms = (*(terms or (None, ())), False)
     numbers, tables = bind(signature, of_pattern)
@@ -142,7 +142,9 @@ signature_of: Callable[[str], Signature] = _torch.compiler.assume_constant_resul
 signature_of_terms: Callable[[str | None, str | None], ScoreSignature | None] = (
     _torch.compiler.assume_constant_result(score_call.signature_of_terms)
 )
-isolates: Callable[[bool | None], bool] = _torch.compiler.assume_constant_result(settings.isolates)
+isolates: Callable[[bool | None], bool | None] = _torch.compiler.assume_constant_result(
+    settings.isolates
+)
 
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -56,7 +56,7 @@ class Options(NamedTuple):
         score_numbers: The numbers that they read, in name order.
         deterministic: Must repeated calls give gradients of the same bits?
         isolate: Must numbers that are not finite reach only rows and keys that see them, on GPUs,
-            too?
+            too? None: rows, where that takes no launch.
         needs: Of `attn_bwd` only: whether the gradients of query, key, value and each table are
             asked for; None asks for all that there are.
     """
@@ -71,7 +71,7 @@ class Options(NamedTuple):
     score: str | None = None
     score_numbers: Sequence[float] = ()
     deterministic: bool = True
-    isolate: bool = False
+    isolate: bool | None = None
     needs: Sequence[bool] | None = None
 
     @property

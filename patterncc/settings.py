@@ -44,8 +44,9 @@ VARIABLES = (
     Variable("PATTERNCC_DEBUG", "1: the command line shows tracebacks, as with --debug", "0"),
     Variable(
         "PATTERNCC_ISOLATE",
-        "what `isolate` is if not given; 1: on GPUs NaN and infinity reach only what sees them",
-        "0",
+        "what `isolate` is if not given; 1: on GPUs NaN and infinity reach only what sees them; "
+        "0: nothing is done for that",
+        "not set",
     ),
     Variable("PATTERNCC_ONE_PASS", "0: gradients take two kernels, without float32 sums", "1"),
     Variable("PATTERNCC_TUNED", "0: calls take no tuned configurations", "1"),
@@ -69,7 +70,8 @@ class Settings:
             entries of tables on GPUs.
         tuned: Whether calls take the configurations that were tuned for them.
         isolate: Whether kernels on GPUs keep numbers that are not finite from rows and keys that do
-            not see them, where a pattern is compiled without saying so.
+            not see them, where a pattern is compiled without saying so; None: from rows, where that
+            takes no launch.
         one_pass: Whether one kernel may compute all gradients, which takes float32 sums of the
             query's size.
     """
@@ -78,7 +80,7 @@ class Settings:
     debug: bool = False
     verify: bool = False
     tuned: bool = True
-    isolate: bool = False
+    isolate: bool | None = None
     one_pass: bool = True
 
     @staticmethod
@@ -88,12 +90,13 @@ class Settings:
         Raises:
             ConfigError: A variable has a value that it cannot have.
         """
+        isolate = environment.get("PATTERNCC_ISOLATE", "")
         return Settings(
             cache_dir=_folder(environment.get("PATTERNCC_CACHE_DIR", "")),
             debug=_switch("PATTERNCC_DEBUG", environment.get("PATTERNCC_DEBUG", "")),
             verify=_switch("PATTERNCC_VERIFY", environment.get("PATTERNCC_VERIFY", "")),
             tuned=_switch("PATTERNCC_TUNED", environment.get("PATTERNCC_TUNED", "1") or "1"),
-            isolate=_switch("PATTERNCC_ISOLATE", environment.get("PATTERNCC_ISOLATE", "")),
+            isolate=_switch("PATTERNCC_ISOLATE", isolate) if isolate else None,
             one_pass=_switch(
                 "PATTERNCC_ONE_PASS", environment.get("PATTERNCC_ONE_PASS", "1") or "1"
             ),
@@ -106,9 +109,9 @@ def settings() -> Settings:
     return Settings.read(os.environ)
 
 
-def isolates(asked: bool | None) -> bool:
+def isolates(asked: bool | None) -> bool | None:
     """Must numbers that are not finite reach only rows and keys that see them? As it was asked
-    for, else as the environment has it."""
+    for, else as the environment has it; None: rows, where that takes no launch."""
     return settings().isolate if asked is None else asked
 
 

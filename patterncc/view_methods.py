@@ -25,7 +25,7 @@ class Views(Facts):
 
     if TYPE_CHECKING:
         _deterministic: bool
-        _isolate: bool
+        _isolate: bool | None
         _terms: ScoreTerms
 
     def explain(

@@ -88,7 +88,7 @@ class Backward:
         folder: Path | None = None,
         tuned: TunedGradients | None = None,
         terms: ScoreTerms = PLAIN,
-        isolates: bool = False,
+        isolates: bool | None = None,
         deterministic: bool = True,
         one_pass: bool = True,
     ) -> None:

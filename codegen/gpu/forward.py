@@ -72,7 +72,7 @@ class Forward:
         key_width: KeyWidth | None = None,
         special: Special | None = None,
         terms: ScoreTerms = PLAIN,
-        isolates: bool = False,
+        isolates: bool | None = None,
     ) -> None:
         self.planner = Planner(lower, config, tuned, key_width, special)
         require_triton()

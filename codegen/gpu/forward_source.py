@@ -25,7 +25,6 @@ from patterncc.codegen.gpu.isolation_source import (
     all_tiles_loop,
     columns_at_once,
     columns_lines,
-    notes_of,
     parts_of,
     repair_config,
     repair_lines,
@@ -89,8 +88,7 @@ def emit_forward_repair(
     resumes: bool = False,
     hands_on: bool = False,
 ) -> KernelSource:
-    """Writes the kernel that repairs what `emit_forward`, or `emit_gluon_forward`, with the same
-    arguments has spoiled."""
+    """Writes the kernel that repairs what `emit_forward` with the same arguments has spoiled."""
     return _RepairWriter(program, problem, config, resumes, hands_on).source()
 
 
@@ -312,14 +310,13 @@ class _RepairWriter(_ForwardWriter):
         hands_on: bool,
     ) -> None:
         boxes = config.load == "descriptor"
-        self._notes = notes_of(config)
         super().__init__(program, problem, repair_config(config), resumes, hands_on, boxes=boxes)
 
     def source(self) -> KernelSource:
         parameters = (*self._parameters(), *GRID_PARAMETERS)
         parts = parts_of(self._problem.value_head_dim)
         blocks, part = self._rows.blocks(), self._part(parts)
-        self._write(*repair_lines(blocks, parts, part, notes=self._notes))
+        self._write(*repair_lines(blocks, parts, part))
         title = "Attention forward: repair of what is not finite"
         return self._module("repair_forward", title, parameters, (REPAIR_HELPERS,))
 

@@ -17,6 +17,8 @@ counts pairs that give plus infinity in units of `2^-18` and those that give min
 of `2^-9`, and is at least 1 if one gives NaN: exact in float32 for tiles of fewer than 512 numbers.
 
 A careful loop ends where nothing is left but NaN, so a diverged model pays for a tile or two.
+
+Forward kernels that Gluon writes do all of that by themselves (`gluon.careful_writer`).
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from patterncc.codegen.gpu.gluon.warps import warps_of
 from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.kernel_text import INDENT
 
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
     from patterncc.codegen.gpu.sweep_source import TileLoop
 
 SPOILED = KernelParameter("spoiled_ptr", "*i32", 4)
-"""For each program of a kernel, by axes 2, 1, 0 of its grid, and each warpgroup of one that Gluon
-writes: is there a NaN in its sums?"""
+"""For each program of a kernel, by axes 2, 1, 0 of its grid: is there a NaN in its sums?"""
 
 _AXES = ("tiles", "heads", "batch")
 
@@ -72,7 +72,7 @@ def note_spoiled(spoiled_ptr, rows, part: tl.constexpr, parts: tl.constexpr):
 '''
 """Source of what kernels that may be spoiled call."""
 
-REPAIR_HELPERS = '''\
+CODE_HELPERS = '''\
 @triton.jit
 def finite_numbers(numbers):
     """0 in place of what is not finite."""
@@ -94,12 +94,6 @@ def weight_codes(weights, scores):
 
 
 @triton.jit
-def factor_codes(scores):
-    """The codes of factors all of whose products with what is not finite count as NaN."""
-    return tl.where(scores == float("-inf"), 0.0, 512.0).to(tl.float16)
-
-
-@triton.jit
 def with_codes(sums, codes):
     """Sums, and what sums of codes say that was left out."""
     scaled = codes * 512.0
@@ -107,6 +101,17 @@ def with_codes(sums, codes):
     left_out = tl.where(minus, float("-inf"), float("nan"))
     left_out = tl.where(scaled < 1.0, float("inf"), left_out)
     return tl.where(scaled > 0.0, sums + left_out, sums)
+'''
+"""Source of the functions that all that repairs calls."""
+
+REPAIR_HELPERS = (
+    CODE_HELPERS
+    + '''
+
+@triton.jit
+def factor_codes(scores):
+    """The codes of factors all of whose products with what is not finite count as NaN."""
+    return tl.where(scores == float("-inf"), 0.0, 512.0).to(tl.float16)
 
 
 @triton.jit
@@ -121,6 +126,7 @@ def next_spoiled(spoiled, looked_at, program, end):
     """The first spoiled program after one, or the end."""
     return tl.min(tl.where((spoiled != 0) & (looked_at > program), looked_at, end), 0)
 '''
+)
 """Source of the functions that kernels which repair call."""
 
 COLUMNS = 64
@@ -205,28 +211,12 @@ def unsettled_text(width: int, exists: str) -> str:
     return f"any_number({sums}, {exists})"
 
 
-def notes_of(config: KernelConfig) -> int:
-    """How many numbers a program of a kernel of that config leaves: one for each warpgroup that
-    computes rows of its own."""
-    return warps_of(config).computing if config.emitter == "gluon" else 1
-
-
-def _loaded_notes(notes: int) -> str:
-    """What the programs `looked_at` have left; 0 past the last one."""
-    places = ["looked_at"] if notes == 1 else [f"{notes} * looked_at + {n}" for n in range(notes)]
-    mask = "mask=looked_at < spoiled_programs, other=0"
-    return " | ".join(f"tl.load(spoiled_ptr + {place}, {mask})" for place in places)
-
-
-def repair_lines(
-    blocks: Iterable[str], parts: int, work: Iterable[str], *, notes: int = 1
-) -> Iterator[str]:
+def repair_lines(blocks: Iterable[str], parts: int, work: Iterable[str]) -> Iterator[str]:
     """The body of a kernel that repairs.
 
     Args:
         blocks: Lines that name the tile's sizes.
         parts: How many parts a result is computed in.
-        notes: How many numbers each program of the other kernel leaves.
         work: Lines that compute and store the part `spoiled_part` of what a spoiled program
             computes. Where they ask for the program's place in the grid, they get that one's.
     """
@@ -234,7 +224,7 @@ def repair_lines(
     yield "# The programs whose sums are spoiled; what they computed is computed in parts."
     yield "spoiled_programs = spoiled_tiles * spoiled_heads * spoiled_batch"
     yield f"looked_at = tl.program_id(0) + tl.num_programs(0) * tl.arange(0, {PLACES})"
-    yield f"spoiled = {_loaded_notes(notes)}"
+    yield "spoiled = tl.load(spoiled_ptr + looked_at, mask=looked_at < spoiled_programs, other=0)"
     yield "spoiled_program = next_spoiled(spoiled, looked_at, -1, spoiled_programs)"
     yield "spoiled_part = 0"
     yield "while spoiled_program < spoiled_programs:"

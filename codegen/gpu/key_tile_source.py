@@ -103,7 +103,7 @@ class KeyTile:
         self._program = program
         self._config = config
         self._group = problem.group
-        self._isolates = problem.isolates
+        self._isolates = bool(problem.isolates)
         self._access = access
         self._listed = bool(program.listed)
         sweeps, held = program.sweeps("transposed"), keys_of_tiles(program.block_k)

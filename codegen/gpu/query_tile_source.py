@@ -73,7 +73,7 @@ class QueryTile:
         self._reads_row, self._reads_key = "q" in reads, "k" in reads
         self._config = config
         self._group = problem.group
-        self._isolates = problem.isolates
+        self._isolates = bool(problem.isolates)
         self._access = access
         self._gathered = program.gathered > 1
         self._listed = (bool(program.listed) or self._gathered) and not ranked(program)

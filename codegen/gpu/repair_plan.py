@@ -11,7 +11,6 @@ from patterncc.codegen.gpu.isolation_source import (
     SPOILED,
     WAIT_FOR_LAST,
     grid_values,
-    notes_of,
     repair_grid,
 )
 from patterncc.codegen.gpu.kernel_source import KernelSource
@@ -24,8 +23,7 @@ program takes 10 microseconds or more, and no device runs so many at a time."""
 
 def spoiled_buffer(source: KernelSource, grid: tuple[int, int, int]) -> tuple[Buffer, ...]:
     """Where the programs of a kernel leave whether their sums are spoiled, if they can be."""
-    numbers = prod(grid) * notes_of(source.config)
-    return (Buffer("spoiled", (numbers,)),) if may_spoil(source) else ()
+    return (Buffer("spoiled", (prod(grid),)),) if may_spoil(source) else ()
 
 
 def may_spoil(source: KernelSource) -> bool:

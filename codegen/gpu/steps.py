@@ -131,7 +131,7 @@ def problem_of(
     value: torch.Tensor,
     terms: ScoreTerms,
     *,
-    isolates: bool,
+    isolates: bool | None,
 ) -> Problem:
     """The shape class of a call with score terms; `isolates` as of `Problem`.
 

@@ -277,6 +277,7 @@ class Emulator:
             join=lambda left, right: torch.stack((left, right), -1),
             zeros_like=torch.zeros_like,
             abs=torch.abs,
+            floor=torch.floor,
             exp=torch.exp,
             exp2=torch.exp2,
             log=torch.log,
@@ -313,7 +314,8 @@ class Emulator:
     def _allocate(self, dtype: torch.dtype, shape: list[int], layout: Any) -> Tile | Barriers:
         if layout is Barriers:
             return Barriers([Barrier(self._condition) for _ in range(shape[0])])
-        return Tile(torch.full(shape, float("nan"), dtype=dtype))
+        garbage = float("nan") if dtype.is_floating_point else 2**30
+        return Tile(torch.full(shape, garbage, dtype=dtype))
 
     def _copy_out(self, descriptor: Descriptor, start: list[Any], tile: Tile) -> None:
         there, here = descriptor.places(start)
@@ -395,6 +397,7 @@ class Emulator:
 _LAYOUTS = (
     "NVMMADistributedLayout",
     "NVMMASharedLayout",
+    "SwizzledSharedLayout",
     "DotOperandLayout",
     "BlockedLayout",
     "SliceLayout",

@@ -47,7 +47,7 @@ def emulation() -> Iterator[None]:
     with (
         patch("patterncc.codegen.gpu.forward.target_of", return_value=HOPPER),
         patch("patterncc.codegen.gpu.steps.bind", _bind),
-        # The interpreter knows no assembly.
-        patch("patterncc.codegen.gpu.repair_plan._overlaps", return_value=False),
+        # The interpreter's own limits: it runs none of these kernels.
+        patch("patterncc.codegen.gpu.launch.interpreting", return_value=False),
     ):
         yield

@@ -1,6 +1,5 @@
 """Numbers that are not finite stay with the rows that see them where Gluon writes the forward
-kernel: it notes what may be spoiled, in the emulator, and Triton's kernel repairs it, in its
-interpreter."""
+kernel, in the emulator: it repairs what it may have spoiled by itself."""
 
 from __future__ import annotations
 
@@ -14,6 +13,7 @@ import pytest
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.forward_plan import Planner
 from patterncc.codegen.gpu.isolation_source import SPOILED
+from patterncc.codegen.gpu.launches import Launch
 from patterncc.codegen.gpu.layout import Layout
 from patterncc.codegen.ir import DENSE
 from patterncc.codegen.problem import Problem
@@ -31,6 +31,8 @@ SMALL = KernelConfig(64, 64, 4, 3, "descriptor", emitter="gluon")
 LONG = KernelConfig(64, 128, 4, 2, "descriptor", emitter="gluon")
 BACKWARD = KernelConfig(64, 64, 4, 1)
 CONFIGS = {"128x128": WIDE, "64x64": SMALL, "64x128": LONG}
+KEPT = {f"{name}, kept": replace(config, peaks="kept") for name, config in CONFIGS.items()}
+DTYPES = dict.fromkeys(CONFIGS, "float16") | dict.fromkeys(KEPT, "bfloat16")
 
 DOCUMENTS = (0, 21, 21, 90, 133, 150)
 
@@ -80,23 +82,23 @@ CALLS = {
 
 
 def _stays(worker: ProcessPoolExecutor, call: Call, shape: str, *plants: Plant) -> Reached:
-    case = ScoreCall(replace(call, head_dim=64, dtype="float16", config=BACKWARD))
-    isolation = Isolation(case, plants, emulated=CONFIGS[shape])
+    case = ScoreCall(replace(call, head_dim=64, dtype=DTYPES[shape], config=BACKWARD))
+    isolation = Isolation(case, plants, emulated=(CONFIGS | KEPT)[shape])
     found: Reached = worker.submit(isolate, isolation).result()
     assert not found.complaints, found
     return found
 
 
 @pytest.mark.parametrize(
-    ("name", "how"), each_with_one(CALLS, [", ".join(pair) for pair in product(CONFIGS, PLANTS)])
+    ("name", "how"), each_with_one(CALLS, [", ".join(pair) for pair in product(DTYPES, PLANTS)])
 )
 def test_it_reaches_what_sees_it(worker: ProcessPoolExecutor, name: str, how: str) -> None:
-    shape, planted = how.split(", ")
+    shape, planted = how.rsplit(", ", 1)
     found = _stays(worker, CALLS[name], shape, *PLANTS[planted])
     assert found.wild and found.tame
 
 
-@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("shape", DTYPES)
 def test_nobody_sees_it(worker: ProcessPoolExecutor, shape: str) -> None:
     """A static cache: of 150 keys the first 100 are there; garbage lies in the others."""
     call = Call("causal", 30, 150, offset=70)
@@ -109,31 +111,39 @@ def test_nobody_sees_it(worker: ProcessPoolExecutor, shape: str) -> None:
     assert not found.wild
 
 
-def _plan(config: KernelConfig, text: str, *, isolates: bool = True) -> list[str]:
+def _plan(config: KernelConfig, text: str, *, isolates: bool) -> list[Launch]:
     problem = Problem("bfloat16", 64, 64, isolates=isolates)
     layouts = [
         Layout(name, 0, (1, 2, 300, 64), (38400, 19200, 64, 1), 2)
         for name in ("query", "key", "value", "out")
     ]
-    launches = Planner(lowered(load(text)), config).plan(
-        problem, "cuda:90", layouts, {"q_offset": 0}, 0.125
-    )
-    assert [SPOILED in one.source.parameters for one in launches] == [len(launches) == 2] * len(
-        launches
-    )
-    for one in launches[:-1]:
-        warpgroups = config.block_q // 64
-        tiles = -(-300 // config.block_q)
-        assert [(b.name, b.shape) for b in one.buffers] == [("spoiled", (2 * tiles * warpgroups,))]
-    return [one.source.name for one in launches]
+    planner = Planner(lowered(load(text)), config)
+    return list(planner.plan(problem, "cuda:90", layouts, {"q_offset": 0}, 0.125))
 
 
-@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("shape", DTYPES)
 def test_what_is_launched(shape: str) -> None:
-    """Each warpgroup notes; a kernel repairs where a tile may have hidden pairs, and only then."""
-    config = CONFIGS[shape]
-    assert _plan(config, "causal") == ["forward", "repair_forward"]
-    assert _plan(config, "causal", isolates=False) == ["forward"]
+    """One kernel, which leaves no note in memory."""
+    config = (CONFIGS | KEPT)[shape]
+    (one,), (other,) = (_plan(config, "causal", isolates=isolates) for isolates in (True, False))
+    assert not one.buffers and SPOILED not in one.source.parameters
+    assert "find_left_out" in one.source.text and "find_left_out" not in other.source.text
+    assert one.source.parameters == other.source.parameters
+
+
+@pytest.mark.parametrize("shape", DTYPES)
+def test_loops_are_the_usual_ones(shape: str) -> None:
+    """What warps do up to the values of the last tile is the same to the letter."""
+    config = (CONFIGS | KEPT)[shape]
+    texts = [
+        _plan(config, "streaming(5, 70)", isolates=isolates)[0].source.text
+        for isolates in (True, False)
+    ]
+    one, other = (text[text.index("def load_tiles") :] for text in texts)
+    one, other = (text[: text.index("# The values of the last tile")] for text in (one, other))
+    for name in ("spoiled", "rings_over", "again_ready", "key_desc_0", "value_desc_0"):
+        one, other = (text.replace(f"    {name},\n", "") for text in (one, other))
+    assert one == other
 
 
 def test_it_would_tell(worker: ProcessPoolExecutor) -> None:
@@ -145,6 +155,11 @@ def test_it_would_tell(worker: ProcessPoolExecutor) -> None:
 def _without_repair() -> Reached:
     from unittest.mock import patch
 
+    from patterncc.codegen.gpu.steps import problem_of
+
     case = ScoreCall(replace(CALLS["causal"], head_dim=64, dtype="float16", config=BACKWARD))
-    with patch("patterncc.codegen.gpu.query_tile_plan.may_spoil", return_value=False):
+    with patch(
+        "patterncc.codegen.gpu.forward.problem_of",
+        lambda *of, isolates: problem_of(*of, isolates=False),
+    ):
         return isolate(Isolation(case, BORDERS, emulated=SMALL))

@@ -22,8 +22,8 @@ from patterncc.dsl import load
 from patterncc.dsl.errors import ConfigError
 from patterncc.dsl.score.terms import PLAIN, load_terms
 
-WIDE = Problem("bfloat16", 128, 128)
-HALF = Problem("float16", 128, 128)
+WIDE = Problem("bfloat16", 128, 128, isolates=False)
+HALF = Problem("float16", 128, 128, isolates=False)
 CONFIG = KernelConfig(128, 128, 8, 2, "descriptor", emitter="gluon")
 KEPT = replace(CONFIG, peaks="kept")
 
@@ -53,6 +53,25 @@ def test_three_functions() -> None:
         functions = _functions(_source("causal", KEPT, problem))
         attends = [argument.arg for argument in functions["attend"].args.args]
         assert [name for name in attends if "_desc_" in name] == described
+
+
+@pytest.mark.parametrize("config", [CONFIG, KEPT])
+def test_what_takes_care_stands_behind_the_warps(config: KernelConfig) -> None:
+    """Two functions, called where the kernel's warps have met again, and there alone; they count
+    from what no compiler knows."""
+    careful = _source("causal", config, replace(WIDE, isolates=None))
+    functions = _functions(careful)
+    assert {"find_left_out", "compute_again"} <= set(functions)
+    calls = [line for line in careful.text.splitlines() if "phase = compute_again(" in line]
+    assert len(calls) == 1 and calls[0].strip() in ast.unparse(functions["forward"])
+    _, apart, behind = careful.text.partition("    run_apart(\n")
+    assert apart and "compute_again(" in behind
+    for name in ("find_left_out", "compute_again"):
+        places = re.findall(r"tl\.program_id\(\d\)(.{7})", ast.unparse(functions[name]))
+        assert places and set(places) == {" + zero"}
+    attends = [argument.arg for argument in functions["attend"].args.args]
+    assert [name for name in attends if "_desc_" in name] == ["out_desc_0"]
+    assert careful.text == _source("causal", config, replace(WIDE, isolates=True)).text
 
 
 def test_both_sides_visit_the_same_tiles() -> None:

@@ -59,6 +59,8 @@ def _result(
     tensors: Tensors,
     change: Callable[[str], str] = str,
     terms: ScoreTerms = PLAIN,
+    *,
+    isolates: bool = False,
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """What kernels give for a call whose last row is that of the last key, and what they should."""
     query, key, value = tensors
@@ -74,7 +76,7 @@ def _result(
     operands = {"query": query, "key": key, "value": value}
     operands["out"] = torch.full_like(query, float("nan"))
     layouts = [layout_of(name, tensor) for name, tensor in operands.items()]
-    problem = problem_of(*tensors, terms, isolates=False)
+    problem = problem_of(*tensors, terms, isolates=isolates)
     launches = Planner(both, config).plan(
         problem, "cuda:90", layouts, env, 64**-0.5, shapes_of({}), {}
     )
@@ -97,12 +99,35 @@ def _right(found: Errors) -> bool:
 @pytest.mark.parametrize("shape", CONFIGS)
 @pytest.mark.parametrize("text", ["full", "causal", "streaming(5, 600)"])
 @pytest.mark.parametrize("rows", [(0, 64), (64, 128), (100, 101), (0, 190)], ids=str)
-def test_scores_that_outgrow_the_peak(text: str, shape: str, rows: tuple[int, int]) -> None:
+@pytest.mark.parametrize("isolates", [False, True])
+def test_scores_that_outgrow_the_peak(
+    text: str, shape: str, rows: tuple[int, int], isolates: bool
+) -> None:
     """Rows some of whose keys are e^105 as heavy as those before, whichever warpgroup has them."""
     tensors = _growing(190, 900, slice(*rows), LATE, OUTGROWN)
-    found = errors(*_result(text, CONFIGS[shape], tensors))
+    found = errors(*_result(text, CONFIGS[shape], tensors, isolates=isolates))
     assert _right(found), found
-    assert not _right(errors(*_result(text, CONFIGS[shape], tensors, _never_again)))
+    never = _result(text, CONFIGS[shape], tensors, _never_again, isolates=isolates)
+    assert not _right(errors(*never))
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("text", ["causal", "streaming(5, 600)"])
+def test_a_row_has_the_bits_of_its_own_peaks(text: str, shape: str) -> None:
+    """Where kernels take care: other rows that outgrow theirs, and hidden values, change none."""
+    query, key, value = _growing(190, 900, slice(70, 75), LATE, OUTGROWN)
+    grown, _ = _result(text, CONFIGS[shape], (query, key, value), isolates=True)
+    query = query.clone()
+    query[:, :, 70:75, 0] = 0.0
+    value = value.clone()
+    value[:, :, 890] = float("nan")  # of the last rows alone
+    found, _ = _result(text, CONFIGS[shape], (query, key, value), isolates=True)
+    others = torch.ones(190, dtype=torch.bool)
+    others[70:75] = False
+    others[180:] = False
+    for one, other in zip(found, grown, strict=True):
+        assert torch.equal(one[:, :, others], other[:, :, others])
+    assert bool(found[0][:, :, 180:].isnan().all())
 
 
 @pytest.mark.parametrize("shape", CONFIGS)

@@ -104,8 +104,9 @@ def test_a_step_on_two_processes(tmp_path: Path) -> None:
         )
     )
     code = (
-        "import sys, pathlib; from tests.front.test_autograd_distributed import work; "
-        "work(int(sys.argv[1]), 2, pathlib.Path(sys.argv[2]))"
+        "import os, sys, pathlib; from tests.front.test_autograd_distributed import work; "
+        "work(int(sys.argv[1]), 2, pathlib.Path(sys.argv[2])); "
+        "sys.stdout.flush(); os._exit(0)"  # gloo's threads may abort an ordinary exit
     )
     processes = [
         subprocess.Popen(

@@ -153,8 +153,9 @@ def work(rank: int, folder: Path) -> None:
 @pytest.mark.slow
 def test_ranks_agree(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from tests.front.test_autotune import work; "
-        "work(int(sys.argv[1]), pathlib.Path(sys.argv[2]))"
+        "import os, sys, pathlib; from tests.front.test_autotune import work; "
+        "work(int(sys.argv[1]), pathlib.Path(sys.argv[2])); "
+        "sys.stdout.flush(); os._exit(0)"  # gloo's threads may abort an ordinary exit
     )
     processes = [
         subprocess.Popen(

@@ -54,9 +54,9 @@ def test_the_operators_are_told(options: dict[str, Any]) -> None:
         return given[-1]
 
     with patch("patterncc.cpu_calls.Options", kept):
-        for isolate in (True, False):
+        for isolate in (True, False, None):
             _gradients(patterncc.compile(TEXT, isolate=isolate, **options), tensors)
-    assert [one.isolate for one in given] == [True, True, False, False]
+    assert [one.isolate for one in given] == [True, True, False, False, None, None]
     assert {one.deterministic for one in given} == {options.get("deterministic", True)}
 
 
@@ -65,19 +65,19 @@ def test_attention_takes_it() -> None:
     with patch("patterncc.cpu_calls.Options", side_effect=Options) as options:
         patterncc.attention(query, key, value, TEXT, isolate=True)
         patterncc.attention(query, key, value, TEXT)
-    assert [Options(*call.args).isolate for call in options.call_args_list] == [True, False]
+    assert [Options(*call.args).isolate for call in options.call_args_list] == [True, None]
 
 
 def test_it_is_part_of_the_value() -> None:
-    usual, isolating = patterncc.compile(TEXT), patterncc.compile(TEXT, isolate=True)
-    assert usual != isolating and usual == patterncc.compile(TEXT, isolate=False)
-    assert isolating == patterncc.compile(TEXT, isolate=True)
-    assert len({usual, isolating, patterncc.compile(TEXT, isolate=True)}) == 2
-    assert not usual.isolate and isolating.isolate
-    assert repr(isolating).endswith(", isolate=True)") and "isolate" not in repr(usual)
-    assert eval(repr(isolating), {"patterncc": patterncc}) == isolating
-    assert pickle.loads(pickle.dumps(isolating)) == isolating
-    assert pickle.loads(pickle.dumps(usual)) == usual
+    usual = patterncc.compile(TEXT)
+    asked = [patterncc.compile(TEXT, isolate=isolate) for isolate in (True, False)]
+    every = [usual, *asked]
+    assert len(set(every)) == 3 and asked[0] == patterncc.compile(TEXT, isolate=True)
+    assert [one.isolate for one in every] == [None, True, False]
+    assert repr(asked[0]).endswith(", isolate=True)") and "isolate" not in repr(usual)
+    for one in every:
+        assert eval(repr(one), {"patterncc": patterncc}) == one
+        assert pickle.loads(pickle.dumps(one)) == one
 
 
 def test_the_environment_gives_the_default() -> None:
@@ -151,8 +151,8 @@ def test_operators_pass_opcheck() -> None:
     torch.library.opcheck(torch.ops.patterncc.attn_bwd.default, (*arguments, *options))
 
 
-@pytest.mark.parametrize("isolate", [True, False])
-def test_launchers_are_told(isolate: bool) -> None:
+@pytest.mark.parametrize("isolate", [True, False, None])
+def test_launchers_are_told(isolate: bool | None) -> None:
     """On GPUs; here up to what plans the call."""
     query, key, value = (tensor.detach() for tensor in _tensors())
     out, lse = attn_fwd(query, key, value, TEXT, [])
@@ -176,15 +176,15 @@ def test_plans_of_both_are_kept_apart() -> None:
     signature = signatures.signature_of(TEXT)
     places = {
         eager.call_signature(signature, None, query, key, value, eager.DEFAULTS, {}, isolate)
-        for isolate in (True, False)
+        for isolate in (None, True, False)
     }
-    assert len(places) == 2
-    options = Options(TEXT, [])
-    assert options.signature != options._replace(isolate=True).signature
+    assert len(places) == 3
+    options = [Options(TEXT, [])._replace(isolate=isolate) for isolate in (None, True, False)]
+    assert len({one.signature for one in options}) == 3
 
 
-@pytest.mark.parametrize("isolate", [True, False])
-def test_on_a_cpu_it_always_holds(isolate: bool) -> None:
+@pytest.mark.parametrize("isolate", [True, False, None])
+def test_on_a_cpu_it_always_holds(isolate: bool | None) -> None:
     """A static cache: garbage behind the keys that are there reaches nothing."""
     query, key, value = (tensor.detach() for tensor in _tensors())
     attend = patterncc.compile("causal", isolate=isolate)
@@ -210,15 +210,23 @@ def test_gluon_writes_what_runs_on_gpus(name: str) -> None:
 
 
 def test_explain_says_it(capsys: pytest.CaptureFixture[str]) -> None:
-    line = "  repair  on GPUs of what NaN and infinities spoil, a launch more for each kernel\n"
-    assert line in patterncc.compile("causal", isolate=True).explain(4096)
-    assert line not in patterncc.compile("causal").explain(4096)
+    """Where it holds: Gluon writes kernels of `causal`, not of tables that decide on tiles."""
+    more = "  repair  on GPUs of what NaN and infinities spoil, a launch more for each kernel"
+    itself = f"  repair  of the output that NaN and infinities spoil, by the kernel on {HOPPER};\n"
+    of_gluon = patterncc.compile("causal")
+    assert itself in of_gluon.explain(4096) and "not of gradients" in of_gluon.explain(4096)
+    assert "  repair  " not in patterncc.compile("causal", isolate=False).explain(4096)
+    assert "  repair  " not in of_gluon.explain(4096, dtype="float32")
+    isolating = patterncc.compile("causal", isolate=True)
+    assert f"{more}, but none for Gluon's on {HOPPER}\n" in isolating.explain(4096)
+    assert f"{more}\n" in isolating.explain(4096, dtype="float32")
     assert main(["explain", "causal", "--isolate", "--no-deterministic"]) == 0
     shown = capsys.readouterr().out
-    assert line in shown and "kernel  Gluon on cuda:90" in shown
+    assert more in shown and "kernel  Gluon on cuda:90" in shown
     assert "grads   in kernels of their own" in shown and "does not isolate" in shown
-    assert main(["explain", "causal", "--isolate", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["call"]["isolates"] is True
+    for options, wanted in (([], None), (["--isolate"], True), (["--no-isolate"], False)):
+        assert main(["explain", "causal", *options, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["call"]["isolates"] is wanted
 
 
 def test_run_takes_it(capsys: pytest.CaptureFixture[str]) -> None:

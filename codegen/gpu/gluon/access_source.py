@@ -156,10 +156,13 @@ class GluonAccess:
         yield "show_to_copies()"
         yield "synchronize()"
 
-    def store_out(self) -> Iterator[str]:
-        """The output by pointers, 16 bytes to a thread."""
+    def out_place(self) -> Iterator[str]:
+        """Where the output goes by pointers, 16 bytes to a thread."""
         yield from self.rows_of("STORED")
         yield from self._address("out", "STORED")
+
+    def store_out(self) -> Iterator[str]:
+        """Stores it there."""
         yield "# Through where the query was, for other threads store a row than computed it."
         yield f"query.store(out.to(tl.{self._problem.dtype}))"
         yield "synchronize()"
@@ -171,15 +174,14 @@ class GluonAccess:
         yield self._packed_place()
         yield "out = tl.load(state_place, mask=stored_exists[:, None], other=0.0)"
 
-    def store_state(self, also: str = "") -> Iterator[str]:
-        """Leaves `out` for a later pass.
-
-        Args:
-            also: What must hold besides, such as ` & (spoiled == 0)`.
-        """
+    def state_place(self) -> Iterator[str]:
+        """Where `out` is left for a later pass."""
         yield from self.rows_of("OUT")
         yield self._packed_place()
-        yield f"tl.store(state_place, out, mask=stored_exists[:, None]{also})"
+
+    def store_state(self) -> Iterator[str]:
+        """Leaves it there."""
+        yield "tl.store(state_place, out, mask=stored_exists[:, None])"
 
     def row_numbers_address(self, name: str) -> str:
         """Where the head's numbers start in a tensor `[batch, heads, q_len]` without gaps."""

@@ -165,6 +165,13 @@ def row_sums(sums):
 """Source of what sums rows up without an exchange between threads in each step."""
 
 
+NOTE = "tl.BlockedLayout([1], [32], [4], [0])"
+"""Where the threads of a warpgroup hold a number that all of them know."""
+
+NOTES = "tl.SwizzledSharedLayout(1, 1, 1, [0])"
+"""How such numbers lie in shared memory."""
+
+
 def gluon_text(lines: Iterable[str]) -> Iterator[str]:
     """Lines that were written for Triton, where Gluon says it otherwise: vectors of lanes need a
     layout, which the function that they stand in calls `LANES`."""

@@ -16,39 +16,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.forward_source import PEAK_FLOOR
-from patterncc.codegen.gpu.gluon.access_source import GluonAccess
+from patterncc.codegen.gpu.gluon.careful_writer import CarefulWriter
 from patterncc.codegen.gpu.gluon.dialect import (
     FOLLOWING,
+    NOTE,
+    NOTES,
     function_text,
-    gluon_functions,
     product_layout,
     store_layout,
     tile_layout,
 )
-from patterncc.codegen.gpu.gluon.mask_source import TileMask
 from patterncc.codegen.gpu.gluon.module_source import EMITTER, gluon_module, start_lines
-from patterncc.codegen.gpu.gluon.reasons import reason_against
-from patterncc.codegen.gpu.gluon.term_source import TileTerms
-from patterncc.codegen.gpu.gluon.tile_source import VisitedTiles
-from patterncc.codegen.gpu.gluon.warps import ROWS, query_in_registers, warps_of
-from patterncc.codegen.gpu.isolation_source import SPOILED, SPOILED_HELPERS
-from patterncc.codegen.gpu.kernel_source import KernelParameter, KernelSource
+from patterncc.codegen.gpu.gluon.warps import ROWS
+from patterncc.codegen.gpu.kernel_source import KernelSource
 from patterncc.codegen.gpu.kernel_text import (
     INDENT,
     described_fields,
     header_text,
 )
-from patterncc.codegen.gpu.sweep_source import emit_loops
-from patterncc.codegen.gpu.tile_source import Computed, check_program
-from patterncc.codegen.listing import kernel_mask
-from patterncc.dsl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from patterncc.codegen.gpu.config import KernelConfig
-    from patterncc.codegen.ir import BlockProgram
-    from patterncc.codegen.problem import Problem
 
 _NOTHING = 'float("-inf")'
 _TILES = ("query", "key", "value")
@@ -58,43 +47,9 @@ _RINGS = ("key_ready", "key_free", "value_ready", "value_free")
 """Barriers of each stage."""
 
 
-class ForwardWriter:
+class ForwardWriter(CarefulWriter):
     """Writes one kernel: the function of the loading warp, that of a computing warpgroup, and the
     one that starts both."""
-
-    def __init__(
-        self,
-        program: BlockProgram,
-        problem: Problem,
-        config: KernelConfig,
-        resumes: bool,
-        hands_on: bool,
-    ) -> None:
-        check_program(program, problem, config)
-        reason = reason_against(program, problem)
-        if reason is not None:
-            raise ConfigError(f"emitter='gluon' is impossible: {reason}", ("triton",))
-        self._program = program
-        self._problem = problem
-        self._config = config
-        self._resumes = resumes
-        self._hands_on = hands_on
-        self._warps = warps_of(config)
-        self._access = GluonAccess(problem, config, program.tiling, hands_on=hands_on)
-        nest = emit_loops(program.forward)
-        moves = self._access.moves_boxes
-        self._mask = TileMask(kernel_mask(program), nest.documents, moves_boxes=moves)
-        self._terms = TileTerms(problem.terms, program.tiling, "SCORES", resumes=resumes)
-        self._computed = Computed(program, "forward", True, self._terms.exprs)
-        self._visited = VisitedTiles(program, config, nest, self._computed.leaves, problem.group)
-        pointers = [KernelParameter("lse_ptr", "*fp32", 4)]
-        if resumes or hands_on:
-            pointers.append(KernelParameter("state_ptr", "*fp32", 16))
-        self._notes = problem.isolates and any(loop.kind == "partial" for loop in nest.loops)
-        if self._notes:
-            pointers.append(SPOILED)
-        scale = [KernelParameter("scale", "fp32")] if self._terms.scale else []
-        self._parameters = tuple(self._computed.parameters(self._access, pointers, scale))
 
     # -------------------------------------------------------------------------------- hooks
 
@@ -106,10 +61,6 @@ class ForwardWriter:
     def _loaded(self) -> tuple[str, ...]:
         """The tensors whose descriptors no computing warpgroup needs."""
         return ("query", "key", "value")
-
-    def _keep_weights(self) -> Iterator[str]:
-        """Lines after the weights of a tile, before the next tile's."""
-        yield from ()
 
     # -------------------------------------------------------------------------------- the text
 
@@ -127,12 +78,16 @@ class ForwardWriter:
         loaded = [f"{name}_desc_0" for name in self._loaded()]
         shared = [*(f"{name}_tiles" for name in _TILES), *self._query_barrier(), *_RINGS]
         load = [*(n for n in names if n in copied or "_desc_" not in n), *shared]
-        attend = [*(n for n in names if n not in loaded), *shared, *self._computing_barriers()]
+        own = [*shared, *self._computing_barriers(), *(["spoiled"] if self._repairs else [])]
+        attend = [*(n for n in names if n not in loaded), *own]
+        repair = [*(n for n in names if n != "query_desc_0"), *(f"{name}_tiles" for name in _TILES)]
+        repair += ["spoiled", "again_ready"]
         functions = [
             *self._helpers(),
             function_text("load_tiles", load, self._load_tiles()),
             function_text("attend", [*attend, "part: tl.constexpr"], self._attend()),
-            function_text("forward", names, self._forward(load, attend)),
+            *(self._careful_functions(repair) if self._repairs else ()),
+            function_text("forward", names, self._forward(load, attend, repair)),
         ]
         header = header_text("Attention forward", fields)
         return KernelSource(
@@ -146,7 +101,7 @@ class ForwardWriter:
 
     def _helpers(self) -> tuple[str, ...]:
         """The sources of functions that the kernel's own ones call."""
-        return (FOLLOWING, *([gluon_functions(SPOILED_HELPERS)] if self._notes else []))
+        return (FOLLOWING, *(self._careful_helpers() if self._repairs else ()))
 
     def _constants(self) -> dict[str, object]:
         """What the functions know at compile time."""
@@ -160,11 +115,14 @@ class ForwardWriter:
             "WEIGHTS": f"tl.DotOperandLayout(0, {product_layout(problem.value_head_dim)}, 2)",
             "QUERY": f"tl.DotOperandLayout(0, {product_layout(config.block_k)}, 2)",
             "STORED": store_layout(problem.value_head_dim),
+            **({"NOTE": NOTE, "NOTES": NOTES} if self._repairs else {}),
         }
 
     # -------------------------------------------------------------------------------- the kernel
 
-    def _forward(self, load: Iterable[str], attend: Iterable[str]) -> Iterator[str]:
+    def _forward(
+        self, load: Iterable[str], attend: Iterable[str], repair: Sequence[str]
+    ) -> Iterator[str]:
         """Allocates what the warps share and starts them."""
         warps = self._warps
         dtype = f"tl.{self._problem.dtype}"
@@ -188,7 +146,13 @@ class ForwardWriter:
             yield f"{name} = allocate(tl.int64, [{number}, 1], BARRIER)"
             yield f"for part in tl.static_range({number}):"
             yield f"{INDENT}init_barrier({name}.index(part), count={arrivals})"
+        if self._repairs:
+            yield f"spoiled = allocate(tl.int32, [{warps.computing}, 1], NOTES)"
+            yield "again_ready = allocate(tl.int64, [1, 1], BARRIER)"
+            yield "init_barrier(again_ready.index(0), count=1)"
         yield from start_lines("attend", attend, load, warps)
+        if self._repairs:
+            yield from self._repair_lines(repair)
 
     def _query_barrier(self) -> tuple[str, ...]:
         """The barrier of each warpgroup's query, where a copy brings it. Rows that come by pointers
@@ -259,20 +223,6 @@ class ForwardWriter:
         yield from self._last_values()
         yield from self._finish()
 
-    def _rows(self) -> Iterator[str]:
-        """Bounds, the warpgroup's rows, and what the mask asks of them alone."""
-        yield from self._visited.bounds()
-        yield ""
-        yield "# What the mask asks of the row alone."
-        layout = "tl.SliceLayout(1, SCORES)"
-        yield f"rows = row_first + part * {ROWS} + tl.arange(0, {ROWS}, layout={layout})"
-        yield "row_exists = rows < q_len"
-        if self._program.tiling.q_step > 1:
-            yield f"call_rows = rows * {self._program.tiling.q_step} + row_class"
-        yield "q = q_offset + rows[:, None]"
-        yield from self._mask.held_lines
-        yield from self._terms.program_lines
-
     def _loops(self) -> Iterator[str]:
         """All tiles but the very first."""
         for number, loop in enumerate(self._visited.loops):
@@ -287,10 +237,6 @@ class ForwardWriter:
         yield "wait(value_ready.index(stage), phase)"
         yield self._add_values("stage")
         yield "out = finish(0, deps=(out,))"
-
-    def _query_operand(self) -> Iterator[str]:
-        """The query as the products read it."""
-        yield "asked = query.load(QUERY)" if query_in_registers(self._config) else "asked = query"
 
     def _first_tile(self) -> Iterator[str]:
         yield ""
@@ -334,18 +280,6 @@ class ForwardWriter:
         yield f"weights = tl.exp2(scores{scale} - peak[:, None])"
         yield "total = tl.sum(weights, 1)"
 
-    def _earlier_passes(self) -> Iterator[str]:
-        """The peak and the sum of weights that earlier passes left."""
-        yield "# Where the earlier passes ended: one key of weight 1, unless a row saw none."
-        yield f"peak = {self._access.load_row_numbers('lse', _NOTHING)}"
-        # A maximum may drop a NaN; the sum keeps it.
-        yield f"total = tl.where(peak == {_NOTHING}, 0.0, 1.0 + 0.0 * peak)"
-        yield f"peak = tl.maximum(peak, {PEAK_FLOOR})"
-
-    def _no_out(self) -> str:
-        width = self._problem.value_head_dim
-        return f"out = tl.full([{ROWS}, {width}], 0.0, tl.float32, layout=OUT)"
-
     def _tile(self, number: int, *, masked: bool) -> Iterator[str]:
         yield from self._scores(number, masked=masked)
         yield from self._weights()
@@ -371,96 +305,3 @@ class ForwardWriter:
         yield from self._logits()
         if masked:
             yield from self._mask.masked_scores()
-
-    def _ask_scores(self, stage: str = "stage") -> str:
-        tile = f"key_tiles.index({stage}).reshape([BLOCK_K, {self._problem.head_dim}])"
-        return (
-            f"scores = multiply(asked, {tile}.permute((1, 0)), no_scores, "
-            "use_acc=False, is_async=True)"
-        )
-
-    def _rounded(self) -> str:
-        # Here and not where they are computed: loops carry pairs of 16-bit numbers apart.
-        return f"rounded = tl.convert_layout(weights.to(tl.{self._problem.dtype}), WEIGHTS)"
-
-    def _add_values(self, stage: str) -> str:
-        tile = f"value_tiles.index({stage}).reshape([BLOCK_K, {self._problem.value_head_dim}])"
-        return f"out = multiply(rounded, {tile}, out, is_async=True)"
-
-    def _logits(self) -> Iterator[str]:
-        """What score terms make of a tile's scores."""
-        if self._terms.reads_key:
-            yield "k = k_box + columns"
-        yield from self._terms.tile_lines
-
-    def _weights(self) -> Iterator[str]:
-        scale = self._terms.scale
-        yield f"new_peak = tl.maximum(peak, tl.max(scores, 1){scale})"
-        yield f"weights = tl.exp2(scores{scale} - new_peak[:, None])"
-        yield "decay = tl.exp2(peak - new_peak)"
-        yield "total = total * decay + tl.sum(weights, 1)"
-        yield "peak = new_peak"
-
-    def _decayed(self) -> str:
-        return f"out = out * {_per_row_of_out('decay')}"
-
-    # -------------------------------------------------------------------------------- the end
-
-    def _finish(self) -> Iterator[str]:
-        access = self._access
-        yield from self._normalised()
-        if self._notes:
-            yield from self._note_spoiled()
-        if not self._resumes:
-            yield access.row_numbers_address("lse")
-        yield from self._log_total()
-        yield access.store_row_numbers("lse")
-        if self._hands_on:
-            kept = " & (spoiled == 0)" if self._notes and self._resumes else ""
-            yield from access.store_state(also=kept)
-        elif access.stores_box:
-            yield "# The rows go out from where the query was."
-            yield f"query.store(out.to(tl.{self._problem.dtype}))"
-            yield "show_to_copies()"
-            place = f"[batch, head, row_first + part * {ROWS}, 0]"
-            yield f"copy_out(out_desc_0, {place}, query_tiles.index(part))"
-            yield "copied_out(0)"
-        else:
-            yield from access.store_out()
-
-    def _note_spoiled(self) -> Iterator[str]:
-        """Leaves whether the warpgroup's rows may be spoiled, for the kernel that repairs."""
-        yield ""
-        yield "# 0 * NaN is NaN: has a number come to rows that do not see it? A row whose weights"
-        yield "# are NaN has nothing but NaN to give, and sees why."
-        yield f"row_sums = {_per_row_of_scores('tl.sum(out, 1)')}"
-        spoiled = "(row_sums != row_sums) & (total > 0.0)"
-        parts = self._warps.computing
-        yield f"spoiled = note_spoiled(spoiled_ptr, {spoiled}, part, {parts})"
-        if self._resumes:
-            yield "# What rows started from is kept for the repair."
-            yield "row_exists = row_exists & (spoiled == 0)"
-
-    def _normalised(self) -> Iterator[str]:
-        """`out`, divided by the sum of weights."""
-        yield ""
-        yield "# Rows without keys: 0, and the logarithm of the sum is -inf."
-        yield "empty = total == 0.0"
-        yield "inverse = 1.0 / tl.where(empty, 1.0, total)"
-        yield f"out = tl.where({_per_row_of_out('empty')}, 0.0, out * {_per_row_of_out('inverse')})"
-
-    def _log_total(self) -> Iterator[str]:
-        """`lse` as it is returned or, in powers of two, handed on."""
-        unit = "" if self._hands_on else " * 0.6931471805599453"
-        yield "log_total = peak + tl.log2(tl.where(empty, 1.0, total))"
-        yield f"lse = tl.where(empty, {_NOTHING}, log_total{unit})"
-
-
-def _per_row_of_out(name: str) -> str:
-    """A number of each row of the scores, for the rows of the output."""
-    return f"tl.convert_layout({name}, tl.SliceLayout(1, OUT))[:, None]"
-
-
-def _per_row_of_scores(numbers: str) -> str:
-    """A number of each row of the output, for the rows of the scores."""
-    return f"tl.convert_layout({numbers}, tl.SliceLayout(1, SCORES))"

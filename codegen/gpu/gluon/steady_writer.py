@@ -9,9 +9,11 @@ grow by the range of float32, 88 in units of a logit, which bfloat16 shares: wei
 rounded no worse than those below.
 
 Where scores grew by more, the sum of weights or the output is infinite or no number. A warpgroup
-sees that in its rows before it stores them, and then computes them again by itself, with exact
-peaks throughout: when all warpgroups are done with the rings, it copies one tile after the other
-into the stage of its own number.
+sees that in its rows before it stores them. Where kernels take care of numbers that are not finite,
+`careful_writer` computes the rows again, those with exact peaks that are not finite with the peaks
+of the loops. Else the warpgroup computes all of its rows again by itself, with exact peaks
+throughout: when all warpgroups are done with the rings, it copies one tile after the other into the
+stage of its own number.
 
 Weights go from one tile to the next as pairs of 16-bit numbers, so that both products of a tile can
 be asked for at once.
@@ -21,9 +23,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from patterncc.codegen.gpu.forward_source import PEAK_FLOOR
 from patterncc.codegen.gpu.gluon.dialect import PAIRS, ROW_SUMS, sums_layout
 from patterncc.codegen.gpu.gluon.forward_writer import ForwardWriter
+from patterncc.codegen.gpu.gluon.tile_writer import per_row_of_scores
 from patterncc.codegen.gpu.gluon.warps import ROWS, query_in_registers
 from patterncc.codegen.gpu.kernel_terms import tile_logit
 from patterncc.codegen.gpu.kernel_text import INDENT
@@ -38,28 +40,35 @@ if TYPE_CHECKING:
 
 def keeps_peak(program: BlockProgram, problem: Problem) -> bool:
     """Should full tiles of a pass keep the peak? float16 has not the range, score terms that read
-    keys take the registers that one more loop needs, rows that are spoiled and repaired anyway
-    (`isolation_source`) would be computed three times, and without full tiles there is nothing to
+    keys take the registers that one more loop needs, and without full tiles there is nothing to
     gain."""
     logit = tile_logit(problem.terms, program.tiling)
-    if problem.dtype != "bfloat16" or problem.isolates:
+    if problem.dtype != "bfloat16":
         return False
     if logit is not None and "k" in coordinates_read(logit):
         return False
     return any(sweep.kind == "full" for sweep in program.forward)
 
 
+_NO_SUMS = "sums = tl.full([4, 2, 8, 4], 0.0, tl.float32, layout=SUMS)"
+
+_ALL_SUMS = "total + tl.where(exact, 0.0, row_sums(sums))"
+"""The sum of weights with those that threads have for themselves, where peaks are kept."""
+
+
 class SteadyWriter(ForwardWriter):
     """Writes one such kernel; arguments as of `ForwardWriter`."""
 
     def _computing_barriers(self) -> dict[str, tuple[int, int]]:
+        if self._repairs:
+            return {}
         return {
             "rings_over": (1, self._warps.computing),
             "again_ready": (self._warps.computing, 1),
         }
 
     def _loaded(self) -> tuple[str, ...]:
-        return ("query",)
+        return super()._loaded() if self._repairs else ("query",)
 
     def _helpers(self) -> tuple[str, ...]:
         return (*super()._helpers(), PAIRS, ROW_SUMS)
@@ -88,7 +97,7 @@ class SteadyWriter(ForwardWriter):
                 yield self._visited.beginning(number)
                 yield from (INDENT + line for line in self._tile(number, masked=False))
             yield "# Full tiles, whose rows have a peak."
-            yield "sums = tl.full([4, 2, 8, 4], 0.0, tl.float32, layout=SUMS)"
+            yield _NO_SUMS
             yield f"for step in range(1, count_{number}):"
             yield from (INDENT + line for line in self._steady_tile(number))
             yield "total = total + row_sums(sums)"
@@ -105,14 +114,24 @@ class SteadyWriter(ForwardWriter):
 
     def _last_values(self) -> Iterator[str]:
         yield from super()._last_values()
-        yield "arrive(rings_over.index(0))"
+        if not self._repairs:
+            yield "arrive(rings_over.index(0))"
         yield ""
         yield "# Scores that outgrew the peak left a sum or an output that is no finite number."
-        yield "zeros = tl.convert_layout(tl.sum(out * 0.0, 1), tl.SliceLayout(1, SCORES))"
-        yield 'sound = (total < float("inf")) & (zeros == 0.0)'
+        yield from self._sound()
         yield "again = tl.max(tl.where(row_exists & (sound == 0), 1, 0), 0)"
-        yield "if again > 0:"
-        yield from (INDENT + line for line in self._again())
+        if not self._repairs:
+            yield "if again > 0:"
+            yield from (INDENT + line for line in self._again())
+
+    @staticmethod
+    def _sound() -> Iterator[str]:
+        """Are a row's sum of weights and output finite?"""
+        yield f"zeros = {per_row_of_scores('tl.sum(out * 0.0, 1)')}"
+        yield 'sound = (total < float("inf")) & (zeros == 0.0)'
+
+    def _look(self) -> Iterator[str]:
+        yield from ()  # The same look finds what hidden numbers have spoiled.
 
     def _again(self) -> Iterator[str]:
         """All tiles once more, one after the other and with exact peaks."""
@@ -128,20 +147,6 @@ class SteadyWriter(ForwardWriter):
         # 12.8 takes that for computed where it is not.
         yield self._visited.all()
         yield from (INDENT + line for line in self._tile_again())
-
-    def _before_all_tiles(self) -> Iterator[str]:
-        """The rows' state before any tile of this pass."""
-        if self._resumes:
-            yield from self._earlier_passes()
-            yield from self._access.load_state()
-            return
-        if self._terms.has_sink:
-            yield from self._terms.start()
-        else:
-            layout = "layout=tl.SliceLayout(1, SCORES)"
-            yield f"peak = tl.full([{ROWS}], {PEAK_FLOOR}, tl.float32, {layout})"
-            yield f"total = tl.full([{ROWS}], 0.0, tl.float32, {layout})"
-        yield self._no_out()
 
     def _tile_again(self) -> Iterator[str]:
         yield self._visited.start_of_all()
@@ -164,3 +169,44 @@ class SteadyWriter(ForwardWriter):
         yield "# The stage is the warpgroup's own: its threads alone must be done with it."
         yield "synchronize()"
         yield "phase = phase ^ 1"
+
+    # -------------------------------------------------------------------------------- repair
+
+    def _attempts(self) -> Iterator[str]:
+        yield "# With the peaks of the loops; rows that are not finite then, with exact ones, too."
+        yield "exact = rows < 0"
+        yield from self._nothing_seen()
+        yield "again = 1"
+        yield "while again > 0:"
+        lines = [
+            *self._before_all_tiles(),
+            _NO_SUMS,
+            *self._careful_tiles(),
+            f"total = {_ALL_SUMS}",
+            *self._sound(),
+            "unsound = row_exists & (sound == 0) & (exact == 0)",
+            "again = tl.max(tl.where(unsound, 1, 0), 0)",
+            "exact = exact | unsound",
+        ]
+        yield from (INDENT + line for line in lines)
+
+    def _weights_again(self) -> Iterator[str]:
+        scale = self._terms.scale
+        yield f"steady = {self._steady()}"
+        yield "keeps = steady & (exact == 0)"
+        yield f"total = tl.where(steady, total, {_ALL_SUMS})"
+        yield f"largest = tl.maximum(peak, tl.max(scores, 1){scale})"
+        yield "new_peak = tl.where(keeps, peak, largest)"
+        yield f"weights = tl.exp2(scores{scale} - new_peak[:, None])"
+        yield "decay = tl.exp2(peak - new_peak)"
+        yield "sums = tl.where(steady, sums + own_sums(weights), 0.0)"
+        yield "total = total * decay + tl.where(keeps, 0.0, tl.sum(weights, 1))"
+        yield "peak = new_peak"
+
+    def _steady(self) -> str:
+        """Does the tile at `step` of all keep the peak in its loop?"""
+        return " | ".join(
+            f"({self._visited.after_first(number)})"
+            for number, loop in enumerate(self._visited.loops)
+            if loop.kind != "partial"
+        )

@@ -117,6 +117,11 @@ class VisitedTiles:
             tile = at_step if number == last else f"tl.where({inside}, {at_step}, {tile})"
         return f"k_first = ({tile}) * BLOCK_K"
 
+    def after_first(self, number: int) -> str:
+        """Is the tile of a step of all one of a loop, and not its first one?"""
+        before = self._before(number) or "0"
+        return f"(step > {before}) & (step < {self._before(number + 1)})"
+
     def start(self, number: int) -> str:
         """The first key of the tile of a step of a loop."""
         return f"k_first = ({self.loops[number].tile}) * BLOCK_K"
