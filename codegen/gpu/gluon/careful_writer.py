@@ -122,6 +122,8 @@ class CarefulWriter(TileWriter):
     def _compute_again(self) -> Iterator[str]:
         """The rows, and their output, once more."""
         yield from self._own_rows()
+        if self._resumes:
+            yield self._access.row_numbers_address("lse")
         yield from self._attempts()
         yield from self._normalised()
         yield f"left_out = {self._left_tile()}.load(OUT).to(tl.float32)"
@@ -146,7 +148,6 @@ class CarefulWriter(TileWriter):
     def _before_all_tiles(self) -> Iterator[str]:
         """The rows' state before any tile of this pass."""
         if self._resumes:
-            yield self._access.row_numbers_address("lse")
             yield from self._earlier_passes()
             yield from self._access.load_state()
             return
