@@ -39,7 +39,7 @@ from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.backward import Backward
 from patterncc.codegen.gpu.forward import Forward
 from patterncc.codegen.gpu.gluon.reasons import HEAD_DIMS
-from patterncc.codegen.gpu.turn_choice import SPLIT_ORDERS, TurnChoice, turn_choices
+from patterncc.codegen.gpu.turn_choice import ORDERS, UNEVEN_ORDERS, TurnChoice, turn_choices
 from patterncc.codegen.ir import Passes
 
 NAMES = (
@@ -79,7 +79,7 @@ def ready_call(
 ) -> Any:
     """A call as the default has it, or with choices also where these would not be taken:
     `FIRST_STORES`, or the `TurnChoice` `order`."""
-    forced = {"LEAST_STEPS": 0, "LEAST_FASTER": 0.0}
+    forced = {"LEAST_STEPS": 0, "LEAST_FASTER": 0.0, "LEAST_FASTER_UNEVEN": 0.0}
     changes = dict(forced) if choices else {}
     if "FIRST_STORES" in choices:
         changes["FIRST_STORES"] = choices.pop("FIRST_STORES")
@@ -128,7 +128,7 @@ def plans(
     orders = counted(case, tensors, options)
     for choice in orders:
         yield order_name(choice), choice.faster, partial(ready, order=choice)
-    if orders and not orders[0].split:
+    if orders and not orders[0].uneven:
         yield FIRST + "adds", None, partial(ready, deterministic=True, FIRST_STORES=0.0)
         yield FIRST + "stores", None, partial(ready, deterministic=True, FIRST_STORES=math.inf)
     yield "default", None, ready
@@ -225,7 +225,8 @@ def main() -> None:
     given = parser.parse_args()
     shape = Shape(given.heads, given.kv_heads, given.length, given.head_dim)
     known, begin = cases(), time.monotonic()
-    groups = ("forward", *FREE, *(f"{turns} {near}" for turns, near in SPLIT_ORDERS), FIRST)
+    orders = dict.fromkeys((*ORDERS, *UNEVEN_ORDERS))
+    groups = ("forward", *FREE, *(f"{turns} {near}" for turns, near in orders), FIRST)
     workers = min(os.cpu_count() or 1, 16)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn) as pool:

@@ -253,8 +253,10 @@ def _runs(places: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def _chunks(steps: Steps, first: int, step: int, count: int, limit: int) -> int:
-    """Enough for the longest tile of a progression."""
-    return ceildiv(int(steps[first : first + step * (count - 1) + 1 : step].max()), limit)
+    """Enough for the longest tile of a progression; one, where it only holds tiles that see
+    nothing."""
+    longest = int(steps[first : first + step * (count - 1) + 1 : step].max())
+    return max(ceildiv(longest, limit), 1)
 
 
 def _halved(steps: Steps, found: list[Progression], limit: int) -> list[Progression]:

@@ -47,9 +47,11 @@ MOST_COUNTED = 1 << 17
 """Programs that are counted, 0.2 s of the host's time at a call of a new shape: of more, those of
 some heads and batch entries alone."""
 
-
 PARTS = (1, 2, 4, 8)
 """Chunks of a key tile that is split may take that part of how long a program may."""
+
+SPLIT_AHEAD = 1.02
+"""Where splitting must be beside not splitting, which takes no memory and no kernel more."""
 
 SUM_CHUNKS = 2.0
 """Steps that the kernel takes that adds chunks up."""
@@ -57,8 +59,8 @@ SUM_CHUNKS = 2.0
 CHUNK = 0.03
 """Steps that the sums of one chunk take of a whole device's bandwidth, to be left and read."""
 
-MOST_SIMULATED = 1 << 12
-"""The same of programs whose every step is followed, 40 us of the host each."""
+MOST_FOLLOWED = 1 << 11
+"""The same where every step of a program is followed, 10 us of the host each, up to seven times."""
 
 AHEAD = {False: 1.0, True: 1.05}
 """Where `falling` must be beside `rising`, by whether query heads share one of the keys: there it
@@ -74,21 +76,23 @@ class TurnChoice:
         neighbours: Which programs start side by side: key tiles of a head, or heads.
         faster: How many times as fast as two kernels.
         split: The key tiles that are split, progressions that follow each other.
+        uneven: Are some key tiles seen by far more rows than others, whether split or not?
     """
 
     turns: Turns
     neighbours: Neighbours
     faster: float
     split: tuple[Progression, ...] = ()
+    uneven: bool = False
 
 
 ORDERS: tuple[tuple[Turns, Neighbours], ...] = (("rising", "heads"), ("falling", "tiles"))
 """Heavy key tiles first, as under `causal`, and their chains short; or from the last key tile on,
-where a window visits a row tile before the key tile below it does. So sinks are last, for whose
-chunks nobody waits."""
+where a window visits a row tile before the key tile below it does."""
 
-SPLIT_ORDERS: tuple[tuple[Turns, Neighbours], ...] = (*ORDERS, ("falling", "heads"))
-"""Where key tiles are split: so the chunks of the sinks of all heads are last, side by side."""
+UNEVEN_ORDERS: tuple[tuple[Turns, Neighbours], ...] = (("rising", "heads"), ("falling", "heads"))
+"""Where some key tiles are seen by far more rows than others: heavy ones first, as rungs are; or
+last, with those of all heads side by side, as the chunks of sinks, for which nobody waits."""
 
 
 def turn_choices(
@@ -100,41 +104,13 @@ def turn_choices(
     batch: int,
     multiprocessors: int,
 ) -> Iterator[TurnChoice]:
-    """All ways to take turns that are counted, for one call; none where the key tiles to split are
-    in no few progressions that follow each other.
-
-    Args:
-        program: The pattern, with its transposed sweeps.
-        steps: Of `key_tile_steps`, which knew all bounds.
-        env: As it was given to that.
-        heads: Heads of the query.
-        group: Of them for each head of the keys.
-        batch: Batch entries.
-        multiprocessors: Of the device; each runs a program at a time.
-    """
-    all_copies = heads // group * batch
-    apart = split_tiles(steps, all_copies, multiprocessors)
-    splits = [()] if not apart else _splits(steps, all_copies, multiprocessors)
-    first = group * _first_tiles(program, env, heads, group)
-    most = MOST_SIMULATED if apart else MOST_COUNTED
-    copies = min(all_copies, max(most // max(len(steps), 1), 1))
-    lengths = [length for *_, length in _programs(steps, first, apart)]
-    programs = len(lengths) * copies / multiprocessors
-    share = float(steps.sum()) * copies / multiprocessors
-    two = TWO_KERNELS * max(share, max(lengths, default=0)) + START * programs
-    two += _sums(apart, copies)
-    rows = ROW * copies * group * env["q_len"]
-    for turns, neighbours in SPLIT_ORDERS if apart else ORDERS:
-        for split in splits:
-            programs_of_head = list(_programs(steps, first, split))
-            if neighbours == "heads" and len(programs_of_head) > MOST_PROGRAMS:
-                continue  # along the second axis of a grid
-            if turns == "falling":
-                programs_of_head.reverse()
-            end = _end_in_steps if split else _end
-            ends = end(programs_of_head, copies, multiprocessors, neighbours)
-            ends = DEARER * ends + rows + _sums(split, copies)
-            yield TurnChoice(turns, neighbours, two / ends, split)
+    """All ways to take turns that there are, counted, for one call; arguments as of
+    `choose_turns`."""
+    call = _Call(program, steps, env, heads, group, batch, multiprocessors)
+    for order in call.orders:
+        for split in call.splits:
+            if call.may(order, split):
+                yield call.counted(order, split)
 
 
 def choose_turns(
@@ -146,26 +122,119 @@ def choose_turns(
     batch: int,
     multiprocessors: int,
 ) -> TurnChoice | None:
-    """The fastest of `turn_choices`, by count, with the same arguments; None where there is none.
-    Of equals, the one with the fewest chunks."""
+    """The fastest by count: of all orders with no key tile split and with few chunks, then of
+    shorter chunks in the order that was faster. Of equals, the one with the fewest chunks.
+
+    Args:
+        program: The pattern, with its transposed sweeps.
+        steps: Of `key_tile_steps`, which knew all bounds.
+        env: As it was given to that.
+        heads: Heads of the query.
+        group: Of them for each head of the keys.
+        batch: Batch entries.
+        multiprocessors: Of the device; each runs a program at a time.
+
+    Returns:
+        None where a grid cannot hold the programs.
+    """
+    call = _Call(program, steps, env, heads, group, batch, multiprocessors)
     found: TurnChoice | None = None
-    for choice in turn_choices(program, steps, env, heads, group, batch, multiprocessors):
-        other = found is not None and found.turns != choice.turns
-        ahead = AHEAD[group > 1] if other else 1.0
-        if found is None or choice.faster > ahead * found.faster:
-            found = choice
+    for order in call.orders:
+        for split in call.splits[:2]:
+            if not call.may(order, split):
+                continue
+            choice = call.counted(order, split)
+            if found is None or choice.faster > _ahead(choice, found, group) * found.faster:
+                found = choice
+    if found is None:
+        return None
+    order = found.turns, found.neighbours
+    for split in call.splits[2:]:
+        if call.may(order, split):
+            choice = call.counted(order, split)
+            if choice.faster > _ahead(choice, found, group) * found.faster:
+                found = choice
     return found
 
 
+def _ahead(choice: TurnChoice, other: TurnChoice, group: int) -> float:
+    """Times another that was found before that one must be as fast."""
+    ahead = AHEAD[group > 1] if choice.turns != other.turns else 1.0
+    return ahead * (SPLIT_AHEAD if choice.split and not other.split else 1.0)
+
+
+class _Call:
+    """What is counted of one call, whose arguments are those of `choose_turns`.
+
+    Attributes:
+        orders: Which may be taken.
+        splits: Key tiles to split, in fewer and in more chunks; first none.
+    """
+
+    def __init__(
+        self,
+        program: BlockProgram,
+        steps: npt.NDArray[np.int64],
+        env: Mapping[str, int],
+        heads: int,
+        group: int,
+        batch: int,
+        multiprocessors: int,
+    ) -> None:
+        copies = heads // group * batch
+        apart = split_tiles(steps, copies, multiprocessors)
+        self._uneven = bool(apart)
+        self.orders = UNEVEN_ORDERS if apart else ORDERS
+        # Chunks take no more memory than the sums of the query's gradient.
+        most = group * env["q_len"] // (2 * program.block_k)
+        self.splits = [(), *(_splits(steps, copies, multiprocessors, most) if apart else ())]
+        self._steps = steps
+        self._first = group * _first_tiles(program, env, heads, group)
+        counted = MOST_FOLLOWED if apart else MOST_COUNTED
+        self._copies = min(copies, max(counted // max(len(steps), 1), 1))
+        self._at_once = multiprocessors
+        if apart:  # as much of the device as of the heads: how many of one run at a time counts
+            self._at_once = max(multiprocessors * self._copies // copies, 1)
+        self._whole = self._copies * multiprocessors / self._at_once
+        self._rows = ROW * self._whole * group * env["q_len"]
+        lengths = [length for *_, length in _programs(steps, self._first, apart)]
+        share = float(steps.sum()) * self._copies / self._at_once
+        # Of two kernels one is as even as all rows see keys, and the other splits key tiles.
+        longest = 0 if apart else max(lengths, default=0)
+        two = TWO_KERNELS * max(share, longest)
+        two += START * len(lengths) * self._copies / self._at_once
+        self._two_kernels = two + _sums(apart, self._whole)
+
+    def may(self, order: tuple[Turns, Neighbours], split: tuple[Progression, ...]) -> bool:
+        """Can the grid hold the programs, which are along its second axis beside heads?"""
+        chunks = sum(one.programs - one.count for one in split)
+        return order[1] == "tiles" or len(self._steps) + chunks <= MOST_PROGRAMS
+
+    def counted(
+        self, order: tuple[Turns, Neighbours], split: tuple[Progression, ...]
+    ) -> TurnChoice:
+        """One way to take turns."""
+        turns, neighbours = order
+        programs = list(_programs(self._steps, self._first, split))
+        if turns == "falling":
+            programs.reverse()
+        end = _end_in_steps if self._uneven else _end
+        ends = DEARER * end(programs, self._copies, self._at_once, neighbours)
+        ends += self._rows + _sums(split, self._whole)
+        return TurnChoice(turns, neighbours, self._two_kernels / ends, split, self._uneven)
+
+
 def _splits(
-    steps: npt.NDArray[np.int64], copies: int, multiprocessors: int
+    steps: npt.NDArray[np.int64], copies: int, multiprocessors: int, most: int
 ) -> list[tuple[Progression, ...]]:
-    """The same key tiles in fewer and in more chunks, without repetition."""
+    """The key tiles to split in fewer and in more chunks, without repetition; of each head no more
+    chunks than `most`."""
     found = (split_in_turn(steps, copies, multiprocessors, parts) for parts in PARTS)
-    return list(dict.fromkeys(split for split in found if split is not None))
+    few = (s for s in found if s is not None and sum(one.programs for one in s) <= most)
+    return list(dict.fromkeys(few))
 
 
-def _sums(split: tuple[Progression, ...], copies: int) -> float:
+def _sums(split: tuple[Progression, ...], copies: float) -> float:
     """What adding up chunks takes."""
     return SUM_CHUNKS + CHUNK * copies * sum(one.programs for one in split) if split else 0.0
 
@@ -218,8 +287,8 @@ def _end(programs: _Programs, copies: int, multiprocessors: int, neighbours: Nei
 def _end_in_steps(
     programs: _Programs, copies: int, multiprocessors: int, neighbours: Neighbours
 ) -> float:
-    """The same where a row tile's turn before is of one program or another, for some are chunks:
-    what is known is when each row tile was added to last."""
+    """The same where the turn before on a row tile may be any program's: what is known is when each
+    row tile was added to last."""
     free = [0.0] * multiprocessors
     size = max((low + count for _, low, count in programs), default=0)
     added = np.zeros((copies, size))

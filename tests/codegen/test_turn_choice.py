@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from patterncc.codegen.choice import lower_passes
-from patterncc.codegen.gpu import turn_choice
+from patterncc.codegen.gpu import one_pass_choice, turn_choice
 from patterncc.codegen.gpu.balance import key_tile_steps, split_tiles
 from patterncc.codegen.gpu.chunk_source import follow_each_other
 from patterncc.codegen.gpu.config import Neighbours
 from patterncc.codegen.gpu.one_pass_choice import ONE_PASS, choose_one_pass
-from patterncc.codegen.gpu.turn_choice import TurnChoice, choose_turns
+from patterncc.codegen.gpu.turn_choice import TurnChoice, choose_turns, turn_choices
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.turns import Turns
@@ -105,15 +106,14 @@ def test_both_counts_agree_where_nothing_is_split(text: str, turns: Turns) -> No
     "text", ["streaming(64, 4096)", "streaming(64, 1024)", "window(512) or k < 700"]
 )
 def test_sinks_cost_about_what_they_see(text: str, length: int) -> None:
-    """Chunks of sinks are nearly as fast as as many more tiles of a window: nobody waits for
-    them."""
+    """Sinks are nearly as fast as as many more tiles of a window: they are first, and the window's
+    programs never catch up, or their chunks are last, for which nobody waits."""
     program, env = _program(text), _call(length)
     steps = key_tile_steps(program, env, 16, 1, strict=True)
     choice = _choose(program, env, 16, 1, 1, 132)
-    tall = split_tiles(steps, 16, 132)
-    if tall:
-        assert choice.split
-        assert follow_each_other(choice.split)
+    assert choice.uneven == bool(split_tiles(steps, 16, 132))
+    assert choice.uneven or not choice.split
+    assert follow_each_other(choice.split)
     first = turn_choice._first_tiles(program, env, 16, 1)
     programs = list(turn_choice._programs(steps, first, choice.split))
     if choice.turns == "falling":
@@ -121,6 +121,80 @@ def test_sinks_cost_about_what_they_see(text: str, length: int) -> None:
     end = turn_choice._end_in_steps(programs, 16, 132, choice.neighbours)
     ideal = 16 * (steps.sum() + turn_choice.START * len(programs)) / 132
     assert end < 1.2 * ideal + 2 * np.median(steps)
+
+
+UNEVEN = ("streaming(64, 4096)", "streaming(64, 1024)", "local_strided(64, 16, 8)")
+CALLS = ((16384, 16, 1, 1), (65536, 8, 1, 1), (32768, 32, 4, 1), (4096, 16, 1, 4), (8192, 2, 1, 1))
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("text", UNEVEN)
+def test_not_all_is_tried(text: str, call: tuple[int, int, int, int]) -> None:
+    """Nothing that is left out is much faster; chunks take no more memory than the sums of the
+    query's gradient, and gain."""
+    length, heads, group, batch = call
+    program, env = _program(text), _call(length)
+    steps = key_tile_steps(program, env, heads, group, strict=True)
+    every = list(turn_choices(program, steps, env, heads, group, batch, 132))
+    choice = _choose(program, env, heads, group, batch, 132)
+    assert choice in every
+    assert choice.faster > 0.96 * max(one.faster for one in every)
+    chunks = max(sum(part.programs for part in one.split) for one in every)
+    assert chunks * 2 * program.block_k <= group * length
+    if choice.split:
+        order = choice.turns, choice.neighbours
+        whole = [c for c in every if (c.turns, c.neighbours) == order and not c.split]
+        assert [choice.faster > 1.02 * one.faster for one in whole] == [True]
+
+
+@pytest.mark.parametrize("text", ["ladder(64, 1024, 128, 8)", "local_strided(64, 16, 8)"])
+def test_rungs_are_first_and_whole(text: str) -> None:
+    """A rung takes less than an even share, and other rows' turns come while it runs."""
+    program, env = _program(text), _call(16384) | {"layer": 0}
+    choice = choose_one_pass((program,), WIDE, "cuda:90", env, 16, in_turn=True)
+    assert (choice.turns, choice.config.neighbours, choice.split) == ("rising", "heads", ())
+
+
+def test_uneven_key_tiles_must_be_further_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, env = _program("streaming(64, 1024)"), _call(16384)
+    choice = choose_one_pass((program,), WIDE, "cuda:90", env, 16, in_turn=True)
+    assert choice.program is None
+    assert "1.12 times as fast" in choice.reason
+    program, longer = _program("streaming(64, 4096)"), _call(65536)
+    choice = choose_one_pass((program,), WIDE, "cuda:90", longer, 4, in_turn=True)
+    assert choice.turns == "falling"
+    assert choice.split
+    assert "1 that far more rows see as" in choice.reason
+    monkeypatch.setattr(one_pass_choice, "LEAST_FASTER_UNEVEN", math.inf)
+    assert choose_one_pass((program,), WIDE, "cuda:90", longer, 4, in_turn=True).program is None
+    even = _program("window(1024)")
+    assert choose_one_pass((even,), WIDE, "cuda:90", env, 16, in_turn=True).turns == "falling"
+
+
+def test_more_key_tiles_than_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside heads a grid has a limit; chunks count, and so do key tiles that nobody sees."""
+    program, env = _program("streaming(64, 1024)"), _call(16384)
+    steps = key_tile_steps(program, env, 16, 1, strict=True)
+    monkeypatch.setattr(turn_choice, "MOST_PROGRAMS", len(steps) + 6)
+    some = list(turn_choices(program, steps, env, 16, 1, 1, 132))
+    assert some
+    assert all(sum(one.programs - 1 for one in choice.split) <= 6 for choice in some)
+    monkeypatch.setattr(turn_choice, "MOST_PROGRAMS", len(steps) - 1)
+    assert choose_turns(program, steps, env, 16, 1, 1, 132) is None
+    choice = choose_one_pass((program,), WIDE, "cuda:90", env, 16, in_turn=True)
+    assert "more key tiles than a grid has places" in choice.reason
+    even = _choose(_program("window(1024)"), env, 16, 1, 1, 132)
+    assert even.neighbours == "tiles"
+
+
+@pytest.mark.parametrize("text", ["streaming(64, 4096)", "streaming(64, 1024)"])
+def test_some_heads_with_as_much_of_the_device(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, env = _program(text), _call(16384)
+    whole = _choose(program, env, 16, 1, 1, 132)
+    monkeypatch.setattr(turn_choice, "MOST_FOLLOWED", 4 * 128)
+    part = _choose(program, env, 16, 1, 1, 132)
+    assert part.turns == whole.turns
+    assert part.faster == pytest.approx(whole.faster, rel=0.05)
 
 
 @pytest.mark.parametrize("text", ["causal", "window(4096)"])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patterncc.codegen.choice import lower_passes
+from patterncc.codegen.gpu import balance
 from patterncc.codegen.gpu.balance import split_in_turn
 from patterncc.codegen.gpu.chunk_source import (
     MOST_PROGRESSIONS,
@@ -100,6 +101,21 @@ def test_tall_tiles_in_order(steps: list[int], copies: int, parts: int) -> None:
         one.chunks >= 1 and one.first + one.step * (one.count - 1) < len(steps) for one in split
     )
     assert sum(one.programs for one in split) >= sum(one.programs for one in whole)
+
+
+def test_tiles_that_nobody_sees_are_a_chunk() -> None:
+    """A progression may hold other tiles than tall ones, and half of one only such."""
+    steps = np.zeros(400, np.int64)
+    tall = [0, 1, 3, 7, 12, 20, 30, 45, 66, 90, 140]
+    steps[tall] = 300
+    steps[390:] = 9
+    for parts in (1, 2, 8):
+        split = split_in_turn(steps, 16, 132, parts)
+        if split is not None:
+            assert all(one.chunks >= 1 for one in split)
+    zeros = balance._halved(steps, [Progression(160, 10, 8, 5)], 3)
+    assert zeros
+    assert all(one.chunks >= 1 for one in zeros)
 
 
 def test_no_order() -> None:
