@@ -15,6 +15,13 @@ from patterncc.codegen.gpu.chunk_source import follow_each_other
 from patterncc.codegen.gpu.config import Neighbours
 from patterncc.codegen.gpu.one_pass_choice import ONE_PASS, choose_one_pass
 from patterncc.codegen.gpu.turn_choice import TurnChoice, choose_turns, turn_choices
+from patterncc.codegen.gpu.turn_count import (
+    START,
+    end_by_programs,
+    end_in_steps,
+    first_tiles,
+    programs_of_head,
+)
 from patterncc.codegen.ir import BlockProgram
 from patterncc.codegen.problem import Problem
 from patterncc.codegen.turns import Turns
@@ -22,7 +29,7 @@ from patterncc.dsl import load
 
 WIDE = Problem("bfloat16", 128, 128)
 NEIGHBOURS: tuple[Neighbours, ...] = ("tiles", "heads")
-COUNTS = (turn_choice._end, turn_choice._end_in_steps)
+COUNTS = (end_by_programs, end_in_steps)
 
 
 def _program(text: str) -> BlockProgram:
@@ -92,8 +99,8 @@ def test_both_counts_agree_where_nothing_is_split(text: str, turns: Turns) -> No
     """By programs, and by every step of them."""
     program, env = _program(text), _call(16384)
     steps = key_tile_steps(program, env, 16, 1, strict=True)
-    first = turn_choice._first_tiles(program, env, 16, 1)
-    programs = list(turn_choice._programs(steps, first, ()))
+    first = first_tiles(program, env, 16, 1)
+    programs = list(programs_of_head(steps, first, ()))
     if turns == "falling":
         programs.reverse()
     for neighbours in NEIGHBOURS:
@@ -114,12 +121,12 @@ def test_sinks_cost_about_what_they_see(text: str, length: int) -> None:
     assert choice.uneven == bool(split_tiles(steps, 16, 132))
     assert choice.uneven or not choice.split
     assert follow_each_other(choice.split)
-    first = turn_choice._first_tiles(program, env, 16, 1)
-    programs = list(turn_choice._programs(steps, first, choice.split))
+    first = first_tiles(program, env, 16, 1)
+    programs = list(programs_of_head(steps, first, choice.split))
     if choice.turns == "falling":
         programs.reverse()
-    end = turn_choice._end_in_steps(programs, 16, 132, choice.neighbours)
-    ideal = 16 * (steps.sum() + turn_choice.START * len(programs)) / 132
+    end = end_in_steps(programs, 16, 132, choice.neighbours)
+    ideal = 16 * (steps.sum() + START * len(programs)) / 132
     assert end < 1.2 * ideal + 2 * np.median(steps)
 
 
