@@ -182,7 +182,7 @@ def test_chunks_in_turn(
     monkeypatch.setattr(one_pass_choice, "choose_turns", choose)
     for lengths, heads in (((2000, 2000, 0), (4, 2)), ((777, 2391, 1614), (2, 2))):
         _check(text, lengths, tmp_path, heads=heads, width=width, deterministic=True)
-    assert all(split_once)
+    assert split_once[0]  # the shorter call of `causal` has none to split
 
 
 @pytest.mark.parametrize("width", WIDTHS)
