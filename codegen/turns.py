@@ -57,9 +57,9 @@ from patterncc.dsl.mask import (
 Turns: TypeAlias = Literal["rising", "falling"]
 """Whether key tiles add from the first on, or from the last."""
 
-MOST_LOOPS = 12
-"""Of either direction: one warp counts tiles while two warpgroups compute one, and what is to be
-proved grows with their pairs."""
+MOST_LOOPS: dict[Direction, int] = {"forward": 12, "transposed": 16}
+"""One warp counts tiles of the forward loops while two warpgroups compute one; what is to be proved
+grows with the pairs of either."""
 
 _Q_LEN, _KV_LEN = Var("q_len"), Var("kv_len")
 _ZERO, _ONE = Const(0), Const(1)
@@ -115,8 +115,9 @@ def turns_reason(program: BlockProgram) -> str | None:
     if program.listed or program.ignored or any(sweep.repeats for sweep in sweeps):
         return "which tiles are visited is no interval or progression"
     for direction in DIRECTIONS:
-        if sum(sweep.classes for sweep in program.sweeps(direction)) > MOST_LOOPS:
-            return f"more than {MOST_LOOPS} loops visit its tiles"
+        most = MOST_LOOPS[direction]
+        if sum(sweep.classes for sweep in program.sweeps(direction)) > most:
+            return f"more than {most} loops visit its tiles"
     if any(
         isinstance(n, (Entry, Member, Segment)) for s in sweeps for p in _parts(s) for n in walk(p)
     ):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from patterncc.codegen.gpu.chunk_source import MOST_PROGRESSIONS, Progression
+from patterncc.codegen.gpu.chunk_source import MOST_PROGRESSIONS, Progression, follow_each_other
 from patterncc.codegen.gpu.class_source import ROW_CLASS, in_pairs
 from patterncc.codegen.gpu.launches import ceildiv
 from patterncc.codegen.ir import (
@@ -193,25 +193,70 @@ def split_tiles(steps: Steps, copies: int, at_once: int) -> tuple[Progression, .
         copies: How many times the tiles are computed: heads of the keys, batch entries.
         at_once: Programs that run at a time.
     """
+    tall, limit = _tall(steps, copies, at_once)
+    runs = progressions(tall, MOST_PROGRESSIONS)
+    return tuple(_halved(steps, _in_chunks(steps, runs, limit), limit))
+
+
+def split_in_turn(
+    steps: Steps, copies: int, at_once: int, parts: int
+) -> tuple[Progression, ...] | None:
+    """The same key tiles in progressions that follow each other, as programs in turn need them.
+
+    Args:
+        steps: As in `split_tiles`, and so are those after it.
+        copies: As there.
+        at_once: As there.
+        parts: A chunk may take that part of how long a program may.
+
+    Returns:
+        Progressions in their order; None where that takes more than there may be.
+    """
+    tall, limit = _tall(steps, copies, at_once)
+    limit = ceildiv(limit, parts)
+    found = _in_chunks(steps, sorted(progressions(tall, MOST_PROGRESSIONS)), limit)
+    if not follow_each_other(found):
+        found = _in_chunks(steps, _runs(tall), limit)
+        if len(found) > MOST_PROGRESSIONS:
+            return None
+    return tuple(_halved(steps, found, limit))
+
+
+def _tall(steps: Steps, copies: int, at_once: int) -> tuple[list[int], int]:
+    """The key tiles whose programs would take too long, and how many steps one may take."""
     some = steps[steps > 0]
     if not len(some):
-        return ()
+        return [], 1
     share = int(some.sum()) * copies // at_once
     if 2 * len(some) * copies <= at_once:
         limit = max(share, SHORTEST)
     else:
         limit = max(LONGEST * int(np.median(some)), share // SHARES, SHORTEST)
-    tall = np.flatnonzero(steps > limit)
-    found = [
-        Progression(first, step, count, _chunks(steps, first, step, count, limit))
-        for first, step, count in progressions(tall.tolist(), MOST_PROGRESSIONS)
-    ]
-    return tuple(_halved(steps, found, limit))
+    return np.flatnonzero(steps > limit).tolist(), limit
+
+
+def _in_chunks(steps: Steps, runs: Sequence[tuple[int, int, int]], limit: int) -> list[Progression]:
+    return [Progression(*run, _chunks(steps, *run, limit)) for run in runs]
+
+
+def _runs(places: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Arithmetic progressions `(first, step, count)`, one after the other."""
+    found: list[tuple[int, int, int]] = []
+    for place in places:
+        if found:
+            first, step, count = found[-1]
+            if count == 1 or place == first + step * count:
+                found[-1] = first, place - first if count == 1 else step, count + 1
+                continue
+        found.append((place, 1, 1))
+    return found
 
 
 def _chunks(steps: Steps, first: int, step: int, count: int, limit: int) -> int:
-    """Enough for the longest tile of a progression."""
-    return ceildiv(int(steps[first : first + step * (count - 1) + 1 : step].max()), limit)
+    """Enough for the longest tile of a progression; one, where it only holds tiles that see
+    nothing."""
+    longest = int(steps[first : first + step * (count - 1) + 1 : step].max())
+    return max(ceildiv(longest, limit), 1)
 
 
 def _halved(steps: Steps, found: list[Progression], limit: int) -> list[Progression]:

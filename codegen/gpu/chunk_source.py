@@ -5,6 +5,9 @@ among all tiles form a few arithmetic progressions, `Progression`, which come to
 of the call. The grid's first axis starts with the chunks of those tiles: each computes a share of
 the steps of its tile and leaves float32 sums, which `sum_chunks` adds up in the order of the
 chunks. After them come programs for all tiles, of which those of split tiles have nothing to do.
+
+Where key tiles take turns (`patterncc.codegen.turns`) a chunk stands at the place of its key tile
+instead: no program may wait for one that is started later.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from patterncc.codegen.gpu.kernel_source import KernelParameter
 from patterncc.codegen.gpu.kernel_text import INDENT
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from patterncc.codegen.gpu.config import Order
 
 MOST_PROGRESSIONS = 6
@@ -65,6 +70,12 @@ def chunk_values(split: tuple[Progression, ...]) -> dict[str, int]:
     return values | {"split_programs": sum(progression.programs for progression in split)}
 
 
+def follow_each_other(split: Sequence[Progression]) -> bool:
+    """Is each progression behind the last tile of the one before?"""
+    lasts = (one.first + one.step * (one.count - 1) for one in split)
+    return all(last < later.first for last, later in zip(lasts, split[1:], strict=False))
+
+
 KEY_PLACES = "(tl.num_programs(0) - split_programs)"
 """How many tiles there are, as text."""
 
@@ -111,6 +122,41 @@ def place_lines(order: Order) -> Iterator[str]:
         for number in range(MOST_PROGRESSIONS)
     )
     yield f"{INDENT}idle = (split == 0) & ({' | '.join(tests)})"
+
+
+def turn_place_lines() -> Iterator[str]:
+    """The same in the order of key tiles, the chunks of one side by side, of progressions that
+    `follow_each_other`; also `sums_place`, which of all chunks it is. No program is idle.
+
+    Before a program stand as many key tiles as programs, less one for each chunk but the first of
+    its tile: those of whole periods of a progression, and of the period that it is in.
+    """
+    yield "# One program: a key tile of a head of the keys of a batch entry, or a chunk of one."
+    yield "program = tl.program_id(0)"
+    yield "key_place = program"
+    yield "chunk = 0"
+    yield "chunks = 1"
+    yield "sums_place = 0"
+    yield "idle = program < 0"
+    yield "split = program < 0"
+    yield "others = 0"
+    yield "before = 0"
+    for number in range(MOST_PROGRESSIONS):
+        first, step, count, parts = (f"split_{field}_{number}" for field in _FIELDS)
+        yield f"left = program - others - {first}"
+        yield f"period = left // ({step} + {parts} - 1)"
+        yield f"within = left - period * ({step} + {parts} - 1)"
+        yield f"here = (left >= 0) & (period < {count})"
+        yield f"inside = here & (within < {parts})"
+        yield f"passed = period * ({parts} - 1) + tl.minimum(within, {parts} - 1)"
+        yield f"passed = tl.where(here, passed, {count} * ({parts} - 1))"
+        yield "key_place = key_place - tl.where(left >= 0, passed, 0)"
+        yield "chunk = tl.where(inside, within, chunk)"
+        yield f"chunks = tl.where(inside, {parts}, chunks)"
+        yield f"sums_place = tl.where(inside, before + period * {parts} + within, sums_place)"
+        yield "split = split | inside"
+        yield f"others += {count} * ({parts} - 1)"
+        yield f"before += {count} * {parts}"
 
 
 def split_place_lines(parts: int) -> Iterator[str]:

@@ -61,6 +61,7 @@ def key_tile_launches(
     sources: Sources,
     *,
     turns: Turns | None = None,
+    split_in_turn: tuple[Progression, ...] = (),
     first_stores: bool = False,
 ) -> Iterator[Launch]:
     """The launches of a pass whose kernel runs a program for each key tile; in Gluon it computes
@@ -71,6 +72,8 @@ def key_tile_launches(
         call: The call, with the numbers of its rows on the device.
         sources: Kernels that are written already.
         turns: In which order a kernel in Gluon adds to the query's gradient; None: in any.
+        split_in_turn: The key tiles to split where they take turns, progressions that follow each
+            other.
         first_stores: Where they take turns, does the first one store?
 
     Raises:
@@ -88,8 +91,7 @@ def key_tile_launches(
     places = tiling.k_step * ceildiv(ceildiv(call.kv_len, tiling.k_step), config.block_k)
     if program.patches is not None:
         places = tile_count(program.patches, "k", call.env)
-    # Programs in turn wait for those that were started before them, as chunks of a later tile are.
-    split = () if turns is not None else _split(program, config, call)
+    split = split_in_turn if turns is not None else _split(program, config, call)
     chunks = sum(progression.programs for progression in split)
     tall = sum(progression.count for progression in split)
     numbers = chunk_values(split) | {"row_length": row_length(call.q_len)}
@@ -110,7 +112,13 @@ def key_tile_launches(
         passes = {}
         call = replace(call, layouts={**call.layouts, **_sum_layout(call)})
         source = sources.get(
-            emit_gluon_gradients, program, problem, config, turns=turns, first_stores=first_stores
+            emit_gluon_gradients,
+            program,
+            problem,
+            config,
+            turns=turns,
+            first_stores=first_stores,
+            split=bool(split_in_turn),
         )
     else:
         passes = {"resumes": one.resumes, "hands_on": one.hands_on}
@@ -118,7 +126,9 @@ def key_tile_launches(
     columns = KeyAccess(problem, config, tiling, program.patches).columns
     sums = (call.batch, kv_heads, chunks, config.block_k, columns) if chunks else (1,)
     buffers = (*_state_buffers(one, call), Buffer("sums", sums, "float32"))
-    grid = (chunks + places, kv_heads, call.batch)
+    # In any order, and in Triton, programs of split tiles are idle.
+    whole = places - tall if turns is not None else places
+    grid = (chunks + whole, kv_heads, call.batch)
     buffers += spoiled_buffer(source, grid)
     # How far apart groups are in the view that tiles of rows are boxes of.
     step = tiling.q_step if program.patches is None else program.patches.sizes[-1]

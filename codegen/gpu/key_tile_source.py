@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from patterncc.codegen.gpu.bound_source import scalars_read, wide_name, widened
-from patterncc.codegen.gpu.chunk_source import CHUNK_PARAMETERS, place_lines
+from patterncc.codegen.gpu.chunk_source import CHUNK_PARAMETERS, place_lines, turn_place_lines
 from patterncc.codegen.gpu.class_source import (
     classes_seen,
     in_pairs,
@@ -85,6 +85,9 @@ class KeyTile:
     _in_order = False
     """Are tiles of rows visited in about their order, in more loops?"""
 
+    _chunks_in_turn = False
+    """Are chunks at the places of their key tiles in the grid?"""
+
     def __init__(
         self,
         program: BlockProgram,
@@ -142,7 +145,7 @@ class KeyTile:
         """Which keys the program has, and which share of their queries; after `blocks`."""
         config, group, tiling = self._config, self._group, self._program.tiling
         yield ""
-        yield from place_lines(config.order)
+        yield from turn_place_lines() if self._chunks_in_turn else place_lines(config.order)
         yield "kv_head = tl.program_id(1)"
         yield "batch = tl.program_id(2)"
         yield "heads = tl.num_programs(1)" + (f" * {group}" if group > 1 else "")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from patterncc.codegen.gpu.backward_config import suited_grad_key_value
-from patterncc.codegen.gpu.balance import key_tile_steps, split_tiles
+from patterncc.codegen.gpu.balance import key_tile_steps
 from patterncc.codegen.gpu.config import KernelConfig
 from patterncc.codegen.gpu.emitter_choice import costly_mask
 from patterncc.codegen.gpu.gluon.reasons import HOPPER, one_pass_reason, problem_reason
@@ -22,6 +22,7 @@ from patterncc.codegen.turns import turns_reason
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from patterncc.codegen.gpu.chunk_source import Progression
     from patterncc.codegen.ir import BlockProgram, Passes
     from patterncc.codegen.problem import Problem
     from patterncc.codegen.turns import Turns
@@ -36,6 +37,11 @@ wave of programs does it all, as under `causal` at 1024 tokens, nine would do (d
 
 LEAST_FASTER = 1.03
 """How much faster than two kernels one pass in turn must be by count."""
+
+LEAST_FASTER_UNEVEN = 1.15
+"""The same where some key tiles are seen by far more rows than others. There the count is less
+sure: 1.03 of an earlier form under sinks of 64 and a window of 1024, which was 0.81 on an H200. An
+infinite number leaves them all to two kernels."""
 
 FIRST_STORES = 16.0
 """Turns of a tile of rows, on average, up to which the key tile whose turn is first stores its
@@ -56,6 +62,7 @@ class OnePassChoice:
         config: Of that kernel.
         reason: Why, in words.
         turns: The order in which key tiles add to the query's gradient; None: any.
+        split: The key tiles that are split where they take turns.
         first_stores: Does the one whose turn is first store? Then nothing clears the sums.
     """
 
@@ -63,6 +70,7 @@ class OnePassChoice:
     config: KernelConfig
     reason: str
     turns: Turns | None = None
+    split: tuple[Progression, ...] = ()
     first_stores: bool = False
 
 
@@ -114,21 +122,26 @@ def choose_one_pass(
     if not in_turn:
         return OnePassChoice(program, config, f"{seen} on average")
     obstacle = turns_reason(program)
-    if obstacle is None and split_tiles(steps, heads // problem.group * batch, multiprocessors):
-        obstacle = "a few key tiles are seen by far more rows than the others"
     if obstacle is not None:
         return _apart(f"key tiles do not take turns: {obstacle}")
     choice = choose_turns(program, steps, env, heads, problem.group, batch, multiprocessors)
+    if choice is None:
+        return _apart("there are more key tiles than a grid has places beside heads")
     counted = f"{choice.faster:.2f} times as fast as two kernels, by count"
-    if choice.faster < LEAST_FASTER:
+    if choice.faster < (LEAST_FASTER_UNEVEN if choice.uneven else LEAST_FASTER):
         return _apart(f"key tiles that take turns are {counted}")
     config = replace(config, order="forward", neighbours=choice.neighbours)
-    words = f"{seen} on average; key tiles take turns, {choice.turns}, {counted}"
+    words = f"{seen} on average; key tiles take turns, {choice.turns}"
+    if choice.split:
+        tall = sum(one.count for one in choice.split)
+        chunks = sum(one.programs for one in choice.split)
+        words += f", {tall} that far more rows see as {chunks} chunks at their places"
+    words += f", {counted}"
     row_tiles = problem.group * ceildiv(env["q_len"], ONE_PASS.block_q)
     stores = float(steps.sum()) <= FIRST_STORES * row_tiles
     if stores:
         words += "; the first one stores"
-    return OnePassChoice(program, config, words, choice.turns, stores)
+    return OnePassChoice(program, config, words, choice.turns, choice.split, stores)
 
 
 def _apart(reason: str) -> OnePassChoice:

@@ -69,7 +69,14 @@ class OnePass:
             return None
         one = Pass(choice.program, choice.config, resumes=False, hands_on=False)
         turns, stores = choice.turns, choice.first_stores
-        steps = key_tile_launches(one, call, self._sources, turns=turns, first_stores=stores)
+        steps = key_tile_launches(
+            one,
+            call,
+            self._sources,
+            turns=turns,
+            split_in_turn=choice.split,
+            first_stores=stores,
+        )
         kernels = tuple(steps)
         problem, length = call.problem, row_length(call.q_len)
         rows = (call.batch, call.heads, length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,16 @@ from patterncc.codegen.problem import Problem
 from patterncc.codegen.turns import Turns
 from patterncc.dsl import load
 from tests.codegen.machine_code import disassemble, loop_bodies
+from tests.codegen.machine_flow import unwritten_registers
 
 SIZES = {"heads": 8, "kv_heads": 4, "layers": 4}
 
 MOST_SPILLED = 232
 """Bytes of local memory: scalars of the loops and limits of rows, for both gradients fill half of
 the registers."""
+
+MOST_SPILLED_UNEVEN = 312
+"""The same of six to eight loops in turn."""
 
 
 def _compiled(text: str, folder: Path, group: int = 1, width: int = 128) -> CompiledKernel:
@@ -95,6 +100,36 @@ def test_in_turn(text: str, turns: Turns, tmp_path: Path) -> None:
     assert _machine_code(kernel, tmp_path).count("WARPGROUP.DEPBAR") == ptx.count(
         "wgmma.wait_group"
     )
+
+
+@pytest.mark.parametrize(("width", "products"), [(128, 32), (64, 24)])
+@pytest.mark.parametrize(
+    ("text", "turns", "split"),
+    [
+        ("streaming(64, 1024)", "falling", True),
+        ("streaming(64, 4096)", "rising", False),
+        ("ladder(64, 1024, 128, 8)", "rising", False),
+    ],
+)
+def test_uneven_key_tiles_in_turn(
+    text: str, turns: Turns, split: bool, width: int, products: int, tmp_path: Path
+) -> None:
+    """More loops, whose bounds are in local memory, but loops of full tiles read none of it; places
+    of chunks cost none of what products wait for."""
+    (program,) = lower_passes(load(text), 64, 128, sizes=SIZES, within=True)
+    problem, config = Problem("bfloat16", width, width), replace(ONE_PASS, neighbours="heads")
+    source = emit_gluon_gradients(program, problem, config, turns, split=split)
+    kernel = compile_for(source, "cuda:90", folder=tmp_path)
+    assert kernel.spilled <= MOST_SPILLED_UNEVEN
+    assert kernel.shared <= (shared_limit("cuda:90") or 0)
+    code = _machine_code(kernel, tmp_path)
+    assert code.count("WARPGROUP.DEPBAR") == str(kernel.stages["ptx"]).count("wgmma.wait_group")
+    assert not unwritten_registers(code)
+    inner = [body for body in loop_bodies(code) if "MUFU.EX2" in body]
+    loops = [body for body in inner if body.count("HGMMA") == products]
+    full = [body for body in loops if "-INF" not in body]
+    assert len(full) >= 4
+    assert all(body.count("LDL") <= 2 and "STL" not in body for body in full)
 
 
 @pytest.mark.parametrize("turns", ["rising", "falling"])

@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 
-from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu import key_tile_plan, one_pass_choice
-from patterncc.codegen.gpu.backward_config import BackwardConfig
-from patterncc.codegen.gpu.backward_plan import BackwardPlanner
 from patterncc.codegen.gpu.chunk_source import Progression
 from patterncc.codegen.gpu.config import Neighbours
 from patterncc.codegen.gpu.launches import Launch
-from patterncc.codegen.gpu.steps import layout_of, problem_of
 from patterncc.codegen.gpu.turn_choice import TurnChoice
 from patterncc.codegen.turns import Turns
-from patterncc.dsl import load
-from patterncc.dsl.score.terms import PLAIN
-from tests.codegen.attention import poisoned
+from tests.codegen.emulated_gradients import errors, is_right
 from tests.codegen.gluon_emulator import DENSE_TEXTS, Deadlock, run_launch
-from tests.codegen.gradients import GradientErrors, gradient_errors, reference
 
 LENGTHS = ((300, 300, 0), (77, 391, 314), (391, 77, -314), (1, 400, 399))
 WIDTHS = (128, 64)
-SIZES = {"heads": 4, "kv_heads": 2, "layers": 4}
-
-Change = Callable[[str], str]
 
 
 @pytest.fixture(autouse=True)
@@ -40,117 +27,25 @@ def _in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_pass_choice, "costly_mask", lambda mask: None)
 
 
-def _launches(
-    text: str, operands: dict[str, torch.Tensor], env: dict[str, int], scale: float, in_turn: bool
-) -> list[Launch]:
-    def lowered(block_q: int, block_k: int) -> Any:
-        return [
-            lower_passes(load(text), block_q, block_k, sizes=SIZES, within=within)
-            for within in (True, False)
-        ]
-
-    names = ("grad_out", "query", "key", "value", "out")
-    query, key, value = (operands[name] for name in names[1:4])
-    planned = BackwardPlanner(lowered, BackwardConfig(), one_pass=True, in_turn=in_turn).plan(
-        problem_of(query, key, value, PLAIN, isolates=False),
-        "cuda:90",
-        [layout_of(name, operands[name]) for name in names],
-        env,
-        scale,
-    )
-    return list(planned)
-
-
-def _errors(
-    text: str,
-    lengths: tuple[int, int, int],
-    heads: tuple[int, int] = (4, 2),
-    change: Change | None = None,
-    width: int = 128,
-    in_turn: bool = False,
-) -> GradientErrors:
-    """The errors of the gradients; the kernels before and after, Triton's, are done by torch."""
-    q_len, kv_len, offset = lengths
-    scale = width**-0.5
-    like = torch.empty(0, dtype=torch.bfloat16)
-    torch.manual_seed(0)
-    query, key, value = (
-        poisoned((1, count, length, width), like)
-        for count, length in ((heads[0], q_len), (heads[1], kv_len), (heads[1], kv_len))
-    )
-    grad_out = torch.randn(query.shape).bfloat16()
-    env = {"q_offset": offset, "layer": 2}
-    wanted = reference(load(text), (query, key, value), grad_out, None, env, scale)
-    operands = {"query": query, "key": key, "value": value, "grad_out": grad_out}
-    operands["out"] = wanted.out.bfloat16()
-    launches = _launches(text, operands, env, scale, in_turn)
-    assert [one.source.name for one in launches][:2] == ["delta", "gradients"]
-    for launch in launches:
-        for buffer in launch.buffers:
-            number = float("nan") if buffer.dtype == "float32" else -1
-            dtype = getattr(torch, buffer.dtype)
-            operands[buffer.name] = torch.full(buffer.shape, number, dtype=dtype)
-    rows = slice(0, q_len)
-    operands["row_lse"].fill_(float("inf"))
-    lse = wanted.lse * 1.4426950408889634
-    operands["row_lse"][:, :, rows] = torch.where(wanted.alive, lse, float("inf")).float()
-    operands["row_delta"].zero_()
-    operands["row_delta"][:, :, rows] = (wanted.out * grad_out.double()).sum(3).float()
-    operands["added_shares"].zero_()
-    stores = "query_sums" not in launches[0].pointers  # then nothing clears them
-    if not stores:
-        operands["query_sums"].zero_()
-    for name, tensor in (("grad_key", key), ("grad_value", value)):
-        operands[name] = torch.full_like(tensor, float("nan"))
-    kernel = launches[1]
-    if change is not None:
-        changed = change(kernel.source.text)
-        assert changed != kernel.source.text
-        kernel = replace(kernel, source=replace(kernel.source, text=changed))
-    run_launch(kernel, operands)
-    grad_query = _grad_query(operands, scale, counted=stores)
-    found = (grad_query, operands["grad_key"], operands["grad_value"])
-    return gradient_errors(found, wanted)
-
-
-def _grad_query(operands: dict[str, torch.Tensor], scale: float, *, counted: bool) -> torch.Tensor:
-    """The query's gradient of its sums: of half, warp, step, row in eight, pair of columns, rows
-    eight apart, column of the pair."""
-    _, heads, q_len, width = operands["query"].shape
-    sums = operands["query_sums"]
-    if counted:  # as `round_query` does
-        written = operands["added_shares"][:, :, ::2] > 0
-        sums = torch.where(written.repeat_interleave(64, 2)[..., None], sums, 0)
-    sums = sums.view(1, heads, -1, 2, 4, width // 16, 8, 4, 2, 2)
-    # The rows of a product are those of the tile, or its columns.
-    order = (4, 8, 6, 3, 5, 7, 9) if width == 128 else (3, 5, 7, 9, 4, 8, 6)
-    sums = sums.permute(0, 1, 2, *order).reshape(1, heads, -1, width)
-    return scale * sums[:, :, :q_len]
-
-
-def _right(found: GradientErrors) -> bool:
-    return max(found.query, found.key, found.value) < 2e-2 and found.hidden
-
-
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("text", DENSE_TEXTS)
 def test_patterns(text: str, width: int) -> None:
     for lengths in LENGTHS:
-        found = _errors(text, lengths, width=width)
-        assert _right(found), (lengths, found)
+        found = errors(text, lengths, width=width)
+        assert is_right(found), (lengths, found)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("heads", [(2, 2), (4, 1)])
 def test_groups(heads: tuple[int, int], width: int) -> None:
-    assert _right(_errors("window(200)", (500, 500, 0), heads, width=width))
+    assert is_right(errors("window(200)", (500, 500, 0), heads, width=width))
 
 
 def test_positions_at_the_ends_of_what_kernels_count() -> None:
     """Limits and positions 2^30 apart differ by more than 32 bits hold."""
     for offset in (-(1 << 30), (1 << 30) - 300):
-        assert _right(_errors("around(50)", (300, 300, offset), (1, 1)))
-        assert _right(_errors("k > q", (300, 300, offset), (1, 1)))
+        assert is_right(errors("around(50)", (300, 300, offset), (1, 1)))
+        assert is_right(errors("k > q", (300, 300, offset), (1, 1)))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -158,8 +53,8 @@ def test_chunks_add_up(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A split tile leaves sums, one of each chunk; nobody writes its gradients."""
     split = (Progression(0, 1, 1, 3),)
     monkeypatch.setattr(key_tile_plan, "split_tiles", lambda *_: split)
-    assert not _right(
-        _errors("causal", (500, 500, 0), (1, 1), width=width)
+    assert not is_right(
+        errors("causal", (500, 500, 0), (1, 1), width=width)
     )  # chunks are not summed here
     run = run_launch
 
@@ -171,8 +66,8 @@ def test_chunks_add_up(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
         operands["grad_key"][:, :, :128] = width**-0.5 * sums[..., :width]
         operands["grad_value"][:, :, :128] = sums[..., width:]
 
-    monkeypatch.setattr("tests.codegen.test_one_pass_emulated.run_launch", summed)
-    assert _right(_errors("causal", (500, 500, 0), (1, 1), width=width))
+    monkeypatch.setattr("tests.codegen.emulated_gradients.run_launch", summed)
+    assert is_right(errors("causal", (500, 500, 0), (1, 1), width=width))
 
 
 # ------------------------------------------------------------------------------------ in turn
@@ -191,7 +86,6 @@ def turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     order, neighbours = request.param
     choice = TurnChoice(order, neighbours, 2.0)
     monkeypatch.setattr(one_pass_choice, "choose_turns", lambda *call: choice)
-    monkeypatch.setattr(one_pass_choice, "split_tiles", lambda *call: ())
     monkeypatch.setattr("tests.codegen.gluon_emulator._PATIENCE", 2.0)
 
 
@@ -203,8 +97,8 @@ def turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 def test_in_turn(text: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_pass_choice, "FIRST_STORES", 0.0)
     for lengths in LENGTHS:
-        found = _errors(text, lengths, width=width, in_turn=True)
-        assert _right(found), (lengths, found)
+        found = errors(text, lengths, width=width, in_turn=True)
+        assert is_right(found), (lengths, found)
 
 
 @pytest.mark.usefixtures("turns")
@@ -213,28 +107,28 @@ def test_the_first_turn_stores(text: str, monkeypatch: pytest.MonkeyPatch) -> No
     """Sums are NaN before; rows that no key tile adds to are never written."""
     monkeypatch.setattr(one_pass_choice, "FIRST_STORES", math.inf)
     for lengths in LENGTHS:
-        found = _errors(text, lengths, in_turn=True)
-        assert _right(found), (lengths, found)
+        found = errors(text, lengths, in_turn=True)
+        assert is_right(found), (lengths, found)
 
 
 def test_a_first_turn_that_adds_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = TurnChoice("rising", "heads", 2.0)
     monkeypatch.setattr(one_pass_choice, "choose_turns", lambda *call: choice)
     monkeypatch.setattr(one_pass_choice, "FIRST_STORES", math.inf)
-    found = _errors(
+    found = errors(
         "full",
         (500, 500, 0),
         (1, 1),
         lambda text: text.replace("copy_out(query_sums", "add_out(query_sums"),
         in_turn=True,
     )
-    assert not _right(found)
+    assert not is_right(found)
 
 
 @pytest.mark.usefixtures("turns")
 def test_heads_that_differ_in_turn() -> None:
     text = "if head in {0, 3} then causal else streaming(4, 50)"
-    assert _right(_errors(text, (500, 500, 0), (4, 1), in_turn=True))
+    assert is_right(errors(text, (500, 500, 0), (4, 1), in_turn=True))
 
 
 @pytest.mark.parametrize(
@@ -253,7 +147,7 @@ def test_a_wrong_turn_is_a_deadlock(
         return text[:start] + text[start:].replace(*change)
 
     with pytest.raises(AssertionError):
-        _errors("full", (500, 500, 0), (1, 1), wrong, in_turn=True)
+        errors("full", (500, 500, 0), (1, 1), wrong, in_turn=True)
 
 
 def test_a_share_that_is_given_back_early_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +158,7 @@ def test_a_share_that_is_given_back_early_is_seen(monkeypatch: pytest.MonkeyPatc
         slow = "__import__('time').sleep(0.02)"
         return re.sub(r"( +)copied_out\(0\)\n(.*\n)", rf"\2\1{slow}\n\1copied_out(0)\n", text)
 
-    found = _errors("causal", (500, 500, 0), (1, 1), early, in_turn=True)
+    found = errors("causal", (500, 500, 0), (1, 1), early, in_turn=True)
     assert found.query > 0.1
     assert max(found.key, found.value) < 2e-2
 
@@ -279,7 +173,7 @@ def test_a_share_that_is_given_back_early_is_seen(monkeypatch: pytest.MonkeyPatc
 def test_a_missing_arrival_is_a_deadlock(barrier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.codegen.gluon_emulator._PATIENCE", 0.2)
     with pytest.raises(Deadlock):
-        _errors(
+        errors(
             "causal", (500, 500, 0), (1, 1), lambda text: text.replace(f"arrive({barrier})", "pass")
         )
 
@@ -293,7 +187,7 @@ def test_warpgroups_that_do_not_wait_for_each_other_are_seen(width: int) -> None
         text = re.sub(r"( +)(grad_scores_tiles.index\(.*?store.*)", rf"\1{slow}\n\1\2", text)
         return text.replace("wait(grad_scores_ready.index(other), phase ^ other)", "pass")
 
-    assert not _right(_errors("causal", (500, 500, 0), (1, 1), unheard, width))
+    assert not is_right(errors("causal", (500, 500, 0), (1, 1), unheard, width))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -304,7 +198,7 @@ def test_rows_that_are_given_back_early_are_seen(width: int) -> None:
         asked = r"( +)(grad_key = multiply\(factors, query.*\n)"
         return re.sub(asked, rf"\1\2\1arrive(rows_free.index(stage))\n\1{wait}\n", text)
 
-    assert not _right(_errors("full", (700, 700, 0), (1, 1), early, width))
+    assert not is_right(errors("full", (700, 700, 0), (1, 1), early, width))
 
 
 @pytest.mark.parametrize("heads", [(1, 1), (4, 1)])
@@ -313,7 +207,7 @@ def test_a_share_that_is_overwritten_before_it_is_added_is_seen(
     heads: tuple[int, int], width: int
 ) -> None:
     """The copy engine may read it as late as somebody waits for that."""
-    found = _errors(
+    found = errors(
         "causal",
         (500, 500, 0),
         heads,
@@ -331,12 +225,12 @@ def test_scores_that_are_asked_for_before_their_rows_are_there_are_seen(width: i
         text = re.sub(r"( +)copy_in\(query_desc_0", slow, text)
         return text.replace("wait(query_ready.index(other), phase ^ stage)", "pass")
 
-    assert not _right(_errors("full", (700, 700, 0), (1, 1), early, width))
+    assert not is_right(errors("full", (700, 700, 0), (1, 1), early, width))
 
 
 def test_a_product_that_is_read_early_is_an_error() -> None:
     with pytest.raises(AssertionError, match="may still run"):
-        _errors(
+        errors(
             "causal",
             (300, 300, 0),
             (1, 1),

@@ -124,7 +124,9 @@ def test_explain_says_what_becomes_of_it(capsys: pytest.CaptureFixture[str]) -> 
     assert gradients["one_pass"] is True
     assert "key tiles take turns, rising" in gradients["reason"]
     assert main(["explain", "streaming(64, 1024)"]) == 0
-    assert "own on cuda:90: key tiles do not take turns" in capsys.readouterr().out
+    assert "own on cuda:90: key tiles that take turns are" in capsys.readouterr().out
+    assert main(["explain", "dilated(4096, 8)", "--no-deterministic"]) == 0
+    assert "own on cuda:90: no kernel does it" in capsys.readouterr().out
 
 
 def test_explain_says_what_the_environment_asks_for(capsys: pytest.CaptureFixture[str]) -> None:

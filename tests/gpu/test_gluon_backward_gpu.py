@@ -16,10 +16,11 @@ from patterncc.codegen.backward_tensors import BackwardTensors
 from patterncc.codegen.choice import lower_passes
 from patterncc.codegen.gpu import one_pass_choice
 from patterncc.codegen.gpu.backward import Backward
+from patterncc.codegen.gpu.balance import split_in_turn
 from patterncc.codegen.gpu.config import Neighbours
 from patterncc.codegen.gpu.forward import Forward
-from patterncc.codegen.gpu.turn_choice import TurnChoice
-from patterncc.codegen.ir import Passes
+from patterncc.codegen.gpu.turn_choice import UNEVEN_ORDERS, TurnChoice
+from patterncc.codegen.ir import BlockProgram, Passes
 from patterncc.codegen.turns import Turns
 from patterncc.dsl import load
 from tests.codegen.attention import poisoned
@@ -55,6 +56,14 @@ IN_TURN = (
     *("full", "causal", "window(100)", "streaming(5, 70)", "local_strided(16, 4, 3)", "k > q"),
     "if head in {0, 3} then causal else streaming(4, 50)",
 )
+
+
+SPLIT = (
+    *(("streaming(64, 128)", order, width) for order in (0, 1) for width in WIDTHS),
+    *(("streaming(200, 70)", 1, 64), ("local_strided(64, 2, 8)", 0, 128)),
+    *(("local_strided(64, 2, 8)", 1, 64), ("causal", 0, 64), ("causal", 1, 128)),
+)
+"""Patterns, which of `UNEVEN_ORDERS`, head dimensions."""
 
 
 @pytest.fixture(autouse=True)
@@ -147,10 +156,33 @@ def test_in_turn(
     neighbours: Neighbours = "heads" if turns == "rising" else "tiles"
     choice = TurnChoice(turns, neighbours, 2.0)
     monkeypatch.setattr(one_pass_choice, "choose_turns", lambda *call: choice)
-    monkeypatch.setattr(one_pass_choice, "split_tiles", lambda *call: ())
     for lengths in LENGTHS[:3]:
         dtype = torch.float16 if lengths[0] == 77 else torch.bfloat16
         _check(text, lengths, tmp_path, dtype, width=width, deterministic=True)
+
+
+@pytest.mark.parametrize(("text", "order", "width"), SPLIT)
+def test_chunks_in_turn(
+    text: str, order: int, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tall key tiles in chunks at their places, in every order that may be chosen: the same bits in
+    twenty runs; also where the first one stores."""
+    stores = math.inf if (order == 1) == (width == 64) else 0.0
+    monkeypatch.setattr(one_pass_choice, "FIRST_STORES", stores)
+    split_once = []
+
+    def choose(
+        program: BlockProgram, steps: Any, env: Any, heads: int, group: int, batch: int, *_: int
+    ) -> TurnChoice:
+        split = split_in_turn(steps, heads // group * batch, 132, 2)
+        assert split is not None
+        split_once.append(split)
+        return TurnChoice(*UNEVEN_ORDERS[order], 2.0, split)
+
+    monkeypatch.setattr(one_pass_choice, "choose_turns", choose)
+    for lengths, heads in (((2000, 2000, 0), (4, 2)), ((777, 2391, 1614), (2, 2))):
+        _check(text, lengths, tmp_path, heads=heads, width=width, deterministic=True)
+    assert split_once[0]  # the shorter call of `causal` has none to split
 
 
 @pytest.mark.parametrize("width", WIDTHS)

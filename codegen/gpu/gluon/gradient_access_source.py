@@ -38,10 +38,19 @@ class GradientAccess:
         problem: Dtype and head dimension, one for queries and values.
         config: Tile shape.
         counts: Are shares counted that were added?
+        chunk: Which chunk of all a program is, that is one.
     """
 
-    def __init__(self, problem: Problem, config: KernelConfig, *, counts: bool = False) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        config: KernelConfig,
+        *,
+        counts: bool = False,
+        chunk: str = "tl.program_id(0)",
+    ) -> None:
         self._counts = counts
+        self._chunk = chunk
         self._problem = problem
         self._config = config
         self._width = problem.head_dim
@@ -113,7 +122,7 @@ class GradientAccess:
     def store_sums(self) -> Iterator[str]:
         """Leaves the sums of a chunk of a key tile, as `KeyAccess.sums_place` has them."""
         columns = 2 * self._width
-        chunk = "(batch * tl.num_programs(1) + kv_head) * split_programs + tl.program_id(0)"
+        chunk = f"(batch * tl.num_programs(1) + kv_head) * split_programs + {self._chunk}"
         yield f"sums = sums_ptr + ({chunk}).to(tl.int64) * (BLOCK_K * {columns})"
         rows = f"part * {ROWS} + tl.arange(0, {ROWS}, layout=tl.SliceLayout(1, GRADIENT))"
         yield f"sums_row = ({rows})[:, None] * {columns}"

@@ -36,6 +36,7 @@ class CopyingWarps:
         access: To what is in memory.
         turns: In which order key tiles add to the query's gradient; None: in any.
         first_stores: Does the first of them store instead?
+        split: Are some of them split?
         parts: How many warpgroups compute.
         lanes: The layout of vectors of residue classes, where bounds are such.
     """
@@ -48,6 +49,7 @@ class CopyingWarps:
         access: GradientAccess,
         turns: Turns | None,
         first_stores: bool,
+        split: bool,
         parts: int,
         lanes: Iterable[str],
     ) -> None:
@@ -57,7 +59,7 @@ class CopyingWarps:
         self._first_stores = first_stores
         self._parts = parts
         self._lanes = tuple(lanes)
-        self._tile = LoadedKeyTile(program, problem, config, access, turns)
+        self._tile = LoadedKeyTile(program, problem, config, access, turns, split)
 
     def load_tiles(self) -> Iterator[str]:
         """The warp that copies tiles into shared memory."""

@@ -83,6 +83,7 @@ def emit_gluon_gradients(
     turns: Turns | None = None,
     *,
     first_stores: bool = False,
+    split: bool = False,
 ) -> KernelSource:
     """Writes the kernel of all gradients, for any lengths, offset, strides and numbers.
 
@@ -92,6 +93,8 @@ def emit_gluon_gradients(
         config: How to build it; `block_k` keys are held while `block_q` rows at a time pass by.
         turns: In which order key tiles add to the query's gradient; None: in any.
         first_stores: Does the first of them store instead, into sums that nobody has cleared?
+        split: Are chunks of key tiles at the places of these in the grid (`turn_place_lines`)? So
+            it must be in turn, if there are any.
 
     Raises:
         UnsupportedError: The dtype or head dimension has no kernel, or the pattern has a cover.
@@ -99,7 +102,7 @@ def emit_gluon_gradients(
             program.
         InternalError: The program was lowered for the forward direction alone.
     """
-    return _Writer(program, problem, config, turns, first_stores).source()
+    return _Writer(program, problem, config, turns, first_stores, split).source()
 
 
 class _Writer:
@@ -113,6 +116,7 @@ class _Writer:
         config: KernelConfig,
         turns: Turns | None,
         first_stores: bool,
+        split: bool,
     ) -> None:
         check_program(program, problem, config)
         reason = one_pass_reason(program, problem)
@@ -127,12 +131,13 @@ class _Writer:
         whole = (config.block_q, problem.head_dim)
         rows, columns = whole[::-1] if self._narrow else whole
         self._share = (rows, columns // self._warps.computing)
-        self._access = GradientAccess(problem, config, counts=turns is not None)
-        self._computed = ComputedKeyTile(program, problem, config, self._access, turns)
+        chunk = "sums_place" if split else "tl.program_id(0)"
+        self._access = GradientAccess(problem, config, counts=turns is not None, chunk=chunk)
+        self._computed = ComputedKeyTile(program, problem, config, self._access, turns, split)
         self._lanes = tuple(self._computed.lanes())
         parts = self._warps.computing
         self._copying = CopyingWarps(
-            program, problem, config, self._access, turns, first_stores, parts, self._lanes
+            program, problem, config, self._access, turns, first_stores, split, parts, self._lanes
         )
         self._barriers = (*_BARRIERS, *(_SHARE_BARRIERS if turns is not None else ()))
         factors = [KernelParameter("score_scale", "fp32"), KernelParameter("scale", "fp32")]

@@ -45,8 +45,10 @@ class LoadedKeyTile(KeyTile):
         config: KernelConfig,
         access: GradientAccess,
         turns: Turns | None,
+        split: bool,
     ) -> None:
         self._in_order = turns is not None
+        self._chunks_in_turn = split
         super().__init__(program, problem, config, access)
         self._masked = False
 
@@ -63,8 +65,10 @@ class ComputedKeyTile(KeyTile):
         config: KernelConfig,
         access: GradientAccess,
         turns: Turns | None,
+        split: bool,
     ) -> None:
         self._in_order = turns is not None
+        self._chunks_in_turn = split
         super().__init__(program, problem, config, access)
         if turns is not None:  # the warp that adds counts key tiles as the forward sweeps see them
             counted = scalars_read(program.sweeps("forward"))
