@@ -86,7 +86,8 @@ def ready_call(
     if "order" in choices:
         order = choices.pop("order")
         changes["choose_turns"] = lambda *call: order
-    with patch.multiple(one_pass_choice, **changes):
+    changed = patch.multiple(one_pass_choice, **changes) if changes else contextlib.nullcontext()
+    with changed:
         return Backward(both_directions(case), **choices).ready(tensors, **options)
 
 
