@@ -284,9 +284,10 @@ class _MaskWriter:
             bits = writer.document_bits(node.position)
             position = writer.integer(node.position).widened(bits).text
             search = find_document_text(node, position, self._between(node))
-            names = [f"{place}_term_{len(lines)}_{answer}" for answer in ANSWERS]
-            lines.append(f"{', '.join(names)}, _ = {search}")
-            for answer, name in zip(ANSWERS, names, strict=True):
+            # All have names of their own: one that is given before a loop and in it is carried.
+            names = [f"{place}_term_{len(lines)}_{answer}" for answer in (*ANSWERS, "number")]
+            lines.append(f"{', '.join(names)} = {search}")
+            for answer, name in zip(ANSWERS, names[:-1], strict=True):
                 self._named[replace(node, kind=answer)] = Text(name, bits)
         return self._named[node]
 

@@ -105,6 +105,8 @@ TABLES = (
     "pattern p(doc: segments): start(doc, k) <= q",
     "pattern p(keep: bool[head, *, *]): causal and keep[head, q // 64, k // 64]",
     "pattern p(image: int[token]): causal or image[q] == image[k]",
+    # Documents are looked up before the loop and, pair by pair, in it.
+    "pattern p(doc: segments, n): start(doc, n) <= k and start(doc, abs(k - q)) <= q",
 )
 
 
