@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import Literal, TypeAlias
 
 from patterncc.codegen.classes import row_classes
+from patterncc.codegen.counted_call import reference_numbers
 from patterncc.codegen.decompose import Part, decompositions
 from patterncc.codegen.ir import DENSE, BlockProgram, Passes, Patches, Tiling
 from patterncc.codegen.listing import decides_runs, run_length
@@ -25,13 +23,11 @@ from patterncc.codegen.raster import rasters
 from patterncc.codegen.schedule import tile_counts
 from patterncc.dsl.errors import ConfigError, UnsupportedError
 from patterncc.dsl.mask import Predicate
-from patterncc.dsl.pattern import ParameterType, Pattern, TableType
+from patterncc.dsl.pattern import Pattern
 
 TilingChoice: TypeAlias = Literal["auto", "dense", "strided"]
 CHOICES: tuple[TilingChoice, ...] = ("auto", "dense", "strided")
 
-REFERENCE_LENGTH = 16384
-REFERENCE_NUMBER = 1024  # for a run-time number without a default
 PASS_COST = 2.0  # tiles that merging a row tile of a further pass into the result is worth
 PARTIAL_COST = 1.2  # of a full tile
 GATHERED_COST = 1.9  # of a full tile of consecutive keys (docs/kernels.md, gathered keys)
@@ -198,7 +194,7 @@ def _in_patches(
         if rasters(body):
             yield Candidate((), (), (), float("inf"), reason)
         return
-    env = {**_reference_numbers(pattern, sizes), "q_offset": 0}
+    env = {**reference_numbers(pattern, sizes), "q_offset": 0}
     for each in patch_choices(body, block_q, block_k, env):
         tile = block_q, block_k
         program = patch_program(
@@ -245,7 +241,7 @@ def counted_work(
         gather: Whether they are compared with gathered ones.
         documents: How many documents of one length are taken to be packed.
     """
-    env = _reference_numbers(pattern, sizes, documents)
+    env = reference_numbers(pattern, sizes, documents)
     full = partial = merges = 0.0
     for program in passes:
         step = program.tiling.q_step
@@ -267,29 +263,6 @@ def counted_work(
     return Work(full, partial, merges)
 
 
-def _reference_numbers(
-    pattern: Pattern, sizes: Mapping[str, int] | None, documents: int = 4
-) -> dict[str, Any]:
-    """The numbers and tables of a call at the reference length."""
-    env: dict[str, Any] = {
-        "heads": 8,
-        "kv_heads": 8,
-        "layers": 1,
-        **(sizes or {}),
-        "q_len": REFERENCE_LENGTH,
-        "kv_len": REFERENCE_LENGTH,
-        "q_offset": 0,
-        "head": 0,
-        "kv_head": 0,
-        "layer": 0,
-        "batch": 0,
-    }
-    env |= dict.fromkeys(pattern.open_numbers, REFERENCE_NUMBER) | pattern.defaults
-    for table in pattern.tables:
-        env[table.name] = _reference_table(table.type, documents)
-    return env
-
-
 def _listed_share(program: BlockProgram, gather: bool) -> float:
     """The share of its tiles, or of its runs of keys, that a program is taken to visit. Where runs
     could be gathered, tiles of consecutive keys are not expected to be without any."""
@@ -299,17 +272,6 @@ def _listed_share(program: BlockProgram, gather: bool) -> float:
         apart = (any(map(decides_runs, clause)) for clause in program.listed)
         return 1.0 if all(apart) else LISTED_SHARE
     return LISTED_SHARE
-
-
-def _reference_table(kind: ParameterType, documents: int) -> npt.NDArray[Any]:
-    """A table to count with: documents of one length, one number everywhere, all true. It holds one
-    element, whatever its shape.
-    """
-    if not isinstance(kind, TableType):
-        return np.arange(documents + 1, dtype=np.int64) * (REFERENCE_LENGTH // documents)
-    shape = [REFERENCE_LENGTH if axis in (None, "token") else 1 for axis in kind.axes]
-    element = np.bool_(True) if kind.element == "bool" else np.int64(REFERENCE_NUMBER)
-    return np.broadcast_to(element, shape)
 
 
 def tiling_names(passes: Passes) -> str:

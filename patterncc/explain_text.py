@@ -2,12 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from patterncc.codegen.choice import (
-    LISTED_SHARE,
-    PATCH_COST,
-    POINTER_PATCH_COST,
-    REFERENCE_LENGTH,
-)
+from patterncc.codegen.choice import LISTED_SHARE, PATCH_COST, POINTER_PATCH_COST
+from patterncc.codegen.counted_call import REFERENCE_LENGTH
 from patterncc.codegen.gpu.gluon.reasons import HOPPER
 from patterncc.explanation import Explanation, Group, PassLoops, Way
 from patterncc.live import LiveReport

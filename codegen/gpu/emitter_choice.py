@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from patterncc.codegen.choice import REFERENCE_LENGTH, counted_work
+from patterncc.codegen.choice import counted_work
+from patterncc.codegen.counted_call import REFERENCE_LENGTH
 from patterncc.codegen.gpu.config import Emitter, KernelConfig, default_config
 from patterncc.codegen.gpu.forward_source import emit_forward
 from patterncc.codegen.gpu.gluon.forward_source import emit_gluon_forward

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patterncc.codegen.choice import candidates, lower_passes, tiling_names
+from patterncc.codegen.counted_call import counted_in
 from patterncc.codegen.decompose import class_condition, decompositions
 from patterncc.dsl.build import add, all_of, any_of, compare, modulo, multiply
 from patterncc.dsl.errors import ConfigError
@@ -72,6 +73,35 @@ def test_every_pair_is_in_one_part(body: Predicate, shape: Shape, values: dict[s
 def test_the_least_work_is_chosen(text: str, expected: str) -> None:
     passes = lower_passes(load(text), 64, 64, sizes={"heads": 8}, within=True, transposed=False)
     assert tiling_names(passes) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("deepspeed_bigbird", "dense + gathered runs of 16"), ("infllm_v2", "dense + dense")],
+)
+def test_blocks_without_a_default_are_counted_as_blocks(name: str, expected: str) -> None:
+    """Calls are planned by texts without defaults: 1024 blocks of 16 would be all that there is."""
+    pattern = load(load(name).structure)
+    assert pattern.open_numbers
+    passes = lower_passes(pattern, 64, 64, within=True, transposed=False)
+    assert tiling_names(passes) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "positions"),
+    [
+        ("k // 16 < n", 16),
+        ("abs(q // 48 - k // 16) <= n // 2", 16),
+        ("k // 16 < n or k % 5 < n", 1),
+        ("(q - k) // 8 < 2 * n and k // 64 < m", 8),
+        ("until[k // 64] < n", 1),
+        ("until[k // 64] < n - k // 32", 32),
+        ("m <= k", 1),
+    ],
+)
+def test_what_one_of_a_number_stands_for(text: str, positions: int) -> None:
+    pattern = load(f"pattern p(until: int[token], n, m): {text}")
+    assert counted_in(pattern.body, "n") == positions
 
 
 def test_a_choice_can_be_forced() -> None:
