@@ -194,7 +194,7 @@ def _in_patches(
         if rasters(body):
             yield Candidate((), (), (), float("inf"), reason)
         return
-    env = {**reference_numbers(pattern, sizes), "q_offset": 0}
+    env = reference_numbers(pattern, sizes)
     for each in patch_choices(body, block_q, block_k, env):
         tile = block_q, block_k
         program = patch_program(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,10 +103,9 @@ def turn_choices(
     """All ways to take turns that there are, counted, for one call; arguments as of
     `choose_turns`."""
     call = _Call(program, steps, env, heads, group, batch, multiprocessors)
-    for order in call.orders:
-        for split in call.splits:
-            if call.may(order, split):
-                yield call.counted(order, split)
+    for order, split in product(call.orders, call.splits):
+        if call.may(order, split):
+            yield call.counted(order, split)
 
 
 def choose_turns(
@@ -134,21 +134,13 @@ def choose_turns(
     """
     call = _Call(program, steps, env, heads, group, batch, multiprocessors)
     found: TurnChoice | None = None
-    for order in call.orders:
-        for split in call.splits[:2]:
-            if not call.may(order, split):
-                continue
-            choice = call.counted(order, split)
-            if found is None or choice.faster > _ahead(choice, found, group) * found.faster:
-                found = choice
+    for order, split in product(call.orders, call.splits[:2]):
+        found = call.better(order, split, found)
     if found is None:
         return None
     order = found.turns, found.neighbours
     for split in call.splits[2:]:
-        if call.may(order, split):
-            choice = call.counted(order, split)
-            if choice.faster > _ahead(choice, found, group) * found.faster:
-                found = choice
+        found = call.better(order, split, found)
     return found
 
 
@@ -184,6 +176,7 @@ class _Call:
         most = group * env["q_len"] // (2 * program.block_k)
         self.splits = [(), *(_splits(steps, copies, multiprocessors, most) if apart else ())]
         self._steps = steps
+        self._group = group
         self._first = group * first_tiles(program, env, heads, group)
         counted = MOST_FOLLOWED if apart else MOST_COUNTED
         self._copies = min(copies, max(counted // max(len(steps), 1), 1))
@@ -217,6 +210,21 @@ class _Call:
         ends = DEARER * end(programs, self._copies, self._at_once, neighbours)
         ends += self._rows + _sums(split, self._whole)
         return TurnChoice(turns, neighbours, self._two_kernels / ends, split, self._uneven)
+
+    def better(
+        self,
+        order: tuple[Turns, Neighbours],
+        split: tuple[Progression, ...],
+        found: TurnChoice | None,
+    ) -> TurnChoice | None:
+        """One way to take turns, if there is that way and it is ahead of the one that was found
+        before; else that one."""
+        if not self.may(order, split):
+            return found
+        choice = self.counted(order, split)
+        if found is None or choice.faster > _ahead(choice, found, self._group) * found.faster:
+            return choice
+        return found
 
 
 def _splits(

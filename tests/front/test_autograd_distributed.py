@@ -1,9 +1,6 @@
 """A training step on two processes, as DDP and FSDP2 do it, against one process on the whole
 batch."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import patterncc
+from tests.front.ranks import RANKS, run_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 WAYS = ("ddp", "fsdp2", "fsdp2 with checkpoints")
 
 
@@ -55,7 +52,7 @@ def weights_of_one_process() -> dict[str, Tensor]:
     return whole.state_dict()
 
 
-def weights_of_a_rank(way: str, rank: int, ranks: int) -> dict[str, Tensor]:
+def weights_of_a_rank(way: str, rank: int) -> dict[str, Tensor]:
     """The weights after a step on a part of the batch, gathered."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
         apply_activation_checkpointing,
@@ -63,7 +60,7 @@ def weights_of_a_rank(way: str, rank: int, ranks: int) -> dict[str, Tensor]:
     from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
-    part = batch().chunk(ranks)[rank]
+    part = batch().chunk(RANKS)[rank]
     module = model()
     if way == "ddp":
         wrapped = DistributedDataParallel(module)
@@ -81,14 +78,14 @@ def weights_of_a_rank(way: str, rank: int, ranks: int) -> dict[str, Tensor]:
     }
 
 
-def work(rank: int, ranks: int, folder: Path) -> None:
+def work(rank: int, folder: Path) -> None:
     """What each process does: a step in every way, compared with one process."""
     torch.set_num_threads(1)
     meeting = f"file://{folder / 'meeting'}"
-    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=ranks)
+    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=RANKS)
     wanted = weights_of_one_process()
     for way in WAYS:
-        found = weights_of_a_rank(way, rank, ranks)
+        found = weights_of_a_rank(way, rank)
         for name, weight in wanted.items():
             torch.testing.assert_close(found[name], weight)
         print("right:", way)
@@ -103,27 +100,5 @@ def test_a_step_on_two_processes(tmp_path: Path) -> None:
             weights_of_one_process().values(), model().state_dict().values(), strict=True
         )
     )
-    code = (
-        "import os, sys, pathlib; from tests.front.test_autograd_distributed import work; "
-        "work(int(sys.argv[1]), 2, pathlib.Path(sys.argv[2])); "
-        "sys.stdout.flush(); os._exit(0)"  # gloo's threads may abort an ordinary exit
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(rank), str(tmp_path)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (printed, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors
+    for printed in run_ranks("tests.front.test_autograd_distributed", tmp_path, timeout=120):
         assert printed.splitlines() == [f"right: {way}" for way in WAYS]

@@ -1,9 +1,6 @@
 """Tuning that was asked for from Python; and the ranks of a job, which agree on its results."""
 
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,7 @@ from patterncc.autotune.entries import Entry
 from patterncc.autotune.key import key_of
 from patterncc.autotune.store import TunedStore
 from patterncc.dsl.errors import ArgumentError, ConfigError, UnsupportedError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.front.ranks import RANKS, run_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +128,7 @@ def work(rank: int, folder: Path) -> None:
     """What each rank does, with a cache of its own."""
     torch.set_num_threads(1)
     meeting = f"file://{folder / 'meeting'}"
-    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=RANKS)
     store = TunedStore(folder / str(rank), None)
     setattr(tuned, "store", lambda: store)  # noqa: B010
     query, key, value = tensors()
@@ -152,30 +148,8 @@ def work(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_ranks_agree(tmp_path: Path) -> None:
-    code = (
-        "import os, sys, pathlib; from tests.front.test_autotune import work; "
-        "work(int(sys.argv[1]), pathlib.Path(sys.argv[2])); "
-        "sys.stdout.flush(); os._exit(0)"  # gloo's threads may abort an ordinary exit
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(rank), str(tmp_path)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=150) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors
-    first, second = (printed.splitlines() for printed, _ in outputs)
+    printed = run_ranks("tests.front.test_autotune", tmp_path, timeout=150)
+    first, second = map(str.splitlines, printed)
     assert first[0] == second[0]  # the very measurement of the first rank
     assert first[0].startswith("tuned 2 ")
     assert (first[1], second[1]) == ("here 1", "here 0")  # one tunes, both take it

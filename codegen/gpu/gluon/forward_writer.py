@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 
-_NOTHING = 'float("-inf")'
 _TILES = ("query", "key", "value")
 """What is held in shared memory: the query of each warpgroup, and the rings."""
 

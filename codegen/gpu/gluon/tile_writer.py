@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from patterncc.codegen.problem import Problem
 
 _NOTHING = 'float("-inf")'
-_TILES = ("query", "key", "value")
-"""What is held in shared memory: the query of each warpgroup, and the rings."""
-
-_RINGS = ("key_ready", "key_free", "value_ready", "value_free")
-"""Barriers of each stage."""
 
 
 class TileWriter:
